@@ -1,0 +1,211 @@
+"""Tokenizing speed against `datasets.map`, and memory as the corpus grows.
+
+    python benchmarks/tokenizing.py                      # speed on 100 MB, memory on 100 MB
+    python benchmarks/tokenizing.py --memory-mb 100 1000 # memory on 100 MB and 1 GB too
+
+The corpus is the embedded speeches, cut into documents of 5 000 characters (about openwebtext's average)
+and repeated, as .jsonl. Ours reads the .jsonl and writes shards; `datasets.map` starts from the Arrow table
+that `load_dataset` made beforehand and writes Arrow, with the same tokenizer, batched, one process a core.
+Each arm runs in a process of its own, in turns. MB are 10^6 bytes of UTF-8 text; the ratio is that of
+neighbouring runs.
+The result goes to benchmarks/results/tokenize-<date>.json.
+
+(Not tokenize.py: the standard library has a module of that name, which a script beside it would hide.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(os.environ.get("OUT_TMP", Path(__file__).parent / "results"))
+DOCUMENT_CHARACTERS = 5_000
+
+
+def write_corpus(path: Path, megabytes: float) -> None:
+    """Speeches in pieces, over and over, until the text has this many MB (10^6 bytes)."""
+    from blockwise_lr.pretrain.config import DataConfig
+    from blockwise_lr.pretrain.sources import open_source
+
+    pieces = [
+        speech[start : start + DOCUMENT_CHARACTERS]
+        for speech in open_source(DataConfig()).documents()
+        for start in range(0, len(speech), DOCUMENT_CHARACTERS)
+    ]
+    left = megabytes * 1e6
+    with path.open("w", encoding="utf-8") as file:
+        while left > 0:
+            for piece in pieces:
+                file.write(json.dumps({"text": piece}, ensure_ascii=False) + "\n")
+                left -= len(piece.encode())
+                if left <= 0:
+                    break
+
+
+def text_megabytes(path: Path) -> float:
+    with path.open(encoding="utf-8") as file:
+        return sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
+
+
+def ours(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """Seconds from .jsonl to shards."""
+    from tokenizers import Tokenizer
+
+    from blockwise_lr.pretrain.sources import FileSource
+    from blockwise_lr.pretrain.tokenize import Encoder, write_shards
+
+    encoder = Encoder(Tokenizer.from_file(str(tokenizer)), 0)
+    begin = time.perf_counter()
+    write_shards(FileSource("corpus", [corpus]), encoder, out / "shards", 200)
+    return time.perf_counter() - begin
+
+
+def hugging_face(corpus: Path, tokenizer: Path, out: Path) -> float:
+    """Seconds of `datasets.map` alone."""
+    import datasets
+    from transformers import PreTrainedTokenizerFast
+
+    fast = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer))
+    table = datasets.load_dataset("json", data_files=str(corpus), split="train", cache_dir=str(out))
+
+    def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        encoded = fast(batch["text"], return_attention_mask=False, return_token_type_ids=False)
+        return {"ids": encoded["input_ids"]}
+
+    datasets.disable_progress_bars()
+    begin = time.perf_counter()
+    table.map(encode, batched=True, num_proc=cores(), remove_columns=["text"], new_fingerprint="tokenized")
+    return time.perf_counter() - begin
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_process_of_its_own(arm: str, corpus: Path, tokenizer: Path) -> tuple[float, list[float]]:
+    """(seconds, resident memory in MB of the process and its children every 0.05 s)."""
+    with tempfile.TemporaryDirectory() as out:
+        command = [sys.executable, __file__, "--arm", arm, str(corpus), str(tokenizer), out]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            samples = []
+            while process.poll() is None:
+                samples.append(resident_megabytes(process.pid))
+                time.sleep(0.05)
+            assert process.stdout is not None
+            printed = process.stdout.read()
+        if process.returncode:
+            raise RuntimeError(f"the arm {arm} failed with exit code {process.returncode}")
+    return float(printed.split()[-1]), samples
+
+
+def resident_megabytes(pid: int) -> float:
+    total = 0
+    try:
+        parent = psutil.Process(pid)
+        for process in [parent, *parent.children(recursive=True)]:
+            total += process.memory_info().rss
+    except psutil.NoSuchProcess:
+        pass
+    return total / 1e6
+
+
+def hardware() -> dict[str, Any]:
+    cpu = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": cores(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
+        "load_before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("tokenizers", "datasets", "transformers", "numpy")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--speed-mb", type=float, default=100, help="text to compare speeds on, in MB; 0: skip"
+    )
+    parser.add_argument(
+        "--memory-mb", type=float, nargs="*", default=[100], help="texts to measure memory on, in MB"
+    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each arm")
+    parser.add_argument("--vocab-size", type=int, default=16384, help="tokens of the BPE")
+    parser.add_argument("--arm", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.arm:
+        arm, *paths = arguments.arm
+        print({"ours": ours, "datasets.map": hugging_face}[arm](*map(Path, paths)))
+        return
+    from blockwise_lr.files import write_json_atomic
+    from blockwise_lr.pretrain.config import DataConfig
+    from blockwise_lr.pretrain.sources import open_source
+    from blockwise_lr.pretrain.tokenize import train_bpe
+
+    result: dict[str, Any] = {"hardware": hardware(), "vocab_size": arguments.vocab_size}
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, tokenizer = Path(folder) / "corpus.jsonl", Path(folder) / "tokenizer.json"
+        train_bpe(open_source(DataConfig()).documents(), arguments.vocab_size).save(str(tokenizer))
+        if arguments.speed_mb:
+            write_corpus(corpus, arguments.speed_mb)
+            megabytes = text_megabytes(corpus)
+            speeds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
+            for repeat in range(arguments.repeats):
+                for arm, measured in speeds.items():
+                    seconds, _ = in_process_of_its_own(arm, corpus, tokenizer)
+                    measured.append(megabytes / seconds)
+                    print(f"repeat {repeat}: {arm} {measured[-1]:.2f} MB/s", file=sys.stderr)
+            ratios = [a / b for a, b in zip(speeds["ours"], speeds["datasets.map"])]
+            result["speed"] = {
+                "text_mb": round(megabytes, 1),
+                "mb_per_s": {arm: [round(value, 2) for value in values] for arm, values in speeds.items()},
+                "ratio": {
+                    "median": round(statistics.median(ratios), 3),
+                    "min": round(min(ratios), 3),
+                    "max": round(max(ratios), 3),
+                },
+            }
+        result["memory"] = []
+        for megabytes in arguments.memory_mb:
+            write_corpus(corpus, megabytes)
+            seconds, resident = in_process_of_its_own("ours", corpus, tokenizer)
+            result["memory"].append(
+                {
+                    "text_mb": megabytes,
+                    "seconds": round(seconds, 1),
+                    "peak_rss_mb": round(max(resident)),
+                    "rss_mb_at_quarters": [round(resident[len(resident) * k // 4]) for k in (1, 2, 3)],
+                }
+            )
+            print(result["memory"][-1], file=sys.stderr)
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"tokenize-{datetime.date.today().isoformat()}.json"
+    write_json_atomic(
+        path, {"command": " ".join(["python", "benchmarks/tokenizing.py", *sys.argv[1:]]), **result}
+    )
+    print(path)
+
+
+if __name__ == "__main__":
+    main()

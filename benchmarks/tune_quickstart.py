@@ -1,0 +1,102 @@
+"""Search behind the quickstart: per-block ratios, and the baseline's other settings with as many runs.
+
+    python benchmarks/tune_quickstart.py --out runs/tune-quickstart
+
+Two coordinate searches of 13 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the ratios of
+the blocks, starting from those that won a trial on other text, and one over the decay, betas, warm-up, clipping and floor
+of the uniform baseline, so that neither side is searched harder. Runs are cached in --out. Writes results/quickstart/search.json.
+The base learning rates of all arms are then tuned over one grid by `blockwise-lr compare quickstart --base-lrs ...`
+(results/quickstart/README.md has the command).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.pretrain.presets import get_preset
+
+BASE_LR = 2e-3
+RATIO_START = {"emb": 4.0, "vo": 0.1, "norm": 8.0, "head": 4.0, "qk": 1.0, "ffn": 1.0}
+# The slow block first: it hides what the others can take.
+RATIO_MOVES = {"vo": (0.05, 0.2), "norm": (4, 16), "emb": (2, 8), "head": (2, 8), "qk": (0.5, 2), "ffn": (0.5, 2)}
+BASELINE_START = {"weight_decay": 0.1, "beta2": 0.95, "warmup_fraction": 0.05, "clip": 1.0, "floor_fraction": 0.05, "beta1": 0.9}
+BASELINE_MOVES = {"weight_decay": (0.03, 0.3), "beta2": (0.9, 0.99), "warmup_fraction": (0.02, 0.15),
+                  "clip": (0.3, 0.0), "floor_fraction": (0.0, 0.2), "beta1": (0.8, 0.95)}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/tune-quickstart"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        ratios = pool.submit(search, out, RATIO_START, RATIO_MOVES, with_ratios)
+        baseline = pool.submit(search, out, BASELINE_START, BASELINE_MOVES, with_settings)
+        found = {"ratios": ratios.result(), "baseline": baseline.result()}
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": base_config().to_dict()}
+    results = Path(__file__).parents[1] / "results" / "quickstart"
+    results.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(results / "search.json", {**about, **found})
+    for name, result in found.items():
+        print(name, result["best"])
+
+
+def base_config() -> TrainConfig:
+    preset = get_preset("quickstart")
+    return replace(preset, device="cpu", report_to="none", optim=replace(preset.optim, base_lr=BASE_LR, ratios="uniform"))
+
+
+def with_ratios(point: dict[str, float]) -> TrainConfig:
+    config = base_config()
+    spelled = ",".join(f"{block}={ratio:g}" for block, ratio in point.items())
+    return replace(config, optim=replace(config.optim, ratios=spelled))
+
+
+def with_settings(point: dict[str, float]) -> TrainConfig:
+    config = base_config()
+    return replace(config, optim=replace(config.optim, **point))
+
+
+def search(out: Path, start: dict[str, float], moves: dict[str, Any], configure: Any) -> dict[str, Any]:
+    """Coordinate search: try each move from the best point so far, and keep what lowers the loss on tune."""
+    best, runs = dict(start), [run(out, configure(start), start)]
+    lowest = runs[0]["tune_loss"]
+    for name, values in moves.items():
+        tried = [run(out, configure({**best, name: value}), {**best, name: value}) for value in values]
+        runs += tried
+        better = min(tried, key=lambda r: r["tune_loss"])
+        if better["tune_loss"] < lowest:
+            best, lowest = better["point"], better["tune_loss"]
+    return {"best": best, "tune_loss": lowest, "base_lr": BASE_LR, "runs": runs}
+
+
+def run(out: Path, config: TrainConfig, point: dict[str, float]) -> dict[str, Any]:
+    """One training run in a process of its own; finished ones are read from `out`."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    folder = out / hashlib.sha256(text.encode()).hexdigest()[:12]
+    (out / f"{folder.name}.json").write_text(text)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "blockwise_lr", "train", f"{folder}.json", "--out", str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if not (folder / "result.json").exists():
+        raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
+    result = json.loads((folder / "result.json").read_text())
+    losses = {key: result[f"terminal_{key}"] or float("inf") for key in ("tune_loss", "val_loss")}
+    print(f"{losses['tune_loss']:.4f} {point}", flush=True)
+    return {"point": point, "diverged": result.get("diverged", False), **losses}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""A learning rate of its own for every block type of a Transformer.
+
+    from blockwise_lr import param_groups, split_fused
+
+    optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
+"""
+
+from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
+from blockwise_lr.optim import PAPER_RATIOS, cosine_schedule, param_groups, wsd_schedule
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PAPER_RATIOS",
+    "Block",
+    "BlockMap",
+    "classify",
+    "cosine_schedule",
+    "merge_fused",
+    "param_groups",
+    "split_fused",
+    "wsd_schedule",
+]

@@ -1,0 +1,7 @@
+"""Which block does a parameter belong to?"""
+
+from blockwise_lr.blocks.block import Block, BlockMap, canonical_name
+from blockwise_lr.blocks.classify import classify
+from blockwise_lr.blocks.fused import merge_fused, split_fused
+
+__all__ = ["Block", "BlockMap", "canonical_name", "classify", "merge_fused", "split_fused"]

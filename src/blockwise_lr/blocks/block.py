@@ -1,0 +1,117 @@
+"""Block and BlockMap: which block type a parameter belongs to, as plain immutable data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+# What DDP, torch.compile, FSDP and activation checkpointing put into a parameter's name.
+_WRAPPER_PARTS = re.compile(
+    r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+
+
+class Block(str, Enum):
+    """A block type of a Transformer (METHOD section 1; the paper's Figure 1 names the first five).
+
+    A ``str``, so that a value survives JSON, ``torch.load(weights_only=True)`` and command lines.
+
+    Example:
+        >>> Block("qk") is Block.QK, Block.QK == "qk"
+        (True, True)
+    """
+
+    EMB = "emb"
+    QK = "qk"
+    VO = "vo"
+    FFN = "ffn"
+    NORM = "norm"
+    HEAD = "head"
+    POS = "pos"
+    QKV = "qkv"
+    ROUTER = "router"
+    SSM = "ssm"
+    CONV = "conv"
+    OTHER = "other"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One parameter's block, why it got it, and its size.
+
+    Args:
+        block: the block type.
+        reason: one sentence in plain words.
+        numel: number of elements.
+        parts: for a fused weight that was not split, the logical parts in it and their blocks,
+            e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise empty.
+    """
+
+    block: Block
+    reason: str
+    numel: int
+    parts: Mapping[str, Block] | None = None
+
+
+def canonical_name(name: str) -> str:
+    """A parameter's name without the parts that wrappers add.
+
+    Example:
+        >>> canonical_name("module._orig_mod.h.0._checkpoint_wrapped_module.attn.c_attn.weight")
+        'h.0.attn.c_attn.weight'
+    """
+    return _WRAPPER_PARTS.sub("", name)
+
+
+class BlockMap(Mapping[str, Block]):
+    """An immutable mapping from parameter name to :class:`Block`, with a reason for every entry.
+
+    Keys are the names of ``model.named_parameters()`` as they were when the model was classified.
+    Look-ups tolerate wrapper prefixes on either side, so a map made before DDP or ``torch.compile``
+    serves after it, and the other way round.
+
+    Example:
+        >>> blocks = BlockMap({"wte.weight": Assignment(Block.EMB, "an nn.Embedding", 8)})
+        >>> blocks["module.wte.weight"], blocks.counts()
+        (<Block.EMB: 'emb'>, {<Block.EMB: 'emb'>: 8})
+    """
+
+    def __init__(self, assignments: Mapping[str, Assignment]) -> None:
+        self._assignments = dict(assignments)
+        self._canonical = {canonical_name(name): a for name, a in self._assignments.items()}
+
+    def assignment(self, name: str) -> Assignment:
+        """The whole entry of a parameter. Raises KeyError, naming the parameter, if there is none."""
+        found = self._assignments.get(name) or self._canonical.get(canonical_name(name))
+        if found is None:
+            raise KeyError(f"no parameter named {name!r} was classified")
+        return found
+
+    def __getitem__(self, name: str) -> Block:
+        return self.assignment(name).block
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._assignments)
+
+    def __len__(self) -> int:
+        return len(self._assignments)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{block.value}: {n:,}" for block, n in self.counts().items())
+        return f"BlockMap({len(self)} parameters; {sizes})"
+
+    def reason(self, name: str) -> str:
+        """Why the parameter is in its block, in words."""
+        return self.assignment(name).reason
+
+    def counts(self) -> dict[Block, int]:
+        """Number of elements by block, in the order of :class:`Block`; blocks without any are left out."""
+        sizes = dict.fromkeys(Block, 0)
+        for assignment in self._assignments.values():
+            sizes[assignment.block] += assignment.numel
+        return {block: n for block, n in sizes.items() if n}

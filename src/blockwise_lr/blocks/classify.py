@@ -1,0 +1,175 @@
+"""classify(model): every trainable parameter in its block, with a reason, or an error that names it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from blockwise_lr.blocks.attention import PART_BLOCKS, PART_WORDS
+from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
+from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.rules import RULES
+from blockwise_lr.blocks.topology import Site, ancestors
+
+Overrides = Mapping[str | type[nn.Module], Block]
+
+
+def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
+    """Assign every trainable parameter of `model` to its block type.
+
+    Rules look at topology and module types first and at names last (`blocks/rules.py`); the first one that
+    holds decides, and its reason is kept. Nothing is guessed: a parameter that no rule knows is an error. A
+    parameter that is used in several places counts once, under its first name in `named_parameters()`; an
+    embedding shared with the output head is EMB. Biases follow their weights. Frozen parameters are left out.
+
+    Call it after :func:`split_fused` and, if you like, after DDP, FSDP2, `torch.compile` or activation
+    checkpointing: the blocks are the same. (FSDP1 flattens parameters: call it before.)
+
+    Args:
+        model: any module; nothing is computed with it, so it may be on the meta device.
+        overrides: your say, before all rules. A key is a regular expression, searched in the parameter's name
+            (as `named_parameters()` gives it, and without wrapper prefixes), or a module class, which claims
+            everything inside its instances. The first match wins. Default: none.
+
+    Returns:
+        BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` says why.
+
+    Raises:
+        ValueError: some parameters belong to no block that the rules know (all are listed, with the override
+            to write); an override matches nothing, is no valid regular expression, or its value is no Block.
+        TypeError: an override's key is neither a string nor a module class.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 10))
+        >>> classify(model).counts()
+        {<Block.EMB: 'emb'>: 40, <Block.NORM: 'norm'>: 8, <Block.HEAD: 'head'>: 50}
+
+    Source: the block types of the Sharpness Disparity Principle, arXiv 2502.19002, section 3.
+    """
+    facts = ModelFacts(model)
+    checked = _checked(overrides or {}, facts)
+    assignments: dict[str, Assignment] = {}
+    unknown: list[tuple[Site, str]] = []
+    for name, sites in facts.tree.sites.items():
+        found = _overridden(sites, checked, facts) or _by_rules(sites, facts)
+        if isinstance(found, str):
+            unknown.append((sites[0], found))
+        else:
+            assignments[name] = found
+    if unknown:
+        raise ValueError(_unknown_message(unknown))
+    return BlockMap(assignments)
+
+
+def _by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
+    """The assignment of a parameter from all the places where it is used, or what is wrong, in words."""
+    found = [_first_rule(site, facts) for site in sites]
+    known = [assignment for assignment in found if assignment is not None]
+    blocks = {assignment.block for assignment in known}
+    if not known:
+        return ""
+    tied = next((assignment for assignment in known if assignment.block is Block.EMB), None)
+    if tied is not None and blocks <= {Block.EMB, Block.HEAD}:
+        return tied
+    if len(blocks) == 1 and len(known) == len(found):
+        return known[0]
+    places = ", ".join(
+        f"{s.path or 'the model'} ({a.block.value if a else 'unknown'})" for s, a in zip(sites, found)
+    )
+    return f"shared between different blocks: {places}"
+
+
+def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
+    rule = next((rule for rule in RULES if rule.test(site, facts)), None)
+    if rule is None:
+        return None
+    projection, parts = facts.projection(site), facts.parts(site)
+    reason = rule.reason.format(
+        module=site.path or "the model",
+        type=site.type_name,
+        leaf=site.leaf,
+        attention=(projection.attention or "that is the model itself") if projection else "",
+        layer=facts.layer_of(site.path) or "the layer",
+        parts=", ".join(PART_WORDS[part] for part in parts),
+    )
+    if site.parametrized:
+        weight = f"{site.path}.{site.leaf}" if site.path else site.leaf
+        reason += (
+            f" (split from the fused {weight})"
+            if site.part
+            else f" (an original of the parametrized {weight})"
+        )
+    fused = {part: PART_BLOCKS[part] for part in parts} if rule.block is Block.QKV else None
+    return Assignment(rule.block, reason, site.param.numel(), fused)
+
+
+def _checked(overrides: Overrides, facts: ModelFacts) -> list[tuple[str | type[nn.Module], Block]]:
+    """The overrides with their values as Blocks; every one is valid and matches something."""
+    checked = []
+    for key, value in overrides.items():
+        shown = _shown(key)
+        if isinstance(key, str):
+            try:
+                re.compile(key)
+            except re.error as error:
+                raise ValueError(f"override {shown} is not a valid regular expression: {error}") from None
+        elif not (isinstance(key, type) and issubclass(key, nn.Module)):
+            raise TypeError(
+                f"override key {key!r} is a {type(key).__name__}; "
+                "expected a regular expression (str) or a module class"
+            )
+        try:
+            block = Block(value)
+        except ValueError:
+            names = ", ".join(b.value for b in Block)
+            raise ValueError(
+                f"override {shown} is set to {value!r}, which is no Block; the blocks are: {names}"
+            ) from None
+        if not any(_matches(key, site, facts) for sites in facts.tree.sites.values() for site in sites):
+            raise ValueError(
+                f"override {shown} matches no trainable parameter; "
+                "list the names with [name for name, p in model.named_parameters() if p.requires_grad]"
+            )
+        checked.append((key, block))
+    return checked
+
+
+def _overridden(
+    sites: Sequence[Site], overrides: Sequence[tuple[str | type[nn.Module], Block]], facts: ModelFacts
+) -> Assignment | None:
+    for key, block in overrides:
+        if any(_matches(key, site, facts) for site in sites):
+            return Assignment(block, f"your override {_shown(key)}", sites[0].param.numel())
+    return None
+
+
+def _matches(key: str | type[nn.Module], site: Site, facts: ModelFacts) -> bool:
+    if isinstance(key, str):
+        return any(re.search(key, name) for name in (site.name, canonical_name(site.name)))
+    return any(isinstance(facts.tree.modules[path], key) for path in (site.path, *ancestors(site.path)))
+
+
+def _shown(key: object) -> str:
+    return f'r"{key}"' if isinstance(key, str) else getattr(key, "__name__", repr(key))
+
+
+def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
+    lines = [
+        f"  {site.name}  shape {tuple(site.param.shape)}, in a {site.type_name}{note and '; '}{note}"
+        for site, note in unknown
+    ]
+    patterns = {
+        re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))): None for s, _ in unknown
+    }
+    shown = ", ".join(f'r"^{pattern}$": Block.OTHER' for pattern in patterns)
+    plural = "1 parameter belongs" if len(unknown) == 1 else f"{len(unknown)} parameters belong"
+    return "\n".join(
+        [
+            f"{plural} to no block that the rules know:",
+            *lines,
+            "Say which block each is in (OTHER gets the base learning rate):",
+            f"  classify(model, overrides={{{shown}}})",
+        ]
+    )

@@ -1,0 +1,173 @@
+"""How a split weight is kept: computed from its parts, but saved and loaded in the original layout."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
+
+_STATE = "_blockwise_split"
+
+
+class Concatenation(nn.Module):
+    """The parametrization of a fused weight: `weight = cat(parts, dim)`.
+
+    Args:
+        part_names: what the parts are, in order, e.g. ("q", "k", "v").
+        sizes: width of each part along `dim`; may differ (grouped-query attention).
+        dim: 0 for the rows of a Linear or a bias, 1 for the columns of transformers' Conv1D.
+    """
+
+    def __init__(self, part_names: tuple[str, ...], sizes: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.part_names, self.sizes, self.dim = part_names, sizes, dim
+
+    def forward(self, *parts: Tensor) -> Tensor:
+        return torch.cat(parts, dim=self.dim)
+
+    def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
+        # Clones, so that no part keeps the fused storage alive, shares it with another or has its strides.
+        parts = torch.split(fused, list(self.sizes), dim=self.dim)
+        return tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
+
+
+@dataclass(frozen=True)
+class SplitState:
+    """What a split module keeps, for its hooks and for the way back.
+
+    Args:
+        order: names of all the module's own parameters, in their original order.
+        leaves: names of those that are split.
+        handles: of the state_dict hooks.
+    """
+
+    order: tuple[str, ...]
+    leaves: tuple[str, ...]
+    handles: tuple[RemovableHandle, ...]
+
+
+def split_state(module: nn.Module) -> SplitState | None:
+    """What :func:`split_module` left in a module, None if it is not split."""
+    state: SplitState | None = module.__dict__.get(_STATE)
+    return state
+
+
+def split_module(module: nn.Module, concatenations: dict[str, Concatenation]) -> None:
+    """Split some of a module's own parameters, and have its state dict keep the original layout.
+
+    Args:
+        module: the module; changed in place.
+        concatenations: name of the parameter -> how it is put together.
+    """
+    order = tuple(module._parameters)
+    for leaf, concatenation in concatenations.items():
+        parametrize.register_parametrization(module, leaf, concatenation)
+    handles = (
+        module.register_state_dict_post_hook(_merge_on_save),  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(_split_on_load),  # type: ignore[no-untyped-call]
+    )
+    module.__dict__[_STATE] = SplitState(order, tuple(concatenations), handles)
+
+
+def merge_module(module: nn.Module) -> None:
+    """Undo :func:`split_module`: parameters, their order and their values as they were, hooks gone."""
+    state: SplitState = module.__dict__.pop(_STATE)
+    for handle in state.handles:
+        handle.remove()
+    for leaf in state.leaves:
+        parts = parts_of(module, leaf)
+        trainable = any(part.requires_grad for part in parts)
+        for part in parts:  # or parametrize would register a frozen weight as a buffer
+            part.requires_grad_(True)
+        with torch.enable_grad():  # for the same reason
+            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+        getattr(module, leaf).requires_grad_(trainable)
+    for leaf in state.order:  # a parameter that is registered again goes to the end
+        module._parameters[leaf] = module._parameters.pop(leaf)
+
+
+def parts_of(module: nn.Module, leaf: str) -> list[Tensor]:
+    """The parameters that a split weight is put together from."""
+    originals: Any = getattr(module, "parametrizations")[leaf]  # noqa: B009 (nn.Module types it as a Tensor)
+    return [getattr(originals, f"original{i}") for i in range(originals.ntensors)]
+
+
+def any_sharded(tensors: list[Tensor]) -> bool:
+    """Whether any is a DTensor (told without importing torch.distributed)."""
+    return any(hasattr(tensor, "placements") for tensor in tensors)
+
+
+def _merge_on_save(
+    module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: object
+) -> None:
+    """state_dict post-hook: the parts become the fused weight again, where it was."""
+    state: SplitState = module.__dict__[_STATE]
+    merged: dict[str, Tensor] = {}
+    for leaf in state.leaves:
+        parametrization = getattr(module, "parametrizations")[leaf]  # noqa: B009
+        keys = [f"{prefix}parametrizations.{leaf}.original{i}" for i in range(parametrization.ntensors)]
+        parts = [state_dict[key] for key in keys if key in state_dict]
+        # Sharded parts stay split: concatenating DTensors along a sharded dimension raises or hangs.
+        if len(parts) < len(keys) or any_sharded(parts):
+            return
+        merged[prefix + leaf] = torch.cat(parts, dim=parametrization[0].dim)
+    # The module's keys are the last ones, so this walks over them alone.
+    keys = list(takewhile(lambda key: key.startswith(prefix), reversed(state_dict)))
+    own = {key: state_dict.pop(key) for key in reversed(keys)}
+    inner = f"{prefix}parametrizations"
+    for leaf in state.order:
+        key = prefix + leaf
+        if key in merged:
+            state_dict[key] = merged[key]
+        elif key in own:
+            state_dict[key] = own.pop(key)
+    state_dict.update({key: tensor for key, tensor in own.items() if not _is_part(key, inner, state)})
+    metadata: dict[str, object] = getattr(state_dict, "_metadata", {})
+    for name in (inner, *(f"{inner}.{leaf}{tail}" for leaf in state.leaves for tail in ("", ".0"))):
+        metadata.pop(name, None)
+
+
+def _is_part(key: str, inner: str, state: SplitState) -> bool:
+    return any(key.startswith(f"{inner}.{leaf}.original") for leaf in state.leaves)
+
+
+def _split_on_load(
+    module: nn.Module,
+    state_dict: dict[str, Tensor],
+    prefix: str,
+    local_metadata: object,
+    strict: bool,
+    missing_keys: list[str],
+    unexpected_keys: list[str],
+    error_msgs: list[str],
+) -> None:
+    """load_state_dict pre-hook: a fused weight becomes parts; parts pass through."""
+    state: SplitState = module.__dict__[_STATE]
+    for leaf in state.leaves:
+        if prefix + leaf not in state_dict:
+            continue
+        fused, own = state_dict.pop(prefix + leaf), parts_of(module, leaf)
+        parametrization: Concatenation = getattr(module, "parametrizations")[leaf][0]  # noqa: B009
+        expected = list(own[0].shape)
+        expected[parametrization.dim] = sum(parametrization.sizes)
+        parts: tuple[Tensor, ...] = tuple(own)  # in case of an error, so that it is the only one reported
+        if any_sharded(own):
+            error_msgs.append(
+                f"{prefix}{leaf} is split and sharded: its parts load in the split layout only; "
+                "load this state dict before fully_shard"
+            )
+        elif list(fused.shape) != expected:
+            error_msgs.append(
+                f"size mismatch for {prefix}{leaf}: shape {tuple(fused.shape)} in the state dict, "
+                f"{tuple(expected)} in the model (split by split_fused)"
+            )
+        else:
+            parts = parametrization.right_inverse(fused)
+        state_dict.update(
+            {f"{prefix}parametrizations.{leaf}.original{i}": part for i, part in enumerate(parts)}
+        )

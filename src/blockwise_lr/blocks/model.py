@@ -1,0 +1,197 @@
+"""What the rules know about the whole model: embeddings, heads, attentions and the layers around them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cached_property
+
+from torch import nn
+
+from blockwise_lr.blocks.attention import Projection, find_projections, is_attention_like
+from blockwise_lr.blocks.topology import CONTAINERS, Site, Tree, ancestors, matrix_shape
+
+_POSITION_SIZES = (
+    "n_positions",
+    "max_position_embeddings",
+    "block_size",
+    "n_ctx",
+    "context_length",
+    "max_seq_len",
+)
+_POSITION_NAME = re.compile(r"(^|_)(wpe|pe|pos)(_|$)|pos_?emb|position")
+_SEGMENT_NAME = re.compile(r"token_type|segment")
+
+
+class ModelFacts:
+    """The facts that rules ask for; each is found once.
+
+    Args:
+        model: the model, wrapped or not.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.tree = Tree(model)
+        self.projections = find_projections(self.tree)
+        self.attentions = {projection.attention for projection in self.projections.values()}
+
+    def projection(self, site: Site) -> Projection | None:
+        """What a parameter of an attention module makes, None outside of attention."""
+        return self.projections.get((site.path, site.leaf))
+
+    def parts(self, site: Site) -> tuple[str, ...]:
+        """The attention parts in a parameter: ("q",), ("q", "k", "v") if fused; one once split."""
+        if site.part is not None:
+            return (site.part,)
+        projection = self.projection(site)
+        return tuple(name for name, _ in projection.parts) if projection else ()
+
+    # Embeddings and heads
+    # ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def embeddings(self) -> dict[str, nn.Embedding]:
+        """All nn.Embedding modules outside of attention, by path."""
+        found = ((path, m) for path, m in self.tree.modules.items() if isinstance(m, nn.Embedding))
+        return {path: m for path, m in found if self.attentions.isdisjoint(ancestors(path))}
+
+    @cached_property
+    def vocabularies(self) -> set[int]:
+        """Sizes of the token embeddings: of get_input_embeddings, else of all but positions, types."""
+        declared = {
+            m.num_embeddings for m in self._declared("get_input_embeddings") if isinstance(m, nn.Embedding)
+        }
+        neither = (p for p in self.embeddings if not self.is_position(p) and not self.is_segment(p))
+        others = {self.embeddings[path].num_embeddings for path in neither}
+        return declared or others
+
+    def is_declared(self, module: nn.Module, getter: str) -> bool:
+        """Whether the model itself names the module, by get_input_embeddings or get_output_embeddings."""
+        return any(module is declared for declared in self._declared(getter))
+
+    def _declared(self, getter: str) -> list[nn.Module]:
+        if getter not in self._declarations:
+            self._declarations[getter] = list(self._ask(getter))
+        return self._declarations[getter]
+
+    @cached_property
+    def _declarations(self) -> dict[str, list[nn.Module]]:
+        return {}
+
+    def _ask(self, getter: str) -> Iterator[nn.Module]:
+        for module in self.tree.modules.values():
+            if not callable(getattr(type(module), getter, None)):
+                continue
+            try:
+                found = getattr(module, getter)()
+            except (AttributeError, NotImplementedError):  # transformers' way to say that there is none
+                continue
+            if isinstance(found, nn.Module):
+                yield found
+
+    def is_position(self, path: str) -> bool:
+        """Whether an embedding counts positions: by its name, or as long as the configuration's context."""
+        module = self.embeddings[path]
+        if self.is_declared(module, "get_input_embeddings"):
+            return False
+        if _POSITION_NAME.search(path.rpartition(".")[2].lower()):
+            return True
+        sizes, vocabularies = self._configured(*_POSITION_SIZES), self._configured("vocab_size")
+        return module.num_embeddings in sizes - vocabularies
+
+    def is_segment(self, path: str) -> bool:
+        """Whether an embedding is one of token types, by its name."""
+        return _SEGMENT_NAME.search(path.rpartition(".")[2].lower()) is not None
+
+    def _configured(self, *names: str) -> set[int]:
+        """Values of integer settings in the configurations that the model's modules keep."""
+        return {
+            value
+            for config in self._configs
+            for name in names
+            if isinstance(value := getattr(config, name, 0), int)
+        }
+
+    @cached_property
+    def _configs(self) -> list[object]:
+        held = (m.__dict__.get("config") for m in self.tree.modules.values())
+        return list({id(config): config for config in held if config is not None}.values())
+
+    def is_only_token_table(self, path: str) -> bool:
+        """Whether an embedding must be the tokens': as long as vocabulary or head, or the only one."""
+        rows = self.embeddings[path].num_embeddings
+        heads = {
+            shape[1]
+            for p, m in self.tree.modules.items()
+            if self.layer_of(p) is None and (shape := matrix_shape(m))
+        }
+        others = [p for p in self.embeddings if p != path and not self.is_position(p)]
+        return rows in self._configured("vocab_size") | heads or not others
+
+    def is_head(self, site: Site) -> bool:
+        """An output head: the model says so, or linear, outside all layers, as wide as the vocabulary."""
+        if self.is_declared(site.module, "get_output_embeddings"):
+            return True
+        shape = matrix_shape(site.module)
+        return shape is not None and self.layer_of(site.path) is None and shape[1] in self.vocabularies
+
+    def is_tied(self, module: nn.Module) -> bool:
+        """Whether a module's weight is also an embedding's."""
+        weight = module._parameters.get("weight")
+        return weight is not None and any(
+            weight is m._parameters.get("weight") for m in self.embeddings.values()
+        )
+
+    # Layers
+    # -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _layers(self) -> set[str]:
+        """Modules that hold an attention, with no container between: Transformer layers, not stacks."""
+        layers: set[str] = set()
+        for attention in self.attentions:
+            for path in ancestors(attention):
+                layers.add(path)
+                if isinstance(self.tree.modules[path], CONTAINERS):
+                    break
+        return layers
+
+    @cached_property
+    def _around_attention(self) -> set[str]:
+        return {path for attention in self.attentions for path in ancestors(attention)}
+
+    def layer_of(self, path: str) -> str | None:
+        """The nearest module around `path` that holds an attention, if it is a layer, not a stack."""
+        nearest = next((p for p in ancestors(path) if p in self._around_attention), None)
+        return nearest if nearest in self._layers else None
+
+    @cached_property
+    def _layer_matrices(self) -> dict[str, set[tuple[int, int]]]:
+        shapes: dict[str, set[tuple[int, int]]] = {}
+        for path, module in self.tree.modules.items():
+            layer, shape = self.layer_of(path), matrix_shape(module)
+            if layer is not None and shape is not None and self._may_feed_forward(path, layer):
+                shapes.setdefault(layer, set()).add(shape)
+        return shapes
+
+    def _may_feed_forward(self, path: str, layer: str) -> bool:
+        """Not in anything that looks like an attention, nor beside the state of another kind of mixer."""
+        inside = [path]
+        for p in ancestors(path):
+            if p == layer:
+                break
+            inside.append(p)
+        parent = next(ancestors(path))
+        return self.tree.is_plain(parent) and not any(is_attention_like(self.tree, p) for p in inside)
+
+    def widens_and_narrows(self, site: Site) -> bool:
+        """A feed-forward matrix by shape: in a layer, outside of attention, it widens d to m (or to 2m,
+        gated) and
+        another one narrows m to d, or the other way round."""
+        layer, shape = self.layer_of(site.path), matrix_shape(site.module)
+        if layer is None or shape is None or not self._may_feed_forward(site.path, layer):
+            return False
+        (a, b), group = shape, self._layer_matrices[layer]
+        up = a < b and ((b, a) in group or (b % 2 == 0 and a < b // 2 and (b // 2, a) in group))
+        down = b < a and ((b, a) in group or (b, 2 * a) in group)
+        return up or down

@@ -1,0 +1,178 @@
+"""The ordered rules: the first whose test holds gives a parameter its block. Topology and types first, names
+last.
+
+To add a rule, write one line here and one case in tests/cases.py. A rule must be sure: what only resembles a
+block is better left to the error that asks the user.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from blockwise_lr.blocks.attention import ATTENTION_NAMES
+from blockwise_lr.blocks.block import Block
+from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, ancestors, matrix_shape
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+_NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
+_TOKEN_NAME = re.compile(r"wte|tok(en)?s?_?(emb\w*|table)|embed_tokens|word_embeddings?")
+_POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table)?|wpe")
+_FFN_AROUND = re.compile(r"mlp|ffn|ff|feed_?forward|experts?|shared_experts?")
+_FFN_CHILD = re.compile(
+    r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
+    r"|dense_(h_to_4h|4h_to_h)|lin(ear)?_?\d"
+)
+_HEAD_NAME = re.compile(r"lm_head|unembed(ding)?|embed_out|score|classifier|(output_)?head")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of the table.
+
+    Args:
+        block: the block of the parameters for which `test` holds.
+        test: `test(site, facts)`, true if the rule is sure.
+        reason: why, in plain words; `{module}`, `{type}`, `{leaf}`, `{attention}` and `{layer}` are filled
+            in.
+    """
+
+    block: Block
+    test: Callable[[Site, ModelFacts], bool]
+    reason: str
+
+
+def _makes(*parts: str) -> Callable[[Site, ModelFacts], bool]:
+    def test(site: Site, facts: ModelFacts) -> bool:
+        made = facts.parts(site)
+        return len(made) == 1 and made[0] in parts
+
+    return test
+
+
+def _is_fused(site: Site, facts: ModelFacts) -> bool:
+    return len(facts.parts(site)) > 1
+
+
+def _is_norm_type(site: Site, facts: ModelFacts) -> bool:
+    vector = site.param.ndim == 1
+    return vector and (isinstance(site.module, _NORMS) or _NORM_NAME.fullmatch(site.type_name) is not None)
+
+
+def _is_lone_gain(site: Site, facts: ModelFacts) -> bool:
+    """A 1-D weight (and bias) in a module with no matrix and nothing inside: a norm of the user's own."""
+    own = {leaf: p for leaf, p in site.module._parameters.items() if p is not None}
+    shapes = {p.shape for p in own.values()}
+    alone = not facts.tree.children.get(site.path) and set(own) in ({"weight"}, {"weight", "bias"})
+    is_gain = alone and len(shapes) == 1 and site.param.ndim == 1 and site.param.numel() > 1
+    return is_gain and not isinstance(site.module, nn.PReLU) and "scale" not in site.type_name.lower()
+
+
+def _is_embedding(site: Site, facts: ModelFacts) -> bool:
+    return site.path in facts.embeddings
+
+
+def _is_declared_embedding(site: Site, facts: ModelFacts) -> bool:
+    return _is_embedding(site, facts) and facts.is_declared(site.module, "get_input_embeddings")
+
+
+def _is_position(site: Site, facts: ModelFacts) -> bool:
+    return _is_embedding(site, facts) and facts.is_position(site.path)
+
+
+def _is_relative_position(site: Site, facts: ModelFacts) -> bool:
+    in_attention = not facts.attentions.isdisjoint(ancestors(site.path))
+    return isinstance(site.module, nn.Embedding) and in_attention
+
+
+def _is_segment(site: Site, facts: ModelFacts) -> bool:
+    return _is_embedding(site, facts) and facts.is_segment(site.path)
+
+
+def _is_token_table(site: Site, facts: ModelFacts) -> bool:
+    return _is_embedding(site, facts) and facts.is_only_token_table(site.path)
+
+
+def _is_tied_head(site: Site, facts: ModelFacts) -> bool:
+    return facts.is_head(site) and facts.is_tied(site.module)
+
+
+def _is_head(site: Site, facts: ModelFacts) -> bool:
+    return facts.is_head(site)
+
+
+def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
+    return facts.widens_and_narrows(site)
+
+
+def _is_convolution(site: Site, facts: ModelFacts) -> bool:
+    return isinstance(site.module, CONVOLUTIONS) and not _in_attention_by_name(site)
+
+
+def _in_attention_by_name(site: Site) -> bool:
+    return ATTENTION_NAMES.search(site.path) is not None
+
+
+def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
+    around = any(_FFN_AROUND.fullmatch(component) for component in site.path.split(".")[:-1])
+    named = around and _FFN_CHILD.fullmatch(site.child) is not None
+    return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site)
+
+
+def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
+    outside = "." not in site.path or facts.layer_of(site.path) is None
+    return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
+
+
+RULES: tuple[Rule, ...] = (
+    # By topology and type.
+    Rule(Block.NORM, _is_norm_type, "{leaf} of {module}, a {type}"),
+    Rule(Block.QK, _makes("q"), "makes the queries of the attention {attention}"),
+    Rule(Block.QK, _makes("k"), "makes the keys of the attention {attention}"),
+    Rule(Block.VO, _makes("v"), "makes the values of the attention {attention}"),
+    Rule(Block.VO, _makes("o"), "makes the output of the attention {attention}"),
+    Rule(
+        Block.QKV,
+        _is_fused,
+        "makes {parts} of the attention {attention} in one parameter; split_fused splits it",
+    ),
+    Rule(Block.POS, _is_relative_position, "an embedding inside the attention around it: relative positions"),
+    Rule(Block.EMB, _is_declared_embedding, "the embedding that get_input_embeddings returns"),
+    Rule(Block.POS, _is_position, "{module} is an embedding of positions: by its size or its name"),
+    Rule(Block.EMB, _is_segment, "{module} is an embedding of token types"),
+    Rule(Block.EMB, _is_token_table, "{module} is the embedding of the tokens: by its size, or the only one"),
+    Rule(
+        Block.EMB, _is_tied_head, "belongs to the output head {module}, whose weight is the token embedding's"
+    ),
+    Rule(Block.HEAD, _is_head, "{module} maps to the vocabulary and shares no weight with an embedding"),
+    Rule(
+        Block.FFN, _is_feed_forward, "{module} is one of the matrices that widen and narrow again in {layer}"
+    ),
+    Rule(
+        Block.FFN,
+        lambda s, f: s.param.ndim == 3 and s.type_name.endswith("Experts"),
+        "stacked experts, {type}",
+    ),
+    Rule(Block.ROUTER, lambda s, f: s.type_name.endswith("Router"), "{leaf} of {module}, a {type}"),
+    Rule(
+        Block.NORM,
+        _is_lone_gain,
+        "{module} holds a vector as wide as its input and no matrix: a norm's gain or bias",
+    ),
+    Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
+    # By name.
+    Rule(
+        Block.EMB,
+        lambda s, f: _is_embedding(s, f) and bool(_TOKEN_NAME.fullmatch(s.child)),
+        "named as the tokens'",
+    ),
+    Rule(
+        Block.POS, lambda s, f: bool(_POSITION_LEAF.fullmatch(s.leaf)), "named as an embedding of positions"
+    ),
+    Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named as a feed-forward layer's"),
+    Rule(Block.HEAD, _is_head_by_name, "an output head by its name, outside all layers"),
+)

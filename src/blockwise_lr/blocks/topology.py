@@ -1,0 +1,139 @@
+"""The module tree without its wrappers: what a rule may ask about a parameter before it looks at a name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from blockwise_lr.blocks.block import canonical_name
+
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+
+_PARAMETRIZED = re.compile(r"(?:(?P<path>.*)\.)?parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d*)")
+_HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead", "heads", "head_dim")
+
+
+def ancestors(path: str) -> Iterator[str]:
+    """The paths of the modules around `path`, nearest first, the model itself ("") last.
+
+    Example:
+        >>> list(ancestors("h.0.attn"))
+        ['h.0', 'h', '']
+    """
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
+
+
+def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
+    """(input width, output width) of a linear layer, or None if `module` is not one.
+
+    Read from the layer's attributes, so that a split or sharded weight need not be assembled. transformers'
+    Conv1D (a linear layer whose weight is (in, out)) is known by its `nx` and `nf`.
+    """
+    if module is None or isinstance(module, (nn.Embedding, nn.Bilinear, *CONVOLUTIONS)):
+        return None
+    for names in (("in_features", "out_features"), ("nx", "nf")):
+        widths = tuple(getattr(module, name, None) for name in names)
+        if isinstance(widths[0], int) and isinstance(widths[1], int):
+            return widths[0], widths[1]
+    return None
+
+
+def output_dim(module: nn.Module) -> int:
+    """The dimension of a linear layer's weight that counts its outputs: 0, or 1 for transformers' Conv1D."""
+    return 1 if isinstance(getattr(module, "nf", None), int) else 0
+
+
+def has_heads(module: nn.Module) -> bool:
+    """Whether a module says how many attention heads it has. (`config` does not count: an MLP has one.)"""
+    return any(isinstance(getattr(module, name, None), int) for name in _HEAD_ATTRIBUTES)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of the module tree where a parameter is used (a tied parameter has several).
+
+    Args:
+        name: the parameter's name as `named_parameters()` gives it.
+        path: the canonical path of the module that owns it.
+        leaf: the attribute that holds it, e.g. "weight"; for a parametrized weight, the weight's own name.
+        param: the parameter.
+        module: the module that owns it.
+        parametrized: whether it is one of the originals of a parametrized weight.
+        part: the part of a fused weight that it holds since split_fused, e.g. "q"; otherwise None.
+    """
+
+    name: str
+    path: str
+    leaf: str
+    param: Tensor
+    module: nn.Module
+    parametrized: bool = False
+    part: str | None = None
+
+    @property
+    def type_name(self) -> str:
+        """The owner's class, as it was before a parametrization."""
+        return type_before_parametrizations(self.module).__name__
+
+    @property
+    def child(self) -> str:
+        """What the owner is called in the module around it."""
+        return self.path.rpartition(".")[2]
+
+
+class Tree:
+    """The modules of a model by canonical path; of a wrapper and what it wraps, the inner one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: dict[str, nn.Module] = {}
+        self.children: dict[str, list[str]] = {}
+        for name, module in model.named_modules(remove_duplicate=False):
+            path = canonical_name(f"{name}.").rstrip(".")
+            if "parametrizations" in path.split("."):
+                continue
+            if path not in self.modules and path:
+                self.children.setdefault(path.rpartition(".")[0], []).append(path)
+            self.modules[path] = module
+        self._model = model
+
+    @cached_property
+    def sites(self) -> dict[str, list[Site]]:
+        """First name of every trainable parameter -> all the places where it is used."""
+        by_id: dict[int, list[Site]] = {}
+        for name, param in self._model.named_parameters(remove_duplicate=False):
+            if param.requires_grad:
+                by_id.setdefault(id(param), []).append(self._site(name, param))
+        return {sites[0].name: sites for sites in by_id.values()}
+
+    def _site(self, name: str, param: Tensor) -> Site:
+        canonical = canonical_name(name)
+        found = _PARAMETRIZED.fullmatch(canonical)
+        if found is None:
+            path, _, leaf = canonical.rpartition(".")
+            return Site(name, path, leaf, param, self.modules[path])
+        path, leaf = found["path"] or "", found["leaf"]
+        module = self.modules[path]
+        # split_fused's parametrization says what its parts are; anybody else's does not.
+        names = getattr(getattr(module, "parametrizations")[leaf][0], "part_names", ())  # noqa: B009
+        part = names[int(found["index"])] if names else None
+        return Site(name, path, leaf, param, module, True, part)
+
+    def matrices(self, path: str) -> dict[str, tuple[int, int]]:
+        """The linear layers that are direct children of a module: path -> (input width, output width)."""
+        shapes = {child: matrix_shape(self.modules[child]) for child in self.children.get(path, ())}
+        return {child: shape for child, shape in shapes.items() if shape is not None}
+
+    def is_plain(self, path: str) -> bool:
+        """Whether a module has no bare parameter and no convolution: no state-space mixer."""
+        module = self.modules[path]
+        bare = any(param is not None for param in module._parameters.values())
+        children = (self.modules[child] for child in self.children.get(path, ()))
+        return not bare and not any(isinstance(child, CONVOLUTIONS) for child in children)

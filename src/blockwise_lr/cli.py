@@ -1,0 +1,232 @@
+"""The command line: thin, since its flags are the fields of the dataclasses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_base_lrs
+
+_USAGE = """\
+usage: blockwise-lr COMMAND ...
+
+A learning rate of its own for every block type of a Transformer.
+
+  train PRESET      pre-train one model; resumes an unfinished run
+  compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
+  eval RUN          losses of a checkpoint on the held-out text
+  inspect PRESET    which parameter is in which block, and why
+  presets           the names of the presets
+
+PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
+`blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
+"""
+
+T = TypeVar("T")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 1 anything else."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(_USAGE, end="")
+            return
+        if arguments[0] == "--version":
+            from blockwise_lr import __version__
+
+            print(__version__)
+            return
+        if arguments[0] not in _COMMANDS:
+            raise UserError(f"no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}")
+        _COMMANDS[arguments[0]](arguments[1:])
+    except UserError as error:
+        _fail(str(error), 2)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", 1)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except RuntimeError as error:
+        # A run that diverged is no bad input and no fault of the program's; anything else keeps its traceback.
+        if type(error).__name__ != "NonFiniteLossError":
+            raise
+        _fail(str(error), 1)
+
+
+def _fail(message: str, code: int) -> None:
+    print("blockwise-lr: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(code)
+
+
+@dataclass(frozen=True)
+class TrainCommand:
+    """Pre-train one model. A folder that holds an unfinished run of the same configuration is resumed."""
+
+    out: Path
+    """Folder of the run."""
+    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
+
+
+def _train(arguments: list[str]) -> None:
+    preset, rest = _preset("train", arguments)
+    parsed = _parse(TrainCommand(Path("runs") / preset.preset, preset), f"train {preset.preset}", rest)
+    from blockwise_lr.pretrain.run import train
+
+    result = train(parsed.config, parsed.out, command=_command("train", arguments))
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"{parsed.out}: {result['steps']} steps, val loss {result['terminal_val_loss']:.4f}, "
+            f"tune loss {result['terminal_tune_loss']:.4f}, {result['seconds']:.0f} s"
+        )
+
+
+@dataclass(frozen=True)
+class CompareCommand:
+    """Train a baseline for N and 2N steps and every other arm for N, and report loss gaps and speed-ups.
+
+    --steps is N. Finished runs are kept: the same command goes on where it was interrupted.
+    """
+
+    out: Path
+    """Folder of the comparison."""
+    arms: tuple[str, ...]
+    """What to compare, each OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS; the first is the baseline."""
+    config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every arm. With one, noise cannot be told from effect."""
+    base_lrs: tuple[float, ...] = ()
+    """Grid of base learning rates over which every arm is tuned; empty: those tuned for the preset, if there are."""
+    jobs: int = 0
+    """Runs at the same time; 0: one a CPU core for models below 10M parameters on the CPU, otherwise 1."""
+
+
+def _compare(arguments: list[str]) -> None:
+    preset, rest = _preset("compare", arguments)
+    default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
+    parsed = _parse(default, f"compare {preset.preset}", rest)
+    from blockwise_lr.compare import Arm, compare
+    from blockwise_lr.pretrain.run import check_config
+
+    config = check_config(parsed.config)
+    compare(
+        config,
+        [Arm.parse(arm) for arm in parsed.arms],
+        seeds=parsed.seeds,
+        base_lrs=parsed.base_lrs or None,
+        tuned=tuned_base_lrs(config),
+        out=parsed.out,
+        jobs=parsed.jobs or _default_jobs(config),
+        command=_command("compare", arguments),
+    )
+
+
+def _default_jobs(config: TrainConfig) -> int:
+    """Small models do not fill two cores: as many single-threaded runs as cores finish sooner."""
+    from blockwise_lr.pretrain.models import count_parameters
+
+    small = count_parameters(config.model) < 10_000_000
+    return len(os.sched_getaffinity(0)) if small and config.device == "cpu" else 1
+
+
+@dataclass(frozen=True)
+class EvalCommand:
+    """Losses of a run's newest checkpoint (or of one checkpoint-* folder) on its validation and tune text, in fp32."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run, or one of its checkpoints."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _eval(arguments: list[str]) -> None:
+    parsed = _parse(EvalCommand, "eval", arguments)
+    from blockwise_lr.pretrain.evaluate import evaluate_run
+
+    losses = evaluate_run(parsed.run)
+    print(json.dumps(losses) if parsed.json else "\n".join(f"{name:<12} {value}" for name, value in losses.items()))
+
+
+@dataclass(frozen=True)
+class InspectCommand:
+    """Which parameter of a preset's model is in which block."""
+
+    verbose: bool = False
+    """Show every parameter with the reason for its block."""
+    json: bool = False
+    """Print JSON."""
+
+
+def _inspect(arguments: list[str]) -> None:
+    preset, rest = _preset("inspect", arguments)
+    parsed = _parse(InspectCommand, f"inspect {preset.preset}", rest)
+    from blockwise_lr.pretrain.inspection import inspect_model
+
+    inspect_model(preset.model, verbose=parsed.verbose, as_json=parsed.json)
+
+
+def _presets(arguments: list[str]) -> None:
+    if arguments:
+        raise UserError(f"presets takes no arguments; got {' '.join(arguments)}")
+    for name, config in PRESETS.items():
+        model = config.model
+        print(f"{name:<28} {model.family} {model.layers}x{model.hidden_size}, {config.steps:,} steps, {config.data.data}")
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "compare": _compare,
+    "eval": _eval,
+    "inspect": _inspect,
+    "presets": _presets,
+}
+
+
+def _preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """The configuration that the first argument names, and the other arguments."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        return get_preset("quickstart"), arguments
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart")
+    path = Path(arguments[0])
+    if path.suffix != ".json":
+        return get_preset(arguments[0]), arguments[1:]
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"the configuration {path} holds {type(values).__name__}; expected an object of fields")
+    return config_from_dict(values.get("train", values)), arguments[1:]
+
+
+def _parse(cls: type[T] | T, command: str, arguments: list[str]) -> T:
+    """Parse flags with tyro, from a class or from an instance with the defaults; bad ones give one line."""
+    default: dict[str, Any] = {} if isinstance(cls, type) else {"default": cls}
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            return tyro.cli(
+                cls if isinstance(cls, type) else type(cls), prog=f"blockwise-lr {command}", args=arguments, **default
+            )
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", complaints.getvalue())
+        raise UserError(" ".join(text.split())) from None
+
+
+def _command(name: str, arguments: list[str]) -> str:
+    return shlex.join(["blockwise-lr", name, *arguments])

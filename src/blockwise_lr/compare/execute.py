@@ -1,0 +1,175 @@
+"""Running a plan: each run is a process of its own, cached by configuration, several at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+
+from filelock import FileLock, Timeout
+
+from blockwise_lr.compare.plan import Plan, Run
+from blockwise_lr.compare.progress import ComparisonProgress
+from blockwise_lr.compare.results import is_finished, read_run
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+
+Runner = Callable[[Path, Path], Sequence[str]]
+"""(config.json of a run, the run's folder) -> the command line that trains it."""
+
+_DIVERGED = 3
+_POLL_SECONDS = 0.2
+_GRACE_SECONDS = 10.0
+
+
+def train_command(config: Path, folder: Path) -> list[str]:
+    """The command line of one training run, in this Python."""
+    return [sys.executable, "-m", "blockwise_lr", "train", str(config), "--out", str(folder)]
+
+
+def run_all(
+    plan: Plan,
+    out: str | Path,
+    jobs: int = 1,
+    progress: ComparisonProgress | None = None,
+    *,
+    runner: Runner = train_command,
+) -> None:
+    """Train every run of `plan` that `out` does not hold yet: first the grid, then all seeds at what it chose.
+
+    A run's folder is out/runs/NAME; its configuration and its log lie beside it as NAME.config.json and NAME.log.
+    When `jobs` run at once, each is given its share of the cores. Interrupted with Ctrl-C or SIGTERM, the
+    children are ended and the next call goes on from their checkpoints.
+
+    Args:
+        plan: what to run.
+        out: the comparison's folder, made if missing.
+        jobs: runs at the same time.
+        progress: where progress is shown; None: standard output.
+        runner: command line of a run, for tests and other launchers.
+
+    Raises:
+        UserError: a run failed (with its last line and its log), another comparison is running in `out`,
+            or `jobs` is not positive.
+        KeyboardInterrupt: as received, after the children have ended.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1; got {jobs}")
+    out = Path(out)
+    (out / "runs").mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another comparison is running in {out}; wait for it, or give another --out") from None
+    try:
+        with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:
+            tuning = plan.tuning_runs()
+            _run_missing(tuning, out, jobs, shown, runner, "tuning base learning rates")
+            losses = {run: read_run(out / "runs" / run.folder).tune_loss for run in tuning}
+            _run_missing(plan.final_runs(plan.choose(losses)), out, jobs, shown, runner, "comparison")
+    finally:
+        lock.release()
+
+
+def _run_missing(
+    runs: Sequence[Run], out: Path, jobs: int, progress: ComparisonProgress, runner: Runner, phase: str
+) -> None:
+    runs_by_folder = {run.folder: run for run in runs}
+    missing = [run for name, run in runs_by_folder.items() if not is_finished(out / "runs" / name)]
+    progress.phase(phase, len(runs_by_folder), len(runs_by_folder) - len(missing))
+    pending = sorted(missing, key=lambda run: -run.config.steps)  # longest first packs `jobs` processes best
+    active: dict[subprocess.Popen[bytes], Run] = {}
+    try:
+        while pending or active:
+            while pending and len(active) < jobs:
+                run = pending.pop(0)
+                active[_start(run, out, jobs, runner)] = run
+                progress.started(run)
+            for process in [process for process in active if process.poll() is not None]:
+                run = active.pop(process)
+                _check_ended(run, out, process.returncode)
+                progress.finished(run, read_run(out / "runs" / run.folder))
+            progress.poll((run, out / "runs" / run.folder) for run in active.values())
+            if active:
+                time.sleep(_POLL_SECONDS)
+    except KeyboardInterrupt:
+        left = len(pending) + len(active)
+        progress.say(f"interrupted with {left} of {len(runs_by_folder)} runs to go; run the same command to go on")
+        raise
+    finally:
+        _end(list(active))
+
+
+def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[bytes]:
+    folder = out / "runs" / run.folder
+    config = folder.with_name(f"{run.folder}.config.json")
+    write_json_atomic(config, run.config.to_dict())
+    threads = str(max(1, _cores() // jobs))
+    # Unbuffered, so that the last line of the log is the last thing that was said.
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    if run.config.device != "cuda":
+        environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    with log_path(run, out).open("ab") as log:
+        return subprocess.Popen(
+            runner(config, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
+
+
+def log_path(run: Run, out: Path) -> Path:
+    """Where the output of a run's process goes."""
+    return out / "runs" / f"{run.folder}.log"
+
+
+def _check_ended(run: Run, out: Path, code: int) -> None:
+    if code in (0, _DIVERGED) and is_finished(out / "runs" / run.folder):
+        return
+    log = log_path(run, out)
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    if code in (0, _DIVERGED):
+        how += " without a result.json"
+    raise UserError(f"run {run.folder} {how}: {last} (log: {log})")
+
+
+def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + _GRACE_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _sigterm_is_ctrl_c() -> Iterator[None]:
+    """A scheduler's SIGTERM must end the children too: orphans would write beside the next call's runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,0 +1,258 @@
+"""The report's figures: loss curves with gap and speed-up marked, tuning curves, learning rates of the blocks.
+
+Colours are those of Okabe and Ito, told apart by the colour-blind; series also differ in line style.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockwise_lr.compare.plan import Series
+from blockwise_lr.compare.results import Results
+from blockwise_lr.compare.wording import format_speedup
+
+_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
+_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
+_BLOCK_COLOURS = {
+    "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head": "#CC79A7",
+    "pos": "#E69F00",
+}  # fmt: skip
+_RC = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777", "axes.labelcolor": "#333333",
+    "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon": False, "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # an arm's name may hold a $
+    "svg.hashsalt": "blockwise-lr",
+}  # fmt: skip
+_WIDE, _SMALL = (9.0, 4.6), (6.4, 4.4)
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure of the report: `name`.png lies in the comparison's folder, `svg` is the same for embedding."""
+
+    name: str
+    svg: bytes
+
+
+def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dict[str, list[Drawn]]:
+    """Draw every figure, and write it as a PNG into `out`.
+
+    Args:
+        results: the finished runs.
+        content: compare.json's content.
+        out: the folder to write to.
+
+    Returns:
+        {"overview", "comparisons", "tuning", "lr"} -> figures; "comparisons" has one for each of
+        content["comparisons"], "overview" is empty where there is only one, "tuning" without a grid.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figures: dict[str, list[Drawn]] = {"overview": [], "comparisons": [], "tuning": [], "lr": []}
+
+    def new(size: tuple[float, float]) -> Any:
+        figure = Figure(figsize=size)
+        FigureCanvasAgg(figure)  # no pyplot: it would choose a window system and keep figures alive
+        return figure
+
+    def save(figure: Any, group: str, name: str) -> None:
+        temporary = out / f".{name}.tmp.png"
+        figure.savefig(temporary, dpi=160)
+        temporary.replace(out / f"{name}.png")
+        svg = io.BytesIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+        figures[group].append(Drawn(name, svg.getvalue()))
+
+    with mpl.rc_context(_RC):
+        if len(content["comparisons"]) > 1:
+            figure = new(_WIDE)
+            _draw_overview(figure, results)
+            save(figure, "overview", "loss_curves")
+        for i, comparison in enumerate(content["comparisons"], start=1):
+            figure = new(_WIDE if len(content["comparisons"]) == 1 else _SMALL)
+            _draw_comparison(figure, results, comparison)
+            save(figure, "comparisons", f"loss_arm{i}")
+        if results.tuning:
+            figure = new(_WIDE)
+            _draw_tuning(figure, results)
+            save(figure, "tuning", "tuning")
+        columns = min(3, len(results.plan.series))
+        rows = -(-len(results.plan.series) // columns)
+        figure = new((3.2 * columns, 2.6 * rows + 0.5))
+        _draw_learning_rates(figure, results, rows, columns)
+        save(figure, "lr", "learning_rates")
+    return figures
+
+
+def _style(results: Results, series: Series) -> dict[str, Any]:
+    if series.arm == results.plan.arms[0]:
+        return {"color": "#222222" if series.horizon == "N" else "#8a8a8a", "linestyle": "-", "linewidth": 1.8}
+    i = results.plan.arms.index(series.arm) - 1
+    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)], "linewidth": 1.8}
+
+
+def _label(name: str, width: int = 34) -> str:
+    """A name on at most two lines."""
+    lines = textwrap.wrap(name, width)
+    return "\n".join(lines if len(lines) <= 2 else [lines[0], f"{lines[1][: width - 2]} …"])
+
+
+def _draw_curves(axes: Any, results: Results, series: Series) -> None:
+    """Mean over seeds, each seed as a thin line, and a cross where a run diverged."""
+    style, curves = _style(results, series), []
+    for run in results.of(series):
+        steps, losses = run.curve()
+        if len(results.plan.seeds) > 1:
+            axes.plot(steps, losses, color=style["color"], linewidth=0.6, alpha=0.35)
+        if run.diverged:
+            at = run.result.get("diverged_at_step") or (steps[-1] if steps else 0)
+            # On the frame's upper edge: a diverged run has left through it.
+            axes.plot([at], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2, clip_on=False,
+                      transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
+        curves.append(dict(zip(steps, losses)))
+    common = sorted(set.intersection(*map(set, curves)))
+    means = [float(np.mean([curve[step] for curve in curves])) for step in common]
+    marker = "o" if len(common) == 1 else None
+    axes.plot(common, means, label=_label(series.name), marker=marker, markersize=4, **style)
+
+
+def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
+    """From the lowest loss up to the losses at 40 % of N: the interesting part of curves that start at ln(vocabulary)."""
+    terminal, early = [], []
+    for series in shown:
+        for run in results.of(series):
+            steps, losses = run.curve()
+            if steps and not run.diverged:
+                terminal.append(losses[-1])
+                early.append(float(np.interp(0.4 * results.plan.base.steps, steps, losses)))
+    if terminal:
+        low, high = min(terminal), max(early + terminal)
+        pad = 0.06 * (high - low) or 0.01
+        axes.set_ylim(low - 2.5 * pad, high + pad)
+    axes.set_xlim(0, 2.06 * results.plan.base.steps)
+
+
+def _finish(axes: Any, title: str = "") -> None:
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("validation loss (nats a token)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(loc="upper right", fontsize=9)
+    if title:
+        axes.set_title(title, fontsize=10, loc="left")
+
+
+def _draw_overview(figure: Any, results: Results) -> None:
+    axes = figure.subplots()
+    shown = [series for series in results.plan.series if series.horizon in ("N", "2N")]
+    for series in shown:
+        _draw_curves(axes, results, series)
+    _zoom(axes, results, shown)
+    _finish(axes)
+
+
+def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any]) -> None:
+    axes = figure.subplots()
+    n = results.plan.base.steps
+    by_name = {series.name: series for series in results.plan.series}
+    arm, baseline = by_name[comparison["arm"]], by_name[comparison["against"]]
+    double = next(s for s in results.plan.series if s.horizon == "2N")
+    for series in (double, baseline, arm):
+        _draw_curves(axes, results, series)
+    _zoom(axes, results, [double, baseline, arm])
+    _finish(axes, _label(f"{arm.name} against {baseline.name}", 60))
+    gap, speedup = comparison["loss_gap"]["mean"], comparison["speedup"]
+    if gap is None:
+        return
+    arm_loss = float(np.mean([run.val_loss for run in results.of(arm)]))
+    arrow = {"arrowstyle": "<->", "color": "#333333", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.9}
+    low, high = axes.get_ylim()
+    offset = 0.02 * (high - low)
+    # Just right of N, where the curves of N steps have ended.
+    x = 1.015 * n
+    axes.plot([n, 1.03 * n], [arm_loss + gap] * 2, color="#333333", linewidth=0.8)
+    axes.annotate("", (x, arm_loss), (x, arm_loss + gap), arrowprops=arrow)
+    text = f"loss gap {gap:+.3f}".replace("-", "−")
+    axes.text(1.04 * n, arm_loss + gap / 2, text, va="center", fontsize=9, bbox=box, zorder=5)
+    if speedup["value"] is None:
+        return
+    end = min(speedup["value"], 2.0) * n
+    axes.plot([min(n, end), max(n, end)], [arm_loss] * 2, color="#333333", linewidth=0.8, linestyle=":")
+    if abs(end - n) > 0.01 * n:
+        axes.annotate("", (end, arm_loss), (n, arm_loss), arrowprops=arrow | {"arrowstyle": "-|>"})
+    # On the other side of the line than the gap's label.
+    below = gap >= 0
+    axes.text((n + end) / 2, arm_loss - offset if below else arm_loss + offset, f"speed-up {format_speedup(speedup)}",
+              ha="center", va="top" if below else "bottom", fontsize=9, bbox=box, zorder=5)  # fmt: skip
+
+
+def _draw_tuning(figure: Any, results: Results) -> None:
+    axes = figure.subplots()
+    finite: list[float] = []
+    for series in results.plan.series:
+        runs = [(run.base_lr, result) for run, result in results.tuning if run.series == series]
+        style = _style(results, series)
+        points = sorted((lr, result.tune_loss) for lr, result in runs if not result.diverged)
+        finite += [loss for _, loss in points]
+        axes.plot([lr for lr, _ in points], [loss for _, loss in points], marker="o", markersize=4.5,
+                  label=_label(series.name), **style)  # fmt: skip
+        for lr, result in runs:
+            if result.diverged:
+                axes.plot([lr], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2, clip_on=False,
+                          transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
+            elif lr == results.chosen[series.name]:
+                axes.plot([lr], [result.tune_loss], "o", markersize=12, markerfacecolor="none",
+                          markeredgecolor=style["color"], markeredgewidth=1.6)  # fmt: skip
+    axes.set_xscale("log")
+    lrs = sorted({run.base_lr for run, _ in results.tuning})
+    axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+    axes.minorticks_off()
+    if finite:  # one learning rate far too large must not flatten the minimum that the figure is about
+        low, high = min(finite), float(np.quantile(finite, 0.9))
+        pad = 0.08 * (high - low) or 0.01
+        axes.set_ylim(low - pad, high + 2 * pad)
+    axes.set_xlabel("base learning rate")
+    axes.set_ylabel("terminal tune loss (nats a token)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
+
+
+def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int) -> None:
+    from matplotlib.lines import Line2D
+
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    shown: dict[str, str] = {}
+    for axes, series in zip(grid.flat, results.plan.series):
+        lines = [line for line in results.of(series)[0].metrics if line.get("lr")]
+        steps = [line["step"] for line in lines]
+        same_lr: dict[tuple[float, ...], list[str]] = {}
+        for block in dict.fromkeys(block for line in lines for block in line["lr"]):
+            # A log axis has no 0, where the warm-up starts.
+            values = tuple(line["lr"].get(block) or float("nan") for line in lines)
+            same_lr.setdefault(values, []).append(block)
+        for values, blocks in same_lr.items():
+            for i, block in enumerate(blocks):
+                shown[block] = _BLOCK_COLOURS.get(block, "#999999")
+                # Blocks with one learning rate take turns along one line, so that each is seen.
+                turns = "-" if len(blocks) == 1 else (4 * i, (4, 4 * (len(blocks) - 1)))
+                axes.plot(steps, values, color=shown[block], linestyle=turns, linewidth=1.8, solid_capstyle="butt",
+                          dash_capstyle="butt")  # fmt: skip
+        axes.set_yscale("log")
+        axes.set_title(_label(series.name, 30), fontsize=9, loc="left")
+        axes.set_xlabel("optimizer step", fontsize=9)
+        axes.tick_params(labelsize=8)
+    for axes in list(grid.flat)[len(results.plan.series) :]:
+        axes.set_visible(False)
+    for row in grid:
+        row[0].set_ylabel("learning rate", fontsize=9)
+    handles = [Line2D([], [], color=colour, linewidth=2.4, label=block.upper()) for block, colour in shown.items()]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=9)

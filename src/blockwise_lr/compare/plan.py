@@ -1,0 +1,273 @@
+"""What is compared: arms x seeds x learning rates, as the list of training runs it takes.
+
+Fairness is decided here. Every arm tunes its base learning rate over the same grid, at the same seed, with the same
+number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N. A run's folder is named
+after its configuration alone, so that a comparison that is called again finds the runs that it already has.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+
+OPTIMIZERS = ("adamw",)
+"""Names that an arm's optimizer may have."""
+
+RATIOS = ("uniform", "paper", "quickstart")
+"""Names that an arm's ratios may have, beside files."""
+
+HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
+"""Lengths of a run, in units of the preset's steps N."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things compared: an optimizer and its learning-rate ratios, under a name of the user's choice."""
+
+    name: str
+    optimizer: str
+    ratios: str
+
+    @classmethod
+    def parse(cls, text: str) -> Arm:
+        """Read "adamw:paper", or "name=adamw:paper"; without a name, the text is the name.
+
+        Raises:
+            UserError: the text is not of this form, or the name is empty or holds unprintable characters.
+
+        Example:
+            >>> Arm.parse("blockwise=adamw:paper")
+            Arm(name='blockwise', optimizer='adamw', ratios='paper')
+        """
+        head, colon, ratios = text.partition(":")
+        name, equals, optimizer = head.rpartition("=")
+        name = name.strip() if equals else text.strip()
+        arm = cls(name, optimizer.strip(), ratios.strip())
+        if not (colon and arm.name and arm.optimizer and arm.ratios) or not arm.name.isprintable():
+            raise UserError(
+                f"cannot read the arm {text!r}: expected OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS, "
+                f"such as adamw:paper or blockwise=adamw:paper"
+            )
+        return arm
+
+
+@dataclass(frozen=True)
+class Series:
+    """One arm trained for one horizon, whatever the seed and learning rate: a row of the report.
+
+    Args:
+        name: the arm's name; with the horizon behind it if that is not N ("adamw:uniform 2N").
+        arm: optimizer and ratios.
+        horizon: a key of `HORIZONS`.
+        steps: its optimizer steps.
+    """
+
+    name: str
+    arm: Arm
+    horizon: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a series. Hashable by its configuration, so equal runs are run once."""
+
+    series: Series
+    config: TrainConfig
+
+    @property
+    def base_lr(self) -> float:
+        """Peak learning rate of a block whose ratio is 1."""
+        return self.config.optim.base_lr
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder: readable, and unique to the configuration."""
+        optim = self.config.optim
+        readable = (
+            f"{optim.optimizer}-{Path(optim.ratios).stem}-{self.config.steps}steps-"
+            f"lr{optim.base_lr:g}-seed{self.config.seed}"
+        )
+        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', readable)}-{config_hash(self.config)}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole comparison.
+
+    Args:
+        base: the run that all others are variations of; its `steps` are N.
+        arms: the first is the baseline, and is also trained for the other `horizons`.
+        seeds: every arm runs with each of them; they drive initial weights and data order, so runs pair up by seed.
+        base_lrs: base learning rates to tune every series over, at the first seed; None: `tuned` has them.
+        tuned: "optimizer:ratios:horizon" -> base learning rate that was tuned beforehand; None (with `base_lrs`
+            None): the learning rate of `base` for all, untuned, which the report says.
+        horizons: horizons of the baseline, keys of `HORIZONS` with "N" and "2N" among them.
+
+    Raises:
+        UserError: anything in it is unknown, missing, doubled or out of range.
+    """
+
+    base: TrainConfig
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    base_lrs: tuple[float, ...] | None = None
+    tuned: Mapping[str, float] | None = None
+    horizons: tuple[str, ...] = ("N", "2N")
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    @property
+    def series(self) -> list[Series]:
+        """The baseline at every horizon, N first, then the other arms at N."""
+        horizons = sorted(self.horizons, key=lambda h: (h != "N", HORIZONS[h]))
+        baseline = [self._series(self.arms[0], horizon) for horizon in horizons]
+        return baseline + [self._series(arm, "N") for arm in self.arms[1:]]
+
+    def _series(self, arm: Arm, horizon: str) -> Series:
+        name = arm.name if horizon == "N" else f"{arm.name} {horizon}"
+        return Series(name, arm, horizon, round(self.base.steps * HORIZONS[horizon]))
+
+    def tuning_runs(self) -> list[Run]:
+        """The same learning rates at the first seed for every series; empty without a grid."""
+        lrs = self.base_lrs or ()
+        return [self._run(series, lr, self.seeds[0]) for series in self.series for lr in lrs]
+
+    def final_runs(self, chosen: Mapping[str, float]) -> list[Run]:
+        """Every seed of every series at its chosen base learning rate ({series name: base LR})."""
+        return [self._run(series, chosen[series.name], seed) for series in self.series for seed in self.seeds]
+
+    def choose(self, tune_losses: Mapping[Run, float]) -> dict[str, float]:
+        """The base learning rate of every series: {series name: base LR}.
+
+        With a grid, the one with the lowest terminal loss on the tune split (the smaller one of a tie), a diverged run
+        counting as +inf; otherwise the one tuned beforehand.
+        """
+        if self.base_lrs is None:
+            return {series.name: self._fixed_base_lr(series) for series in self.series}
+        chosen = {}
+        for series in self.series:
+            runs = [run for run in self.tuning_runs() if run.series == series]
+            chosen[series.name] = min((tune_losses[run], run.base_lr) for run in runs)[1]
+        return chosen
+
+    def _fixed_base_lr(self, series: Series) -> float:
+        if self.tuned is None:
+            return self.base.optim.base_lr
+        key = f"{series.arm.optimizer}:{series.arm.ratios}:{series.horizon}"
+        if key not in self.tuned:
+            raise UserError(
+                f"no base learning rate was tuned for {key} in preset {self.base.preset!r} "
+                f"(known: {', '.join(sorted(self.tuned)) or 'none'}); tune every arm with --base-lrs X X X"
+            )
+        return self.tuned[key]
+
+    def _run(self, series: Series, base_lr: float, seed: int) -> Run:
+        optim = dataclasses.replace(
+            self.base.optim, optimizer=series.arm.optimizer, ratios=series.arm.ratios, base_lr=base_lr
+        )
+        return Run(series, dataclasses.replace(self.base, steps=series.steps, seed=seed, optim=optim))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain data, for JSON; `from_dict` reads it back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The plan that `to_dict` wrote."""
+        lrs = values["base_lrs"]
+        return cls(
+            base=config_from_dict(values["base"]),
+            arms=tuple(Arm(**arm) for arm in values["arms"]),
+            seeds=tuple(values["seeds"]),
+            base_lrs=None if lrs is None else tuple(lrs),
+            tuned=values["tuned"],
+            horizons=tuple(values["horizons"]),
+        )
+
+
+def config_hash(config: TrainConfig) -> str:
+    """Eight hex digits that change with anything that can change the run's numbers.
+
+    The cache folder is left out; a file of ratios enters with its content, not its path.
+    """
+    values = config.to_dict()
+    del values["data"]["cache"]
+    ratios = Path(config.optim.ratios)
+    if ratios.suffix == ".json" and ratios.is_file():
+        values["optim"]["ratios"] = json.loads(ratios.read_text(encoding="utf-8"))
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _check(plan: Plan) -> None:
+    if len(plan.arms) < 2:
+        raise UserError(
+            f"a comparison needs a baseline and at least one other arm; got {len(plan.arms)}: "
+            f"add one to --arms, such as adamw:paper"
+        )
+    if plan.base.steps < 2:
+        raise UserError(f"a comparison needs at least 2 steps; got {plan.base.steps}: raise --steps")
+    names = [series.name for series in plan.series]
+    for what, values in (("arm name", names), ("seed", plan.seeds), ("base learning rate", plan.base_lrs or ())):
+        doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
+        if doubled:
+            raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
+    contents = [(arm.optimizer, arm.ratios) for arm in plan.arms]
+    for i, (optimizer, ratios) in enumerate(contents):
+        if (optimizer, ratios) in contents[:i]:
+            raise UserError(f"two arms are both {optimizer}:{ratios}; leave one out")
+    if not plan.seeds:
+        raise UserError("no seeds were given; give at least one, such as --seeds 0 1 2")
+    if len(plan.seeds) > 1 and plan.base.init_seed is not None and plan.base.data_seed is not None:
+        raise UserError(
+            f"init_seed {plan.base.init_seed} and data_seed {plan.base.data_seed} are both fixed, so that "
+            f"{len(plan.seeds)} seeds would repeat one run; leave one of them unset, or give one seed"
+        )
+    if plan.base_lrs is not None and not plan.base_lrs:
+        raise UserError("--base-lrs was given without values; give at least one, or leave it out")
+    for lr in [*(plan.base_lrs or ()), *(plan.tuned or {}).values()]:
+        if not (math.isfinite(lr) and lr > 0):
+            raise UserError(f"a base learning rate must be a positive number; got {lr:g}")
+    if not {"N", "2N"} <= set(plan.horizons) <= set(HORIZONS):
+        raise UserError(f"the baseline's horizons must hold N and 2N and be of {', '.join(HORIZONS)}; "
+                        f"got {', '.join(plan.horizons)}")  # fmt: skip
+    for arm in plan.arms:
+        check_arm(arm)
+    if plan.base_lrs is None:
+        plan.choose({})  # raises for an arm that nobody tuned
+
+
+def check_arm(arm: Arm) -> None:
+    """Refuse an optimizer or ratios that no run could use, before hours of other runs.
+
+    Raises:
+        UserError: the name is unknown (with the known ones), or the file is missing or holds no ratios.
+    """
+    if arm.optimizer not in OPTIMIZERS:
+        raise UserError(
+            f"arm {arm.name!r}: unknown optimizer {arm.optimizer!r}; known: {', '.join(OPTIMIZERS)}"
+        )
+    if arm.ratios in RATIOS:
+        return
+    path = Path(arm.ratios)
+    if path.suffix != ".json" or not path.is_file():
+        raise UserError(
+            f"arm {arm.name!r}: unknown ratios {arm.ratios!r}; expected {', '.join(RATIOS)}, "
+            f"or an existing .json file of {{block: ratio}}"
+        )
+    try:
+        resolve_ratios(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"arm {arm.name!r}: {path} holds no ratios: {error}") from None

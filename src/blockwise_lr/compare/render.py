@@ -1,0 +1,198 @@
+"""Writing a comparison's reports: compare.json, report.md, report.html and the figures."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.compare import tables
+from blockwise_lr.compare.execute import Runner, run_all, train_command
+from blockwise_lr.compare.figures import Drawn, draw_figures
+from blockwise_lr.compare.plan import Arm, Plan
+from blockwise_lr.compare.progress import ComparisonProgress, format_seconds
+from blockwise_lr.compare.report import build_content
+from blockwise_lr.compare.results import read_results
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic, write_text_atomic
+from blockwise_lr.pretrain.config import TrainConfig
+
+
+def compare(
+    base: TrainConfig,
+    arms: Sequence[Arm],
+    *,
+    seeds: Sequence[int],
+    base_lrs: Sequence[float] | None = None,
+    tuned: Mapping[str, float] | None = None,
+    out: str | Path,
+    jobs: int = 1,
+    command: str,
+    progress: ComparisonProgress | None = None,
+    runner: Runner = train_command,
+) -> dict[str, Any]:
+    """Train every arm with every seed, and write compare.json, report.md, report.html and the figures into `out`.
+
+    Called again with the same `out`, it runs only what is missing.
+
+    Args:
+        base: the run that all others vary; its steps are N.
+        arms: the first is the baseline, trained for N and for 2N steps.
+        seeds: of initial weights and data order; runs are paired by seed.
+        base_lrs: base learning rates that every arm is tuned over, at the first seed; None: `tuned`.
+        tuned: "optimizer:ratios:horizon" -> base learning rate tuned beforehand, horizon "N" or "2N"; None (with
+            `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
+        out: the comparison's folder, made if missing.
+        jobs: runs at the same time.
+        command: the command line that repeats the comparison, for the report.
+        progress: where progress is shown; None: standard output.
+        runner: command line of a run, for tests and other launchers.
+
+    Returns:
+        The content of compare.json (DESIGN section 4; see `build_content` for the keys beyond it).
+
+    Raises:
+        UserError: the plan makes no sense, a run failed, or `out` is in use.
+
+    Example:
+        >>> arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
+        >>> compare(base, arms, seeds=[0, 1, 2], base_lrs=[1e-3, 2e-3, 4e-3], out="out", command="...")  # doctest: +SKIP
+    """
+    plan = Plan(
+        base=base,
+        arms=tuple(arms),
+        seeds=tuple(seeds),
+        base_lrs=None if base_lrs is None else tuple(base_lrs),
+        tuned=None if tuned is None else dict(tuned),
+    )
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    run_all(plan, out, jobs, progress, runner=runner)
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json_atomic(out / "plan.json", {"plan": plan.to_dict(), "command": command, "date": now})
+    return render(out)
+
+
+def render(out: str | Path) -> dict[str, Any]:
+    """Rebuild every report in `out` from plan.json and the runs on the disk, without running anything.
+
+    Returns:
+        The content of compare.json.
+
+    Raises:
+        UserError: there is no comparison in `out`, or runs of it are missing.
+    """
+    out = Path(out)
+    try:
+        stored = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{out} holds no comparison (no plan.json); run a compare command with --out {out}") from None
+    results = read_results(Plan.from_dict(stored["plan"]), out)
+    content = build_content(results, out, command=stored["command"], date=stored["date"])
+    content = json.loads(json.dumps(content, allow_nan=False))  # as a reader of the file gets it
+    figures = draw_figures(results, content, out)
+    write_text_atomic(out / "report.md", _markdown(content, figures))
+    write_text_atomic(out / "report.html", _html(content, figures))
+    write_json_atomic(out / "compare.json", content)  # last: who finds it finds the reports
+    return content
+
+
+def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
+    config = content["config"]
+    optim = {k: v for k, v in config["optim"].items() if k not in ("optimizer", "ratios", "base_lr")}
+    run = {
+        "preset": content["preset"],
+        "steps N": f"{content['steps']:,}",
+        "seeds": ", ".join(map(str, content["seeds"])),
+        "base learning rate": _how_tuned(content),
+        "sequences a step (each process)": config["batch_size"] * config["accumulation"],
+        "precision": config["precision"],
+        "date": content["date"],
+        "training time, summed over runs": format_seconds(content["seconds"]),
+    }
+    return {
+        "comparisons": tables.comparisons_table(content),
+        "arms": tables.arms_table(content),
+        "run": tables.facts_table("Run", run),
+        "model": tables.facts_table("Model", config["model"]),
+        "optim": tables.facts_table("Optimizer and schedule, shared by all arms", optim),
+        "data": tables.facts_table("Text", _as_facts("data", content["data"] or config["data"])),
+        "hardware": tables.facts_table("Hardware", _as_facts("machine", content["hardware"])),
+        "versions": tables.facts_table(
+            "Software", {**_as_facts("versions", content["versions"]), "git commit": content["git_commit"]}
+        ),
+        "runs": tables.runs_table(content),
+    }
+
+
+def _how_tuned(content: Mapping[str, Any]) -> str:
+    if content["base_lrs"] is not None:
+        grid = ", ".join(f"{lr:g}" for lr in content["base_lrs"])
+        return f"every arm tuned over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+    if content["tuned"]:
+        return "tuned beforehand for every arm and horizon; comes with the preset"
+    return "not tuned"
+
+
+def _as_facts(name: str, value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {name: value}
+
+
+def _markdown(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str:
+    escape, sections = tables.escape_markdown, _sections(content)
+
+    def images(group: str, alt: str) -> list[str]:
+        return [f"![{alt}]({figure.name}.png)" for figure in figures[group]]
+
+    def section(key: str) -> list[str]:
+        table = sections[key]
+        return [f"### {escape(table.title)}", tables.markdown_table(table)] if table.rows else []
+
+    fence = "`" * max(3, _longest_run_of_backticks(content["command"]) + 1)
+    parts = [
+        f"# Comparison: {escape(content['preset'])}, {content['steps']:,} steps",
+        *[f"**{escape(sentence)}**" for sentence in content["answer"]],
+        "\n".join(f"- {escape(warning)}" for warning in content["warnings"]),
+        "## Loss",
+        *images("overview", "Validation loss of every arm"),
+        *images("comparisons", "Validation loss with loss gap and speed-up"),
+        *section("comparisons"),
+        *section("arms"),
+        *(["## Choice of the base learning rate", *images("tuning", "Tune loss against base learning rate")]
+          if content["tuning"] else []),
+        "## Learning rate of every block",
+        *images("lr", "Learning rate of every block over the steps"),
+        "## What was run",
+        *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
+        *section("runs"),
+        "## How to repeat it",
+        f"{fence}\n{content['command']}\n{fence}",
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _longest_run_of_backticks(text: str) -> int:
+    return max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
+
+
+def _html(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str:
+    try:
+        import jinja2
+    except ImportError:
+        raise UserError("report.html needs jinja2: pip install 'blockwise-lr[report]'") from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    # As an image, a figure's ids cannot collide with another's, and nothing in it can run.
+    images = {
+        group: [f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}" for figure in drawn]
+        for group, drawn in figures.items()
+    }
+    return environment.get_template("report.html.j2").render(c=content, tables=_sections(content), images=images)

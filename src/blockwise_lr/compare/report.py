@@ -1,0 +1,218 @@
+"""From finished runs to the content of compare.json: arms, comparisons, and what must be said about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.compare import wording
+from blockwise_lr.compare.plan import Run, Series
+from blockwise_lr.compare.results import Results, RunResult
+from blockwise_lr.compare.speedup import (
+    UNDEFINED,
+    SpeedUp,
+    SpeedUpOverSeeds,
+    decayed_speedup,
+    loss_gap,
+    paper_speedup,
+    speedup_over_seeds,
+)
+
+
+def build_content(results: Results, out: Path, *, command: str, date: str) -> dict[str, Any]:
+    """What compare.json holds: the schema of DESIGN section 4, and beside it everything else worth reporting.
+
+    A number that a diverged run would have to supply is null. Keys beyond the schema: per-seed values and a sentence in
+    each comparison, "tuning" (every run of the grid), "other_runs", "baseline_against_itself" (the paper's speed-up
+    of the baseline's own N-step run), "warnings", and where, when and how it was run.
+
+    Args:
+        results: the finished runs.
+        out: the comparison's folder; runs are named relative to it.
+        command: the command line that repeats the comparison.
+        date: when it was run, ISO 8601.
+    """
+    plan = results.plan
+    baseline, arms = plan.series[0], [s for s in plan.series[1:] if s.horizon == "N"]
+    content: dict[str, Any] = {
+        "preset": plan.base.preset,
+        "steps": plan.base.steps,
+        "seeds": list(plan.seeds),
+        "arms": {series.name: _arm(results, series, out) for series in plan.series},
+        "comparisons": [_comparison(results, series, baseline) for series in arms],
+        "baseline_against_itself": _speedup_dict(*_speedups(results, baseline, "paper")),
+        "tuning": [_tuning(results, run, result, out) for run, result in results.tuning],
+        "other_runs": [_other_run(result, out) for result in results.others],
+        "tuned": plan.base_lrs is not None or plan.tuned is not None,
+        "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
+        "command": command,
+        "date": date,
+        "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
+        "config": plan.base.to_dict(),
+    }
+    for key in ("hardware", "versions", "git_commit", "data"):
+        content[key] = results.all_runs[0].config.get(key)
+    content["warnings"] = _warnings(results, content)
+    for comparison in content["comparisons"]:
+        comparison["statement"] = wording.statement(comparison, content)
+    content["answer"] = wording.answer(content)
+    return content
+
+
+def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
+    seeds = [
+        {
+            "seed": seed,
+            "terminal_val_loss": _finite(run.val_loss),
+            "terminal_tune_loss": _finite(run.tune_loss),
+            "diverged_at_step": run.result.get("diverged_at_step"),
+            "seconds": run.result.get("seconds"),
+            "run": run.folder.relative_to(out).as_posix(),
+        }
+        for seed, run in zip(results.plan.seeds, results.of(series))
+    ]
+    losses = [run.val_loss for run in results.of(series)]
+    return {
+        "optimizer": series.arm.optimizer,
+        "ratios": series.arm.ratios,
+        "base_lr": results.chosen[series.name],
+        "steps": series.steps,
+        "horizon": series.horizon,
+        "role": "baseline" if series.arm == results.plan.arms[0] else "arm",
+        "mean_terminal_val_loss": _finite(sum(losses) / len(losses)),
+        "seeds": seeds,
+    }
+
+
+def _comparison(results: Results, series: Series, baseline: Series) -> dict[str, Any]:
+    baseline_losses = [run.val_loss for run in results.of(baseline)]
+    arm_losses = [run.val_loss for run in results.of(series)]
+    gap = loss_gap(baseline_losses, arm_losses)
+    return {
+        "arm": series.name,
+        "against": baseline.name,
+        "loss_gap": {
+            "mean": gap.mean,
+            "ci95": gap.ci95,
+            "p_value": gap.p_value,
+            "significant": gap.significant,
+            "per_seed": [_finite(b - a) for b, a in zip(baseline_losses, arm_losses)],
+        },
+        "speedup": _speedup_dict(*_speedups(results, series, "paper")),
+        "speedup_decayed": _speedup_dict(*_speedups(results, series, "decayed")),
+        "diverged": {
+            name: diverged
+            for name in [s.name for s in results.plan.series if s.arm == baseline.arm or s == series]
+            if (diverged := [seed for seed, run in results.final[name].items() if run.diverged])
+        },
+    }
+
+
+def _speedups(results: Results, series: Series, kind: str) -> tuple[SpeedUpOverSeeds, list[SpeedUp]]:
+    """Speed-up of a series against the baseline's runs of the same seed, over seeds and for each of them."""
+    plan = results.plan
+    horizons = [s for s in plan.series if s.arm == plan.arms[0]]
+    double = next(s for s in horizons if s.horizon == "2N")
+    per_seed = []
+    for seed in plan.seeds:
+        target = results.final[series.name][seed].val_loss
+        baseline = {s.steps: results.final[s.name][seed] for s in horizons}
+        if kind == "paper":
+            run = baseline[double.steps]
+            per_seed.append(
+                UNDEFINED if run.diverged else paper_speedup(*run.curve(), target, n_steps=plan.base.steps)
+            )
+        elif any(run.diverged for run in baseline.values()):
+            per_seed.append(UNDEFINED)
+        else:
+            losses = {steps: run.val_loss for steps, run in baseline.items()}
+            per_seed.append(decayed_speedup(losses, target, n_steps=plan.base.steps))
+    return speedup_over_seeds(per_seed), per_seed
+
+
+def _speedup_dict(mean: SpeedUpOverSeeds, per_seed: list[SpeedUp]) -> dict[str, Any]:
+    return {
+        "value": mean.value,
+        "bound": mean.bound,
+        "ci95": mean.ci95,
+        "per_seed": [{"value": s.value, "bound": s.bound} for s in per_seed],
+    }
+
+
+def _tuning(results: Results, run: Run, result: RunResult, out: Path) -> dict[str, Any]:
+    return {
+        "arm": run.series.name,
+        "base_lr": run.base_lr,
+        "seed": run.config.seed,
+        "steps": run.config.steps,
+        "tune_loss": _finite(result.tune_loss),
+        "val_loss": _finite(result.val_loss),
+        "diverged_at_step": result.result.get("diverged_at_step"),
+        "seconds": result.result.get("seconds"),
+        "chosen": run.base_lr == results.chosen[run.series.name],
+        "run": result.folder.relative_to(out).as_posix(),
+    }
+
+
+def _other_run(result: RunResult, out: Path) -> dict[str, Any]:
+    train: Mapping[str, Any] = result.config.get("train") or {}
+    optim: Mapping[str, Any] = train.get("optim") or {}
+    return {
+        "run": result.folder.relative_to(out).as_posix(),
+        "optimizer": optim.get("optimizer"),
+        "ratios": optim.get("ratios"),
+        "base_lr": optim.get("base_lr"),
+        "seed": train.get("seed"),
+        "steps": train.get("steps"),
+        "tune_loss": _finite(result.tune_loss),
+        "val_loss": _finite(result.val_loss),
+        "seconds": result.result.get("seconds"),
+    }
+
+
+def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
+    plan, found = results.plan, []
+    if len(plan.seeds) == 1:
+        found.append(wording.ONE_SEED + ".")
+    if not content["tuned"]:
+        found.append(
+            f"No base learning rate was tuned: every arm ran at {plan.base.optim.base_lr:g}, "
+            f"which may suit one arm better than another."
+        )
+    if plan.base_lrs is not None and len(plan.base_lrs) == 1:
+        found.append(
+            f"The grid holds one base learning rate, {plan.base_lrs[0]:g}, so no arm was tuned; it may suit one arm "
+            f"better than another."
+        )
+    elif plan.base_lrs is not None:
+        for series in plan.series:
+            chosen = results.chosen[series.name]
+            losses = [result.tune_loss for run, result in results.tuning if run.series == series]
+            if not any(map(math.isfinite, losses)):
+                found.append(f"{series.name} diverged at every base learning rate of the grid.")
+            elif chosen in (min(plan.base_lrs), max(plan.base_lrs)):
+                edge = "smallest" if chosen == min(plan.base_lrs) else "largest"
+                found.append(
+                    f"The chosen base learning rate of {series.name}, {chosen:g}, is the {edge} of the grid: its "
+                    f"optimum may lie outside; widen --base-lrs."
+                )
+    for series in plan.series:
+        diverged = [str(seed) for seed, run in results.final[series.name].items() if run.diverged]
+        if diverged:
+            found.append(
+                f"{series.name} diverged with seed {', '.join(diverged)}; what needs these runs has no number."
+            )
+    for key in ("hardware", "versions", "git_commit", "data"):
+        if any(run.config.get(key) != content[key] for run in results.all_runs):
+            found.append(f"The runs differ in {key.replace('_', ' ')}; each run's config.json has its own.")
+    comparisons = len(content["comparisons"])
+    if comparisons > 1 and len(plan.seeds) > 1:
+        found.append(f"{comparisons} arms are tested at 5 % each, not corrected for there being {comparisons}.")
+    return found
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for a diverged run."""
+    return value if math.isfinite(value) else None

@@ -1,0 +1,154 @@
+"""Finished runs as they lie on the disk, and which of them a plan asks for."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.compare.plan import Plan, Run, Series
+from blockwise_lr.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One finished run, read from its folder.
+
+    Args:
+        folder: the run's folder.
+        result: result.json.
+        config: config.json: "train", "versions", "git_commit", "hardware", "data".
+        metrics: the objects of metrics.jsonl, by step.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run stopped because its loss was no longer finite."""
+        return bool(self.result.get("diverged"))
+
+    @property
+    def val_loss(self) -> float:
+        """Terminal validation loss in nats a token; +inf if the run diverged."""
+        return _loss(self.result, "terminal_val_loss")
+
+    @property
+    def tune_loss(self) -> float:
+        """Terminal loss on the tune split in nats a token; +inf if the run diverged."""
+        return _loss(self.result, "terminal_tune_loss")
+
+    def curve(self) -> tuple[list[int], list[float]]:
+        """Evaluated steps and their validation losses, the terminal one included; finite values only."""
+        points = {line["step"]: line["val_loss"] for line in self.metrics if _is_finite(line.get("val_loss"))}
+        points.pop(0, None)  # before the first step there is nothing to interpolate in units of steps
+        if not self.diverged:
+            points[self.result["steps"]] = self.val_loss
+        steps = sorted(points)
+        return steps, [points[step] for step in steps]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All finished runs of a plan.
+
+    Args:
+        plan: what was asked for.
+        tuning: every run of the grid, in the plan's order; empty without a grid.
+        chosen: base learning rate of each series, by the series' name.
+        final: {series name: {seed: run}} at the chosen learning rates.
+        others: finished runs in the folder that an earlier plan asked for: kept, and reported.
+    """
+
+    plan: Plan
+    tuning: list[tuple[Run, RunResult]]
+    chosen: dict[str, float]
+    final: dict[str, dict[int, RunResult]]
+    others: list[RunResult]
+
+    @property
+    def all_runs(self) -> list[RunResult]:
+        """Every run of the plan, each once."""
+        runs = {r.folder: r for _, r in self.tuning}
+        runs.update({r.folder: r for by_seed in self.final.values() for r in by_seed.values()})
+        return list(runs.values())
+
+    def of(self, series: Series) -> list[RunResult]:
+        """The runs of one series at its chosen learning rate, in the plan's order of seeds."""
+        return [self.final[series.name][seed] for seed in self.plan.seeds]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run's folder holds a finished run (one that diverged is finished)."""
+    try:
+        return bool(json.loads((folder / "result.json").read_text(encoding="utf-8"))["finished"])
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / 'result.json'} is not a run's result; delete the folder to run it again") from None
+
+
+def read_run(folder: Path) -> RunResult:
+    """Read a finished run.
+
+    Raises:
+        UserError: a file of it is missing or is not what a run writes.
+    """
+    try:
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        metrics = sorted((json.loads(line) for line in lines if line.strip()), key=lambda line: line["step"])
+        run = RunResult(folder, result, config, metrics)
+        if not run.diverged and not (_is_finite(run.val_loss) and _is_finite(run.tune_loss)):
+            raise ValueError("a loss is missing from result.json")
+        run.curve()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read the run in {folder}: {type(error).__name__}: {error}; delete the folder to run it again"
+        ) from None
+    return run
+
+
+def read_results(plan: Plan, out: Path) -> Results:
+    """Read every run that `plan` asks for from `out`/runs.
+
+    Raises:
+        UserError: runs are missing (how many), or a run cannot be read.
+    """
+    tuning_runs = plan.tuning_runs()
+    tuning = list(zip(tuning_runs, _read_all(tuning_runs, out)))
+    chosen = plan.choose({run: result.tune_loss for run, result in tuning})
+    final_runs = plan.final_runs(chosen)
+    final: dict[str, dict[int, RunResult]] = {}
+    for run, result in zip(final_runs, _read_all(final_runs, out)):
+        final.setdefault(run.series.name, {})[run.config.seed] = result
+    asked_for = {run.folder for run in [*tuning_runs, *final_runs]}
+    folders = sorted(path.parent for path in (out / "runs").glob("*/result.json"))
+    others = [read_run(folder) for folder in folders if folder.name not in asked_for and is_finished(folder)]
+    return Results(plan, tuning, chosen, final, others)
+
+
+def _read_all(runs: Sequence[Run], out: Path) -> list[RunResult]:
+    folders = [out / "runs" / run.folder for run in runs]
+    missing = [folder for folder in folders if not is_finished(folder)]
+    if missing:
+        raise UserError(
+            f"the comparison in {out} is not finished: {len(missing)} of {len(runs)} runs are missing, "
+            f"{missing[0].name} among them; run the same compare command again to go on"
+        )
+    return [read_run(folder) for folder in folders]
+
+
+def _loss(result: dict[str, Any], key: str) -> float:
+    return math.inf if result.get("diverged") else float(result[key])
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

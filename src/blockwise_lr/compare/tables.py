@@ -1,0 +1,172 @@
+"""The report's tables as rows of text, and their Markdown and terminal forms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockwise_lr.compare.progress import format_seconds
+from blockwise_lr.compare.wording import (
+    format_interval,
+    format_loss,
+    format_p_value,
+    format_signed,
+    format_speedup,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text. `text_columns` are aligned to the left, all others to the right."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    text_columns: frozenset[int] = field(default=frozenset({0}))
+    note: str = ""
+
+
+def comparisons_table(content: Mapping[str, Any]) -> Table:
+    """Every arm against the baseline."""
+    rows = []
+    for comparison in content["comparisons"]:
+        gap = comparison["loss_gap"]
+        significant = {True: "yes", False: "no", None: "cannot tell"}[gap["significant"]]
+        rows.append([
+            comparison["arm"],
+            format_signed(gap["mean"]),
+            format_interval(gap["ci95"], signed=True),
+            format_p_value(gap["p_value"]),
+            significant,
+            format_speedup(comparison["speedup"]),
+            format_interval(comparison["speedup"]["ci95"], 2),
+            format_speedup(comparison["speedup_decayed"]),
+            format_interval(comparison["speedup_decayed"]["ci95"], 2),
+        ])  # fmt: skip
+    against = content["comparisons"][0]["against"]
+    itself = content["baseline_against_itself"]
+    return Table(
+        f"Against {against}",
+        ["arm", "loss gap", "95 % CI", "p", "significant", "speed-up (paper)", "95 % CI", "speed-up (decayed)", "95 % CI"],
+        rows,
+        note=(
+            "Loss gap: baseline's terminal validation loss minus the arm's, nats a token, paired by seed; positive = the "
+            "arm is better. Speed-up (paper): first step at which the 2N baseline's validation loss reaches the arm's "
+            f"terminal loss, over N; the baseline's own N-step run scores {format_speedup(itself)} by it, because inside "
+            "a 2N run the learning rate is still high. Speed-up (decayed): the horizon, over N, at which a "
+            "fully decayed baseline ends at the arm's loss. ≥ and ≤ mark bounds, which have no interval."
+        ),
+    )  # fmt: skip
+
+
+def arms_table(content: Mapping[str, Any]) -> Table:
+    """Every arm, with the terminal validation loss of each seed."""
+    seeds = content["seeds"]
+    rows = [
+        [name, arm["optimizer"], Path(arm["ratios"]).stem, f"{arm['base_lr']:g}", f"{arm['steps']:,}"]
+        + [format_loss(run["terminal_val_loss"]) for run in arm["seeds"]]
+        + ([format_loss(arm["mean_terminal_val_loss"])] if len(seeds) > 1 else [])
+        for name, arm in content["arms"].items()
+    ]
+    return Table(
+        "Terminal validation loss",
+        ["arm", "optimizer", "ratios", "base LR", "steps"]
+        + [f"seed {seed}" for seed in seeds]
+        + (["mean"] if len(seeds) > 1 else []),
+        rows,
+        text_columns=frozenset({0, 1, 2}),
+        note="Nats a token, at the end of each run's own full schedule.",
+    )
+
+
+def runs_table(content: Mapping[str, Any]) -> Table:
+    """Every run: those reported, those of the grid, and those an earlier plan left in the folder."""
+    rows: dict[str, list[str]] = {}
+
+    def add(run: str, what: str, seed: Any, base_lr: Any, val: Any, tune: Any, seconds: Any) -> None:
+        if run in rows:
+            rows[run][1] += f", {what}"
+            return
+        time = "–" if seconds is None else format_seconds(seconds)
+        rows[run] = [run, what, str(seed), f"{base_lr:g}", format_loss(val), format_loss(tune), time]
+
+    for name, arm in content["arms"].items():
+        for run in arm["seeds"]:
+            add(run["run"], name, run["seed"], arm["base_lr"], run["terminal_val_loss"], run["terminal_tune_loss"],
+                run["seconds"])  # fmt: skip
+    for run in content["tuning"]:
+        add(run["run"], f"grid of {run['arm']}", run["seed"], run["base_lr"], run["val_loss"], run["tune_loss"],
+            run["seconds"])  # fmt: skip
+    for run in content["other_runs"]:
+        lr = run["base_lr"] if run["base_lr"] is not None else float("nan")
+        add(run["run"], "earlier plan", run["seed"], lr, run["val_loss"], run["tune_loss"], run["seconds"])
+    return Table(
+        "Every run",
+        ["run", "for", "seed", "base LR", "val loss", "tune loss", "time"],
+        list(rows.values()),
+        text_columns=frozenset({0, 1}),
+        note="Base learning rates are chosen by the tune loss alone; the val loss is only reported.",
+    )
+
+
+def facts_table(title: str, facts: Mapping[str, Any] | None) -> Table:
+    """Nested facts, such as hardware or versions, one a row."""
+    return Table(title, ["", ""], [[key, value] for key, value in _flatten(facts or {})], frozenset({0, 1}))
+
+
+def _flatten(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        elif value is not None and value != "":
+            yield f"{prefix}{key}", str(value)
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown and the HTML in it show as it is, in a table's cell too."""
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for mark in "\\`*_[]|!":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())
+
+
+def markdown_table(table: Table) -> str:
+    """The table in Markdown, without its title."""
+    rule = [":--" if i in table.text_columns else "--:" for i in range(len(table.columns))]
+    cells = [[escape_markdown(cell) for cell in row] for row in [table.columns, *table.rows]]
+    lines = [f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]]]
+    note = f"\n\n{escape_markdown(table.note)}" if table.note else ""
+    return "\n".join(lines) + note
+
+
+def print_summary(content: Mapping[str, Any], out: Path | str, console: Console | None = None) -> None:
+    """Print the answer, the two main tables, the warnings and where the report is.
+
+    Args:
+        content: what `compare` returned.
+        out: the comparison's folder.
+        console: where to; None: standard output.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    console = console or Console()
+    for table in (arms_table(content), comparisons_table(content)):
+        rich_table = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+        for i, column in enumerate(table.columns):
+            rich_table.add_column(Text(column), justify="left" if i in table.text_columns else "right")
+        for row in table.rows:
+            rich_table.add_row(*map(Text, row))  # Text, so that an arm's name is never read as markup
+        console.print(rich_table)
+    for sentence in content["answer"]:
+        console.print(Text(sentence, style="bold"))
+    for warning in content["warnings"]:
+        console.print(Text(f"Note: {warning}"))
+    console.print(Text(f"Report: {Path(out) / 'report.html'}"), soft_wrap=True)

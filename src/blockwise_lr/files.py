@@ -1,0 +1,30 @@
+"""Writing files so that a reader finds the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write `text` (UTF-8) to `path` by way of a temporary name beside it and a rename.
+
+    The data reach the disk before the rename, so that a crash cannot leave the new name on an empty file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json_atomic(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON."""
+    write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

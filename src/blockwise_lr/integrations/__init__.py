@@ -1,0 +1,1 @@
+"""Blockwise learning rates inside other people's trainers."""

@@ -1,0 +1,165 @@
+"""Blockwise learning rates in transformers' Trainer: a subclass, and an optimizer factory for the plain one."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import Trainer, TrainerCallback
+
+from blockwise_lr.blocks import BlockMap
+from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim.groups import NoDecay
+from blockwise_lr.optim.schedules import FloorMode, WarmupMode
+
+
+def blockwise_optimizer(
+    model: nn.Module,
+    *,
+    lr: float,
+    ratios: Ratios = PAPER_RATIOS,
+    weight_decay: float = 0.1,
+    no_decay: NoDecay = (),
+    decay: Literal["coupled", "constant"] = "coupled",
+    optimizer_cls: type[Optimizer] = torch.optim.AdamW,
+    **optimizer_kwargs: Any,
+) -> tuple[type[Optimizer], dict[str, Any]]:
+    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, with a learning rate per block.
+
+    Trainer's own schedulers scale every block's peak by one factor, so the ratios hold to the end. The paper's
+    schedule, in which the blocks meet at one floor, needs :class:`BlockwiseTrainer`.
+
+    Args:
+        model: the model that Trainer gets; call ``split_fused(model)`` before this.
+        lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
+        optimizer_cls: any torch optimizer. Default AdamW.
+        optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
+
+    Raises:
+        ValueError: as :func:`blockwise_lr.param_groups`.
+
+    Example:
+        >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
+    """
+    groups = param_groups(model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay)
+    return optimizer_cls, {"params": groups, "lr": lr, **optimizer_kwargs}
+
+
+class BlockwiseTrainer(Trainer):
+    """transformers' Trainer with a learning rate and a schedule per block.
+
+    The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
+    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer (``optim``).
+    Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used.
+
+    Args:
+        ratios: learning-rate ratio by block. Default: the paper's.
+        schedule: "cosine" (default) or "wsd".
+        floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
+        floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
+        no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
+            since the paper's do.
+        blocks: a BlockMap, where the model needs overrides. Default: ``classify(model)``.
+        optimizer_cls_and_kwargs: the kind of optimizer where ``args.optim`` does not know it, without ``params``.
+
+    Raises:
+        ValueError: ``optimizers`` given, since this class makes both; and as :func:`blockwise_lr.param_groups`,
+            first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this.
+
+    Example:
+        >>> trainer = BlockwiseTrainer(split_fused(model), args, train_dataset=data)  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        ratios: Ratios = PAPER_RATIOS,
+        schedule: Literal["cosine", "wsd"] = "cosine",
+        floor: float | None = None,
+        floor_mode: FloorMode = "shared",
+        warmup: WarmupMode = "shared",
+        no_decay: NoDecay = (),
+        decay: Literal["coupled", "constant"] = "coupled",
+        blocks: BlockMap | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if any(given is not None for given in kwargs.get("optimizers", ())):
+            raise ValueError(
+                "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
+                "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
+            )
+        self._ratios = ratios
+        self._schedule = schedule
+        self._floor = floor
+        self._floor_mode = floor_mode
+        self._warmup = warmup
+        self._no_decay = no_decay
+        self._decay = decay
+        self._blocks = blocks
+        super().__init__(*args, **kwargs)
+        self._lr_record = _LearningRateRecord()
+        self.add_callback(self._lr_record)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """AdamW, or what ``args.optim`` names, on groups by block."""
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            if self.optimizer_cls_and_kwargs is not None:
+                optimizer_cls, kwargs = self.optimizer_cls_and_kwargs
+            else:
+                optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = param_groups(
+                model,
+                self.args.learning_rate,
+                self._ratios,
+                weight_decay=self.args.weight_decay,
+                no_decay=self._no_decay,
+                decay=self._decay,
+                blocks=self._blocks,
+            )
+            self.optimizer = optimizer_cls(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
+        """The blockwise schedule on the optimizer's groups."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = BlockwiseSchedule(
+                _torch_optimizer(self.optimizer if optimizer is None else optimizer),
+                shape=self._schedule,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                total_steps=num_training_steps,
+                floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
+                floor_mode=self._floor_mode,
+                warmup=self._warmup,
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Trainer's log, with the learning rate of every block beside the loss."""
+        if "loss" in logs:
+            logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
+        super().log(logs, start_time)
+
+
+class _LearningRateRecord(TrainerCallback):
+    """Remembers each block's learning rate as the update takes it, since the scheduler moves on before Trainer logs."""
+
+    def __init__(self) -> None:
+        self.by_block: dict[str, float] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.by_block = {g["block"]: float(g["lr"]) for g in kwargs["optimizer"].param_groups if "block" in g}
+
+
+def _torch_optimizer(optimizer: Any) -> Optimizer:
+    """The optimizer inside accelerate's wrapper: torch's schedulers patch ``step`` of what they are given."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, Optimizer):
+        warnings.warn(f"{type(inner).__name__} is not a torch optimizer; its learning rates may not be scheduled", stacklevel=2)
+    return inner  # type: ignore[no-any-return]

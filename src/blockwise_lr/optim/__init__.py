@@ -1,0 +1,18 @@
+"""What does each block get?"""
+
+from blockwise_lr.optim.groups import param_groups
+from blockwise_lr.optim.ratios import PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
+from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine, cosine_schedule, wsd, wsd_schedule
+
+__all__ = [
+    "PAPER_RATIOS",
+    "UNIFORM_RATIOS",
+    "BlockwiseSchedule",
+    "Ratios",
+    "cosine",
+    "cosine_schedule",
+    "param_groups",
+    "resolve_ratios",
+    "wsd",
+    "wsd_schedule",
+]

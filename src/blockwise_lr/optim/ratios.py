@@ -1,0 +1,111 @@
+"""How much faster than the base learning rate each block learns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+from blockwise_lr.blocks import Block
+
+Ratios = Mapping[Block, float] | Mapping[str, float]
+
+PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
+    {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
+)
+"""The paper's ratios, tuned by its authors on LLaMA 0.25B and MiniPile (METHOD section 3). Blocks that are
+not named, the untied output head among them, have ratio 1."""
+
+UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
+"""Every block at the base learning rate: plain AdamW, the baseline."""
+
+QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
+    {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 4.0, Block.HEAD: 4.0}
+)
+"""Ratios searched by hand for the quickstart's small model (benchmarks/tune_quickstart.py); not meant for others."""
+
+
+def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
+    """A ratio for every block: those given, and 1 for the rest.
+
+    Args:
+        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk").
+
+    Raises:
+        ValueError: a key that is no block, or a ratio that is not a positive finite number.
+
+    Example:
+        >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB]
+        (8.0, 1.0)
+    """
+    resolved = dict.fromkeys(Block, 1.0)
+    for key, value in ratios.items():
+        try:
+            block = Block(key)
+        except ValueError:
+            known = ", ".join(b.value for b in Block)
+            raise ValueError(f"ratios: {key!r} is not a block; the blocks are {known}") from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"ratios: {block.value} is {value!r}; expected a number above 0")
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"ratios: {block.value} is {value}; expected a finite number above 0")
+        resolved[block] = float(value)
+    return resolved
+
+NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
+    {"uniform": UNIFORM_RATIOS, "paper": PAPER_RATIOS, "quickstart": QUICKSTART_RATIOS}
+)
+"""The ratios that command lines know by name."""
+
+
+def parse_ratios(text: str) -> dict[Block, float]:
+    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file of them.
+
+    Args:
+        text: name, pairs, or the path of a file that holds ``{"emb": 4, ...}``.
+
+    Returns:
+        A ratio for every block.
+
+    Raises:
+        ValueError: none of the three; a file that is not such JSON; an unknown block or a ratio not above 0.
+
+    Example:
+        >>> parse_ratios("emb=4,vo=0.5")[Block.VO]
+        0.5
+    """
+    if text in NAMED_RATIOS:
+        return resolve_ratios(NAMED_RATIOS[text])
+    if Path(text).is_file():
+        try:
+            values = json.loads(Path(text).read_text(encoding="utf-8"))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise ValueError(f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}') from None
+        if not isinstance(values, dict):
+            raise ValueError(f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}')
+        return resolve_ratios(values)
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    try:
+        return resolve_ratios({name.strip(): float(value) for name, equals, value in pairs if equals or _refuse(text)})
+    except ValueError as error:
+        raise ValueError(str(error) if "ratios:" in str(error) else f"ratios: {text!r}: {error}") from None
+
+
+def spell_ratios(ratios: Ratios) -> str:
+    """The inverse of :func:`parse_ratios`, without the blocks whose ratio is 1.
+
+    Example:
+        >>> spell_ratios(PAPER_RATIOS)
+        'emb=10,qk=8,vo=4,ffn=6'
+    """
+    pairs = [f"{block.value}={ratio:g}" for block, ratio in resolve_ratios(ratios).items() if ratio != 1]
+    return ",".join(pairs) or "uniform"
+
+
+def _refuse(text: str) -> bool:
+    raise ValueError(
+        f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}; "
+        f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
+    )

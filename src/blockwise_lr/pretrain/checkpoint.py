@@ -1,0 +1,111 @@
+"""Checkpoints that are whole or absent: a manifest with checksums, written last, says that a folder is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+
+MANIFEST = "manifest.json"
+
+
+def seal(checkpoint: Path) -> None:
+    """Declare a checkpoint whole: flush its files to disk, then write their sizes and SHA-256 sums."""
+    files = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    write_json_atomic(checkpoint / MANIFEST, {"step": checkpoint_step(checkpoint), "files": files})
+
+
+def problem_with(checkpoint: Path) -> str | None:
+    """Why a checkpoint is not whole, in words; None if it is: every file there, of its size and checksum."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        for name, expected in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} does not have the checksum it was saved with"
+    except FileNotFoundError:
+        return f"{MANIFEST} is missing, so saving it was interrupted"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoint folders of a run, whole or not, by step."""
+    found = [p for p in run.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(found, key=checkpoint_step)
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """The optimizer step at which a checkpoint was saved, from its name."""
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, or None; and why each newer one was passed over."""
+    skipped = []
+    for checkpoint in reversed(checkpoints(run)):
+        problem = problem_with(checkpoint)
+        if problem is None:
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint.name} is not whole ({problem})")
+    return None, skipped
+
+
+def rotate(run: Path, keep: int) -> None:
+    """Delete all but the `keep` newest whole checkpoints, and what is not whole.
+
+    Called right after :func:`seal`, so that the newest one is known to be whole without reading it again.
+    """
+    sealed = [p for p in checkpoints(run) if (p / MANIFEST).exists()]
+    for checkpoint in checkpoints(run):
+        if checkpoint not in sealed[-max(keep, 1) :]:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, its manifest first: a deletion cut short must not leave what claims to be whole."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder to load from: `path` itself if it is a checkpoint, else the newest whole checkpoint of that run.
+
+    Raises:
+        UserError: no such folder, or no whole checkpoint in it.
+    """
+    if not path.is_dir():
+        raise UserError(f"no folder {path}: expected a run's folder (train --out) or one of its checkpoint-* folders")
+    if (path / "config.json").exists() and not checkpoints(path) and path.name.startswith("checkpoint-"):
+        problem = problem_with(path)
+        if problem:
+            raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
+        return path
+    newest, skipped = newest_whole(path)
+    if newest is None:
+        raise UserError(f"no whole checkpoint in {path}" + "".join(f"; {reason}" for reason in skipped))
+    return newest
+
+
+def _sha256(path: Path) -> str:
+    # hashlib.file_digest does this, from Python 3.11 on.
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,194 @@
+"""What one training run is: typed, immutable, and the same thing as the command line and config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import tyro
+
+from blockwise_lr.errors import UserError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer to pre-train, built from transformers' own classes."""
+
+    family: Literal["llama", "gpt2"] = "llama"
+    """Architecture: LlamaForCausalLM or GPT2LMHeadModel."""
+    hidden_size: int = 128
+    """Width of the residual stream, in channels."""
+    layers: int = 4
+    """Number of Transformer layers."""
+    heads: int = 2
+    """Number of attention heads; hidden_size must be a multiple of it."""
+    kv_heads: int | None = None
+    """Number of key/value heads (LLaMA); None: as many as heads."""
+    ffn_size: int | None = None
+    """Width of the feed-forward layer, in channels; None: 4 x hidden_size."""
+    vocab_size: int = 3072
+    """Rows of the embedding, in tokens; at least the tokenizer's vocabulary."""
+    context: int = 128
+    """Length of a training sequence, in tokens."""
+    tied: bool = False
+    """Whether the output head shares the token embedding."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The text, and how it becomes tokens."""
+
+    data: str = "sotu"
+    """Where the text is: "sotu" (embedded default: State of the Union addresses), a folder, file or glob of
+    .txt, .jsonl(.gz/.zst) or .parquet, a folder with nanoGPT's train.bin and val.bin, or a Hugging Face
+    data set id such as JeanKaddour/minipile."""
+    tokenizer: str = "bpe"
+    """"bpe": a byte-level BPE of vocab_size tokens trained on the training split; or a Hugging Face tokenizer's
+    id or folder."""
+    text_field: str = "text"
+    """Field that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    hf_config: str | None = None
+    """Configuration of a Hugging Face data set ("en" for allenai/c4); None: its default."""
+    hf_streaming: bool = False
+    """Stream a Hugging Face data set instead of downloading all of it first."""
+    max_documents: int | None = None
+    """Read at most this many documents; None: all of them."""
+    cache: str | None = None
+    """Folder for tokenizers and token shards; None: $BLOCKWISE_LR_CACHE, else ~/.cache/blockwise-lr."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, the learning rate of each block, and their schedule."""
+
+    optimizer: str = "adamw"
+    """Name of the optimizer."""
+    base_lr: float = 6e-4
+    """Peak learning rate of a block whose ratio is 1."""
+    ratios: str = "paper"
+    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", or a JSON file {block: ratio}."""
+    beta1: float = 0.9
+    """Decay of the first moment's moving average, per step."""
+    beta2: float = 0.95
+    """Decay of the second moment's moving average, per step."""
+    eps: float = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, per unit of learning rate."""
+    decay: Literal["coupled", "constant"] = "coupled"
+    """"coupled": a block's decay is lr * weight_decay, so it grows with its ratio (the paper's way);
+    "constant": every block decays as at the base learning rate."""
+    no_decay: str = ""
+    """Blocks without weight decay, comma-separated ("norm,emb"), or "1d" for all vectors; empty: none."""
+    clip: float = 1.0
+    """Largest L2 norm of the whole gradient; 0: no clipping."""
+    schedule: Literal["cosine", "wsd"] = "cosine"
+    """Shape of the learning rate over the steps."""
+    warmup_fraction: float = 0.02
+    """Linear warm-up from 0, as a share of the steps."""
+    warmup_steps: int | None = None
+    """Linear warm-up in steps; takes precedence over warmup_fraction."""
+    warmup: Literal["shared", "equal_slope"] = "shared"
+    """"shared": every block warms up over the same steps; "equal_slope": over ratio times as many."""
+    floor_fraction: float = 0.05
+    """Final learning rate as a share of base_lr."""
+    floor: Literal["shared", "proportional"] = "shared"
+    """"shared": all blocks end at one learning rate (the paper's way); "proportional": at their peak's share."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. `config.json` in a run's folder holds exactly these fields."""
+
+    preset: Annotated[str, tyro.conf.Suppress] = "quickstart"
+    """Name of the preset that the values started from."""
+    steps: int = 400
+    """Optimizer steps in the run."""
+    batch_size: int = 16
+    """Sequences of one micro-batch, on each process."""
+    accumulation: int = 1
+    """Micro-batches summed into one optimizer step, on each process."""
+    seed: int = 0
+    """Seed of the run; init_seed and data_seed follow it unless given."""
+    init_seed: int | None = None
+    """Seed of the initial weights; None: seed."""
+    data_seed: int | None = None
+    """Seed of the data order; None: seed."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast.
+    Evaluation is always in fp32."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; "auto": a GPU if there is one."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = 50
+    """Steps between two validation losses, a multiple of log_every; 0: only at the end."""
+    eval_tokens: int = 49_152
+    """Tokens of the fixed validation set (and of the tune set); 0: the whole split."""
+    save_every: int = 100
+    """Steps between two checkpoints, a multiple of log_every; 0: only at the end."""
+    keep_checkpoints: int = 2
+    """How many of the newest whole checkpoints to keep."""
+    report_to: str = "tensorboard"
+    """Where Trainer reports to, comma-separated: tensorboard, wandb, trackio, none."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain nested dictionaries, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
+    """The configuration that :meth:`TrainConfig.to_dict` gave.
+
+    Raises:
+        UserError: a field that does not exist, or a value of another type than the field's.
+
+    Example:
+        >>> config_from_dict(TrainConfig(steps=7).to_dict()).steps
+        7
+    """
+    return _from_dict(TrainConfig, values, "")
+
+
+T = TypeVar("T")
+
+
+def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    hints = get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise UserError(f"configuration: no field named {where}{unknown[0]}; the fields are {', '.join(hints)}")
+    fields = {}
+    for name, value in values.items():
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, Mapping):
+                raise UserError(f"configuration: {where}{name} is {value!r}; expected an object of fields")
+            fields[name] = _from_dict(cast("type[Any]", hint), value, f"{where}{name}.")
+        elif not _fits(value, hint):
+            raise UserError(f"configuration: {where}{name} is {value!r}; expected {_spell(hint)}")
+        else:
+            fields[name] = float(value) if hint is float else value
+    return cls(**fields)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    options = get_args(hint) or (hint,)  # `int | None` has its options as arguments
+    if isinstance(value, bool):
+        return bool in options
+    return any(isinstance(value, (int, float) if option is float else option) for option in options)
+
+
+def _spell(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    return hint.__name__ if isinstance(hint, type) else str(hint)

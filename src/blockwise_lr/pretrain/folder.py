@@ -1,0 +1,119 @@
+"""A run's folder: whose it is, whether it is finished, and where it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.pretrain.checkpoint import newest_whole
+from blockwise_lr.pretrain.config import TrainConfig
+
+CONFIG, RESULT = "config.json", "result.json"
+
+# What may differ between a run and its resumption, because no number in it depends on them.
+_FREE = {"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"}
+
+
+def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
+    """result.json of the run of `config` in `out`, if it is finished.
+
+    Raises:
+        UserError: the folder holds something else; says what differs.
+    """
+    _check_same(config, out)
+    if not (out / RESULT).exists():
+        return None
+    result: dict[str, Any] = _read_json(out / RESULT)
+    return result
+
+
+def begin_run(
+    config: TrainConfig, out: Path, *, about: dict[str, Any], main: bool, say: Callable[[str], None]
+) -> Path | None:
+    """Write config.json for a new run, or find the checkpoint from which an unfinished one goes on.
+
+    Args:
+        about: what config.json says beside the configuration: versions, hardware, data.
+        main: whether this process writes (rank 0 alone).
+        say: prints one line.
+
+    Returns:
+        The newest whole checkpoint, or None to start from step 0.
+
+    Raises:
+        UserError: the data or the number of processes is not what the run began with, so it could not go on
+            as it would have; or the checkpoint is of another model.
+    """
+    if not (out / CONFIG).exists():
+        if main:
+            write_json_atomic(out / CONFIG, {"train": config.to_dict(), **about})
+        return None
+    before = _read_json(out / CONFIG)
+    if before.get("processes", 1) != about["processes"]:
+        raise UserError(
+            f"{out} was begun with {before.get('processes', 1)} processes and cannot go on with {about['processes']}: "
+            f"the data order would change; start as many, or choose another --out"
+        )
+    old, new = (d.get("data", {}).get("content_sha256") for d in (before, about))
+    if old != new:
+        raise UserError(f"the text of the run in {out} has changed since it began: restore it, or choose another --out")
+    checkpoint, skipped = newest_whole(out)
+    for reason in skipped:
+        say(f"{reason}: passed over")
+    if checkpoint is None:
+        say(f"{out} holds no whole checkpoint: starting again from step 0")
+    else:
+        _check_model(config, checkpoint)
+        say(f"resuming from {checkpoint}")
+    return checkpoint
+
+
+def _check_same(config: TrainConfig, out: Path) -> None:
+    """Refuse a folder that is not this run's."""
+    if not (out / CONFIG).exists():
+        others = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
+        if others:
+            raise UserError(f"{out} is not empty ({others[0]}) and holds no run: choose another --out")
+        return
+    there, here = _flatten(_read_json(out / CONFIG).get("train", {})), _flatten(config.to_dict())
+    for name in here:
+        if name not in _FREE and there.get(name) != here[name]:
+            raise UserError(
+                f"{out} holds a run of another configuration ({name} is {there.get(name)!r} there and {here[name]!r} here): "
+                f"choose another --out, or run it as it was"
+            )
+
+
+def _check_model(config: TrainConfig, checkpoint: Path) -> None:
+    saved = _read_json(checkpoint / CONFIG)
+    names = {
+        "hidden_size": ("hidden_size", "n_embd"),
+        "layers": ("num_hidden_layers", "n_layer"),
+        "heads": ("num_attention_heads", "n_head"),
+        "vocab_size": ("vocab_size",),
+    }
+    for field, keys in names.items():
+        found = next((saved[key] for key in keys if key in saved), None)
+        if found != getattr(config.model, field):
+            raise UserError(
+                f"{checkpoint} is of another model: its {field} is {found}, the run's is {getattr(config.model, field)}; "
+                f"remove the checkpoint or choose another --out"
+            )
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): remove the folder or choose another one") from None

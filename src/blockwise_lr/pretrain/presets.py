@@ -1,0 +1,143 @@
+"""The paper's models with the settings of their data sets, and the quickstart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+_VOCAB = 50_304  # GPT-2's 50 257 tokens, rounded up to a multiple of 64 (METHOD section 3)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What goes with a data set in the authors' code (METHOD section 3)."""
+
+    data: DataConfig
+    context: int
+    steps: int
+    floor_fraction: float
+    vocab_size: int = _VOCAB
+
+
+_SETTINGS = {
+    "openwebtext": _Setting(DataConfig(data="Skylion007/openwebtext", tokenizer="gpt2"), 1024, 50_000, 1 / 20),
+    "minipile": _Setting(DataConfig(data="JeanKaddour/minipile", tokenizer="gpt2"), 512, 30_000, 1 / 20),
+    "c4": _Setting(
+        DataConfig(data="allenai/c4", hf_config="en", hf_streaming=True, tokenizer="t5-base", max_documents=12_000_000),
+        256,
+        30_000,
+        1 / 10,
+        32_100,
+    ),
+}
+
+_MODELS = {
+    "gpt2-small": ModelConfig("gpt2", 768, 12, 12, tied=True),
+    "gpt2-medium": ModelConfig("gpt2", 1024, 24, 16, tied=True),
+    "gpt2-large": ModelConfig("gpt2", 1280, 36, 20, tied=True),
+    "gpt2-xl": ModelConfig("gpt2", 1600, 48, 25, tied=True),
+    "llama-90m": ModelConfig("llama", 768, 2, 12),
+    "llama-134m": ModelConfig("llama", 768, 6, 12),
+    "llama-0.23b": ModelConfig("llama", 768, 16, 12),
+    "llama-0.25b": ModelConfig("llama", 1024, 8, 16),
+    "llama-0.5b": ModelConfig("llama", 1280, 15, 20),
+    "llama-0.75b": ModelConfig("llama", 1664, 13, 26),
+    "llama-0.9b": ModelConfig("llama", 1600, 18, 25),
+    "tinyllama-1.1b": ModelConfig("llama", 2048, 22, 32, kv_heads=4, ffn_size=5632),
+}
+
+
+def _paper_preset(name: str, model: ModelConfig, setting: _Setting) -> TrainConfig:
+    # 15 sequences x 10 accumulation steps a GPU, 300 in all: the authors' two GPUs.
+    return TrainConfig(
+        preset=name,
+        steps=setting.steps,
+        batch_size=15,
+        accumulation=10,
+        log_every=10,
+        eval_every=500,
+        eval_tokens=2_097_152,
+        save_every=1_000,
+        model=replace(model, vocab_size=setting.vocab_size, context=setting.context),
+        data=setting.data,
+        optim=OptimConfig(warmup_fraction=0.02, floor_fraction=setting.floor_fraction),
+    )
+
+
+def _quickstart() -> TrainConfig:
+    # Small enough that five runs of N take minutes on two CPU cores: benchmarks/tune_quickstart.py tuned it.
+    return TrainConfig(
+        preset="quickstart",
+        steps=300,
+        eval_every=30,
+        eval_tokens=24_576,
+        optim=OptimConfig(base_lr=2e-3, ratios="uniform", warmup_fraction=0.05),
+    )
+
+
+def _all() -> dict[str, TrainConfig]:
+    presets = {"quickstart": _quickstart()}
+    for model_name, model in _MODELS.items():
+        # The bare name is the setting of most of the paper's runs.
+        for suffix, setting in (("", "openwebtext"), *((f"-{name}", name) for name in _SETTINGS)):
+            name = model_name + suffix
+            presets[name] = _paper_preset(name, model, _SETTINGS[setting])
+    return presets
+
+
+PRESETS: Mapping[str, TrainConfig] = MappingProxyType(_all())
+"""Every preset by name. "llama-0.25b" and "llama-0.25b-openwebtext" are the same settings."""
+
+
+def get_preset(name: str) -> TrainConfig:
+    """The preset of that name.
+
+    Raises:
+        UserError: no such preset; the message lists those there are.
+
+    Example:
+        >>> get_preset("llama-0.25b-minipile").steps
+        30000
+    """
+    try:
+        return PRESETS[name]
+    except KeyError:
+        models = ", ".join(_MODELS)
+        raise UserError(
+            f"no preset named {name!r}; there are quickstart, and {models}, each also with "
+            f"{', '.join('-' + s for s in _SETTINGS)} behind it (alone: -openwebtext)"
+        ) from None
+
+
+_ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:quickstart")}
+
+_TUNED: Mapping[str, Mapping[str, float]] = MappingProxyType({})
+
+
+def arms_of(preset: str) -> tuple[str, ...]:
+    """What `compare` runs for a preset unless told otherwise: the baseline first."""
+    return _ARMS.get(preset, ("adamw:uniform", "adamw:paper"))
+
+
+def tuned_base_lrs(config: TrainConfig) -> Mapping[str, float] | None:
+    """Base learning rates tuned beforehand for exactly this model, text and number of steps; None if there are none.
+
+    Returns:
+        "optimizer:ratios:horizon" -> base learning rate, horizon "N" or "2N".
+
+    Example:
+        >>> tuned_base_lrs(get_preset("gpt2-small")) is None
+        True
+    """
+    preset = PRESETS.get(config.preset)
+    if preset is None or config.preset not in _TUNED:
+        return None
+    tuned_for = replace(
+        config, seed=preset.seed, device=preset.device, log_every=preset.log_every, save_every=preset.save_every,
+        report_to=preset.report_to, keep_checkpoints=preset.keep_checkpoints, data=replace(config.data, cache=None),
+    )  # fmt: skip
+    return _TUNED[config.preset] if tuned_for == preset else None

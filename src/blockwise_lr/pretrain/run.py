@@ -1,0 +1,277 @@
+"""One training run on transformers' Trainer: started, resumed where it was cut, or left alone when finished."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from filelock import FileLock, Timeout
+from rich.console import Console
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, default_data_collator
+from transformers.trainer_callback import PrinterCallback
+
+from blockwise_lr.blocks import split_fused
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.registry import optimizer_class
+from blockwise_lr.optim.schedules import cosine, wsd
+from blockwise_lr.pretrain.checkpoint import checkpoint_step
+from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
+from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.pretrain.evaluate import evaluate_loss
+from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
+from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
+from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.pretrain.progress_line import TrainingProgress
+from blockwise_lr.pretrain.trainer import NonFiniteLossError, PretrainTrainer
+
+
+def train(config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None) -> dict[str, Any]:
+    """Run `config` in the folder `out` to its end, and return what result.json holds.
+
+    A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
+    every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone. Under torchrun every
+    process calls this.
+
+    Args:
+        config: the run.
+        out: its folder; made if missing.
+        command: the command line, for config.json.
+        console: where progress goes. Default: stderr.
+
+    Returns:
+        ``{"finished": True, "steps", "tokens", "terminal_val_loss", "terminal_tune_loss", "seconds"}``.
+
+    Raises:
+        UserError: the configuration, the data or the folder is not usable; says what to change.
+        NonFiniteLossError: the loss became NaN or infinite. result.json then says ``"diverged": true``.
+    """
+    console = console or Console(stderr=True)
+    config = check_config(config)
+    done = finished_result(config, out)
+    if done is not None:
+        console.print(f"{out} holds this run, finished: nothing to do", highlight=False, soft_wrap=True)
+        return done
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / ".lock")
+    if _is_main():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
+    try:
+        return _train(config, out, command, console)
+    finally:
+        lock.release()
+
+
+def check_config(config: TrainConfig) -> TrainConfig:
+    """The configuration with "auto" and files resolved, so that it means the same on every reading.
+
+    Raises:
+        UserError: values out of range or at odds with each other; names them and says what was expected.
+    """
+    at_least_one = {"steps": config.steps, "batch-size": config.batch_size, "accumulation": config.accumulation,
+                    "log-every": config.log_every, "keep-checkpoints": config.keep_checkpoints,
+                    "layers": config.model.layers, "heads": config.model.heads, "hidden-size": config.model.hidden_size}  # fmt: skip
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"--{name} is {value}; expected 1 or more")
+    if config.model.context < 2:
+        raise UserError(f"--context is {config.model.context}; expected 2 or more, so that there is a token to predict")
+    for name, value in {"save-every": config.save_every, "eval-every": config.eval_every}.items():
+        if value < 0 or value % config.log_every:
+            # A resumed run's first logged loss is a mean over the steps since the checkpoint.
+            raise UserError(f"--{name} is {value}; expected 0 or a multiple of --log-every ({config.log_every})")
+    optim = config.optim
+    if not (math.isfinite(optim.base_lr) and optim.base_lr > 0):
+        raise UserError(f"--base-lr is {optim.base_lr}; expected a finite number above 0")
+    if not 0 <= optim.floor_fraction <= 1:
+        raise UserError(
+            f"--floor-fraction is {optim.floor_fraction}; expected 0 to 1: the floor cannot be above the base LR"
+        )
+    if not 0 <= optim.warmup_fraction < 1:
+        raise UserError(f"--warmup-fraction is {optim.warmup_fraction}; expected 0 or more and below 1")
+    try:
+        ratios = parse_ratios(optim.ratios)
+        optimizer_class(optim.optimizer)
+        for ratio in ratios.values():
+            peak, floor = ratio * optim.base_lr, optim.base_lr * optim.floor_fraction * min(ratio, 1.0)
+            warmup = warmup_steps(config) * (ratio if optim.warmup == "equal_slope" else 1.0)
+            if optim.schedule == "cosine":
+                cosine(0, peak=peak, warmup_steps=warmup, total_steps=config.steps, floor=floor)
+            else:
+                wsd(0, peak=peak, base=optim.base_lr, warmup_steps=warmup, total_steps=config.steps, floor=floor)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    spelled = optim.ratios if optim.ratios in NAMED_RATIOS else spell_ratios(ratios)
+    return replace(config, device=_resolve_device(config), optim=replace(optim, ratios=spelled))
+
+
+def warmup_steps(config: TrainConfig) -> int:
+    """Length of the warm-up in steps."""
+    given = config.optim.warmup_steps
+    return round(config.optim.warmup_fraction * config.steps) if given is None else given
+
+
+def _resolve_device(config: TrainConfig) -> Any:
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda, but torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _train(config: TrainConfig, out: Path, command: str, console: Console) -> dict[str, Any]:
+    # Trainer and accelerate tell developers about defaults; a user of this command cannot act on them.
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module="torch.utils.data")
+    arguments = _training_arguments(config, out)  # starts torch.distributed under torchrun
+    progress = console.is_terminal and _is_main()
+    data = prepare_data(
+        config.data, vocab_size=config.model.vocab_size, context=config.model.context, progress=progress
+    )
+    resume = begin_run(
+        config,
+        out,
+        about={
+            "command": command,
+            "processes": arguments.world_size,
+            "ratios": {b.value: r for b, r in parse_ratios(config.optim.ratios).items()},
+            **describe_environment(str(config.device)),
+            "data": data.describe(),
+        },
+        main=_is_main(),
+        say=lambda text: console.print(text, highlight=False, soft_wrap=True) if _is_main() else None,
+    )
+    metrics = (
+        MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0) if _is_main() else None
+    )
+    trainer = _trainer(config, out, arguments, data, metrics, console)
+    try:
+        if resume and checkpoint_step(resume) == config.steps:
+            # Killed between the last checkpoint and result.json: only the closing evaluation is missing.
+            trainer._load_from_checkpoint(str(resume))
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    except NonFiniteLossError as error:
+        result = {"finished": True, "diverged": True, "diverged_at_step": error.step, "steps": config.steps,
+                  "tokens": None, "terminal_val_loss": None, "terminal_tune_loss": None, "seconds": trainer.seconds}  # fmt: skip
+        if _is_main():
+            write_json_atomic(out / RESULT, result)
+        raise
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, TrainingProgress):
+                callback.close()
+    tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
+    tune_loss = evaluate_loss(trainer.model, tune, batch_size=config.batch_size)
+    result = {
+        "finished": True,
+        "steps": config.steps,
+        "tokens": config.steps * trainer.tokens_per_step,
+        "terminal_val_loss": read_metrics(out / "metrics.jsonl")[-1]["val_loss"],
+        "terminal_tune_loss": tune_loss,
+        "seconds": round(trainer.seconds, 3),
+    }
+    if _is_main():
+        write_json_atomic(out / RESULT, result)
+    return result
+
+
+def _training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
+    optim = config.optim
+    data_seed = config.seed if config.data_seed is None else config.data_seed
+    reports = [name.strip() for name in config.report_to.split(",") if name.strip() not in ("", "none")]
+    return TrainingArguments(
+        output_dir=str(out),
+        max_steps=config.steps,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        learning_rate=optim.base_lr,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        adam_epsilon=optim.eps,
+        max_grad_norm=optim.clip,
+        warmup_steps=warmup_steps(config),
+        seed=data_seed,
+        use_cpu=config.device == "cpu",
+        bf16=False,  # PretrainTrainer enters autocast itself
+        torch_compile=config.compile,
+        logging_steps=config.log_every,
+        logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
+        logging_first_step=False,
+        eval_strategy="steps" if config.eval_every else "no",
+        eval_steps=config.eval_every or None,
+        save_strategy="steps",
+        save_steps=config.save_every or config.steps,
+        save_total_limit=None,  # checkpoint.rotate does it, after the new one is whole
+        report_to=reports or "none",
+        dataloader_drop_last=True,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        ddp_find_unused_parameters=False,
+    )
+
+
+def _trainer(
+    config: TrainConfig,
+    out: Path,
+    arguments: TrainingArguments,
+    data: TokenData,
+    metrics: MetricsFile | None,
+    console: Console,
+) -> PretrainTrainer:
+    optim, context = config.optim, config.model.context
+    sequences = config.batch_size * config.accumulation * arguments.world_size
+    init_seed = config.seed if config.init_seed is None else config.init_seed
+    model: PreTrainedModel = split_fused(build_model(config.model, seed=init_seed))
+    trainer = PretrainTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=TrainingStream(data.train, context, arguments.seed, n_samples=config.steps * sequences),
+        eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
+        processing_class=data.tokenizer,
+        data_collator=default_data_collator,  # windows are of one length: nothing to pad
+        optimizer_cls_and_kwargs=optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps),
+        ratios=parse_ratios(optim.ratios),
+        schedule=optim.schedule,
+        floor=optim.base_lr * optim.floor_fraction,
+        floor_mode=optim.floor,
+        warmup=optim.warmup,
+        no_decay="1d" if optim.no_decay == "1d" else [b.strip() for b in optim.no_decay.split(",") if b.strip()],
+        decay=optim.decay,
+        metrics=metrics,
+        run_dir=out,
+        keep_checkpoints=config.keep_checkpoints,
+        tokens_per_step=sequences * context,
+        autocast_bf16=config.precision == "bf16",
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_EvaluateAtTheEnd())
+    if _is_main():
+        trainer.add_callback(TrainingProgress(trainer.tokens_per_step, console))
+    return trainer
+
+
+class _EvaluateAtTheEnd(TrainerCallback):
+    """The last step is logged and evaluated whatever log_every and eval_every are: its loss is the run's result."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True

@@ -1,0 +1,132 @@
+"""BlockwiseTrainer for pre-training: a fixed data order, one metrics file, checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+
+from blockwise_lr.integrations.transformers import BlockwiseTrainer
+from blockwise_lr.pretrain import checkpoint
+from blockwise_lr.pretrain.evaluate import evaluate_loss
+from blockwise_lr.pretrain.metrics import MetricsFile
+
+
+class NonFiniteLossError(RuntimeError):
+    """The training loss became NaN or infinite, so the run cannot go on."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(
+            f"the training loss became {loss} by step {step}: the run diverged; lower --base-lr or the largest ratio, "
+            f"or warm up for longer (the last whole checkpoint is kept)"
+        )
+        self.step = step
+
+
+class PretrainTrainer(BlockwiseTrainer):
+    """BlockwiseTrainer as `blockwise-lr train` runs it.
+
+    Args:
+        metrics: where every logged step goes.
+        run_dir: the run's folder, for checkpoints.
+        keep_checkpoints: how many whole checkpoints to keep.
+        tokens_per_step: tokens of one optimizer step over all processes.
+        autocast_bf16: forward under bf16 autocast, weights and evaluation in fp32. (Trainer's own ``bf16=True`` patches
+            the model's forward, so that evaluation could not leave it, and copies the logits once more.)
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        metrics: MetricsFile | None,
+        run_dir: Path,
+        keep_checkpoints: int,
+        tokens_per_step: int,
+        autocast_bf16: bool,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._metrics = metrics
+        self._run_dir = run_dir
+        self._keep_checkpoints = keep_checkpoints
+        self.tokens_per_step = tokens_per_step
+        self._autocast_bf16 = autocast_bf16
+        self._started = time.monotonic()
+        self._pending: dict[str, Any] | None = None
+        # Windows are all of one length, so the mean of micro-batch means is exact and no tokens need counting.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        # TrainingStream fixes the order by itself; any sampler of Trainer's would shuffle it again.
+        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+
+    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+        if not self._autocast_bf16:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation loss in fp32; completes the row of metrics.jsonl that was waiting for it."""
+        loss = evaluate_loss(self.model, self.eval_dataset, batch_size=self.args.per_device_eval_batch_size)
+        if self._pending:
+            self._write({**self._pending, "val_loss": loss})
+        metrics = {"eval_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs:
+            return
+        row = {
+            "step": self.state.global_step,
+            "tokens": self.state.global_step * self.tokens_per_step,
+            "train_loss": logs["loss"],
+            "val_loss": None,
+            "lr": {name.removeprefix("lr/"): lr for name, lr in logs.items() if name.startswith("lr/")},
+            "grad_norm": logs.get("grad_norm"),
+            "seconds": round(self.seconds, 3),
+        }
+        if not math.isfinite(logs["loss"]):
+            self._write(row)
+            raise NonFiniteLossError(self.state.global_step, logs["loss"])
+        if self.control.should_evaluate:
+            self._pending = row
+        else:
+            self._write(row)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds this run has taken, those before a resume included."""
+        before = self._metrics.seconds if self._metrics else 0.0
+        return before + time.monotonic() - self._started
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._pending = None
+        if self._metrics:
+            self._metrics.append(row)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        target = self._run_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and target.exists():
+            # Left by a run that was killed while saving: never mix two saves in one folder.
+            checkpoint.remove(target)
+        _barrier()
+        super()._save_checkpoint(model, trial)
+        _barrier()
+        if self.is_world_process_zero():
+            checkpoint.seal(target)
+            checkpoint.rotate(self._run_dir, self._keep_checkpoints)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
