@@ -6,9 +6,8 @@
 The corpus is the embedded speeches, cut into documents of 5 000 characters (about openwebtext's average)
 and repeated, as .jsonl. Ours reads the .jsonl and writes shards; `datasets.map` starts from the Arrow table
 that `load_dataset` made beforehand and writes Arrow, with the same tokenizer, batched, one process a core.
-Each arm runs in a process of its own, in turns. MB are 10^6 bytes of UTF-8 text; the ratio is that of
-neighbouring runs.
-The result goes to benchmarks/results/tokenize-<date>.json.
+Each arm runs in a process of its own, in turns; the ratios are those of neighbouring runs. MB are 10^6 bytes
+of UTF-8 text. The result goes to benchmarks/results/tokenize-<date>.json.
 
 (Not tokenize.py: the standard library has a module of that name, which a script beside it would hide.)
 """
@@ -25,13 +24,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-RESULTS = Path(os.environ.get("OUT_TMP", Path(__file__).parent / "results"))
+RESULTS = Path(__file__).parent / "results"
 DOCUMENT_CHARACTERS = 5_000
 
 
@@ -60,21 +60,20 @@ def text_megabytes(path: Path) -> float:
         return sum(len(json.loads(line)["text"].encode()) for line in file) / 1e6
 
 
-def ours(corpus: Path, tokenizer: Path, out: Path) -> float:
-    """Seconds from .jsonl to shards."""
+def ours(corpus: Path, tokenizer: Path, out: Path) -> tuple[float, float]:
+    """CPU seconds and seconds from .jsonl to shards."""
     from tokenizers import Tokenizer
 
     from blockwise_lr.pretrain.sources import FileSource
-    from blockwise_lr.pretrain.tokenize import Encoder, write_shards
+    from blockwise_lr.pretrain.tokenize import write_shards
+    from blockwise_lr.pretrain.vocabulary import Encoder
 
     encoder = Encoder(Tokenizer.from_file(str(tokenizer)), 0)
-    begin = time.perf_counter()
-    write_shards(FileSource("corpus", [corpus]), encoder, out / "shards", 200)
-    return time.perf_counter() - begin
+    return timed(lambda: write_shards(FileSource("corpus", [corpus]), encoder, out / "shards", 200))
 
 
-def hugging_face(corpus: Path, tokenizer: Path, out: Path) -> float:
-    """Seconds of `datasets.map` alone."""
+def hugging_face(corpus: Path, tokenizer: Path, out: Path) -> tuple[float, float]:
+    """CPU seconds and seconds of `datasets.map` alone."""
     import datasets
     from transformers import PreTrainedTokenizerFast
 
@@ -86,9 +85,19 @@ def hugging_face(corpus: Path, tokenizer: Path, out: Path) -> float:
         return {"ids": encoded["input_ids"]}
 
     datasets.disable_progress_bars()
-    begin = time.perf_counter()
-    table.map(encode, batched=True, num_proc=cores(), remove_columns=["text"], new_fingerprint="tokenized")
-    return time.perf_counter() - begin
+    return timed(lambda: table.map(encode, batched=True, num_proc=cores(), remove_columns=["text"]))
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """(CPU seconds, finished children included; seconds). On a busy machine the first is the steadier one."""
+
+    def cpu() -> float:
+        times = os.times()
+        return times.user + times.system + times.children_user + times.children_system
+
+    begin, cpu_begin = time.perf_counter(), cpu()
+    work()
+    return cpu() - cpu_begin, time.perf_counter() - begin
 
 
 def cores() -> int:
@@ -96,8 +105,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_process_of_its_own(arm: str, corpus: Path, tokenizer: Path) -> tuple[float, list[float]]:
-    """(seconds, resident memory in MB of the process and its children every 0.05 s)."""
+def in_process_of_its_own(arm: str, corpus: Path, tokenizer: Path) -> tuple[float, float, list[float]]:
+    """(seconds, CPU seconds, resident memory in MB of the process and its children every 0.05 s)."""
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, __file__, "--arm", arm, str(corpus), str(tokenizer), out]
         with subprocess.Popen(
@@ -111,7 +120,8 @@ def in_process_of_its_own(arm: str, corpus: Path, tokenizer: Path) -> tuple[floa
             printed = process.stdout.read()
         if process.returncode:
             raise RuntimeError(f"the arm {arm} failed with exit code {process.returncode}")
-    return float(printed.split()[-1]), samples
+    cpu, seconds = map(float, printed.split()[-2:])
+    return seconds, cpu, samples
 
 
 def resident_megabytes(pid: int) -> float:
@@ -125,6 +135,12 @@ def resident_megabytes(pid: int) -> float:
     return total / 1e6
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        name: round(f(values), 3) for name, f in (("median", statistics.median), ("min", min), ("max", max))
+    }
+
+
 def hardware() -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
@@ -134,7 +150,6 @@ def hardware() -> dict[str, Any]:
         "cpu": cpu,
         "cores": cores(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "load_before": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         **{name: version(name) for name in ("tokenizers", "datasets", "transformers", "numpy")},
     }
@@ -156,12 +171,12 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.arm:
         arm, *paths = arguments.arm
-        print({"ours": ours, "datasets.map": hugging_face}[arm](*map(Path, paths)))
+        print(*{"ours": ours, "datasets.map": hugging_face}[arm](*map(Path, paths)))
         return
     from blockwise_lr.files import write_json_atomic
     from blockwise_lr.pretrain.config import DataConfig
     from blockwise_lr.pretrain.sources import open_source
-    from blockwise_lr.pretrain.tokenize import train_bpe
+    from blockwise_lr.pretrain.vocabulary import train_bpe
 
     result: dict[str, Any] = {"hardware": hardware(), "vocab_size": arguments.vocab_size}
     with tempfile.TemporaryDirectory() as folder:
@@ -171,27 +186,30 @@ def main() -> None:
             write_corpus(corpus, arguments.speed_mb)
             megabytes = text_megabytes(corpus)
             speeds: dict[str, list[float]] = {"ours": [], "datasets.map": []}
+            cpu: dict[str, list[float]] = {"ours": [], "datasets.map": []}
             for repeat in range(arguments.repeats):
-                for arm, measured in speeds.items():
-                    seconds, _ = in_process_of_its_own(arm, corpus, tokenizer)
+                # Each arm goes first every other time, so that a drift of the machine favours neither.
+                for arm, measured in sorted(speeds.items(), reverse=repeat % 2 == 0):
+                    seconds, busy, _ = in_process_of_its_own(arm, corpus, tokenizer)
+                    cpu[arm].append(busy)
                     measured.append(megabytes / seconds)
                     print(f"repeat {repeat}: {arm} {measured[-1]:.2f} MB/s", file=sys.stderr)
-            ratios = [a / b for a, b in zip(speeds["ours"], speeds["datasets.map"])]
             result["speed"] = {
+                "load_average": round(os.getloadavg()[0], 2),
                 "text_mb": round(megabytes, 1),
                 "mb_per_s": {arm: [round(value, 2) for value in values] for arm, values in speeds.items()},
-                "ratio": {
-                    "median": round(statistics.median(ratios), 3),
-                    "min": round(min(ratios), 3),
-                    "max": round(max(ratios), 3),
-                },
+                "ratio": spread([a / b for a, b in zip(speeds["ours"], speeds["datasets.map"])]),
+                "cpu_seconds": {arm: [round(value, 1) for value in values] for arm, values in cpu.items()},
+                "cpu_ratio": spread([b / a for a, b in zip(cpu["ours"], cpu["datasets.map"])]),
             }
-        result["memory"] = []
+        if arguments.memory_mb:
+            result["memory"] = []
         for megabytes in arguments.memory_mb:
             write_corpus(corpus, megabytes)
-            seconds, resident = in_process_of_its_own("ours", corpus, tokenizer)
+            seconds, _, resident = in_process_of_its_own("ours", corpus, tokenizer)
             result["memory"].append(
                 {
+                    "load_average": round(os.getloadavg()[0], 2),
                     "text_mb": megabytes,
                     "seconds": round(seconds, 1),
                     "peak_rss_mb": round(max(resident)),
@@ -201,9 +219,9 @@ def main() -> None:
             print(result["memory"][-1], file=sys.stderr)
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"tokenize-{datetime.date.today().isoformat()}.json"
-    write_json_atomic(
-        path, {"command": " ".join(["python", "benchmarks/tokenizing.py", *sys.argv[1:]]), **result}
-    )
+    # A second run of the day replaces what it measures and keeps the rest.
+    earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    write_json_atomic(path, {**earlier, **result})
     print(path)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/tune_quickstart.py --out runs/tune-quickstart
 
-Two coordinate searches of 13 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the ratios of
-the blocks, starting from those that won a trial on other text, and one over the decay, betas, warm-up, clipping and floor
-of the uniform baseline, so that neither side is searched harder. Runs are cached in --out. Writes results/quickstart/search.json.
+Two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the ratios of
+the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and clipping of
+the uniform baseline, so that neither side is searched harder. Runs are cached in --out. Writes results/quickstart/search.json.
 The base learning rates of all arms are then tuned over one grid by `blockwise-lr compare quickstart --base-lrs ...`
 (results/quickstart/README.md has the command).
 """
@@ -30,10 +30,9 @@ from blockwise_lr.pretrain.presets import get_preset
 BASE_LR = 2e-3
 RATIO_START = {"emb": 4.0, "vo": 0.1, "norm": 8.0, "head": 4.0, "qk": 1.0, "ffn": 1.0}
 # The slow block first: it hides what the others can take.
-RATIO_MOVES = {"vo": (0.05, 0.2), "norm": (4, 16), "emb": (2, 8), "head": (2, 8), "qk": (0.5, 2), "ffn": (0.5, 2)}
-BASELINE_START = {"weight_decay": 0.1, "beta2": 0.95, "warmup_fraction": 0.05, "clip": 1.0, "floor_fraction": 0.05, "beta1": 0.9}
-BASELINE_MOVES = {"weight_decay": (0.03, 0.3), "beta2": (0.9, 0.99), "warmup_fraction": (0.02, 0.15),
-                  "clip": (0.3, 0.0), "floor_fraction": (0.0, 0.2), "beta1": (0.8, 0.95)}  # fmt: skip
+RATIO_MOVES = {"vo": (0.05, 0.2), "norm": (4, 16), "emb": (2, 8), "head": (2, 8)}
+BASELINE_START = {"weight_decay": 0.1, "beta2": 0.95, "warmup_fraction": 0.05, "clip": 1.0}
+BASELINE_MOVES = {"weight_decay": (0.03, 0.3), "beta2": (0.9, 0.99), "warmup_fraction": (0.02, 0.15), "clip": (0.3, 0.0)}
 
 
 def main() -> None:

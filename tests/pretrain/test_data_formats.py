@@ -73,6 +73,12 @@ def test_an_empty_text_keeps_its_index(tmp_path: Path) -> None:
     assert documents(path) == ["a", "", "", "b"]
 
 
+def test_half_a_surrogate_pair_becomes_a_question_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a \\ud83d b"}\n{"text": "\\ud83d\\ude00"}\n')
+    assert documents(path) == ["a ? b", "\U0001f600"]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl"])
 def test_a_hugging_face_data_set_is_read_through_load_dataset(
@@ -123,6 +129,24 @@ def test_a_data_set_without_a_train_split_names_its_splits(
     folder = write(tmp_path / "data" / "test-00000-of-00001.parquet").parent
     with pytest.raises(UserError, match="has no split train; it has test"):
         HuggingFaceSource(str(folder)).n_documents()
+
+
+def test_a_data_set_with_a_loading_script_is_read_from_its_parquet_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    script = tmp_path / "scripted" / "scripted.py"
+    script.parent.mkdir()
+    script.write_text("raise SystemExit('a loading script must never run')")
+    copy = write(tmp_path / "copy" / "train-00000-of-00001.parquet").parent
+    load = datasets.load_dataset
+
+    def with_branches(name: str, *args: object, revision: str | None = None, **options: object) -> object:
+        # A local folder has no branches: stand in for the Hub's alone, the refusal of the script is real.
+        return load(str(copy) if revision == "refs/convert/parquet" else name, *args, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", with_branches)
+    assert list(HuggingFaceSource(str(script.parent)).documents()) == TEXTS
 
 
 def test_a_path_that_is_not_there_is_not_taken_for_an_id(tmp_path: Path) -> None:

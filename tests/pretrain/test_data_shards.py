@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain import shards as shards_module
@@ -94,6 +94,19 @@ def test_tokens_take_two_bytes_up_to_65536_of_them() -> None:
     assert token_dtype(65_537) == np.uint32
 
 
+def test_a_vocabulary_beyond_65536_tokens_is_stored_in_four_bytes(tmp_path: Path) -> None:
+    words = {f"w{index}": index for index in range(70_000)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w1"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps({"text": f"w{69_000 + i} w5"}) + "\n" for i in range(32)))
+    large = Encoder(tokenizer, 0)
+    write_shards(FileSource("words", [path]), large, tmp_path / "out", 16)
+    splits, header = load_shards(tmp_path / "out", large.sha256)
+    assert header["dtype"] == "uint32"
+    assert splits["tune"].read(0, 6).tolist() == [69_005, 5, 0, 69_021, 5, 0]
+
+
 def test_reading_crosses_the_borders_of_files(built: Path) -> None:
     train = load_shards(built, encoder().sha256)[0]["train"]
     whole = np.concatenate([np.fromfile(file.path, "<u2") for file in train.files])
@@ -117,7 +130,7 @@ KILLED = """
 import sys, pathlib, blockwise_lr.pretrain.tokenize as t
 from blockwise_lr.pretrain.sources import FileSource
 from blockwise_lr.pretrain.vocabulary import Encoder
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
 corpus, tokenizer, folder, small = sys.argv[1:]
 t.BATCH_CHARACTERS = int(small)
 encoder = Encoder(Tokenizer.from_file(tokenizer), 0)

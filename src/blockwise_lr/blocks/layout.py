@@ -28,7 +28,12 @@ class Concatenation(nn.Module):
         self.part_names, self.sizes, self.dim = part_names, sizes, dim
 
     def forward(self, *parts: Tensor) -> Tensor:
-        return torch.cat(parts, dim=self.dim)
+        if torch.is_grad_enabled():
+            return torch.cat(parts, dim=self.dim)
+        # A parameter requires gradients under no_grad too, and torch.matmul chooses its kernel by that:
+        # without this, evaluation on strided inputs (nn.MultiheadAttention's) differs in the last bits.
+        with torch.inference_mode(False), torch.enable_grad():
+            return torch.cat(parts, dim=self.dim)
 
     def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
         # Clones, so that no part keeps the fused storage alive, shares it with another or has its strides.
@@ -84,8 +89,7 @@ def merge_module(module: nn.Module) -> None:
         trainable = any(part.requires_grad for part in parts)
         for part in parts:  # or parametrize would register a frozen weight as a buffer
             part.requires_grad_(True)
-        with torch.enable_grad():  # for the same reason
-            parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
+        parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
         getattr(module, leaf).requires_grad_(trainable)
     for leaf in state.order:  # a parameter that is registered again goes to the end
         module._parameters[leaf] = module._parameters.pop(leaf)

@@ -1,6 +1,7 @@
 """Runs side by side: the same text, the same seeds, the same tuning, and what came out of it."""
 
-from blockwise_lr.compare.plan import Arm, Plan
+from blockwise_lr.compare.arms import Arm
+from blockwise_lr.compare.plan import Plan
 from blockwise_lr.compare.render import compare, render
 from blockwise_lr.compare.tables import print_summary
 

@@ -42,11 +42,12 @@ def run_all(
     *,
     runner: Runner = train_command,
 ) -> None:
-    """Train every run of `plan` that `out` does not hold yet: first the grid, then all seeds at what it chose.
+    """Train every run of `plan` that `out` does not hold yet: first the grid, then all seeds at what it
+    chose.
 
-    A run's folder is out/runs/NAME; its configuration and its log lie beside it as NAME.config.json and NAME.log.
-    When `jobs` run at once, each is given its share of the cores. Interrupted with Ctrl-C or SIGTERM, the
-    children are ended and the next call goes on from their checkpoints.
+    A run's folder is out/runs/NAME; its configuration and its log lie beside it as NAME.config.json and
+    NAME.log. When `jobs` run at once, each is given its share of the cores. Interrupted with Ctrl-C or
+    SIGTERM, the children are ended and the next call goes on from their checkpoints.
 
     Args:
         plan: what to run.
@@ -68,7 +69,9 @@ def run_all(
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another comparison is running in {out}; wait for it, or give another --out") from None
+        raise UserError(
+            f"another comparison is running in {out}; wait for it, or give another --out"
+        ) from None
     try:
         with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:
             tuning = plan.tuning_runs()
@@ -102,7 +105,9 @@ def _run_missing(
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         left = len(pending) + len(active)
-        progress.say(f"interrupted with {left} of {len(runs_by_folder)} runs to go; run the same command to go on")
+        progress.say(
+            f"interrupted with {left} of {len(runs_by_folder)} runs to go; run the same command to go on"
+        )
         raise
     finally:
         _end(list(active))
@@ -119,7 +124,11 @@ def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[b
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     with log_path(run, out).open("ab") as log:
         return subprocess.Popen(
-            runner(config, folder), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            runner(config, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
         )
 
 

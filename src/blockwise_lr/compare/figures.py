@@ -1,4 +1,5 @@
-"""The report's figures: loss curves with gap and speed-up marked, tuning curves, learning rates of the blocks.
+"""The report's figures: loss curves with gap and speed-up marked, tuning curves, learning rates of the
+blocks.
 
 Colours are those of Okabe and Ito, told apart by the colour-blind; series also differ in line style.
 """
@@ -14,24 +15,25 @@ from typing import Any
 
 import numpy as np
 
-from blockwise_lr.compare.plan import Series
+from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.results import Results
-from blockwise_lr.compare.wording import format_speedup
+from blockwise_lr.compare.wording import format_signed, format_speedup
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 _BLOCK_COLOURS = {
-    "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head": "#CC79A7",
-    "pos": "#E69F00",
+    "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
+    "#CC79A7", "pos": "#E69F00",
 }  # fmt: skip
-_RC = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777", "axes.labelcolor": "#333333",
-    "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon": False, "figure.constrained_layout.use": True,
-    "text.parse_math": False,  # an arm's name may hold a $
+_RC: Any = {
+    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color":
+    "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777",
+    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon":
+    False, "figure.constrained_layout.use": True, "text.parse_math": False,  # an arm's name may hold a $
     "svg.hashsalt": "blockwise-lr",
 }  # fmt: skip
 _WIDE, _SMALL = (9.0, 4.6), (6.4, 4.4)
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -95,7 +97,11 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
 
 def _style(results: Results, series: Series) -> dict[str, Any]:
     if series.arm == results.plan.arms[0]:
-        return {"color": "#222222" if series.horizon == "N" else "#8a8a8a", "linestyle": "-", "linewidth": 1.8}
+        return {
+            "color": "#222222" if series.horizon == "N" else "#8a8a8a",
+            "linestyle": "-",
+            "linewidth": 1.8,
+        }
     i = results.plan.arms.index(series.arm) - 1
     return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)], "linewidth": 1.8}
 
@@ -116,7 +122,8 @@ def _draw_curves(axes: Any, results: Results, series: Series) -> None:
         if run.diverged:
             at = run.result.get("diverged_at_step") or (steps[-1] if steps else 0)
             # On the frame's upper edge: a diverged run has left through it.
-            axes.plot([at], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2, clip_on=False,
+            axes.plot([at], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2,
+            clip_on=False,
                       transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
         curves.append(dict(zip(steps, losses)))
     common = sorted(set.intersection(*map(set, curves)))
@@ -126,7 +133,7 @@ def _draw_curves(axes: Any, results: Results, series: Series) -> None:
 
 
 def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
-    """From the lowest loss up to the losses at 40 % of N: the interesting part of curves that start at ln(vocabulary)."""
+    """From the lowest loss up to the losses at 40 % of N; before, curves fall from ln(vocabulary)."""
     terminal, early = [], []
     for series in shown:
         for run in results.of(series):
@@ -137,7 +144,7 @@ def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
     if terminal:
         low, high = min(terminal), max(early + terminal)
         pad = 0.06 * (high - low) or 0.01
-        axes.set_ylim(low - 2.5 * pad, high + pad)
+        axes.set_ylim(low - 3.5 * pad, high + pad)
     axes.set_xlim(0, 2.06 * results.plan.base.steps)
 
 
@@ -147,7 +154,7 @@ def _finish(axes: Any, title: str = "") -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(loc="upper right", fontsize=9)
     if title:
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title, fontsize=10, loc="left", pad=10)  # clear of crosses on the upper edge
 
 
 def _draw_overview(figure: Any, results: Results) -> None:
@@ -173,26 +180,27 @@ def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any
     if gap is None:
         return
     arm_loss = float(np.mean([run.val_loss for run in results.of(arm)]))
-    arrow = {"arrowstyle": "<->", "color": "#333333", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.9}
     low, high = axes.get_ylim()
-    offset = 0.02 * (high - low)
-    # Just right of N, where the curves of N steps have ended.
+    lower = min(arm_loss, arm_loss + gap)
+    arrow = {"arrowstyle": "<->", "color": "#333333", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
+    leader = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkB": 3}
+    # Just right of N, where the curves of N steps have ended; the labels stand below all curves.
     x = 1.015 * n
     axes.plot([n, 1.03 * n], [arm_loss + gap] * 2, color="#333333", linewidth=0.8)
+    axes.plot([n, 1.03 * n], [arm_loss] * 2, color="#333333", linewidth=0.8)
     axes.annotate("", (x, arm_loss), (x, arm_loss + gap), arrowprops=arrow)
-    text = f"loss gap {gap:+.3f}".replace("-", "−")
-    axes.text(1.04 * n, arm_loss + gap / 2, text, va="center", fontsize=9, bbox=box, zorder=5)
+    text = f"loss gap {format_signed(gap, 3)}"
+    label = {"fontsize": 9, "arrowprops": leader, "zorder": 5}
+    axes.annotate(text, (x, arm_loss + gap / 2), (0.72 * n, lower - 0.03 * (high - low)),
+                  ha="right", va="center", **label)  # fmt: skip
     if speedup["value"] is None:
         return
     end = min(speedup["value"], 2.0) * n
-    axes.plot([min(n, end), max(n, end)], [arm_loss] * 2, color="#333333", linewidth=0.8, linestyle=":")
     if abs(end - n) > 0.01 * n:
         axes.annotate("", (end, arm_loss), (n, arm_loss), arrowprops=arrow | {"arrowstyle": "-|>"})
-    # On the other side of the line than the gap's label.
-    below = gap >= 0
-    axes.text((n + end) / 2, arm_loss - offset if below else arm_loss + offset, f"speed-up {format_speedup(speedup)}",
-              ha="center", va="top" if below else "bottom", fontsize=9, bbox=box, zorder=5)  # fmt: skip
+    text = f"speed-up {format_speedup(speedup)}"
+    axes.annotate(text, ((n + end) / 2, arm_loss), ((n + end) / 2, low + 0.05 * (high - low)),
+                  ha="center", va="center", **label)  # fmt: skip
 
 
 def _draw_tuning(figure: Any, results: Results) -> None:
@@ -207,7 +215,8 @@ def _draw_tuning(figure: Any, results: Results) -> None:
                   label=_label(series.name), **style)  # fmt: skip
         for lr, result in runs:
             if result.diverged:
-                axes.plot([lr], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2, clip_on=False,
+                axes.plot([lr], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2,
+                clip_on=False,
                           transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
             elif lr == results.chosen[series.name]:
                 axes.plot([lr], [result.tune_loss], "o", markersize=12, markerfacecolor="none",
@@ -243,9 +252,11 @@ def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int)
                 shown[block] = _BLOCK_COLOURS.get(block, "#999999")
                 # Blocks with one learning rate take turns along one line, so that each is seen.
                 turns = "-" if len(blocks) == 1 else (4 * i, (4, 4 * (len(blocks) - 1)))
-                axes.plot(steps, values, color=shown[block], linestyle=turns, linewidth=1.8, solid_capstyle="butt",
+                axes.plot(steps, values, color=shown[block], linestyle=turns, linewidth=1.8,
+                solid_capstyle="butt",
                           dash_capstyle="butt")  # fmt: skip
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # the default needs mathtext
         axes.set_title(_label(series.name, 30), fontsize=9, loc="left")
         axes.set_xlabel("optimizer step", fontsize=9)
         axes.tick_params(labelsize=8)
@@ -253,6 +264,8 @@ def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int)
         axes.set_visible(False)
     for row in grid:
         row[0].set_ylabel("learning rate", fontsize=9)
-    handles = [Line2D([], [], color=colour, linewidth=2.4, label=block.upper()) for block, colour in shown.items()]
+    handles = [
+        Line2D([], [], color=colour, linewidth=2.4, label=block.upper()) for block, colour in shown.items()
+    ]
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=7, fontsize=9)

@@ -1,8 +1,9 @@
 """What is compared: arms x seeds x learning rates, as the list of training runs it takes.
 
-Fairness is decided here. Every arm tunes its base learning rate over the same grid, at the same seed, with the same
-number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N. A run's folder is named
-after its configuration alone, so that a comparison that is called again finds the runs that it already has.
+Fairness is decided here. Every arm tunes its base learning rate over the same grid, at the same seed, with
+the same number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N. A run's
+folder is named after its configuration alone, so that a comparison that is called again finds the runs that
+it already has.
 """
 
 from __future__ import annotations
@@ -17,89 +18,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.compare.arms import HORIZONS, OPTIMIZERS, RATIOS, Arm, Series, read_ratios
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
-
-OPTIMIZERS = ("adamw",)
-"""Names that an arm's optimizer may have."""
-
-RATIOS = ("uniform", "paper", "quickstart")
-"""Names that an arm's ratios may have, beside files."""
-
-HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
-"""Lengths of a run, in units of the preset's steps N."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One of the things compared: an optimizer and its learning-rate ratios, under a name of the user's choice."""
-
-    name: str
-    optimizer: str
-    ratios: str
-
-    @classmethod
-    def parse(cls, text: str) -> Arm:
-        """Read "adamw:paper", or "name=adamw:paper"; without a name, the text is the name.
-
-        Raises:
-            UserError: the text is not of this form, or the name is empty or holds unprintable characters.
-
-        Example:
-            >>> Arm.parse("blockwise=adamw:paper")
-            Arm(name='blockwise', optimizer='adamw', ratios='paper')
-        """
-        head, colon, ratios = text.partition(":")
-        name, equals, optimizer = head.rpartition("=")
-        name = name.strip() if equals else text.strip()
-        arm = cls(name, optimizer.strip(), ratios.strip())
-        if not (colon and arm.name and arm.optimizer and arm.ratios) or not arm.name.isprintable():
-            raise UserError(
-                f"cannot read the arm {text!r}: expected OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS, "
-                f"such as adamw:paper or blockwise=adamw:paper"
-            )
-        return arm
-
-
-@dataclass(frozen=True)
-class Series:
-    """One arm trained for one horizon, whatever the seed and learning rate: a row of the report.
-
-    Args:
-        name: the arm's name; with the horizon behind it if that is not N ("adamw:uniform 2N").
-        arm: optimizer and ratios.
-        horizon: a key of `HORIZONS`.
-        steps: its optimizer steps.
-    """
-
-    name: str
-    arm: Arm
-    horizon: str
-    steps: int
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a series. Hashable by its configuration, so equal runs are run once."""
+    """One training run of a series.
+
+    Args:
+        series: what it is a run of.
+        config: the whole configuration.
+        folder: name of the run's folder: readable, and the same only for the same configuration.
+    """
 
     series: Series
     config: TrainConfig
+    folder: str
 
     @property
     def base_lr(self) -> float:
         """Peak learning rate of a block whose ratio is 1."""
         return self.config.optim.base_lr
-
-    @property
-    def folder(self) -> str:
-        """Name of the run's folder: readable, and unique to the configuration."""
-        optim = self.config.optim
-        readable = (
-            f"{optim.optimizer}-{Path(optim.ratios).stem}-{self.config.steps}steps-"
-            f"lr{optim.base_lr:g}-seed{self.config.seed}"
-        )
-        return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', readable)}-{config_hash(self.config)}"
 
 
 @dataclass(frozen=True)
@@ -109,11 +50,14 @@ class Plan:
     Args:
         base: the run that all others are variations of; its `steps` are N.
         arms: the first is the baseline, and is also trained for the other `horizons`.
-        seeds: every arm runs with each of them; they drive initial weights and data order, so runs pair up by seed.
+        seeds: every arm runs with each of them; they drive initial weights and data order, so runs pair up
+            by seed.
         base_lrs: base learning rates to tune every series over, at the first seed; None: `tuned` has them.
-        tuned: "optimizer:ratios:horizon" -> base learning rate that was tuned beforehand; None (with `base_lrs`
-            None): the learning rate of `base` for all, untuned, which the report says.
+        tuned: "optimizer:ratios:horizon" -> base learning rate that was tuned beforehand; None (with
+            `base_lrs` None): the learning rate of `base` for all, untuned, which the report says.
         horizons: horizons of the baseline, keys of `HORIZONS` with "N" and "2N" among them.
+        ratio_files: {path: content} of the arms' files of ratios, so that a report does not need them;
+            None: read now.
 
     Raises:
         UserError: anything in it is unknown, missing, doubled or out of range.
@@ -125,9 +69,15 @@ class Plan:
     base_lrs: tuple[float, ...] | None = None
     tuned: Mapping[str, float] | None = None
     horizons: tuple[str, ...] = ("N", "2N")
+    ratio_files: Mapping[str, Mapping[str, float]] | None = None
 
     def __post_init__(self) -> None:
-        _check(self)
+        _check_values(self)
+        if self.ratio_files is None:
+            files = {arm.ratios: read_ratios(arm) for arm in self.arms if arm.ratios not in RATIOS}
+            object.__setattr__(self, "ratio_files", files)
+        if self.base_lrs is None:
+            self.choose({})  # raises for an arm that nobody tuned
 
     @property
     def series(self) -> list[Series]:
@@ -152,8 +102,8 @@ class Plan:
     def choose(self, tune_losses: Mapping[Run, float]) -> dict[str, float]:
         """The base learning rate of every series: {series name: base LR}.
 
-        With a grid, the one with the lowest terminal loss on the tune split (the smaller one of a tie), a diverged run
-        counting as +inf; otherwise the one tuned beforehand.
+        With a grid, the one with the lowest terminal loss on the tune split (the smaller one of a tie), a
+        diverged run counting as +inf; otherwise the one tuned beforehand.
         """
         if self.base_lrs is None:
             return {series.name: self._fixed_base_lr(series) for series in self.series}
@@ -176,9 +126,10 @@ class Plan:
 
     def _run(self, series: Series, base_lr: float, seed: int) -> Run:
         optim = dataclasses.replace(
-            self.base.optim, optimizer=series.arm.optimizer, ratios=series.arm.ratios, base_lr=base_lr
+            self.base.optim, optimizer=series.arm.optimizer, ratios=series.arm.ratios, base_lr=float(base_lr)
         )
-        return Run(series, dataclasses.replace(self.base, steps=series.steps, seed=seed, optim=optim))
+        config = dataclasses.replace(self.base, steps=series.steps, seed=seed, optim=optim)
+        return Run(series, config, run_folder(config, (self.ratio_files or {}).get(series.arm.ratios)))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON; `from_dict` reads it back."""
@@ -195,23 +146,35 @@ class Plan:
             base_lrs=None if lrs is None else tuple(lrs),
             tuned=values["tuned"],
             horizons=tuple(values["horizons"]),
+            ratio_files=values["ratio_files"],
         )
 
 
-def config_hash(config: TrainConfig) -> str:
-    """Eight hex digits that change with anything that can change the run's numbers.
+def run_folder(config: TrainConfig, ratios: Mapping[str, float] | None = None) -> str:
+    """Name of a run's folder: what it is, and eight hex digits of everything that can change its numbers.
 
-    The cache folder is left out; a file of ratios enters with its content, not its path.
+    Args:
+        config: the run; its cache folder does not enter.
+        ratios: content of its file of ratios, which enters in place of the path; None: ratios that have a
+            name.
+
+    Example:
+        >>> run_folder(TrainConfig())[:-8]
+        'adamw-paper-400steps-lr0.0006-seed0-'
     """
-    values = config.to_dict()
+    optim = config.optim
+    what = f"{optim.optimizer}-{Path(optim.ratios).stem}"
+    readable = f"{what}-{config.steps}steps-lr{optim.base_lr:g}-seed{config.seed}"
+    # Through config_from_dict, so that 1 and 1.0 are the same configuration.
+    values = config_from_dict(config.to_dict()).to_dict()
     del values["data"]["cache"]
-    ratios = Path(config.optim.ratios)
-    if ratios.suffix == ".json" and ratios.is_file():
-        values["optim"]["ratios"] = json.loads(ratios.read_text(encoding="utf-8"))
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    if ratios is not None:
+        values["optim"]["ratios"] = dict(ratios)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', readable)}-{digest}"
 
 
-def _check(plan: Plan) -> None:
+def _check_values(plan: Plan) -> None:
     if len(plan.arms) < 2:
         raise UserError(
             f"a comparison needs a baseline and at least one other arm; got {len(plan.arms)}: "
@@ -220,7 +183,11 @@ def _check(plan: Plan) -> None:
     if plan.base.steps < 2:
         raise UserError(f"a comparison needs at least 2 steps; got {plan.base.steps}: raise --steps")
     names = [series.name for series in plan.series]
-    for what, values in (("arm name", names), ("seed", plan.seeds), ("base learning rate", plan.base_lrs or ())):
+    for what, values in (
+        ("arm name", names),
+        ("seed", plan.seeds),
+        ("base learning rate", plan.base_lrs or ()),
+    ):
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
@@ -243,31 +210,9 @@ def _check(plan: Plan) -> None:
     if not {"N", "2N"} <= set(plan.horizons) <= set(HORIZONS):
         raise UserError(f"the baseline's horizons must hold N and 2N and be of {', '.join(HORIZONS)}; "
                         f"got {', '.join(plan.horizons)}")  # fmt: skip
+    # An arm that no run could use is refused now, not after hours of other runs.
     for arm in plan.arms:
-        check_arm(arm)
-    if plan.base_lrs is None:
-        plan.choose({})  # raises for an arm that nobody tuned
-
-
-def check_arm(arm: Arm) -> None:
-    """Refuse an optimizer or ratios that no run could use, before hours of other runs.
-
-    Raises:
-        UserError: the name is unknown (with the known ones), or the file is missing or holds no ratios.
-    """
-    if arm.optimizer not in OPTIMIZERS:
-        raise UserError(
-            f"arm {arm.name!r}: unknown optimizer {arm.optimizer!r}; known: {', '.join(OPTIMIZERS)}"
-        )
-    if arm.ratios in RATIOS:
-        return
-    path = Path(arm.ratios)
-    if path.suffix != ".json" or not path.is_file():
-        raise UserError(
-            f"arm {arm.name!r}: unknown ratios {arm.ratios!r}; expected {', '.join(RATIOS)}, "
-            f"or an existing .json file of {{block: ratio}}"
-        )
-    try:
-        resolve_ratios(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"arm {arm.name!r}: {path} holds no ratios: {error}") from None
+        if arm.optimizer not in OPTIMIZERS:
+            raise UserError(
+                f"arm {arm.name!r}: unknown optimizer {arm.optimizer!r}; known: {', '.join(OPTIMIZERS)}"
+            )

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from blockwise_lr.compare import tables
+from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.execute import Runner, run_all, train_command
 from blockwise_lr.compare.figures import Drawn, draw_figures
-from blockwise_lr.compare.plan import Arm, Plan
+from blockwise_lr.compare.plan import Plan
 from blockwise_lr.compare.progress import ComparisonProgress, format_seconds
 from blockwise_lr.compare.report import build_content
 from blockwise_lr.compare.results import read_results
@@ -34,7 +35,8 @@ def compare(
     progress: ComparisonProgress | None = None,
     runner: Runner = train_command,
 ) -> dict[str, Any]:
-    """Train every arm with every seed, and write compare.json, report.md, report.html and the figures into `out`.
+    """Train every arm with every seed, and write compare.json, report.md, report.html and the figures into
+    `out`.
 
     Called again with the same `out`, it runs only what is missing.
 
@@ -43,8 +45,8 @@ def compare(
         arms: the first is the baseline, trained for N and for 2N steps.
         seeds: of initial weights and data order; runs are paired by seed.
         base_lrs: base learning rates that every arm is tuned over, at the first seed; None: `tuned`.
-        tuned: "optimizer:ratios:horizon" -> base learning rate tuned beforehand, horizon "N" or "2N"; None (with
-            `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
+        tuned: "optimizer:ratios:horizon" -> base learning rate tuned beforehand, horizon "N" or "2N"; None
+            (with `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
         out: the comparison's folder, made if missing.
         jobs: runs at the same time.
         command: the command line that repeats the comparison, for the report.
@@ -59,7 +61,8 @@ def compare(
 
     Example:
         >>> arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
-        >>> compare(base, arms, seeds=[0, 1, 2], base_lrs=[1e-3, 2e-3, 4e-3], out="out", command="...")  # doctest: +SKIP
+        >>> grid = [1e-3, 2e-3, 4e-3]
+        >>> compare(base, arms, seeds=[0, 1, 2], base_lrs=grid, out="out", command="...")  # doctest: +SKIP
     """
     plan = Plan(
         base=base,
@@ -71,9 +74,16 @@ def compare(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     run_all(plan, out, jobs, progress, runner=runner)
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    write_json_atomic(out / "plan.json", {"plan": plan.to_dict(), "command": command, "date": now})
+    stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
+    if not _same_plan(out, stored["plan"]):  # called again, a comparison keeps the date at which it was run
+        stored["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        write_json_atomic(out / "plan.json", stored)
     return render(out)
+
+
+def _same_plan(out: Path, plan: Mapping[str, Any]) -> bool:
+    path = out / "plan.json"
+    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["plan"] == plan
 
 
 def render(out: str | Path) -> dict[str, Any]:
@@ -89,10 +99,12 @@ def render(out: str | Path) -> dict[str, Any]:
     try:
         stored = json.loads((out / "plan.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{out} holds no comparison (no plan.json); run a compare command with --out {out}") from None
+        raise UserError(
+            f"{out} holds no comparison (no plan.json); run a compare command with --out {out}"
+        ) from None
     results = read_results(Plan.from_dict(stored["plan"]), out)
     content = build_content(results, out, command=stored["command"], date=stored["date"])
-    content = json.loads(json.dumps(content, allow_nan=False))  # as a reader of the file gets it
+    content = cast("dict[str, Any]", json.loads(json.dumps(content, allow_nan=False)))  # as in the file
     figures = draw_figures(results, content, out)
     write_text_atomic(out / "report.md", _markdown(content, figures))
     write_text_atomic(out / "report.html", _html(content, figures))
@@ -195,4 +207,6 @@ def _html(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str
         group: [f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}" for figure in drawn]
         for group, drawn in figures.items()
     }
-    return environment.get_template("report.html.j2").render(c=content, tables=_sections(content), images=images)
+    return environment.get_template("report.html.j2").render(
+        c=content, tables=_sections(content), images=images
+    )

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.compare import wording
-from blockwise_lr.compare.plan import Run, Series
+from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.plan import Run
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.speedup import (
     UNDEFINED,
@@ -24,9 +25,9 @@ from blockwise_lr.compare.speedup import (
 def build_content(results: Results, out: Path, *, command: str, date: str) -> dict[str, Any]:
     """What compare.json holds: the schema of DESIGN section 4, and beside it everything else worth reporting.
 
-    A number that a diverged run would have to supply is null. Keys beyond the schema: per-seed values and a sentence in
-    each comparison, "tuning" (every run of the grid), "other_runs", "baseline_against_itself" (the paper's speed-up
-    of the baseline's own N-step run), "warnings", and where, when and how it was run.
+    A number that a diverged run would have to supply is null. Keys beyond the schema: per-seed values and a
+    sentence in each comparison, "tuning" (every run of the grid), "other_runs", "baseline_against_itself"
+    (the paper's speed-up of the baseline's own N-step run), "warnings", and where, when and how it was run.
 
     Args:
         results: the finished runs.
@@ -45,8 +46,9 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "baseline_against_itself": _speedup_dict(*_speedups(results, baseline, "paper")),
         "tuning": [_tuning(results, run, result, out) for run, result in results.tuning],
         "other_runs": [_other_run(result, out) for result in results.others],
-        "tuned": plan.base_lrs is not None or plan.tuned is not None,
+        "tuned": plan.tuned is not None if plan.base_lrs is None else len(plan.base_lrs) > 1,
         "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
+        "ratio_files": plan.ratio_files,
         "command": command,
         "date": date,
         "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
@@ -176,40 +178,48 @@ def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
     plan, found = results.plan, []
     if len(plan.seeds) == 1:
         found.append(wording.ONE_SEED + ".")
-    if not content["tuned"]:
+    if plan.base_lrs is None and plan.tuned is None:
         found.append(
             f"No base learning rate was tuned: every arm ran at {plan.base.optim.base_lr:g}, "
             f"which may suit one arm better than another."
         )
     if plan.base_lrs is not None and len(plan.base_lrs) == 1:
         found.append(
-            f"The grid holds one base learning rate, {plan.base_lrs[0]:g}, so no arm was tuned; it may suit one arm "
-            f"better than another."
+            f"The grid holds one base learning rate, {plan.base_lrs[0]:g}, so no arm was tuned; it may suit "
+            f"one arm better than another."
         )
     elif plan.base_lrs is not None:
-        for series in plan.series:
-            chosen = results.chosen[series.name]
-            losses = [result.tune_loss for run, result in results.tuning if run.series == series]
-            if not any(map(math.isfinite, losses)):
-                found.append(f"{series.name} diverged at every base learning rate of the grid.")
-            elif chosen in (min(plan.base_lrs), max(plan.base_lrs)):
-                edge = "smallest" if chosen == min(plan.base_lrs) else "largest"
-                found.append(
-                    f"The chosen base learning rate of {series.name}, {chosen:g}, is the {edge} of the grid: its "
-                    f"optimum may lie outside; widen --base-lrs."
-                )
+        found += _grid_warnings(results, plan.base_lrs)
     for series in plan.series:
         diverged = [str(seed) for seed, run in results.final[series.name].items() if run.diverged]
         if diverged:
             found.append(
-                f"{series.name} diverged with seed {', '.join(diverged)}; what needs these runs has no number."
+                f"{series.name} diverged with seed {', '.join(diverged)}; numbers that need these runs are left out."
             )
     for key in ("hardware", "versions", "git_commit", "data"):
         if any(run.config.get(key) != content[key] for run in results.all_runs):
             found.append(f"The runs differ in {key.replace('_', ' ')}; each run's config.json has its own.")
     comparisons = len(content["comparisons"])
     if comparisons > 1 and len(plan.seeds) > 1:
-        found.append(f"{comparisons} arms are tested at 5 % each, not corrected for there being {comparisons}.")
+        found.append(
+            f"{comparisons} comparisons, each tested at the 5 % level; not corrected for their number."
+        )
+    return found
+
+
+def _grid_warnings(results: Results, grid: tuple[float, ...]) -> list[str]:
+    found, at_edge = [], []
+    for series in results.plan.series:
+        chosen = results.chosen[series.name]
+        if all(result.diverged for run, result in results.tuning if run.series == series):
+            found.append(f"{series.name} diverged at every base learning rate of the grid.")
+        elif chosen in (min(grid), max(grid)):
+            at_edge.append(f"{series.name} ({chosen:g})")
+    if at_edge:
+        found.append(
+            f"The chosen base learning rate is at the edge of the grid for {', '.join(at_edge)}: the optimum "
+            f"may lie outside; widen --base-lrs."
+        )
     return found
 
 

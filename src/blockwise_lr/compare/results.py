@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.plan import Plan, Run, Series
+from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.metrics import read_metrics
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ def is_finished(folder: Path) -> bool:
     except (FileNotFoundError, NotADirectoryError):
         return False
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / 'result.json'} is not a run's result; delete the folder to run it again") from None
+        raise UserError(
+            f"{folder / 'result.json'} is not a run's result; delete the folder to run it again"
+        ) from None
 
 
 def read_run(folder: Path) -> RunResult:
@@ -103,15 +107,15 @@ def read_run(folder: Path) -> RunResult:
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-        metrics = sorted((json.loads(line) for line in lines if line.strip()), key=lambda line: line["step"])
+        metrics = sorted(read_metrics(folder / "metrics.jsonl"), key=lambda row: row["step"])
         run = RunResult(folder, result, config, metrics)
         if not run.diverged and not (_is_finite(run.val_loss) and _is_finite(run.tune_loss)):
-            raise ValueError("a loss is missing from result.json")
+            raise ValueError("result.json holds a loss that is not finite")
         run.curve()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"cannot read the run in {folder}: {type(error).__name__}: {error}; delete the folder to run it again"
+            f"cannot read the run in {folder}: {type(error).__name__}: {error}; "
+            f"delete the folder to run it again"
         ) from None
     return run
 

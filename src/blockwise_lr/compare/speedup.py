@@ -19,7 +19,8 @@ Bound = Literal["exact", "at_least", "at_most"]
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times as long the baseline needs: `value` in units of N steps, and how `value` bounds the truth.
+    """How many times as long the baseline needs: `value` in units of N steps, and how `value` bounds the
+    truth.
 
     `value` and `bound` are None where a run that it needs diverged.
     """
@@ -39,7 +40,7 @@ class SpeedUpOverSeeds:
 
 @dataclass(frozen=True)
 class LossGap:
-    """Baseline's terminal loss minus the arm's, in nats a token, paired by seed: positive = the arm is better."""
+    """Baseline's terminal loss minus the arm's, nats a token, paired by seed; positive = arm better."""
 
     mean: float | None
     ci95: tuple[float, float] | None
@@ -57,9 +58,9 @@ UNDEFINED = SpeedUp(None, None)
 def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float, n_steps: float) -> SpeedUp:
     """Speed-up as the paper measures it: (first step at which the 2N baseline reaches `target`) / N.
 
-    The curve is linear between evaluated steps and its first crossing counts. The baseline's learning rate is still
-    high there, so this flatters whatever is compared: a baseline of N steps against its own 2N run scores
-    above 1 as well (METHOD section 4; see `decayed_speedup`).
+    The curve is linear between evaluated steps and its first crossing counts. The baseline's learning rate
+    is still high there, so this flatters whatever is compared: a baseline of N steps against its own 2N run
+    scores above 1 as well (METHOD section 4; see `decayed_speedup`).
 
     Args:
         steps: evaluated steps of the 2N run, strictly increasing.
@@ -68,11 +69,12 @@ def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float
         n_steps: N.
 
     Returns:
-        "exact", "at_least" (the last step / N: never reached) or "at_most" (the first evaluated step / N: already
-        there); undefined if the arm diverged.
+        "exact", "at_least" (the last step / N: never reached) or "at_most" (the first evaluated step / N:
+        already there); undefined if the arm diverged.
 
     Raises:
-        ValueError: no evaluated steps, unequal lengths, steps that do not increase, or a loss that is not finite.
+        ValueError: no evaluated steps, unequal lengths, steps that do not increase, or a loss that is not
+            finite.
 
     Example:
         >>> paper_speedup([100, 200, 400], [4.0, 3.0, 2.0], target=2.5, n_steps=200)
@@ -92,17 +94,18 @@ def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float
 def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps: float) -> SpeedUp:
     """Speed-up between fully decayed runs: (horizon whose baseline would end at `target`) / N.
 
-    The baseline's terminal loss is taken as linear in the logarithm of the horizon between the horizons that were
-    run; where noise makes it rise somewhere, the first crossing counts.
+    The baseline's terminal loss is taken as linear in the logarithm of the horizon between the horizons
+    that were run; where noise makes it rise somewhere, the first crossing counts.
 
     Args:
-        terminal_losses: steps of a baseline run with its own full schedule -> its terminal loss; at least one.
+        terminal_losses: steps of a baseline run with its own full schedule -> its terminal loss; at least
+            one.
         target: the arm's terminal validation loss after N steps; not finite: the arm diverged.
         n_steps: N.
 
     Returns:
-        "exact"; "at_most" smallest horizon / N where even that baseline ends lower; "at_least" largest horizon / N
-        where none does; undefined if the arm diverged.
+        "exact"; "at_most" smallest horizon / N where even that baseline ends lower; "at_least" largest
+        horizon / N where none does; undefined if the arm diverged.
 
     Raises:
         ValueError: no horizons, or a loss that is not finite.
@@ -126,7 +129,8 @@ def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps
 
 
 def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
-    """Mean of the seeds' speed-ups with a t-based 95 % confidence interval; conservative where seeds are bounded.
+    """Mean of the seeds' speed-ups with a t-based 95 % confidence interval; conservative where seeds are
+    bounded.
 
     - All exact: the mean, "exact", with its interval (None for one seed).
     - Some "at_least": each of these enters with its bound, the smallest it can be, so the mean is "at_least".
@@ -134,8 +138,8 @@ def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
     - Both kinds: an "at_most" seed enters as 0, the smallest any speed-up can be, so the mean is "at_least".
     - Any undefined (a diverged run): undefined.
 
-    Where any seed is only bounded there is no interval, since it would be too narrow (three seeds at "at least 2"
-    have no spread at all).
+    Where any seed is only bounded there is no interval, since it would be too narrow (three seeds at "at
+    least 2" have no spread at all).
 
     Raises:
         ValueError: no seeds.
@@ -205,12 +209,14 @@ def _curve(steps: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray,
     x, y = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or not len(x):
         raise ValueError(
-            f"a loss curve needs one loss a step and at least one step; got {x.size} steps and {y.size} losses"
+            f"a loss curve needs one loss a step, at least one; got {x.size} steps and {y.size} losses"
         )
     if (np.diff(x) <= 0).any() or x[0] <= 0:
         raise ValueError(f"the steps of a loss curve must be positive and increasing; got {list(steps)}")
     if not np.isfinite(y).all():
-        raise ValueError(f"the losses of a curve must be finite; got {list(losses)}: cut a diverged run off first")
+        raise ValueError(
+            f"the losses of a curve must be finite; got {list(losses)}: cut a diverged run off first"
+        )
     return x, y
 
 

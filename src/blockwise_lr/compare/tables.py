@@ -50,18 +50,41 @@ def comparisons_table(content: Mapping[str, Any]) -> Table:
         ])  # fmt: skip
     against = content["comparisons"][0]["against"]
     itself = content["baseline_against_itself"]
+    note = (
+        "Loss gap: baseline's terminal validation loss minus the arm's, nats a token, paired by seed; "
+        "positive = the arm is better. Speed-up (paper): first step at which the 2N baseline's validation "
+        "loss reaches the arm's terminal loss, over N; the baseline's own N-step run scores "
+        f"{format_speedup(itself)} by it, because inside a 2N run the learning rate is still high. Speed-up "
+        "(decayed): the horizon, over N, at which a fully decayed baseline ends at the arm's loss. "
+        "≥ and ≤ mark bounds, which have no interval."
+    )
+    columns = ["arm", "loss gap", "95 % CI", "p", "significant"]
+    columns += ["speed-up (paper)", "95 % CI", "speed-up (decayed)", "95 % CI"]
+    return Table(f"Against {against}", columns, rows, note=note)
+
+
+def summary_table(content: Mapping[str, Any]) -> Table:
+    """Arms and comparisons in one table that fits a terminal."""
+    comparisons = {comparison["arm"]: comparison for comparison in content["comparisons"]}
+    rows = []
+    for name, arm in content["arms"].items():
+        mean = arm["mean_terminal_val_loss"]
+        row = [name, f"{arm['base_lr']:g}", str(arm["steps"]), "diverged" if mean is None else f"{mean:.3f}"]
+        if name in comparisons:
+            gap = comparisons[name]["loss_gap"]
+            # The interval is symmetric about the mean.
+            spread = "" if gap["ci95"] is None else f" ± {(gap['ci95'][1] - gap['ci95'][0]) / 2:.3f}"
+            row.append(format_signed(gap["mean"], 3) + spread)
+            row += [format_speedup(comparisons[name][key]) for key in ("speedup", "speedup_decayed")]
+        rows.append(row + [""] * (7 - len(row)))
+    seeds = len(content["seeds"])
+    note = f"Mean over {seeds} seeds, ± half a 95 % confidence interval; " if seeds > 1 else ""
     return Table(
-        f"Against {against}",
-        ["arm", "loss gap", "95 % CI", "p", "significant", "speed-up (paper)", "95 % CI", "speed-up (decayed)", "95 % CI"],
+        f"{content['preset']}: terminal validation loss (nats a token)",
+        ["arm", "base LR", "steps", "loss", "gap", "speed-up", "decayed"],
         rows,
-        note=(
-            "Loss gap: baseline's terminal validation loss minus the arm's, nats a token, paired by seed; positive = the "
-            "arm is better. Speed-up (paper): first step at which the 2N baseline's validation loss reaches the arm's "
-            f"terminal loss, over N; the baseline's own N-step run scores {format_speedup(itself)} by it, because inside "
-            "a 2N run the learning rate is still high. Speed-up (decayed): the horizon, over N, at which a "
-            "fully decayed baseline ends at the arm's loss. ≥ and ≤ mark bounds, which have no interval."
-        ),
-    )  # fmt: skip
+        note=f"{note}gap: against {content['comparisons'][0]['against']}, positive = better.",
+    )
 
 
 def arms_table(content: Mapping[str, Any]) -> Table:
@@ -97,11 +120,11 @@ def runs_table(content: Mapping[str, Any]) -> Table:
 
     for name, arm in content["arms"].items():
         for run in arm["seeds"]:
-            add(run["run"], name, run["seed"], arm["base_lr"], run["terminal_val_loss"], run["terminal_tune_loss"],
-                run["seconds"])  # fmt: skip
+            val, tune = run["terminal_val_loss"], run["terminal_tune_loss"]
+            add(run["run"], name, run["seed"], arm["base_lr"], val, tune, run["seconds"])
     for run in content["tuning"]:
-        add(run["run"], f"grid of {run['arm']}", run["seed"], run["base_lr"], run["val_loss"], run["tune_loss"],
-            run["seconds"])  # fmt: skip
+        what = f"grid of {run['arm']}"
+        add(run["run"], what, run["seed"], run["base_lr"], run["val_loss"], run["tune_loss"], run["seconds"])
     for run in content["other_runs"]:
         lr = run["base_lr"] if run["base_lr"] is not None else float("nan")
         add(run["run"], "earlier plan", run["seed"], lr, run["val_loss"], run["tune_loss"], run["seconds"])
@@ -145,7 +168,7 @@ def markdown_table(table: Table) -> str:
 
 
 def print_summary(content: Mapping[str, Any], out: Path | str, console: Console | None = None) -> None:
-    """Print the answer, the two main tables, the warnings and where the report is.
+    """Print the summary table, the answer, the warnings and where the report is.
 
     Args:
         content: what `compare` returned.
@@ -158,13 +181,16 @@ def print_summary(content: Mapping[str, Any], out: Path | str, console: Console 
     from rich.text import Text
 
     console = console or Console()
-    for table in (arms_table(content), comparisons_table(content)):
-        rich_table = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-        for i, column in enumerate(table.columns):
-            rich_table.add_column(Text(column), justify="left" if i in table.text_columns else "right")
-        for row in table.rows:
-            rich_table.add_row(*map(Text, row))  # Text, so that an arm's name is never read as markup
-        console.print(rich_table)
+    table = summary_table(content)
+    shown = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    for i, column in enumerate(table.columns):
+        shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
+    for row in table.rows:
+        shown.add_row(*map(Text, row))  # Text, so that an arm's name is never read as markup
+    console.print(shown)
+    console.print(Text(table.note, style="dim"))
     for sentence in content["answer"]:
         console.print(Text(sentence, style="bold"))
     for warning in content["warnings"]:

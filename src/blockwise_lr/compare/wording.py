@@ -16,9 +16,9 @@ def format_loss(value: float | None) -> str:
     return "diverged" if value is None else f"{value:.4f}"
 
 
-def format_signed(value: float | None) -> str:
+def format_signed(value: float | None, digits: int = 4) -> str:
     """A loss gap in a table, with a proper minus sign."""
-    return "undefined" if value is None else f"{value:+.4f}".replace("-", "−")
+    return "undefined" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def format_interval(ci95: Sequence[float] | None, digits: int = 4, signed: bool = False) -> str:
@@ -75,7 +75,7 @@ def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
 def _speedup_sentence(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     itself = content["baseline_against_itself"]
     # The measure's own zero point: without it a reader takes any number above 1 for a gain.
-    reference = f", where the baseline against itself scores {format_speedup(itself, words=True)}"
+    reference = f" (the baseline against itself: {format_speedup(itself, words=True)})"
     return (
         f"Speed-up: {format_speedup(comparison['speedup'], words=True)} by the paper's measure"
         f"{reference if itself['value'] is not None else ''}; "
@@ -89,7 +89,9 @@ def _diverged_statement(comparison: Mapping[str, Any], content: Mapping[str, Any
         f"{name} diverged with {'its only seed' if total == 1 else f'{len(seeds)} of {total} seeds'}"
         for name, seeds in comparison["diverged"].items()
     ]
-    return f"{'; '.join(parts)}: {comparison['arm']} against {comparison['against']} has no loss gap to report."
+    return (
+        f"{'; '.join(parts)}: {comparison['arm']} against {comparison['against']} has no loss gap to report."
+    )
 
 
 def answer(content: Mapping[str, Any]) -> list[str]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -40,3 +43,35 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
     if world > 1:
         dist.all_reduce(total)
     return float(total[0] / total[1])
+
+
+def evaluate_run(path: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """Losses of a checkpoint on the run's fixed validation and tune windows, in fp32.
+
+    Args:
+        path: a run's folder (its newest whole checkpoint is taken) or one of its checkpoint-* folders.
+        device: where to evaluate.
+
+    Returns:
+        ``{"checkpoint", "step", "val_loss", "tune_loss"}``; val_loss is the one in metrics.jsonl at that step.
+
+    Raises:
+        UserError: no whole checkpoint, no config.json of a run beside it, or the text is not to be had.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from blockwise_lr.pretrain.checkpoint import checkpoint_step, find_checkpoint
+    from blockwise_lr.pretrain.data import FixedWindows, prepare_data
+    from blockwise_lr.pretrain.folder import read_run_config
+
+    checkpoint = find_checkpoint(path)
+    config = read_run_config(checkpoint.parent)
+    data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    losses = {
+        f"{name}_loss": evaluate_loss(
+            model, FixedWindows(split, config.model.context, config.eval_tokens), batch_size=config.batch_size
+        )
+        for name, split in (("val", data.val), ("tune", data.tune))
+    }
+    return {"checkpoint": str(checkpoint), "step": checkpoint_step(checkpoint), **losses}

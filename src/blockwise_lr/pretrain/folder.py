@@ -10,7 +10,7 @@ from typing import Any
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.pretrain.checkpoint import newest_whole
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
 
 CONFIG, RESULT = "config.json", "result.json"
 
@@ -70,6 +70,17 @@ def begin_run(
         _check_model(config, checkpoint)
         say(f"resuming from {checkpoint}")
     return checkpoint
+
+
+def read_run_config(out: Path) -> TrainConfig:
+    """The configuration of the run in `out`.
+
+    Raises:
+        UserError: there is no run in that folder, or its config.json cannot be read.
+    """
+    if not (out / CONFIG).exists():
+        raise UserError(f"{out} holds no run (no {CONFIG}): expected the folder of a train command")
+    return config_from_dict(_read_json(out / CONFIG).get("train", {}))
 
 
 def _check_same(config: TrainConfig, out: Path) -> None:

@@ -92,6 +92,10 @@ def text_of(row: Any, field: str, where: str) -> str:
         return ""
     if not isinstance(text, str):
         raise UserError(f"{where}: the field {field!r} holds {type(text).__name__}, expected text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, legal in JSON, which no tokenizer takes
+        text = text.encode("utf-8", "replace").decode()
     return text
 
 

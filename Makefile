@@ -1,0 +1,47 @@
+# Every target sets up .venv itself: a Python (3.10 or newer) is all that has to be there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-slow lint format bench clean
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo "make quickstart   set up, then train and compare on the embedded text (minutes on two CPU cores)"
+	@echo "make test         set up, then run the tests (under 10 minutes); make test-slow: the long ones too"
+	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
+	@echo "make bench        the benchmarks; each writes a dated file to benchmarks/results"
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+quickstart: $(READY)
+	$(BIN)/blockwise-lr compare quickstart --out runs/compare-quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow --timeout 1200
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)
+	$(BIN)/python benchmarks/optimizer_step.py
+	$(BIN)/python benchmarks/split_forward.py
+	$(BIN)/python benchmarks/train_throughput.py
+	$(BIN)/python benchmarks/tokenize.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,177 @@
+import dataclasses
+import json
+
+import pytest
+
+from blockwise_lr.compare.arms import Arm
+from blockwise_lr.compare.plan import Plan, run_folder
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.config import DataConfig, OptimConfig, TrainConfig
+
+BASE = TrainConfig(steps=100)
+ARMS = (Arm.parse("adamw:uniform"), Arm.parse("blockwise=adamw:paper"))
+GRID = (1e-3, 2e-3, 4e-3)
+
+
+def plan(**changes) -> Plan:
+    return Plan(**({"base": BASE, "arms": ARMS, "seeds": (0, 1)} | changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("adamw:paper", Arm("adamw:paper", "adamw", "paper")),
+        ("mine=adamw:paper", Arm("mine", "adamw", "paper")),
+        ("mine=adamw:runs/lr=2/ratios.json", Arm("mine", "adamw", "runs/lr=2/ratios.json")),
+        ("adamw:runs/lr=2/ratios.json", Arm("adamw:runs/lr=2/ratios.json", "adamw", "runs/lr=2/ratios.json")),
+    ],
+)
+def test_an_arm_is_read_from_text_with_or_without_a_name(text, expected):
+    assert Arm.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "adamw", "adamw:", ":paper", "=adamw:paper", "a\nb=adamw:paper"])
+def test_text_that_is_no_arm_is_refused_with_the_form_expected(text):
+    with pytest.raises(UserError, match=r"expected OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS"):
+        Arm.parse(text)
+
+
+def test_the_baseline_also_runs_for_twice_the_steps():
+    assert [(s.name, s.steps) for s in plan().series] == [
+        ("adamw:uniform", 100),
+        ("adamw:uniform 2N", 200),
+        ("blockwise", 100),
+    ]
+
+
+def test_every_arm_tunes_over_the_same_grid_with_the_same_number_of_runs_at_one_seed():
+    runs = plan(base_lrs=GRID).tuning_runs()
+    for series in plan().series:
+        mine = [run for run in runs if run.series == series]
+        assert [run.base_lr for run in mine] == list(GRID)
+        assert {run.config.seed for run in mine} == {0}
+        assert {run.config.steps for run in mine} == {series.steps}
+
+
+def test_the_lowest_tune_loss_chooses_and_a_diverged_run_never_does():
+    tuning = plan(base_lrs=GRID)
+    losses = dict(zip(tuning.tuning_runs(), [3.0, 2.9, 3.1, 2.5, 2.6, 2.7, 3.0, 2.8, float("inf")]))
+    chosen = tuning.choose(losses)
+    assert chosen == {"adamw:uniform": 2e-3, "adamw:uniform 2N": 1e-3, "blockwise": 2e-3}
+
+
+def test_the_chosen_run_of_the_grid_is_not_run_again_for_its_seed():
+    tuning = plan(base_lrs=GRID)
+    final = {run.folder for run in tuning.final_runs(dict.fromkeys((s.name for s in tuning.series), 2e-3))}
+    assert len(final & {run.folder for run in tuning.tuning_runs()}) == 3
+
+
+def test_runs_of_one_seed_share_all_but_what_is_compared():
+    runs = plan().final_runs({"adamw:uniform": 1e-3, "adamw:uniform 2N": 1e-3, "blockwise": 1e-3})
+    neutral = {
+        dataclasses.replace(r.config, steps=1, optim=dataclasses.replace(r.config.optim, ratios="uniform"))
+        for r in runs
+        if r.config.seed == 1
+    }
+    assert len(neutral) == 1
+
+
+def test_learning_rates_tuned_beforehand_are_taken_by_arm_and_horizon():
+    tuned = {"adamw:uniform:N": 2e-3, "adamw:uniform:2N": 1e-3, "adamw:paper:N": 5e-4}
+    assert plan(tuned=tuned).choose({}) == {
+        "adamw:uniform": 2e-3,
+        "adamw:uniform 2N": 1e-3,
+        "blockwise": 5e-4,
+    }
+
+
+def test_a_run_is_known_by_its_configuration_and_not_by_its_arms_name_or_cache(tmp_path):
+    cached = dataclasses.replace(BASE, data=DataConfig(cache=str(tmp_path)))
+    assert run_folder(BASE) == run_folder(cached)
+    renamed = (Arm.parse("other=adamw:uniform"), Arm.parse("adamw:paper"))
+    folders = [[r.folder for r in plan(arms=arms, base_lrs=GRID).tuning_runs()] for arms in (ARMS, renamed)]
+    assert folders[0] == folders[1]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"steps": 101},
+        {"seed": 1},
+        {"batch_size": 8},
+        {"data": DataConfig(data="elsewhere")},
+        {"optim": OptimConfig(weight_decay=0.2)},
+    ],
+)
+def test_another_configuration_is_another_run(changed):
+    assert run_folder(dataclasses.replace(BASE, **changed)) != run_folder(BASE)
+
+
+def test_a_whole_number_and_its_float_are_the_same_configuration():
+    runs = [
+        plan(base=dataclasses.replace(BASE, optim=OptimConfig(clip=clip))).final_runs for clip in (1, 1.0)
+    ]
+    chosen = {"adamw:uniform": 1, "adamw:uniform 2N": 1.0, "blockwise": 1}
+    assert [r.folder for r in runs[0](chosen)] == [r.folder for r in runs[1](chosen)]
+
+
+def test_a_changed_file_of_ratios_is_another_run_and_the_plan_remembers_its_content(tmp_path):
+    file = tmp_path / "mine.json"
+    file.write_text('{"qk": 8}')
+    arms = (ARMS[0], Arm.parse(f"mine=adamw:{file}"))
+    before = plan(arms=arms, base_lrs=GRID)
+    file.write_text('{"qk": 4}')
+    after = plan(arms=arms, base_lrs=GRID)
+    assert before.tuning_runs()[-1].folder != after.tuning_runs()[-1].folder
+    file.unlink()
+    again = Plan.from_dict(json.loads(json.dumps(before.to_dict())))
+    assert [r.folder for r in again.tuning_runs()] == [r.folder for r in before.tuning_runs()]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": ARMS[:1]}, "needs a baseline and at least one other arm; got 1"),
+        (
+            {"arms": (ARMS[0], Arm("adamw:uniform", "adamw", "paper"))},
+            "each arm name may be given once.*adamw:uniform",
+        ),
+        ({"arms": (ARMS[0], Arm("adamw:uniform 2N", "adamw", "paper"))}, "each arm name may be given once"),
+        ({"arms": (ARMS[0], Arm("b", "adamw", "uniform"))}, "two arms are both adamw:uniform"),
+        ({"arms": (ARMS[0], Arm("b", "adamv", "paper"))}, "arm 'b': unknown optimizer 'adamv'; known: adamw"),
+        (
+            {"arms": (ARMS[0], Arm("b", "adamw", "papre"))},
+            "arm 'b': unknown ratios 'papre'; expected uniform, paper",
+        ),
+        ({"arms": (ARMS[0], Arm("b", "adamw", "no/such.json"))}, "an existing .json file"),
+        ({"seeds": ()}, "no seeds were given"),
+        ({"seeds": (1, 1)}, "each seed may be given once; given more than once: 1"),
+        ({"base_lrs": ()}, "--base-lrs was given without values"),
+        ({"base_lrs": (1e-3, 1e-3)}, "each base learning rate may be given once"),
+        ({"base_lrs": (1e-3, 0.0)}, "must be a positive number; got 0"),
+        ({"base_lrs": (1e-3, float("nan"))}, "must be a positive number; got nan"),
+        ({"tuned": {"adamw:uniform:N": 1e-3}}, "no base learning rate was tuned for adamw:uniform:2N"),
+        ({"horizons": ("N",)}, "must hold N and 2N"),
+        ({"base": TrainConfig(steps=1)}, "at least 2 steps; got 1"),
+        ({"base": TrainConfig(init_seed=0, data_seed=0)}, "2 seeds would repeat one run"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "holds no ratios"),
+        ("[1]", "expected an object"),
+        ('{"qq": 1}', "'qq' is not a block"),
+        ('{"qk": 0}', "qk is 0"),
+    ],
+)
+def test_a_file_without_ratios_is_refused_before_anything_runs(tmp_path, content, message):
+    file = tmp_path / "mine.json"
+    file.write_text(content)
+    with pytest.raises(UserError, match=message):
+        plan(arms=(ARMS[0], Arm.parse(f"mine=adamw:{file}")))

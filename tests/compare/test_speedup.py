@@ -1,0 +1,194 @@
+import math
+from statistics import mean, stdev
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blockwise_lr.compare.speedup import (
+    SpeedUp,
+    SpeedUpOverSeeds,
+    decayed_speedup,
+    loss_gap,
+    paper_speedup,
+    speedup_over_seeds,
+)
+
+N = 100
+STEPS = [50, 100, 150, 200]
+
+
+def test_the_papers_speedup_is_the_interpolated_step_of_the_first_crossing_over_n():
+    assert paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], 2.5, N) == SpeedUp(1.75, "exact")
+
+
+def test_a_loss_reached_at_an_evaluated_step_is_reached_exactly_there():
+    assert paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], 3.0, N) == SpeedUp(1.5, "exact")
+
+
+def test_of_several_crossings_the_first_counts():
+    assert paper_speedup(STEPS, [5.0, 3.0, 4.0, 2.0], 3.5, N).value == pytest.approx(0.875)
+
+
+def test_a_loss_that_the_2n_run_never_reaches_is_a_speedup_of_at_least_two():
+    assert paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], 1.9, N) == SpeedUp(2.0, "at_least")
+
+
+def test_a_loss_already_reached_at_the_first_evaluation_gives_an_upper_bound():
+    assert paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], 5.0, N) == SpeedUp(0.5, "at_most")
+    assert paper_speedup([200], [2.0], 2.5, N) == SpeedUp(2.0, "at_most")
+
+
+def test_a_diverged_arm_has_no_speedup_of_either_kind():
+    assert paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], math.inf, N) == SpeedUp(None, None)
+    assert decayed_speedup({100: 3.0, 200: 2.0}, math.inf, N) == SpeedUp(None, None)
+
+
+def test_the_decayed_speedup_is_linear_in_the_logarithm_of_the_horizon():
+    assert decayed_speedup({100: 3.0, 200: 2.0}, 2.75, N).value == pytest.approx(2**0.25)
+
+
+def test_the_baselines_own_loss_is_a_decayed_speedup_of_exactly_one():
+    assert decayed_speedup({100: 3.0, 200: 2.0}, 3.0, N) == SpeedUp(1.0, "exact")
+
+
+def test_beyond_the_horizons_the_decayed_speedup_is_a_bound():
+    assert decayed_speedup({100: 3.0, 200: 2.0}, 3.1, N) == SpeedUp(1.0, "at_most")
+    assert decayed_speedup({100: 3.0, 200: 2.0}, 1.9, N) == SpeedUp(2.0, "at_least")
+
+
+def test_a_shorter_horizon_turns_a_losing_arms_bound_into_a_number():
+    speedup = decayed_speedup({50: 4.0, 100: 3.0, 200: 2.0}, 3.5, N)
+    assert speedup.bound == "exact"
+    assert speedup.value == pytest.approx(math.sqrt(0.5))
+
+
+def test_the_decayed_speedup_recovers_a_power_law_in_log_steps():
+    losses = {steps: 5 - 0.3 * math.log(steps) for steps in (50, 100, 200, 400)}
+    assert decayed_speedup(losses, 5 - 0.3 * math.log(170), N).value == pytest.approx(1.7)
+
+
+curves = st.lists(st.floats(0.01, 1), min_size=2, max_size=12).map(
+    lambda falls: (
+        [10 * (i + 1) for i in range(len(falls))],
+        [10 - sum(falls[: i + 1]) for i in range(len(falls))],
+    )
+)
+
+
+@given(curves, st.floats(0, 11), st.floats(0, 11))
+def test_a_lower_loss_never_has_a_smaller_speedup(curve, first, second):
+    low, high = sorted((first, second))
+    for speedup in (paper_speedup, lambda s, y, target, n: decayed_speedup(dict(zip(s, y)), target, n)):
+        assert speedup(*curve, low, N).value >= speedup(*curve, high, N).value
+
+
+@given(curves, st.floats(0, 1))
+def test_on_a_falling_curve_an_exact_speedup_reads_back_the_loss(curve, share):
+    steps, losses = curve
+    target = losses[-1] + share * (losses[0] - losses[-1])
+    speedup = paper_speedup(steps, losses, target, N)
+    if speedup.bound == "exact":
+        step = speedup.value * N
+        k = max(i for i, s in enumerate(steps[:-1]) if s <= step + 1e-9)
+        read = losses[k] + (step - steps[k]) / (steps[k + 1] - steps[k]) * (losses[k + 1] - losses[k])
+        assert read == pytest.approx(target)
+
+
+@given(curves, st.floats(0, 11))
+def test_both_speedups_stay_within_the_runs_that_exist(curve, target):
+    steps, losses = curve
+    for speedup in (
+        paper_speedup(steps, losses, target, N),
+        decayed_speedup(dict(zip(steps, losses)), target, N),
+    ):
+        assert steps[0] / N <= speedup.value * (1 + 1e-12)
+        assert speedup.value <= steps[-1] / N * (1 + 1e-12)
+
+
+def test_exact_speedups_average_with_a_t_interval():
+    over = speedup_over_seeds([SpeedUp(v, "exact") for v in (1.5, 1.7, 1.9)])
+    half = 4.302652729911275 * stdev([1.5, 1.7, 1.9]) / math.sqrt(3)  # t(0.975, 2 degrees of freedom)
+    assert over.bound == "exact"
+    assert over.value == pytest.approx(1.7)
+    assert over.ci95 == pytest.approx((1.7 - half, 1.7 + half))
+
+
+def test_one_seed_has_no_interval():
+    assert speedup_over_seeds([SpeedUp(1.5, "exact")]) == SpeedUpOverSeeds(1.5, "exact", None)
+    assert loss_gap([3.0], [2.9]).ci95 is None
+    assert loss_gap([3.0], [2.9]).significant is None
+
+
+@pytest.mark.parametrize(
+    ("seeds", "expected"),
+    [
+        ([SpeedUp(2.0, "at_least"), SpeedUp(1.5, "exact")], SpeedUpOverSeeds(1.75, "at_least", None)),
+        ([SpeedUp(1.0, "at_most"), SpeedUp(1.5, "exact")], SpeedUpOverSeeds(1.25, "at_most", None)),
+        ([SpeedUp(1.0, "at_most"), SpeedUp(2.0, "at_least")], SpeedUpOverSeeds(1.0, "at_least", None)),
+        ([SpeedUp(None, None), SpeedUp(2.0, "at_least")], SpeedUpOverSeeds(None, None, None)),
+    ],
+)
+def test_bounded_seeds_give_a_bounded_mean_without_an_interval(seeds, expected):
+    assert speedup_over_seeds(seeds) == expected
+
+
+@given(
+    st.lists(
+        st.tuples(st.floats(0.1, 4), st.sampled_from(["exact", "at_least", "at_most"])),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_the_mean_over_bounded_seeds_is_a_true_bound(seeds):
+    over = speedup_over_seeds([SpeedUp(min(v, 2) if b == "at_least" else v, b) for v, b in seeds])
+    if over.bound == "at_least":  # the least that the truths can average to
+        assert (
+            over.value
+            <= mean(0 if b == "at_most" else min(v, 2) if b == "at_least" else v for v, b in seeds) + 1e-9
+        )
+    elif over.bound == "at_most":
+        assert over.value >= mean(v for v, _ in seeds) - 1e-9
+
+
+def test_the_loss_gap_is_a_paired_t_test():
+    gap = loss_gap([3.0, 3.2, 3.4], [2.9, 3.0, 3.1])
+    assert gap.mean == pytest.approx(0.2)
+    assert gap.ci95 == pytest.approx((0.2 - 0.2484, 0.2 + 0.2484), abs=1e-4)
+    assert gap.p_value == pytest.approx(0.0742, abs=1e-4)
+    assert gap.significant is False
+
+
+def test_pairing_finds_what_the_spread_between_seeds_hides():
+    baseline = [3.0, 3.5, 4.0]
+    assert loss_gap(baseline, [b - 0.1 - 1e-3 * i for i, b in enumerate(baseline)]).significant is True
+
+
+def test_a_worse_arm_has_a_negative_gap():
+    assert loss_gap([3.0, 3.0], [3.1, 3.1]).mean == pytest.approx(-0.1)
+
+
+def test_identical_runs_are_no_difference_at_all():
+    gap = loss_gap([3.0, 3.1], [3.0, 3.1])
+    assert (gap.mean, gap.ci95, gap.p_value, gap.significant) == (0.0, (0.0, 0.0), 1.0, False)
+
+
+def test_a_diverged_run_leaves_no_loss_gap():
+    gap = loss_gap([3.0, 3.1], [2.9, math.inf])
+    assert (gap.mean, gap.ci95, gap.significant) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: paper_speedup([], [], 2.0, N), "got 0 steps and 0 losses"),
+        (lambda: paper_speedup([1, 2], [3.0], 2.0, N), "got 2 steps and 1 losses"),
+        (lambda: paper_speedup([2, 1], [3.0, 2.0], 2.0, N), r"must be positive and increasing; got \[2, 1\]"),
+        (lambda: paper_speedup([1, 2], [3.0, math.nan], 2.0, N), "must be finite"),
+        (lambda: speedup_over_seeds([]), "expected at least one speed-up"),
+        (lambda: loss_gap([3.0], [3.0, 2.0]), "got 1 baseline and 2 arm losses"),
+    ],
+)
+def test_input_that_is_no_curve_or_no_pair_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

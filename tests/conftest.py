@@ -1,0 +1,1 @@
+"""Being here puts tests/ on sys.path, so that every test can `from cases import CASES`."""

@@ -1,0 +1,135 @@
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from blockwise_lr import PAPER_RATIOS, Block, classify, param_groups, split_fused
+
+
+def llama(tied=False):
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=tied,
+        )
+    )  # fmt: skip
+
+
+def gpt2():
+    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+
+
+@pytest.mark.parametrize("model", [llama(), llama(tied=True), split_fused(gpt2())], ids=["llama", "tied", "gpt2"])
+def test_every_parameter_is_in_exactly_one_group_and_no_group_is_empty(model):
+    groups = param_groups(model, lr=1e-3)
+    ids = [id(p) for g in groups for p in g["params"]]
+    assert sorted(ids) == sorted(id(p) for p in model.parameters())
+    assert all(g["params"] for g in groups)
+    assert [n for g in groups for n in g["names"]] != []
+    named = dict(model.named_parameters())
+    for group in groups:
+        assert [id(named[name]) for name in group["names"]] == [id(p) for p in group["params"]]
+
+
+def test_groups_carry_the_metadata_that_other_programs_read():
+    groups = param_groups(llama(), lr=1e-3)
+    assert groups[0]["block"] == "norm"
+    for group in groups:
+        assert type(group["block"]) is str  # a Block would not load under weights_only
+        assert group["lr"] == group["initial_lr"] == group["lr_ratio"] * 1e-3
+        assert group["lr_ratio"] == PAPER_RATIOS.get(Block(group["block"]), 1)
+        assert group["weight_decay"] == 0.1
+        assert "param_names" not in group
+
+
+def test_one_group_per_block_and_decay():
+    blocks = [(g["block"], g["weight_decay"]) for g in param_groups(split_fused(gpt2()), lr=1e-3, no_decay="1d")]
+    assert len(blocks) == len(set(blocks))
+    assert ("qk", 0.1) in blocks
+    assert ("qk", 0.0) in blocks  # the biases of queries and keys
+    assert ("norm", 0.1) not in blocks
+
+
+def test_no_decay_takes_blocks():
+    groups = param_groups(llama(), lr=1e-3, no_decay=["norm", Block.EMB])
+    assert {g["block"]: g["weight_decay"] for g in groups} == {
+        "norm": 0.0, "emb": 0.0, "qk": 0.1, "vo": 0.1, "ffn": 0.1, "head": 0.1,
+    }  # fmt: skip
+
+
+def test_constant_decay_divides_by_the_ratio_so_that_lr_times_decay_is_the_bases():
+    for group in param_groups(llama(), lr=1e-3, decay="constant"):
+        assert group["lr"] * group["weight_decay"] == pytest.approx(1e-3 * 0.1)
+
+
+def test_without_decay_there_is_one_group_a_block():
+    assert len(param_groups(split_fused(gpt2()), lr=1e-3, weight_decay=0.0, no_decay="1d")) == 6
+
+
+def test_frozen_parameters_are_left_out():
+    model = llama()
+    model.lm_head.weight.requires_grad_(False)
+    assert "head" not in [g["block"] for g in param_groups(model, lr=1e-3)]
+
+
+def test_a_model_without_norms_starts_with_another_block():
+    model = nn.ModuleDict({"wte": nn.Embedding(8, 4)})
+    assert [g["block"] for g in param_groups(model, lr=1e-3)] == ["emb"]
+
+
+def test_an_unsplit_fused_weight_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"transformer\.h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x8.*v x4.*call split_fused\(model\) first"):
+        param_groups(gpt2(), lr=1e-3)
+
+
+def test_an_unsplit_fused_weight_is_fine_where_its_parts_agree():
+    model = gpt2()
+    groups = param_groups(model, lr=1e-3, ratios={"qk": 2, "vo": 2, "emb": 3})
+    (qkv,) = (g for g in groups if g["block"] == "qkv")
+    assert qkv["lr_ratio"] == 2
+    assert len(qkv["params"]) == 4
+
+
+def test_a_ratio_given_to_qkv_itself_is_the_users_own_decision():
+    groups = param_groups(gpt2(), lr=1e-3, ratios={"qkv": 5, "emb": 3})
+    assert next(g for g in groups if g["block"] == "qkv")["lr"] == pytest.approx(5e-3)
+
+
+def test_a_block_map_of_your_own_is_used():
+    model = llama()
+    blocks = classify(model, overrides={r"lm_head": Block.EMB})
+    groups = param_groups(model, lr=1e-3, blocks=blocks)
+    assert "lm_head.weight" in next(g for g in groups if g["block"] == "emb")["names"]
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"lr": 0}, "lr is 0; expected a finite number above 0"),
+        ({"lr": float("nan")}, "lr is nan; expected"),
+        ({"lr": 1e-3, "weight_decay": -1}, "weight_decay is -1; expected a finite number, 0 or above"),
+        ({"lr": 1e-3, "decay": "fixed"}, "decay is 'fixed'; expected \"coupled\" or \"constant\""),
+        ({"lr": 1e-3, "no_decay": "norm"}, "no_decay is 'norm'; expected a list of blocks"),
+        ({"lr": 1e-3, "no_decay": ["norms"]}, "no_decay: 'norms' is not a valid Block; the blocks are emb, qk"),
+        ({"lr": 1e-3, "ratios": {"mlp": 2}}, "ratios: 'mlp' is not a block"),
+    ],
+)
+def test_bad_settings_are_refused_with_what_was_expected(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        param_groups(llama(), **kwargs)
+
+
+def test_a_model_with_nothing_to_train_is_refused():
+    with pytest.raises(ValueError, match="LlamaForCausalLM has no parameter with requires_grad=True"):
+        param_groups(llama().requires_grad_(False), lr=1e-3)
+
+
+def test_optimizer_state_survives_weights_only_loading(tmp_path):
+    model = llama()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3), lr=1e-3)
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    fresh = torch.optim.AdamW(param_groups(model, lr=1e-3), lr=1e-3)
+    fresh.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    assert fresh.param_groups[1]["names"] == optimizer.param_groups[1]["names"]

@@ -1,0 +1,69 @@
+import json
+import math
+
+import pytest
+
+from blockwise_lr import PAPER_RATIOS, Block
+from blockwise_lr.optim import resolve_ratios
+from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+
+
+def test_the_papers_ratios_are_those_of_the_paper():
+    assert PAPER_RATIOS == {Block.NORM: 1, Block.VO: 4, Block.FFN: 6, Block.QK: 8, Block.EMB: 10}
+
+
+def test_a_missing_block_has_ratio_one_so_the_untied_head_does():
+    assert resolve_ratios(PAPER_RATIOS)[Block.HEAD] == 1.0
+    assert set(resolve_ratios({})) == set(Block)
+
+
+def test_the_papers_ratios_cannot_be_changed_by_accident():
+    with pytest.raises(TypeError):
+        PAPER_RATIOS[Block.EMB] = 1  # type: ignore[index]
+
+
+def test_strings_and_blocks_mean_the_same():
+    assert resolve_ratios({"qk": 3}) == resolve_ratios({Block.QK: 3.0})
+
+
+def test_an_unknown_block_is_refused_and_the_known_ones_are_listed():
+    with pytest.raises(ValueError, match=r"ratios: 'attention' is not a block; the blocks are emb, qk, vo, ffn, norm"):
+        resolve_ratios({"attention": 2})
+
+
+@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf])
+def test_a_ratio_that_is_not_above_zero_is_refused(bad):
+    with pytest.raises(ValueError, match="ratios: qk is .*; expected a finite number above 0"):
+        resolve_ratios({"qk": bad})
+
+
+@pytest.mark.parametrize("bad", ["4", None, True])
+def test_a_ratio_that_is_no_number_is_refused(bad):
+    with pytest.raises(ValueError, match="ratios: qk is .*; expected a number above 0"):
+        resolve_ratios({"qk": bad})
+
+
+@pytest.mark.parametrize("name", NAMED_RATIOS)
+def test_spelling_and_parsing_are_inverse(name):
+    assert parse_ratios(spell_ratios(NAMED_RATIOS[name])) == resolve_ratios(NAMED_RATIOS[name])
+
+
+def test_ratios_come_from_a_json_file(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"emb": 4, "vo": 0.5}))
+    assert parse_ratios(str(path)) == parse_ratios("emb=4, vo=0.5") == resolve_ratios({"emb": 4, "vo": 0.5})
+
+
+def test_text_that_means_no_ratios_says_what_would():
+    with pytest.raises(ValueError, match=r"'papper' is no file and none of uniform, paper, quickstart; expected one of"):
+        parse_ratios("papper")
+    with pytest.raises(ValueError, match="ratios: 'emb=four': could not convert string to float"):
+        parse_ratios("emb=four")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds list; expected")])
+def test_a_file_that_holds_no_ratios_is_refused_by_name(tmp_path, text, message):
+    path = tmp_path / "mine.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"mine.json {message}"):
+        parse_ratios(str(path))
