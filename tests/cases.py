@@ -1,7 +1,7 @@
 """Tiny models with the block of every parameter written out by hand.
 
-A case says what `classify` must answer, and what it must answer after `split_fused`. To add an architecture, add a
-case here and, if it needs one, a line in `blocks/rules.py` or `blocks/attention.py`.
+A case says what `classify` must answer, and what it must answer after `split_fused`. To add an architecture,
+add a case here and, if it needs one, a line in `blocks/rules.py` or `blocks/attention.py`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Case:
         name: what it is called in a test's id.
         build: makes the model, seeded.
         blocks: name of every trainable parameter -> its block's value, before splitting, in order.
-        split: the same for the parameters that split_fused replaces: name of the fused one -> blocks of its parts.
-        run: the model's output for seeded inputs, as one tensor; None: token ids in, `.logits` or a tensor out.
+        split: name of every parameter that split_fused replaces -> blocks of its parts.
+        run: the model's output for seeded inputs; None: token ids in, `.logits` or a tensor out.
     """
 
     name: str

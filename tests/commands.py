@@ -11,7 +11,7 @@ from pathlib import Path
 def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0"]
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
     return [*launcher, "-m", "blockwise_lr", *map(str, arguments)]
 
 

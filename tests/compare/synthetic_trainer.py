@@ -26,7 +26,7 @@ def loss(step: float, total: int, ratios: str, base_lr: float, seed: int) -> flo
     decay = 0.5 * (1 + math.cos(math.pi * step / total))
     mistuned = 0.08 * math.log(base_lr / 2e-3) ** 2
     noise = random.Random(f"{seed}-{ratios}-{total}").gauss(0, 0.008) + random.Random(seed).gauss(0, 0.02)
-    gain = ADVANTAGE.get(ratios, 0.05) * step / total
+    gain = ADVANTAGE.get(ratios, 0.0) * step / total
     return 3.2 + 12 * (step + 20) ** -0.45 + 0.25 * decay + mistuned + noise - gain
 
 

@@ -85,9 +85,15 @@ def test_learning_rates_tuned_beforehand_are_taken_by_arm_and_horizon():
     }
 
 
-def test_a_run_is_known_by_its_configuration_and_not_by_its_arms_name_or_cache(tmp_path):
-    cached = dataclasses.replace(BASE, data=DataConfig(cache=str(tmp_path)))
-    assert run_folder(BASE) == run_folder(cached)
+@pytest.mark.parametrize(
+    "free",
+    [{"data": DataConfig(cache="elsewhere")}, {"save_every": 0}, {"report_to": "none"}, {"preset": "mine"}],
+)
+def test_what_changes_no_number_is_the_same_run(free):
+    assert run_folder(dataclasses.replace(BASE, **free)) == run_folder(BASE)
+
+
+def test_a_run_is_known_by_its_configuration_and_not_by_its_arms_name():
     renamed = (Arm.parse("other=adamw:uniform"), Arm.parse("adamw:paper"))
     folders = [[r.folder for r in plan(arms=arms, base_lrs=GRID).tuning_runs()] for arms in (ARMS, renamed)]
     assert folders[0] == folders[1]
@@ -115,17 +121,15 @@ def test_a_whole_number_and_its_float_are_the_same_configuration():
     assert [r.folder for r in runs[0](chosen)] == [r.folder for r in runs[1](chosen)]
 
 
-def test_a_changed_file_of_ratios_is_another_run_and_the_plan_remembers_its_content(tmp_path):
+def test_a_file_of_ratios_is_spelled_out_so_that_the_plan_does_not_need_it(tmp_path):
     file = tmp_path / "mine.json"
     file.write_text('{"qk": 8}')
-    arms = (ARMS[0], Arm.parse(f"mine=adamw:{file}"))
-    before = plan(arms=arms, base_lrs=GRID)
-    file.write_text('{"qk": 4}')
-    after = plan(arms=arms, base_lrs=GRID)
-    assert before.tuning_runs()[-1].folder != after.tuning_runs()[-1].folder
+    before = plan(arms=(ARMS[0], Arm.parse(f"mine=adamw:{file}")), base_lrs=GRID)
     file.unlink()
     again = Plan.from_dict(json.loads(json.dumps(before.to_dict())))
-    assert [r.folder for r in again.tuning_runs()] == [r.folder for r in before.tuning_runs()]
+    assert again.arms[1] == Arm("mine", "adamw", "qk=8")
+    assert again.tuning_runs() == before.tuning_runs()
+    assert {run.config.optim.ratios for run in again.tuning_runs()[-3:]} == {"qk=8"}
 
 
 @pytest.mark.parametrize(
@@ -138,12 +142,14 @@ def test_a_changed_file_of_ratios_is_another_run_and_the_plan_remembers_its_cont
         ),
         ({"arms": (ARMS[0], Arm("adamw:uniform 2N", "adamw", "paper"))}, "each arm name may be given once"),
         ({"arms": (ARMS[0], Arm("b", "adamw", "uniform"))}, "two arms are both adamw:uniform"),
-        ({"arms": (ARMS[0], Arm("b", "adamv", "paper"))}, "arm 'b': unknown optimizer 'adamv'; known: adamw"),
+        (
+            {"arms": (ARMS[0], Arm("b", "adamv", "paper"))},
+            "arm 'b': no optimizer named 'adamv'; there are adamw",
+        ),
         (
             {"arms": (ARMS[0], Arm("b", "adamw", "papre"))},
-            "arm 'b': unknown ratios 'papre'; expected uniform, paper",
+            "arm 'b': ratios: 'papre' is no file and none of uniform, paper",
         ),
-        ({"arms": (ARMS[0], Arm("b", "adamw", "no/such.json"))}, "an existing .json file"),
         ({"seeds": ()}, "no seeds were given"),
         ({"seeds": (1, 1)}, "each seed may be given once; given more than once: 1"),
         ({"base_lrs": ()}, "--base-lrs was given without values"),
@@ -161,17 +167,8 @@ def test_a_plan_that_makes_no_sense_is_refused(changes, message):
         plan(**changes)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "holds no ratios"),
-        ("[1]", "expected an object"),
-        ('{"qq": 1}', "'qq' is not a block"),
-        ('{"qk": 0}', "qk is 0"),
-    ],
-)
-def test_a_file_without_ratios_is_refused_before_anything_runs(tmp_path, content, message):
+def test_a_file_without_ratios_is_refused_before_anything_runs(tmp_path):
     file = tmp_path / "mine.json"
-    file.write_text(content)
-    with pytest.raises(UserError, match=message):
+    file.write_text('{"qq": 1}')
+    with pytest.raises(UserError, match="arm 'mine': ratios: 'qq' is not a block"):
         plan(arms=(ARMS[0], Arm.parse(f"mine=adamw:{file}")))

@@ -1,5 +1,4 @@
-"""The ordered rules: the first whose test holds gives a parameter its block. Topology and types first, names
-last.
+"""The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
 
 To add a rule, write one line here and one case in tests/cases.py. A rule must be sure: what only resembles a
 block is better left to the error that asks the user.
@@ -37,8 +36,8 @@ class Rule:
     Args:
         block: the block of the parameters for which `test` holds.
         test: `test(site, facts)`, true if the rule is sure.
-        reason: why, in plain words; `{module}`, `{type}`, `{leaf}`, `{attention}` and `{layer}` are filled
-            in.
+        reason: why, in plain words; `{module}`, `{type}`, `{leaf}`, `{attention}`, `{layer}` and `{parts}`
+            are filled in.
     """
 
     block: Block
@@ -128,6 +127,22 @@ def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
     return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
 
 
+def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:
+    return site.param.ndim == 3 and site.type_name.endswith("Experts")
+
+
+def _is_router(site: Site, facts: ModelFacts) -> bool:
+    return site.type_name.endswith("Router")
+
+
+def _is_token_table_by_name(site: Site, facts: ModelFacts) -> bool:
+    return _is_embedding(site, facts) and _TOKEN_NAME.fullmatch(site.child) is not None
+
+
+def _is_position_by_name(site: Site, facts: ModelFacts) -> bool:
+    return _POSITION_LEAF.fullmatch(site.leaf) is not None
+
+
 RULES: tuple[Rule, ...] = (
     # By topology and type.
     Rule(Block.NORM, _is_norm_type, "{leaf} of {module}, a {type}"),
@@ -135,44 +150,24 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.QK, _makes("k"), "makes the keys of the attention {attention}"),
     Rule(Block.VO, _makes("v"), "makes the values of the attention {attention}"),
     Rule(Block.VO, _makes("o"), "makes the output of the attention {attention}"),
-    Rule(
-        Block.QKV,
-        _is_fused,
-        "makes {parts} of the attention {attention} in one parameter; split_fused splits it",
-    ),
+    Rule(Block.QKV, _is_fused, "makes {parts} of the attention {attention} in one (see split_fused)"),
     Rule(Block.POS, _is_relative_position, "an embedding inside the attention around it: relative positions"),
     Rule(Block.EMB, _is_declared_embedding, "the embedding that get_input_embeddings returns"),
     Rule(Block.POS, _is_position, "{module} is an embedding of positions: by its size or its name"),
     Rule(Block.EMB, _is_segment, "{module} is an embedding of token types"),
     Rule(Block.EMB, _is_token_table, "{module} is the embedding of the tokens: by its size, or the only one"),
     Rule(
-        Block.EMB, _is_tied_head, "belongs to the output head {module}, whose weight is the token embedding's"
+        Block.EMB, _is_tied_head, "belongs to the output head {module}, which shares the embedding's weight"
     ),
     Rule(Block.HEAD, _is_head, "{module} maps to the vocabulary and shares no weight with an embedding"),
-    Rule(
-        Block.FFN, _is_feed_forward, "{module} is one of the matrices that widen and narrow again in {layer}"
-    ),
-    Rule(
-        Block.FFN,
-        lambda s, f: s.param.ndim == 3 and s.type_name.endswith("Experts"),
-        "stacked experts, {type}",
-    ),
-    Rule(Block.ROUTER, lambda s, f: s.type_name.endswith("Router"), "{leaf} of {module}, a {type}"),
-    Rule(
-        Block.NORM,
-        _is_lone_gain,
-        "{module} holds a vector as wide as its input and no matrix: a norm's gain or bias",
-    ),
+    Rule(Block.FFN, _is_feed_forward, "{module} is one of the matrices that widen and narrow in {layer}"),
+    Rule(Block.FFN, _is_expert_stack, "{leaf} of {module}: feed-forward experts in a stack, {type}"),
+    Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
+    Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
     # By name.
-    Rule(
-        Block.EMB,
-        lambda s, f: _is_embedding(s, f) and bool(_TOKEN_NAME.fullmatch(s.child)),
-        "named as the tokens'",
-    ),
-    Rule(
-        Block.POS, lambda s, f: bool(_POSITION_LEAF.fullmatch(s.leaf)), "named as an embedding of positions"
-    ),
+    Rule(Block.EMB, _is_token_table_by_name, "an embedding named as the tokens'"),
+    Rule(Block.POS, _is_position_by_name, "named as an embedding of positions"),
     Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named as a feed-forward layer's"),
     Rule(Block.HEAD, _is_head_by_name, "an output head by its name, outside all layers"),
 )

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import resolve_ratios
-
-OPTIMIZERS = ("adamw",)
-"""Names that an arm's optimizer may have."""
-
-RATIOS = ("uniform", "paper", "quickstart")
-"""Names that an arm's ratios may have, beside files."""
+from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.registry import OPTIMIZERS
 
 HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
 """Lengths of a run, in units of the preset's steps N."""
@@ -67,23 +60,18 @@ class Series:
     steps: int
 
 
-def read_ratios(arm: Arm) -> dict[str, float]:
-    """Ratio of each block in an arm's file of ratios.
+def resolve_arm(arm: Arm) -> Arm:
+    """The arm with a file of ratios spelled out ("emb=4,vo=0.5"), so that it means the same on every reading.
 
     Raises:
-        UserError: there is no such file, or it holds no ratios.
+        UserError: the optimizer or the ratios are unknown (with the known ones), before hours of other runs.
     """
-    path = Path(arm.ratios)
-    if path.suffix != ".json" or not path.is_file():
-        raise UserError(
-            f"arm {arm.name!r}: unknown ratios {arm.ratios!r}; expected {', '.join(RATIOS)}, "
-            f"or an existing .json file of {{block: ratio}}"
-        )
+    if arm.optimizer not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise UserError(f"arm {arm.name!r}: no optimizer named {arm.optimizer!r}; there are {known}")
+    if arm.ratios in NAMED_RATIOS:
+        return arm
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError(f"expected an object {{block: ratio}}, got {type(values).__name__}")
-        resolve_ratios(values)
+        return Arm(arm.name, arm.optimizer, spell_ratios(parse_ratios(arm.ratios)))
     except ValueError as error:
-        raise UserError(f"arm {arm.name!r}: {path} holds no ratios: {error}") from None
-    return values
+        raise UserError(f"arm {arm.name!r}: {error}") from None

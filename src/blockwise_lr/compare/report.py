@@ -48,7 +48,6 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "other_runs": [_other_run(result, out) for result in results.others],
         "tuned": plan.tuned is not None if plan.base_lrs is None else len(plan.base_lrs) > 1,
         "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
-        "ratio_files": plan.ratio_files,
         "command": command,
         "date": date,
         "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
@@ -194,7 +193,8 @@ def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
         diverged = [str(seed) for seed, run in results.final[series.name].items() if run.diverged]
         if diverged:
             found.append(
-                f"{series.name} diverged with seed {', '.join(diverged)}; numbers that need these runs are left out."
+                f"{series.name} diverged with seed {', '.join(diverged)}; "
+                f"numbers that need these runs are left out."
             )
     for key in ("hardware", "versions", "git_commit", "data"):
         if any(run.config.get(key) != content[key] for run in results.all_runs):

@@ -91,7 +91,7 @@ def arms_table(content: Mapping[str, Any]) -> Table:
     """Every arm, with the terminal validation loss of each seed."""
     seeds = content["seeds"]
     rows = [
-        [name, arm["optimizer"], Path(arm["ratios"]).stem, f"{arm['base_lr']:g}", f"{arm['steps']:,}"]
+        [name, arm["optimizer"], arm["ratios"], f"{arm['base_lr']:g}", f"{arm['steps']:,}"]
         + [format_loss(run["terminal_val_loss"]) for run in arm["seeds"]]
         + ([format_loss(arm["mean_terminal_val_loss"])] if len(seeds) > 1 else [])
         for name, arm in content["arms"].items()

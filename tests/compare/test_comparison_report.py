@@ -1,0 +1,302 @@
+import html.parser
+import json
+import re
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from synthetic_comparison import synthetic_compare, synthetic_content
+
+from blockwise_lr.compare import print_summary, render
+from blockwise_lr.compare.tables import runs_table
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.config import TrainConfig
+
+TUNED = {"adamw:uniform:N": 2e-3, "adamw:uniform:2N": 2e-3, "adamw:paper:N": 2e-3}
+HOSTILE = '<script>alert("$x$ & 1")</script>|`[a](b)'
+
+
+class Page(html.parser.HTMLParser):
+    """The tags of a page, its text, and whatever it would load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.loads: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def table_rows(markdown: str) -> list[int]:
+    return [len(re.findall(r"(?<!\\)\|", line)) for line in markdown.splitlines() if line.startswith("|")]
+
+
+def test_compare_json_has_the_schema_of_the_design(tuned_comparison):
+    out, returned = tuned_comparison
+    content = json.loads((out / "compare.json").read_text())
+    assert content == returned
+    assert (content["preset"], content["steps"]) == ("quickstart", 60)
+    assert list(content["arms"]) == ["uniform", "uniform 2N", "paper", "quickstart"]
+    assert [arm["steps"] for arm in content["arms"].values()] == [60, 120, 60, 60]
+    for arm in content["arms"].values():
+        assert {"optimizer", "ratios", "base_lr", "steps", "seeds"} <= set(arm)
+        assert [run["seed"] for run in arm["seeds"]] == [0, 1, 2]
+        for run in arm["seeds"]:
+            result = json.loads((out / run["run"] / "result.json").read_text())
+            assert run["terminal_val_loss"] == result["terminal_val_loss"]
+    assert [(c["arm"], c["against"]) for c in content["comparisons"]] == [
+        ("paper", "uniform"),
+        ("quickstart", "uniform"),
+    ]
+    for comparison in content["comparisons"]:
+        low, high = comparison["loss_gap"]["ci95"]
+        assert low < comparison["loss_gap"]["mean"] < high
+        for key in ("speedup", "speedup_decayed"):
+            assert comparison[key]["bound"] in ("exact", "at_least", "at_most")
+            assert {"value", "ci95"} <= set(comparison[key])
+
+
+def test_numbers_are_those_of_the_runs(tuned_comparison):
+    _, content = tuned_comparison
+    losses = {
+        name: [run["terminal_val_loss"] for run in arm["seeds"]] for name, arm in content["arms"].items()
+    }
+    gap = sum(b - a for b, a in zip(losses["uniform"], losses["quickstart"])) / 3
+    assert content["comparisons"][1]["loss_gap"]["mean"] == pytest.approx(gap)
+    assert content["arms"]["quickstart"]["mean_terminal_val_loss"] == pytest.approx(
+        sum(losses["quickstart"]) / 3
+    )
+
+
+def test_every_run_of_the_grid_is_reported_and_one_of_each_arm_is_chosen(tuned_comparison):
+    _, content = tuned_comparison
+    assert len(content["tuning"]) == 4 * 5
+    for name, arm in content["arms"].items():
+        runs = [run for run in content["tuning"] if run["arm"] == name]
+        assert [run["base_lr"] for run in runs] == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
+        assert [run["base_lr"] for run in runs if run["chosen"]] == [arm["base_lr"]]
+        assert min(runs, key=lambda run: run["tune_loss"])["chosen"]
+
+
+def test_a_loss_and_a_win_are_stated_as_plainly_as_each_other(tuned_comparison):
+    out, content = tuned_comparison
+    win, lose = content["answer"]
+    assert re.match(
+        r"quickstart beats tuned uniform by 0\.\d+ nats after 60 steps \(95 % CI .* to .*, 3 seeds", win
+    )
+    assert re.match(r"paper LOSES to tuned uniform by 0\.\d+ nats after 60 steps", lose)
+    assert "at most 1.00× between fully decayed runs" in lose
+    page = Page((out / "report.html").read_text())
+    for sentence in content["answer"]:
+        assert sentence in page.text
+
+
+def test_the_papers_speedup_comes_with_what_the_baseline_itself_scores(tuned_comparison):
+    _, content = tuned_comparison
+    assert content["baseline_against_itself"]["value"] > 1
+    assert (
+        f"the baseline against itself: {content['baseline_against_itself']['value']:.2f}×"
+        in content["answer"][0]
+    )
+
+
+def test_the_report_needs_nothing_outside_itself(tuned_comparison):
+    out, _ = tuned_comparison
+    page = Page((out / "report.html").read_text())
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert page.tags.count("img") == 5  # all arms, two comparisons, tuning, learning rates
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in page.loads)
+    assert "url(" not in (out / "report.html").read_text()
+
+
+def test_the_figures_that_the_markdown_shows_lie_beside_it(tuned_comparison):
+    out, _ = tuned_comparison
+    shown = re.findall(r"!\[[^]]*\]\((\S+)\)", (out / "report.md").read_text())
+    assert len(shown) == 5
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in shown)
+
+
+def test_a_report_is_rebuilt_from_the_files_alone(tuned_comparison):
+    out, content = tuned_comparison
+    before = {name: (out / name).read_text() for name in ("compare.json", "report.md", "report.html")}
+    (out / "compare.json").unlink()
+    assert render(out) == content
+    assert {name: (out / name).read_text() for name in before} == before
+
+
+def test_one_seed_is_said_to_tell_nothing_from_noise(tmp_path):
+    content = synthetic_compare(tmp_path, tuned=TUNED)
+    (comparison,) = content["comparisons"]
+    assert comparison["loss_gap"]["ci95"] is None
+    assert comparison["loss_gap"]["significant"] is None
+    assert "One seed: cannot tell noise from effect" in comparison["statement"]
+    assert "One seed: cannot tell noise from effect" in Page((tmp_path / "report.html").read_text()).text
+
+
+def test_a_gap_within_the_noise_is_said_to_be_none(tmp_path):
+    arms = ["adamw:uniform", "same=adamw:qk=1.01"]
+    tuned = TUNED | {"adamw:qk=1.01:N": 2e-3}
+    content = synthetic_content(tmp_path, arms, seeds=(0, 1, 2), tuned=tuned)
+    assert content["comparisons"][0]["loss_gap"]["significant"] is False
+    assert "cannot be told apart" in content["answer"][0]
+
+
+def test_untuned_arms_are_called_untuned(tmp_path):
+    content = synthetic_content(tmp_path)
+    assert content["tuned"] is False
+    assert "tuned adamw:uniform" not in content["answer"][0]
+    assert any("No base learning rate was tuned: every arm ran at 0.0006" in w for w in content["warnings"])
+
+
+def test_a_choice_at_the_grids_edge_is_warned_of(tmp_path):
+    content = synthetic_content(
+        tmp_path,
+        base_lrs=(2e-3, 4e-3, 8e-3),
+    )
+    (warning,) = [w for w in content["warnings"] if "edge of the grid" in w]
+    assert "adamw:uniform (0.002), adamw:uniform 2N (0.002), adamw:paper (0.002)" in warning
+
+
+def test_a_grid_of_one_is_no_tuning(tmp_path):
+    content = synthetic_content(tmp_path, base_lrs=(2e-3,))
+    assert content["tuned"] is False
+    assert any("The grid holds one base learning rate, 0.002" in w for w in content["warnings"])
+
+
+def test_a_diverged_arm_has_no_numbers_and_is_said_to_have_diverged(tmp_path):
+    arms = ["adamw:uniform", "adamw:paper", "adamw:quickstart"]
+    tuned = TUNED | {"adamw:paper:N": 0.1, "adamw:quickstart:N": 2e-3}
+    content = synthetic_compare(tmp_path, arms, seeds=[0, 1], tuned=tuned)
+    paper, quickstart = content["comparisons"]
+    assert (paper["loss_gap"]["mean"], paper["speedup"]["value"], paper["speedup_decayed"]["bound"]) == (
+        None,
+    ) * 3
+    assert paper["diverged"] == {"adamw:paper": [0, 1]}
+    assert paper["statement"].startswith("adamw:paper diverged with 2 of 2 seeds")
+    assert quickstart["loss_gap"]["mean"] is not None
+    assert content["answer"][-1] == paper["statement"]
+    assert content["arms"]["adamw:paper"]["seeds"][0]["terminal_val_loss"] is None
+    assert "diverged" in (tmp_path / "report.md").read_text()
+
+
+def test_a_diverged_2n_baseline_leaves_the_loss_gap(tmp_path):
+    content = synthetic_content(
+        tmp_path,
+        seeds=(0, 1),
+        tuned=TUNED | {"adamw:uniform:2N": 0.5},
+    )
+    (comparison,) = content["comparisons"]
+    assert comparison["loss_gap"]["mean"] is not None
+    assert comparison["speedup"]["value"] is comparison["speedup_decayed"]["value"] is None
+    assert "undefined by the paper's measure" in comparison["statement"]
+
+
+def test_a_diverged_run_of_the_grid_is_never_chosen(tmp_path):
+    content = synthetic_content(
+        tmp_path,
+        base_lrs=(1e-3, 2e-3, 1.0),
+    )
+    assert content["arms"]["adamw:paper"]["base_lr"] == 2e-3
+    assert [run["tune_loss"] for run in content["tuning"] if run["base_lr"] == 1.0] == [None] * 3
+
+
+def test_an_arm_that_always_diverges_is_reported(tmp_path):
+    content = synthetic_content(
+        tmp_path,
+        base_lrs=(0.1, 0.2),
+    )
+    assert "adamw:paper diverged at every base learning rate of the grid." in content["warnings"]
+
+
+def test_hostile_names_are_shown_and_never_run(tmp_path):
+    content = synthetic_compare(
+        tmp_path, ["adamw:uniform", f"{HOSTILE}=adamw:paper"], tuned=TUNED, command=f"compare {HOSTILE} ```"
+    )
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert HOSTILE in content["arms"]
+    assert "script" not in page.tags
+    assert f"{HOSTILE} ends" in page.text
+    assert f"compare {HOSTILE} ```" in page.text
+    markdown = (tmp_path / "report.md").read_text()
+    outside_the_command = markdown.partition("## How to repeat it")[0]
+    assert "<script>" not in outside_the_command
+    assert {7, 8, 10} == set(table_rows(outside_the_command)) - {3}  # no name opened a column of its own
+    assert "````\ncompare" in markdown  # a fence longer than any in the command
+
+
+def test_runs_of_an_earlier_plan_are_reported_too(tmp_path):
+    synthetic_content(tmp_path, seeds=(7,), tuned=TUNED)
+    content = synthetic_content(tmp_path, seeds=(0,), tuned=TUNED)
+    assert [run["seed"] for run in content["other_runs"]] == [7, 7, 7]
+    assert sum("earlier plan" in row for row in runs_table(content).rows) == 3
+
+
+@pytest.fixture
+def finished(tuned_comparison, tmp_path) -> Path:
+    """A copy, to be damaged, of a finished comparison."""
+    return shutil.copytree(tuned_comparison[0], tmp_path / "copy")
+
+
+def test_runs_on_different_machines_are_warned_of(finished, tuned_comparison):
+    _, content = tuned_comparison
+    path = finished / content["arms"]["paper"]["seeds"][1]["run"] / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hardware": {"device": "another"}}))
+    assert any(w.startswith("The runs differ in hardware") for w in render(finished)["warnings"])
+
+
+def test_a_run_evaluated_only_at_its_end_still_gives_a_report(tmp_path):
+    base = TrainConfig(steps=60, log_every=3, eval_every=0)
+    content = synthetic_compare(tmp_path, tuned=TUNED, base=base)
+    assert content["comparisons"][0]["speedup"]["bound"] == "at_most"
+    assert content["comparisons"][0]["speedup"]["value"] == 2.0
+
+
+def test_the_terminals_table_fits_it_and_reads_no_markup(tmp_path):
+    content = synthetic_content(
+        tmp_path,
+        ["adamw:uniform", "[red]a[/b]=adamw:paper"],
+        seeds=(0, 1),
+        tuned=TUNED,
+    )
+    screen = StringIO()
+    print_summary(content, tmp_path, Console(file=screen, width=80))
+    lines = screen.getvalue().splitlines()
+    assert any(line.strip().startswith("[red]a[/b] ") for line in lines)
+    assert "…" not in screen.getvalue()
+    assert all(len(line) <= 80 for line in lines if not line.startswith("Report:"))
+    assert lines[-1] == f"Report: {tmp_path / 'report.html'}"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda run: (run / "result.json").unlink(), r"not finished: 1 of 12 runs are missing"),
+        (lambda run: (run / "result.json").write_text("{"), "is not a run's result; delete the folder"),
+        (lambda run: (run / "config.json").unlink(), "cannot read the run in .*FileNotFoundError"),
+        (
+            lambda run: (run / "result.json").write_text('{"finished": true}'),
+            "cannot read the run in .*KeyError",
+        ),
+    ],
+)
+def test_a_damaged_run_is_named(finished, tuned_comparison, damage, message):
+    _, content = tuned_comparison
+    damage(finished / content["arms"]["paper"]["seeds"][1]["run"])
+    with pytest.raises(UserError, match=message):
+        render(finished)
+
+
+def test_a_folder_without_a_comparison_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no comparison"):
+        render(tmp_path)
