@@ -1,1 +1,52 @@
-"""Being here puts tests/ on sys.path, so that every test can `from cases import CASES`."""
+"""Fixtures of all tests. Being here also puts tests/ on sys.path, so that `from cases import CASES` works."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+WORDS = "the of and to in that government people states nation congress war peace law year".split()
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """A folder of 32 small documents with enough structure to learn from."""
+    folder = tmp_path_factory.mktemp("text")
+    rng = random.Random(0)
+    for i in range(32):
+        words = [rng.choice(WORDS[: 4 + j % 11]) for j in range(800)]
+        (folder / f"{i:02}.txt").write_text(" ".join(words))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def tiny(text, cache) -> TrainConfig:
+    """A run of seconds: 24 steps of a LLaMA of a few thousand parameters."""
+    return TrainConfig(
+        steps=24,
+        batch_size=4,
+        log_every=2,
+        eval_every=4,
+        save_every=4,
+        eval_tokens=512,
+        report_to="none",
+        device="cpu",
+        model=ModelConfig(hidden_size=16, layers=2, heads=2, kv_heads=1, vocab_size=300, context=16),
+        data=DataConfig(data=str(text), cache=str(cache)),
+        optim=OptimConfig(base_lr=1e-2, ratios="paper", warmup_fraction=0.1),
+    )
+
+
+@pytest.fixture
+def tiny_gpt2(tiny) -> TrainConfig:
+    return replace(tiny, model=replace(tiny.model, family="gpt2", kv_heads=None, tied=True))

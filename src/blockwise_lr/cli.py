@@ -118,10 +118,11 @@ def _compare(arguments: list[str]) -> None:
     default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
     parsed = _parse(default, f"compare {preset.preset}", rest)
     from blockwise_lr.compare import Arm, compare
+    from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.pretrain.run import check_config
 
     config = check_config(parsed.config)
-    compare(
+    content = compare(
         config,
         [Arm.parse(arm) for arm in parsed.arms],
         seeds=parsed.seeds,
@@ -131,6 +132,7 @@ def _compare(arguments: list[str]) -> None:
         jobs=parsed.jobs or _default_jobs(config),
         command=_command("compare", arguments),
     )
+    print_summary(content, parsed.out)
 
 
 def _default_jobs(config: TrainConfig) -> int:
@@ -224,7 +226,7 @@ def _parse(cls: type[T] | T, command: str, arguments: list[str]) -> T:
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]", " ", complaints.getvalue())
+        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{5,}|[|+]", " ", complaints.getvalue())  # colours and frames
         raise UserError(" ".join(text.split())) from None
 
 

@@ -24,7 +24,6 @@ from blockwise_lr.files import write_json_atomic
 Runner = Callable[[Path, Path], Sequence[str]]
 """(config.json of a run, the run's folder) -> the command line that trains it."""
 
-_DIVERGED = 3
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
@@ -138,13 +137,14 @@ def log_path(run: Run, out: Path) -> Path:
 
 
 def _check_ended(run: Run, out: Path, code: int) -> None:
-    if code in (0, _DIVERGED) and is_finished(out / "runs" / run.folder):
+    # result.json is written last: with it a run is finished, whatever its exit code (3: it diverged).
+    if is_finished(out / "runs" / run.folder):
         return
     log = log_path(run, out)
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    if code in (0, _DIVERGED):
+    if code == 0:
         how += " without a result.json"
     raise UserError(f"run {run.folder} {how}: {last} (log: {log})")
 

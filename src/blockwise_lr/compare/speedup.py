@@ -59,8 +59,8 @@ def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float
     """Speed-up as the paper measures it: (first step at which the 2N baseline reaches `target`) / N.
 
     The curve is linear between evaluated steps and its first crossing counts. The baseline's learning rate
-    is still high there, so this flatters whatever is compared: a baseline of N steps against its own 2N run
-    scores above 1 as well (METHOD section 4; see `decayed_speedup`).
+    is still high there, which flatters whatever is compared: even a baseline of N steps mostly scores above 1
+    against its own 2N run (METHOD section 4; see `decayed_speedup`).
 
     Args:
         steps: evaluated steps of the 2N run, strictly increasing.

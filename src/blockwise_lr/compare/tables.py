@@ -54,7 +54,7 @@ def comparisons_table(content: Mapping[str, Any]) -> Table:
         "Loss gap: baseline's terminal validation loss minus the arm's, nats a token, paired by seed; "
         "positive = the arm is better. Speed-up (paper): first step at which the 2N baseline's validation "
         "loss reaches the arm's terminal loss, over N; the baseline's own N-step run scores "
-        f"{format_speedup(itself)} by it, because inside a 2N run the learning rate is still high. Speed-up "
+        f"{format_speedup(itself)} by it (inside a 2N run the learning rate is still high). Speed-up "
         "(decayed): the horizon, over N, at which a fully decayed baseline ends at the arm's loss. "
         "≥ and ≤ mark bounds, which have no interval."
     )
