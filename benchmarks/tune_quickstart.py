@@ -54,7 +54,9 @@ def main() -> None:
 
 def base_config() -> TrainConfig:
     preset = get_preset("quickstart")
-    return replace(preset, device="cpu", report_to="none", optim=replace(preset.optim, base_lr=BASE_LR, ratios="uniform"))
+    # The paper's settings where the search starts, not those that the preset took from its result.
+    optim = replace(preset.optim, base_lr=BASE_LR, ratios="uniform", **BASELINE_START)
+    return replace(preset, device="cpu", report_to="none", optim=optim)
 
 
 def with_ratios(point: dict[str, float]) -> TrainConfig:

@@ -22,9 +22,9 @@ UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
 """Every block at the base learning rate: plain AdamW, the baseline."""
 
 QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
-    {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 4.0, Block.HEAD: 4.0}
+    {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 8.0, Block.HEAD: 8.0}
 )
-"""Ratios searched by hand for the quickstart's small model (benchmarks/tune_quickstart.py); not meant for others."""
+"""Ratios searched for the quickstart's small model and text (benchmarks/tune_quickstart.py); not meant for others."""
 
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:

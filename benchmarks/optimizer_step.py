@@ -1,0 +1,85 @@
+"""What groups by block cost in an optimizer step: GPT-2 small's shapes, torch.optim.AdamW(fused=True).
+
+    python benchmarks/optimizer_step.py
+
+Three arms, measured in turns in one process: groups by block with the paper's ratios on the split model
+(`blockwise`), one group on the same parameters (`one group, split`: the same moments too, so that the groups
+are all that differs), and one group on the untouched model (`one group, unsplit`: what a user had before).
+fp32, random gradients set once. Needs about 4.5 GB of memory. Writes results/optimizer_step-<date>.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from _measure import argument_parser, finish, in_turns, ratio
+from torch import nn
+from torch.optim import AdamW
+
+from blockwise_lr import param_groups, split_fused
+
+LR = 6e-4
+SETTINGS: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}
+
+
+def gpt2(quick: bool) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tiny = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 128, "n_positions": 32}
+    return GPT2LMHeadModel(GPT2Config(**(tiny if quick else {})))
+
+
+def with_gradients(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter).mul_(1e-3)
+    return model
+
+
+def timed_step(optimizer: AdamW) -> Callable[[], float]:
+    def step() -> float:
+        begin = time.perf_counter()
+        optimizer.step()
+        return time.perf_counter() - begin
+
+    return step
+
+
+def main() -> None:
+    arguments = argument_parser(__doc__, repeats=20).parse_args()
+    torch.manual_seed(0)
+    split = with_gradients(split_fused(gpt2(arguments.quick)))
+    unsplit = with_gradients(gpt2(arguments.quick))
+
+    blockwise = AdamW(param_groups(split, lr=LR, weight_decay=SETTINGS["weight_decay"]), **SETTINGS)
+    one_group_split = AdamW(split.parameters(), **SETTINGS)
+    one_group_split.state = blockwise.state
+    one_group_unsplit = AdamW(unsplit.parameters(), **SETTINGS)
+    arms = {
+        "blockwise": timed_step(blockwise),
+        "one group, split": timed_step(one_group_split),
+        "one group, unsplit": timed_step(one_group_unsplit),
+    }
+    in_turns(arms, 2)  # the first step makes the moments, the second touches their memory for the first time
+    seconds = in_turns(arms, arguments.repeats)
+    finish(
+        __file__,
+        arguments,
+        settings={
+            "parameters": sum(p.numel() for p in unsplit.parameters()),
+            "tensors": {"split": len(list(split.parameters())), "unsplit": len(list(unsplit.parameters()))},
+            "groups": [group["block"] for group in blockwise.param_groups],
+            "optimizer": {"class": "torch.optim.AdamW", **SETTINGS},
+        },
+        measurements={"step, s": seconds},
+        ratios=[
+            ratio(seconds, "blockwise", "one group, split", at_most=1.03),
+            ratio(seconds, "blockwise", "one group, unsplit", at_most=1.03),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

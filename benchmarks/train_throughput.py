@@ -1,0 +1,175 @@
+"""Tokens/s of `blockwise-lr train` against a bare loop on the quickstart model.
+
+    python benchmarks/train_throughput.py
+
+Each arm is a process of its own with the same OMP_NUM_THREADS, in turns. `train` is the command itself, with
+evaluation and checkpoint at the end only. `bare` is a loop of a dozen lines below: the same model, optimizer
+groups, batches, schedule, autocast and clipping; nothing is logged or saved. Tokens/s are those between the
+first and the last line of metrics.jsonl, so without start-up, evaluation and checkpoint; the seconds of the
+whole process, which have them all for `train`, are reported too. Stops if the two training losses differ,
+since then the work was not the same. Writes results/train_throughput-<date>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from _measure import argument_parser, finish, in_turns, ratio
+
+from blockwise_lr import cosine_schedule, param_groups, split_fused
+from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.optim.registry import optimizer_class
+from blockwise_lr.pretrain.config import DataConfig, ModelConfig, TrainConfig, config_from_dict
+from blockwise_lr.pretrain.data import TrainingStream, prepare_data
+from blockwise_lr.pretrain.metrics import read_metrics
+from blockwise_lr.pretrain.presets import get_preset
+
+
+class Run(NamedTuple):
+    tokens_per_second: float
+    wall_seconds: float
+    loss: float
+
+
+def quickstart(steps: int) -> TrainConfig:
+    return replace(get_preset("quickstart"), device="cpu", steps=steps, eval_every=0, save_every=0)
+
+
+def tiny(folder: Path) -> TrainConfig:
+    """A run of a second, on a text that needs no preparation to speak of."""
+    (folder / "text").mkdir()
+    for i in range(32):
+        (folder / "text" / f"{i:02}.txt").write_text("the state of the union " * (60 + i))
+    return replace(
+        quickstart(steps=8),
+        batch_size=4,
+        log_every=2,
+        model=ModelConfig(hidden_size=16, layers=1, heads=2, vocab_size=280, context=16),
+        data=DataConfig(data=str(folder / "text"), cache=str(folder / "cache")),
+    )
+
+
+def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
+    """The rows that `train` would log (step, seconds, train_loss), from a loop with nothing else in it."""
+    from transformers import PreTrainedModel
+
+    from blockwise_lr.pretrain.models import build_model
+    from blockwise_lr.pretrain.run import warmup_steps
+
+    optim, context = config.optim, config.model.context
+    data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)
+    stream = TrainingStream(data.train, context, config.seed, n_samples=config.steps * config.batch_size)
+    model: PreTrainedModel = split_fused(build_model(config.model, seed=config.seed)).train()
+    groups = param_groups(model, optim.base_lr, parse_ratios(optim.ratios), weight_decay=optim.weight_decay)
+    cls, kwargs = optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
+    optimizer = cls(groups, **kwargs)
+    floor = optim.base_lr * optim.floor_fraction
+    schedule = cosine_schedule(
+        optimizer, warmup_steps=warmup_steps(config), total_steps=config.steps, floor=floor
+    )
+
+    rows, total, begin = [], torch.zeros(()), time.perf_counter()
+    for step, batch in enumerate(torch.utils.data.DataLoader(stream, config.batch_size), start=1):
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        total += loss.detach()
+        if step % config.log_every == 0:
+            mean = total.item() / config.log_every
+            rows.append({"step": step, "seconds": time.perf_counter() - begin, "train_loss": mean})
+            total.zero_()
+    return rows
+
+
+def process(arm: str, config: TrainConfig, folder: Path, threads: int) -> Callable[[], Run]:
+    """A function that runs the arm once in a process of its own."""
+    config_file = folder / "config.json"
+    config_file.write_text(json.dumps(config.to_dict()))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def run() -> Run:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            rows_file = Path(out) / "run" / "metrics.jsonl"
+            command = {
+                "train": ["-m", "blockwise_lr", "train", str(config_file), "--out", str(rows_file.parent)],
+                "bare": [__file__, "--bare", str(config_file), str(rows_file)],
+            }[arm]
+            begin = time.perf_counter()
+            done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
+            wall = time.perf_counter() - begin
+            if done.returncode:
+                raise SystemExit(
+                    f"the arm {arm} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}"
+                )
+            rows = read_metrics(rows_file)
+        first, last = rows[0], rows[-1]
+        tokens = (last["step"] - first["step"]) * config.batch_size * config.model.context
+        return Run(tokens / (last["seconds"] - first["seconds"]), wall, last["train_loss"])
+
+    return run
+
+
+def main() -> None:
+    parser = argument_parser(__doc__, repeats=5)
+    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="OMP_NUM_THREADS of both arms (default: %(default)s)"
+    )
+    parser.add_argument("--bare", nargs=2, type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.bare:
+        config_file, rows_file = arguments.bare
+        rows = bare_loop(config_from_dict(json.loads(config_file.read_text())))
+        rows_file.parent.mkdir()
+        rows_file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return
+
+    torch.set_num_threads(arguments.threads)  # of no effect here, but the result file says it
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = tiny(folder) if arguments.quick else quickstart(arguments.steps)
+        prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
+        arms = {arm: process(arm, config, folder, arguments.threads) for arm in ("train", "bare")}
+        runs = in_turns(arms, arguments.repeats)
+    losses = [run.loss for arm in runs.values() for run in arm]
+    if max(losses) - min(losses) > 1e-4:
+        raise SystemExit(f"the arms did not do the same work: their last training losses are {losses}")
+    speed = {arm: [run.tokens_per_second for run in measured] for arm, measured in runs.items()}
+    wall = {arm: [run.wall_seconds for run in measured] for arm, measured in runs.items()}
+    finish(
+        __file__,
+        arguments,
+        settings={
+            "steps": config.steps,
+            "threads": arguments.threads,
+            "last_train_loss": {arm: measured[-1].loss for arm, measured in runs.items()},
+            "config": {
+                **config.to_dict(),
+                "data": {"data": config.data.data if not arguments.quick else "words"},
+            },
+        },
+        measurements={"steady state, tokens/s": speed, "whole process, s": wall},
+        ratios=[
+            ratio(speed, "train", "bare", what="tokens/s", at_least=0.97),
+            ratio(wall, "train", "bare", what="whole process"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
