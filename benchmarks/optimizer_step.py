@@ -15,21 +15,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import argument_parser, finish, in_turns, ratio
+from _measure import GPT2_SMALL, GPT2_TINY, argument_parser, finish, in_turns, ratio
 from torch import nn
 from torch.optim import AdamW
 
 from blockwise_lr import param_groups, split_fused
+from blockwise_lr.pretrain.models import build_model
 
 LR = 6e-4
 SETTINGS: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}
-
-
-def gpt2(quick: bool) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    tiny = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 128, "n_positions": 32}
-    return GPT2LMHeadModel(GPT2Config(**(tiny if quick else {})))
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
@@ -50,8 +44,9 @@ def timed_step(optimizer: AdamW) -> Callable[[], float]:
 def main() -> None:
     arguments = argument_parser(__doc__, repeats=20).parse_args()
     torch.manual_seed(0)
-    split = with_gradients(split_fused(gpt2(arguments.quick)))
-    unsplit = with_gradients(gpt2(arguments.quick))
+    shape = GPT2_TINY if arguments.quick else GPT2_SMALL
+    split = with_gradients(split_fused(build_model(shape, seed=0)))
+    unsplit = with_gradients(build_model(shape, seed=0))
 
     blockwise = AdamW(param_groups(split, lr=LR, weight_decay=SETTINGS["weight_decay"]), **SETTINGS)
     one_group_split = AdamW(split.parameters(), **SETTINGS)

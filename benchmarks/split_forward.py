@@ -2,7 +2,7 @@
 
     python benchmarks/split_forward.py
 
-Two copies of one model (transformers' GPT2LMHeadModel with its default configuration, no dropout) on the same
+Two copies of one model (transformers' GPT2LMHeadModel in its default sizes, without dropout) on the same
 sequence of 1 024 tokens, measured in turns in one process: in fp32, and under bf16 autocast. Gradients are
 dropped before each measurement, as zero_grad() does in training. Stops if the two losses differ in one bit.
 Needs about 5 GB of memory. Writes results/split_forward-<date>.json.
@@ -10,25 +10,15 @@ Needs about 5 GB of memory. Writes results/split_forward-<date>.json.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 
 import torch
-from _measure import argument_parser, finish, in_turns, ratio
+from _measure import GPT2_SMALL, GPT2_TINY, argument_parser, finish, in_turns, ratio
 from torch import nn
 
 from blockwise_lr import split_fused
-
-
-def gpt2(quick: bool) -> nn.Module:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    tiny = {"n_layer": 2, "n_embd": 32, "n_head": 2, "vocab_size": 128, "n_positions": 64}
-    config = GPT2Config(
-        **(tiny if quick else {}), resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False
-    )
-    return GPT2LMHeadModel(config).train()
+from blockwise_lr.pretrain.models import build_model
 
 
 def timed(model: nn.Module, tokens: torch.Tensor, bf16: bool) -> Callable[[], tuple[float, float]]:
@@ -47,11 +37,11 @@ def timed(model: nn.Module, tokens: torch.Tensor, bf16: bool) -> Callable[[], tu
 
 def main() -> None:
     arguments = argument_parser(__doc__, repeats=7).parse_args()
+    shape = GPT2_TINY if arguments.quick else GPT2_SMALL
     torch.manual_seed(0)
-    unsplit = gpt2(arguments.quick)
-    models = {"split": split_fused(copy.deepcopy(unsplit)), "unsplit": unsplit}
-    length = unsplit.config.n_positions
-    tokens = torch.randint(unsplit.config.vocab_size, (1, length))
+    unsplit = build_model(shape, seed=0).train()
+    models = {"split": split_fused(build_model(shape, seed=0).train()), "unsplit": unsplit}
+    tokens = torch.randint(shape.vocab_size, (1, shape.context))
 
     measurements, ratios = {}, []
     for precision in ("fp32", "bf16"):
@@ -68,7 +58,7 @@ def main() -> None:
         arguments,
         settings={
             "sequences": 1,
-            "tokens": length,
+            "tokens": shape.context,
             "parameters": sum(p.numel() for p in unsplit.parameters()),
             "bf16": "autocast, weights in fp32",
         },
