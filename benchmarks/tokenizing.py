@@ -221,7 +221,10 @@ def main() -> None:
     path = RESULTS / f"tokenize-{datetime.date.today().isoformat()}.json"
     # A second run of the day replaces what it measures and keeps the rest.
     earlier = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    write_json_atomic(path, {**earlier, **result})
+    command = " ".join(["python", "benchmarks/tokenizing.py", *sys.argv[1:]])
+    commands = {section: command for section in ("speed", "memory") if section in result}
+    commands = {**earlier.get("commands", {}), **commands}
+    write_json_atomic(path, {**earlier, **result, "commands": commands})
     print(path)
 
 

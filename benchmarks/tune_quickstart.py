@@ -4,7 +4,8 @@
 
 Two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the ratios of
 the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and clipping of
-the uniform baseline, so that neither side is searched harder. Runs are cached in --out. Writes results/quickstart/search.json.
+the uniform baseline, so that neither side is searched harder. Runs are cached in --out.
+Writes results/quickstart/search.json.
 The base learning rates of all arms are then tuned over one grid by `blockwise-lr compare quickstart --base-lrs ...`
 (results/quickstart/README.md has the command).
 """
@@ -32,11 +33,18 @@ RATIO_START = {"emb": 4.0, "vo": 0.1, "norm": 8.0, "head": 4.0, "qk": 1.0, "ffn"
 # The slow block first: it hides what the others can take.
 RATIO_MOVES = {"vo": (0.05, 0.2), "norm": (4, 16), "emb": (2, 8), "head": (2, 8)}
 BASELINE_START = {"weight_decay": 0.1, "beta2": 0.95, "warmup_fraction": 0.05, "clip": 1.0}
-BASELINE_MOVES = {"weight_decay": (0.03, 0.3), "beta2": (0.9, 0.99), "warmup_fraction": (0.02, 0.15), "clip": (0.3, 0.0)}
+BASELINE_MOVES = {
+    "weight_decay": (0.03, 0.3),
+    "beta2": (0.9, 0.99),
+    "warmup_fraction": (0.02, 0.15),
+    "clip": (0.3, 0.0),
+}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/tune-quickstart"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,17 @@ class Counting(Dataset):
 
 torch.manual_seed(0)
 model = LlamaForCausalLM(
-    LlamaConfig(vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4)
+    LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4
+    )
 )  # nothing fused here, so nothing to split
 with tempfile.TemporaryDirectory() as folder:
     arguments = TrainingArguments(
         folder, max_steps=60, per_device_train_batch_size=8, learning_rate=1e-3, weight_decay=0.1,
         warmup_steps=6, logging_steps=20, report_to="none", use_cpu=True, save_strategy="no",
     )  # fmt: skip
-    trainer = BlockwiseTrainer(model, arguments, train_dataset=Counting(), ratios={"emb": 10, "qk": 8, "ffn": 6, "vo": 4})
+    trainer = BlockwiseTrainer(
+        model, arguments, train_dataset=Counting(), ratios={"emb": 10, "qk": 8, "ffn": 6, "vo": 4}
+    )
     trainer.train()
 assert trainer.state.log_history[-2]["loss"] < 3

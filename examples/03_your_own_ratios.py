@@ -34,4 +34,6 @@ groups = param_groups(
 optimizer = torch.optim.AdamW(groups, lr=1e-3)
 scheduler = wsd_schedule(optimizer, warmup_steps=10, total_steps=300, floor=5e-5)
 for group in groups:
-    print(f"{group['block']:>5}  ratio {group['lr_ratio']:g}  weight decay {group['weight_decay']:g}  {group['names'][0]}")
+    print(
+        f"{group['block']:>5}  ratio {group['lr_ratio']:g}  weight decay {group['weight_decay']:g}  {group['names'][0]}"
+    )

@@ -19,5 +19,9 @@ def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.Comple
     """`blockwise-lr ARGUMENTS` in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        command_line(*arguments, processes=processes), capture_output=True, text=True, env=environment, timeout=240
+        command_line(*arguments, processes=processes),
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
     )

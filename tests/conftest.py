@@ -10,7 +10,23 @@ import pytest
 
 from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
-WORDS = "the of and to in that government people states nation congress war peace law year".split()
+WORDS = [
+    "the",
+    "of",
+    "and",
+    "to",
+    "in",
+    "that",
+    "government",
+    "people",
+    "states",
+    "nation",
+    "congress",
+    "war",
+    "peace",
+    "law",
+    "year",
+]
 
 
 @pytest.fixture(scope="session")

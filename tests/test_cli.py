@@ -5,10 +5,10 @@ import subprocess
 import sys
 
 import pytest
-from commands import run_command
 
 from blockwise_lr.cli import main
 from blockwise_lr.pretrain.presets import PRESETS
+from commands import run_command
 
 
 def call(capsys, *arguments):
@@ -34,7 +34,14 @@ def test_help_lists_the_commands(capsys, arguments):
 def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
     code, out, _ = call(capsys, command, "llama-0.25b-minipile", "--help")
     assert code == 0
-    for text in ("--base-lr", "--ratios", "--batch-size", "--save-every", "--device {auto,cpu,cuda}", "(default: 30000)"):
+    for text in (
+        "--base-lr",
+        "--ratios",
+        "--batch-size",
+        "--save-every",
+        "--device {auto,cpu,cuda}",
+        "(default: 30000)",
+    ):
         assert text in out
     assert "--preset" not in out
 
@@ -44,13 +51,22 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
     [
         (["trian"], "no command 'trian'; the commands are train, compare, eval, inspect, presets"),
         (["train"], "train needs the name of a preset first, such as: blockwise-lr train quickstart"),
-        (["train", "quikstart"], "no preset named 'quikstart'; there are quickstart, and gpt2-small, gpt2-medium"),
+        (
+            ["train", "quikstart"],
+            "no preset named 'quikstart'; there are quickstart, and gpt2-small, gpt2-medium",
+        ),
         (["train", "no.json"], "cannot read the configuration no.json"),
-        (["train", "quickstart", "--stps", "3"], "Unrecognized options: --stps, 3 Perhaps you meant: --steps"),
+        (
+            ["train", "quickstart", "--stps", "3"],
+            "Unrecognized options: --stps, 3 Perhaps you meant: --steps",
+        ),
         (["train", "quickstart", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
         (["train", "quickstart", "--schedule", "linear"], "--schedule"),
         (["train", "quickstart", "--base-lr", "-1"], "--base-lr is -1.0; expected a finite number above 0"),
-        (["compare", "quickstart", "--arms", "adamw"], "cannot read the arm 'adamw': expected OPTIMIZER:RATIOS"),
+        (
+            ["compare", "quickstart", "--arms", "adamw"],
+            "cannot read the arm 'adamw': expected OPTIMIZER:RATIOS",
+        ),
         (["eval", "nowhere"], "no folder nowhere: expected a run's folder"),
         (["presets", "all"], "presets takes no arguments"),
     ],
@@ -100,12 +116,16 @@ def test_a_run_is_repeated_from_its_own_config_json_with_the_same_losses(tiny, t
     a, b = ((tmp_path / run / "result.json").read_text() for run in "ab")
     assert json.loads(a)["terminal_val_loss"] == json.loads(b)["terminal_val_loss"]
     evaluated = run_command("eval", tmp_path / "a", "--json")
-    assert json.loads(evaluated.stdout)["val_loss"] == pytest.approx(json.loads(a)["terminal_val_loss"], abs=1e-4)
+    assert json.loads(evaluated.stdout)["val_loss"] == pytest.approx(
+        json.loads(a)["terminal_val_loss"], abs=1e-4
+    )
 
 
 def test_a_diverged_run_is_one_line_and_exit_code_1(tiny, tmp_path):
     (tmp_path / "tiny.json").write_text(json.dumps(tiny.to_dict()))
-    done = run_command("train", tmp_path / "tiny.json", "--out", tmp_path / "run", "--base-lr", "1e30", "--weight-decay", "0")
+    done = run_command(
+        "train", tmp_path / "tiny.json", "--out", tmp_path / "run", "--base-lr", "1e30", "--weight-decay", "0"
+    )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("blockwise-lr: the training loss became")
@@ -123,18 +143,18 @@ def test_inspect_reads_well_and_gives_json(capsys):
     assert all(p["reason"] for p in content["parameters"].values())
 
 
+def printed(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 class TestImport:
     def test_the_core_imports_neither_transformers_nor_matplotlib_nor_datasets(self):
-        code = (
-            "import sys, blockwise_lr; "
-            "print(sorted({'transformers', 'matplotlib', 'datasets', 'tyro', 'rich', 'scipy', 'jinja2'} & set(sys.modules)))"
-        )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+        heavy = {"transformers", "matplotlib", "datasets", "tyro", "rich", "scipy", "jinja2"}
+        assert printed(f"import sys, blockwise_lr; print(sorted({heavy} & set(sys.modules)))") == "[]\n"
 
     def test_it_takes_less_than_a_fifth_of_a_second_beyond_torch(self):
-        # CPU time of this process alone, so that a busy machine does not matter; the best of three.
+        # CPU time of the process alone, so that a busy machine does not matter; the best of three.
         code = (
-            "import torch, time; start = time.process_time(); import blockwise_lr; print(time.process_time() - start)"
+            "import torch, time; t = time.process_time(); import blockwise_lr; print(time.process_time() - t)"
         )
-        seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
-        assert min(seconds) < 0.2
+        assert min(float(printed(code)) for _ in range(3)) < 0.2

@@ -1,8 +1,8 @@
 """A learning rate of its own for every block type of a Transformer.
 
-    from blockwise_lr import param_groups, split_fused
+from blockwise_lr import param_groups, split_fused
 
-    optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
+optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
 """
 
 from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused

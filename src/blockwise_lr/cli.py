@@ -82,7 +82,8 @@ class TrainCommand:
 
 def _train(arguments: list[str]) -> None:
     preset, rest = _preset("train", arguments)
-    parsed = _parse(TrainCommand(Path("runs") / preset.preset, preset), f"train {preset.preset}", rest)
+    default = TrainCommand(Path("runs") / preset.preset, preset)
+    parsed = _parse(TrainCommand, f"train {preset.preset}", rest, default)
     from blockwise_lr.pretrain.run import train
 
     result = train(parsed.config, parsed.out, command=_command("train", arguments))
@@ -116,10 +117,10 @@ class CompareCommand:
 def _compare(arguments: list[str]) -> None:
     preset, rest = _preset("compare", arguments)
     default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
-    parsed = _parse(default, f"compare {preset.preset}", rest)
+    parsed = _parse(CompareCommand, f"compare {preset.preset}", rest, default)
     from blockwise_lr.compare import Arm, compare
     from blockwise_lr.compare.tables import print_summary
-    from blockwise_lr.pretrain.run import check_config
+    from blockwise_lr.pretrain.checks import check_config
 
     config = check_config(parsed.config)
     content = compare(
@@ -158,7 +159,11 @@ def _eval(arguments: list[str]) -> None:
     from blockwise_lr.pretrain.evaluate import evaluate_run
 
     losses = evaluate_run(parsed.run)
-    print(json.dumps(losses) if parsed.json else "\n".join(f"{name:<12} {value}" for name, value in losses.items()))
+    print(
+        json.dumps(losses)
+        if parsed.json
+        else "\n".join(f"{name:<12} {value}" for name, value in losses.items())
+    )
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,9 @@ def _presets(arguments: list[str]) -> None:
         raise UserError(f"presets takes no arguments; got {' '.join(arguments)}")
     for name, config in PRESETS.items():
         model = config.model
-        print(f"{name:<28} {model.family} {model.layers}x{model.hidden_size}, {config.steps:,} steps, {config.data.data}")
+        print(
+            f"{name:<28} {model.family} {model.layers}x{model.hidden_size}, {config.steps:,} steps, {config.data.data}"
+        )
 
 
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -201,7 +208,9 @@ def _preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]
     if arguments and arguments[0] in ("-h", "--help"):
         return get_preset("quickstart"), arguments
     if not arguments or arguments[0].startswith("-"):
-        raise UserError(f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart")
+        raise UserError(
+            f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart"
+        )
     path = Path(arguments[0])
     if path.suffix != ".json":
         return get_preset(arguments[0]), arguments[1:]
@@ -210,19 +219,20 @@ def _preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):
-        raise UserError(f"the configuration {path} holds {type(values).__name__}; expected an object of fields")
+        raise UserError(
+            f"the configuration {path} holds {type(values).__name__}; expected an object of fields"
+        )
     return config_from_dict(values.get("train", values)), arguments[1:]
 
 
-def _parse(cls: type[T] | T, command: str, arguments: list[str]) -> T:
-    """Parse flags with tyro, from a class or from an instance with the defaults; bad ones give one line."""
-    default: dict[str, Any] = {} if isinstance(cls, type) else {"default": cls}
+def _parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
+    """Parse flags with tyro; bad ones give one line."""
+    given: dict[str, Any] = {} if default is None else {"default": default}
     complaints = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaints):
-            return tyro.cli(
-                cls if isinstance(cls, type) else type(cls), prog=f"blockwise-lr {command}", args=arguments, **default
-            )
+            parsed: T = tyro.cli(cls, prog=f"blockwise-lr {command}", args=arguments, **given)
+            return parsed
     except SystemExit as exit:
         if exit.code in (0, None):
             raise

@@ -27,10 +27,11 @@ def gpt2():
 
 
 def arguments(folder, **changes):
-    values = dict(
-        output_dir=str(folder), max_steps=STEPS, per_device_train_batch_size=2, learning_rate=LR, weight_decay=0.1,
-        warmup_steps=2, logging_steps=1, report_to="none", use_cpu=True, disable_tqdm=True, save_strategy="no",
-    )  # fmt: skip
+    values = {
+        "output_dir": str(folder), "max_steps": STEPS, "per_device_train_batch_size": 2, "learning_rate": LR,
+        "weight_decay": 0.1, "warmup_steps": 2, "logging_steps": 1, "report_to": "none", "use_cpu": True,
+        "disable_tqdm": True, "save_strategy": "no",
+    }  # fmt: skip
     return TrainingArguments(**{**values, **changes})
 
 
@@ -45,7 +46,9 @@ def test_the_two_lines_train_every_block_at_its_own_rate_and_log_it(tmp_path):
     assert len(rows) == STEPS
     for row in rows:
         for block, ratio in {"norm": 1, "vo": 4, "ffn": 6, "qk": 8, "emb": 10, "pos": 1}.items():
-            expected = cosine(row["step"] - 1, peak=ratio * LR, warmup_steps=2, total_steps=STEPS, floor=LR / 20)
+            expected = cosine(
+                row["step"] - 1, peak=ratio * LR, warmup_steps=2, total_steps=STEPS, floor=LR / 20
+            )
             assert row[f"lr/{block}"] == pytest.approx(expected)
         assert row["learning_rate"] == pytest.approx(row["lr/norm"])  # Trainer logs group 0
 
@@ -96,7 +99,9 @@ def test_the_factory_gives_the_plain_trainer_blockwise_groups(tmp_path):
 
 def test_a_fused_model_that_was_not_split_is_refused_before_training(tmp_path):
     trainer = BlockwiseTrainer(gpt2(), arguments(tmp_path), train_dataset=Tokens())
-    with pytest.raises(ValueError, match=r"c_attn\.weight is a fused QKV weight .* call split_fused\(model\) first"):
+    with pytest.raises(
+        ValueError, match=r"c_attn\.weight is a fused QKV weight .* call split_fused\(model\) first"
+    ):
         trainer.train()
 
 

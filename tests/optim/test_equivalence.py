@@ -38,7 +38,9 @@ def batches(n):
     return [torch.randint(VOCAB, (4, CONTEXT), generator=generator) for _ in range(n)]
 
 
-def train(model, optimizer, schedule, n, clip=None, loss_of=lambda model, ids: model(input_ids=ids, labels=ids).loss):
+def train(
+    model, optimizer, schedule, n, clip=None, loss_of=lambda model, ids: model(input_ids=ids, labels=ids).loss
+):
     losses = []
     for ids in batches(n):
         loss = loss_of(model, ids)
@@ -114,7 +116,10 @@ class SeparateAttention(nn.Module):
         weights = fused.c_attn.weight.detach().T.chunk(3)  # Conv1D keeps (in, out)
         biases = fused.c_attn.bias.detach().chunk(3)
         self.q, self.k, self.v, self.o = (nn.Linear(WIDTH, WIDTH, dtype=weights[0].dtype) for _ in range(4))
-        values = [*zip((self.q, self.k, self.v), weights, biases), (self.o, fused.c_proj.weight.T, fused.c_proj.bias)]
+        values = [
+            *zip((self.q, self.k, self.v), weights, biases),
+            (self.o, fused.c_proj.weight.T, fused.c_proj.bias),
+        ]
         with torch.no_grad():
             for linear, weight, bias in values:
                 linear.weight.copy_(weight)
@@ -164,9 +169,14 @@ def test_a_split_gpt2_equals_a_hand_written_one_with_separate_projections_and_ha
         (1, [body.wpe.weight]),
     ]
     options = {"lr": lr, "betas": (0.9, 0.95), "weight_decay": 0.1}
-    hand_optimizer = torch.optim.AdamW([{"params": p, "lr": r * lr, "lr_ratio": r} for r, p in hand_groups], **options)
+    hand_optimizer = torch.optim.AdamW(
+        [{"params": p, "lr": r * lr, "lr_ratio": r} for r, p in hand_groups], **options
+    )
     optimizer = torch.optim.AdamW(param_groups(split, lr, weight_decay=0.1), **options)
-    schedules = [cosine_schedule(o, warmup_steps=5, total_steps=steps, floor=lr / 20) for o in (hand_optimizer, optimizer)]
+    schedules = [
+        cosine_schedule(o, warmup_steps=5, total_steps=steps, floor=lr / 20)
+        for o in (hand_optimizer, optimizer)
+    ]
 
     hand_losses = train(by_hand, hand_optimizer, schedules[0], steps, loss_of=next_token_loss)
     our_losses = train(split, optimizer, schedules[1], steps)

@@ -19,7 +19,9 @@ def gpt2():
     return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2))
 
 
-@pytest.mark.parametrize("model", [llama(), llama(tied=True), split_fused(gpt2())], ids=["llama", "tied", "gpt2"])
+@pytest.mark.parametrize(
+    "model", [llama(), llama(tied=True), split_fused(gpt2())], ids=["llama", "tied", "gpt2"]
+)
 def test_every_parameter_is_in_exactly_one_group_and_no_group_is_empty(model):
     groups = param_groups(model, lr=1e-3)
     ids = [id(p) for g in groups for p in g["params"]]
@@ -43,7 +45,9 @@ def test_groups_carry_the_metadata_that_other_programs_read():
 
 
 def test_one_group_per_block_and_decay():
-    blocks = [(g["block"], g["weight_decay"]) for g in param_groups(split_fused(gpt2()), lr=1e-3, no_decay="1d")]
+    blocks = [
+        (g["block"], g["weight_decay"]) for g in param_groups(split_fused(gpt2()), lr=1e-3, no_decay="1d")
+    ]
     assert len(blocks) == len(set(blocks))
     assert ("qk", 0.1) in blocks
     assert ("qk", 0.0) in blocks  # the biases of queries and keys
@@ -78,7 +82,10 @@ def test_a_model_without_norms_starts_with_another_block():
 
 
 def test_an_unsplit_fused_weight_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"transformer\.h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x8.*v x4.*call split_fused\(model\) first"):
+    with pytest.raises(
+        ValueError,
+        match=r"h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x8.*v x4.*call split_fused\(model\) first",
+    ):
         param_groups(gpt2(), lr=1e-3)
 
 
@@ -108,9 +115,12 @@ def test_a_block_map_of_your_own_is_used():
         ({"lr": 0}, "lr is 0; expected a finite number above 0"),
         ({"lr": float("nan")}, "lr is nan; expected"),
         ({"lr": 1e-3, "weight_decay": -1}, "weight_decay is -1; expected a finite number, 0 or above"),
-        ({"lr": 1e-3, "decay": "fixed"}, "decay is 'fixed'; expected \"coupled\" or \"constant\""),
+        ({"lr": 1e-3, "decay": "fixed"}, 'decay is \'fixed\'; expected "coupled" or "constant"'),
         ({"lr": 1e-3, "no_decay": "norm"}, "no_decay is 'norm'; expected a list of blocks"),
-        ({"lr": 1e-3, "no_decay": ["norms"]}, "no_decay: 'norms' is not a valid Block; the blocks are emb, qk"),
+        (
+            {"lr": 1e-3, "no_decay": ["norms"]},
+            "no_decay: 'norms' is not a valid Block; the blocks are emb, qk",
+        ),
         ({"lr": 1e-3, "ratios": {"mlp": 2}}, "ratios: 'mlp' is not a block"),
     ],
 )

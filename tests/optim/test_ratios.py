@@ -27,7 +27,9 @@ def test_strings_and_blocks_mean_the_same():
 
 
 def test_an_unknown_block_is_refused_and_the_known_ones_are_listed():
-    with pytest.raises(ValueError, match=r"ratios: 'attention' is not a block; the blocks are emb, qk, vo, ffn, norm"):
+    with pytest.raises(
+        ValueError, match=r"ratios: 'attention' is not a block; the blocks are emb, qk, vo, ffn, norm"
+    ):
         resolve_ratios({"attention": 2})
 
 
@@ -55,7 +57,9 @@ def test_ratios_come_from_a_json_file(tmp_path):
 
 
 def test_text_that_means_no_ratios_says_what_would():
-    with pytest.raises(ValueError, match=r"'papper' is no file and none of uniform, paper, quickstart; expected one of"):
+    with pytest.raises(
+        ValueError, match=r"'papper' is no file and none of uniform, paper, quickstart; expected one of"
+    ):
         parse_ratios("papper")
     with pytest.raises(ValueError, match="ratios: 'emb=four': could not convert string to float"):
         parse_ratios("emb=four")

@@ -79,7 +79,9 @@ def test_a_proportional_floor_keeps_the_ratios_to_the_end():
 
 def test_equal_slopes_warm_up_over_ratio_times_as_many_steps():
     optimizer = optimizer_by_block()
-    scheduler = cosine_schedule(optimizer, warmup_steps=4, total_steps=TOTAL, floor=FLOOR, warmup="equal_slope")
+    scheduler = cosine_schedule(
+        optimizer, warmup_steps=4, total_steps=TOTAL, floor=FLOOR, warmup="equal_slope"
+    )
     slope = BASE / 4
     for step, lrs in steps(scheduler):
         for ratio, lr in zip(RATIOS.values(), lrs):
@@ -162,7 +164,9 @@ def test_a_group_added_in_the_middle_joins_the_schedule_with_its_lr_as_peak():
     for _ in range(20):
         optimizer.step()
         scheduler.step()
-    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], "lr": 3 * BASE, "lr_ratio": 3.0})
+    optimizer.add_param_group(
+        {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 3 * BASE, "lr_ratio": 3.0}
+    )
     optimizer.step()
     scheduler.step()
     assert scheduler.get_last_lr()[-1] == pytest.approx(literal_cosine(21, 3.0))
@@ -175,7 +179,9 @@ def test_an_engine_that_overwrote_every_learning_rate_is_put_right_at_the_next_s
         group["lr"] = 0.5
     optimizer.step()
     scheduler.step()
-    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([literal_cosine(1, r) for r in RATIOS.values()])
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx(
+        [literal_cosine(1, r) for r in RATIOS.values()]
+    )
 
 
 @pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
@@ -204,7 +210,9 @@ def test_groups_without_metadata_count_as_ratio_one():
 
 
 def test_a_warm_up_as_long_as_the_run_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match=r"warm-up takes 60 steps, but the run has total_steps=60: .* train for longer"):
+    with pytest.raises(
+        ValueError, match=r"warm-up takes 60 steps, but the run has total_steps=60: .* train for longer"
+    ):
         cosine_schedule(optimizer_by_block(), warmup_steps=60, total_steps=60)
 
 
@@ -214,14 +222,20 @@ def test_a_slope_that_warms_up_past_the_end_is_refused_when_the_schedule_is_made
 
 
 def test_wsd_refuses_a_warm_up_past_its_first_third():
-    with pytest.raises(ValueError, match=r"starts to decay at a third of total_steps=60: warm up for at most 20 steps"):
+    with pytest.raises(
+        ValueError, match=r"starts to decay at a third of total_steps=60: warm up for at most 20 steps"
+    ):
         wsd_schedule(optimizer_by_block(), warmup_steps=21, total_steps=60)
 
 
 def test_a_floor_above_a_peak_is_refused_with_the_numbers():
-    with pytest.raises(ValueError, match=r"floor=0.01 is not between 0 and the base learning rate 0.001 of block norm"):
+    with pytest.raises(
+        ValueError, match=r"floor=0.01 is not between 0 and the base learning rate 0.001 of block norm"
+    ):
         cosine_schedule(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL, floor=0.01)
-    with pytest.raises(ValueError, match=r"floor=2 is not between 0 and the peak learning rate 1: lower the floor"):
+    with pytest.raises(
+        ValueError, match=r"floor=2 is not between 0 and the peak learning rate 1: lower the floor"
+    ):
         cosine(0, peak=1.0, warmup_steps=1, total_steps=10, floor=2.0)
 
 

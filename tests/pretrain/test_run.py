@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from commands import command_line, run_command
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +22,7 @@ from blockwise_lr.pretrain.evaluate import evaluate_loss, evaluate_run
 from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.run import train
 from blockwise_lr.pretrain.trainer import NonFiniteLossError
+from commands import command_line, run_command
 
 
 def losses(out):
@@ -38,7 +38,9 @@ def test_a_runs_folder_is_as_specified_and_its_checkpoint_gives_the_logged_loss(
 
     rows = read_metrics(out / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(2, 25, 2))
-    assert all(set(row) == {"step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "seconds"} for row in rows)
+    assert all(
+        set(row) == {"step", "tokens", "train_loss", "val_loss", "lr", "grad_norm", "seconds"} for row in rows
+    )
     assert [row["val_loss"] is not None for row in rows] == [row["step"] % 4 == 0 for row in rows]
     assert rows[-1]["tokens"] == 24 * 4 * 16 == result["tokens"]
     assert rows[-1]["val_loss"] == result["terminal_val_loss"] < rows[1]["val_loss"]
@@ -66,7 +68,9 @@ def test_the_logged_learning_rates_are_those_of_the_update_of_that_step(tiny, tm
         for block, lr in row["lr"].items():
             peak = PAPER_RATIOS.get(block, 1) * 1e-2
             # The update of step n is the (n-1)-th that the schedule was asked for: the first has LR 0.
-            assert lr == pytest.approx(cosine(row["step"] - 1, peak=peak, warmup_steps=2, total_steps=24, floor=5e-4))
+            assert lr == pytest.approx(
+                cosine(row["step"] - 1, peak=peak, warmup_steps=2, total_steps=24, floor=5e-4)
+            )
 
 
 def test_the_loss_is_the_mean_over_every_predicted_token(tiny, tmp_path):
@@ -102,7 +106,12 @@ def test_accumulated_micro_batches_train_like_one_batch(tiny, tmp_path):
 
 def test_seeds_of_data_and_weights_are_apart(tiny, tmp_path):
     tiny = replace(tiny, steps=4, save_every=0)
-    runs = {"a": {}, "data": {"data_seed": 1}, "init": {"init_seed": 1}, "same": {"init_seed": 0, "data_seed": 0}}
+    runs = {
+        "a": {},
+        "data": {"data_seed": 1},
+        "init": {"init_seed": 1},
+        "same": {"init_seed": 0, "data_seed": 0},
+    }
     first = {}
     for name, seeds in runs.items():
         train(replace(tiny, **seeds), tmp_path / name)
@@ -112,7 +121,9 @@ def test_seeds_of_data_and_weights_are_apart(tiny, tmp_path):
 
 
 def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equal(tiny, tmp_path):
-    tiny = replace(tiny, steps=120, log_every=5, eval_every=20, save_every=5, optim=replace(tiny.optim, base_lr=3e-3))
+    tiny = replace(
+        tiny, steps=120, log_every=5, eval_every=20, save_every=5, optim=replace(tiny.optim, base_lr=3e-3)
+    )
     (tmp_path / "config.json").write_text(json.dumps(tiny.to_dict()))
     arguments = ("train", tmp_path / "config.json", "--out")
     whole = run_command(*arguments, tmp_path / "whole")
@@ -123,7 +134,9 @@ def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equ
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for moment in moments:
         process = subprocess.Popen(command_line(*arguments, out), stderr=subprocess.PIPE, env=environment)
-        while process.poll() is None and (not (rows := read_metrics(out / "metrics.jsonl")) or rows[-1]["step"] < moment):
+        while process.poll() is None and (
+            not (rows := read_metrics(out / "metrics.jsonl")) or rows[-1]["step"] < moment
+        ):
             time.sleep(0.01)
         time.sleep(random.uniform(0, 0.15))  # so that some deaths fall inside a save
         process.send_signal(signal.SIGKILL)
@@ -138,7 +151,9 @@ def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equ
     assert terminal[0]["terminal_tune_loss"] == terminal[1]["terminal_tune_loss"]
 
 
-def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_whole(tiny_gpt2, tmp_path, capsys):
+def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_whole(
+    tiny_gpt2, tmp_path, capsys
+):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(tiny_gpt2, whole)
     train(tiny_gpt2, cut)
@@ -146,8 +161,9 @@ def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_
     (cut / "result.json").unlink()
     (cut / "checkpoint-24" / "manifest.json").unlink()
     train(tiny_gpt2, cut)
-    assert "checkpoint-24 is not whole (manifest.json is missing, so saving it was interrupted): passed over" in (
-        capsys.readouterr().err
+    assert (
+        "checkpoint-24 is not whole (manifest.json is missing, so saving it was interrupted): passed over"
+        in (capsys.readouterr().err)
     )
     assert losses(cut) == losses(whole)
 
@@ -156,7 +172,10 @@ def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_
     ("damage", "said"),
     [
         (lambda f: f.write_bytes(f.read_bytes()[:-1]), "bytes instead of"),
-        (lambda f: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]), "does not have the checksum"),
+        (
+            lambda f: f.write_bytes(bytes([f.read_bytes()[0] ^ 1]) + f.read_bytes()[1:]),
+            "does not have the checksum",
+        ),
         (lambda f: f.unlink(), "is missing"),
     ],
 )
@@ -192,7 +211,10 @@ def test_a_finished_run_is_left_alone_and_said_so(tiny, tmp_path, capsys):
 
 def test_a_non_finite_loss_stops_the_run_with_what_to_do(tiny, tmp_path):
     wild = replace(tiny, optim=replace(tiny.optim, base_lr=1e30, weight_decay=0.0))
-    with pytest.raises(NonFiniteLossError, match=r"the training loss became .* by step \d+: the run diverged; lower --base-lr"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=r"the training loss became .* by step \d+: the run diverged; lower --base-lr",
+    ):
         train(wild, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["diverged"]
@@ -212,7 +234,9 @@ def test_two_processes_train_like_one_with_the_same_global_batch(tiny, tmp_path)
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-5)
         assert b["tokens"] == a["tokens"]
-        assert (b["val_loss"] is None and a["val_loss"] is None) or b["val_loss"] == pytest.approx(a["val_loss"], abs=1e-5)
+        assert (b["val_loss"] is None and a["val_loss"] is None) or b["val_loss"] == pytest.approx(
+            a["val_loss"], abs=1e-5
+        )
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
     # Its checkpoint is in the original layout, and a resume with another number of processes is refused.
     AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-24")
@@ -228,12 +252,17 @@ class TestBadInput:
 
     def test_a_folder_of_another_configuration(self, tiny, tmp_path):
         train(replace(tiny, steps=4), tmp_path / "run")
-        with pytest.raises(UserError, match=r"holds a run of another configuration \(optim.base_lr is 0.01 there and 0.02 here"):
+        with pytest.raises(
+            UserError,
+            match=r"holds a run of another configuration \(optim.base_lr is 0.01 there and 0.02 here",
+        ):
             train(replace(tiny, steps=4, optim=replace(tiny.optim, base_lr=2e-2)), tmp_path / "run")
 
     def test_a_folder_of_something_else(self, tiny, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")
-        with pytest.raises(UserError, match=r"is not empty \(thesis.tex\) and holds no run: choose another --out"):
+        with pytest.raises(
+            UserError, match=r"is not empty \(thesis.tex\) and holds no run: choose another --out"
+        ):
             train(tiny, tmp_path)
         assert (tmp_path / "thesis.tex").read_text() == "precious"
 
@@ -275,7 +304,10 @@ class TestBadInput:
             ({"model.heads": 4, "model.kv_heads": 3}, "4 heads cannot share 3 key/value heads"),
             ({"model.family": "gpt2"}, "GPT-2 has as many key/value heads as heads"),
             ({"optim.base_lr": math.nan}, "--base-lr is nan; expected a finite number above 0"),
-            ({"optim.floor_fraction": 1.5}, "--floor-fraction is 1.5; .* the floor cannot be above the base LR"),
+            (
+                {"optim.floor_fraction": 1.5},
+                "--floor-fraction is 1.5; .* the floor cannot be above the base LR",
+            ),
             ({"optim.warmup_fraction": 1.0}, "--warmup-fraction is 1.0; expected 0 or more and below 1"),
             ({"optim.warmup_steps": 24}, "warm-up takes 24 steps, but the run has total_steps=24"),
             ({"optim.warmup_steps": 10, "optim.schedule": "wsd"}, "warm up for at most 8 steps"),

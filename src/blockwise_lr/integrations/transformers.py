@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
@@ -53,7 +53,8 @@ class BlockwiseTrainer(Trainer):
     """transformers' Trainer with a learning rate and a schedule per block.
 
     The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
-    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer (``optim``).
+    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the
+    kind of optimizer (``optim``).
     Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used.
 
     Args:
@@ -108,13 +109,13 @@ class BlockwiseTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """AdamW, or what ``args.optim`` names, on groups by block."""
         if self.optimizer is None:
-            model = self.model if model is None else model
+            target = cast("PreTrainedModel", self.model if model is None else model)
             if self.optimizer_cls_and_kwargs is not None:
                 optimizer_cls, kwargs = self.optimizer_cls_and_kwargs
             else:
-                optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+                optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
             groups = param_groups(
-                model,
+                target,
                 self.args.learning_rate,
                 self._ratios,
                 weight_decay=self.args.weight_decay,
@@ -128,7 +129,8 @@ class BlockwiseTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The blockwise schedule on the optimizer's groups."""
         if self.lr_scheduler is None:
-            self.lr_scheduler = BlockwiseSchedule(
+            # Trainer annotates a LambdaLR; any LRScheduler does.
+            self.lr_scheduler = BlockwiseSchedule(  # type: ignore[assignment]
                 _torch_optimizer(self.optimizer if optimizer is None else optimizer),
                 shape=self._schedule,
                 warmup_steps=self.args.get_warmup_steps(num_training_steps),
@@ -138,7 +140,7 @@ class BlockwiseTrainer(Trainer):
                 warmup=self._warmup,
             )
             self._created_lr_scheduler = True
-        return self.lr_scheduler
+        return cast("LRScheduler", self.lr_scheduler)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the learning rate of every block beside the loss."""
@@ -161,5 +163,8 @@ def _torch_optimizer(optimizer: Any) -> Optimizer:
     """The optimizer inside accelerate's wrapper: torch's schedulers patch ``step`` of what they are given."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, Optimizer):
-        warnings.warn(f"{type(inner).__name__} is not a torch optimizer; its learning rates may not be scheduled", stacklevel=2)
+        warnings.warn(
+            f"{type(inner).__name__} is not a torch optimizer; its learning rates may not be scheduled",
+            stacklevel=2,
+        )
     return inner  # type: ignore[no-any-return]

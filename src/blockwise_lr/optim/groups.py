@@ -80,7 +80,9 @@ def param_groups(
         decayed = weight_decay > 0 and not (parameter.ndim < 2 if exempt is None else entry.block in exempt)
         members.setdefault((entry.block, decayed), []).append((name, parameter))
     if not members:
-        raise ValueError(f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train")
+        raise ValueError(
+            f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
+        )
 
     groups = []
     for block, decayed in sorted(members, key=lambda key: (_ORDER.index(key[0]), not key[1])):
@@ -105,7 +107,9 @@ def _resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
     if no_decay == "1d":
         return None
     if isinstance(no_decay, str):
-        raise ValueError(f'no_decay is {no_decay!r}; expected a list of blocks, such as ["norm", "emb"], or "1d"')
+        raise ValueError(
+            f'no_decay is {no_decay!r}; expected a list of blocks, such as ["norm", "emb"], or "1d"'
+        )
     try:
         return frozenset(Block(block) for block in no_decay)
     except ValueError as error:

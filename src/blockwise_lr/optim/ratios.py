@@ -54,6 +54,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         resolved[block] = float(value)
     return resolved
 
+
 NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
     {"uniform": UNIFORM_RATIOS, "paper": PAPER_RATIOS, "quickstart": QUICKSTART_RATIOS}
 )
@@ -82,13 +83,19 @@ def parse_ratios(text: str) -> dict[Block, float]:
         try:
             values = json.loads(Path(text).read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
-            raise ValueError(f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}') from None
+            raise ValueError(
+                f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'
+            ) from None
         if not isinstance(values, dict):
-            raise ValueError(f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}')
+            raise ValueError(
+                f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
+            )
         return resolve_ratios(values)
     pairs = [pair.partition("=") for pair in text.split(",")]
     try:
-        return resolve_ratios({name.strip(): float(value) for name, equals, value in pairs if equals or _refuse(text)})
+        return resolve_ratios(
+            {name.strip(): float(value) for name, equals, value in pairs if equals or _refuse(text)}
+        )
     except ValueError as error:
         raise ValueError(str(error) if "ratios:" in str(error) else f"ratios: {text!r}: {error}") from None
 

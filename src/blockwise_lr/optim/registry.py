@@ -11,7 +11,10 @@ from torch.optim import Optimizer
 # name -> class and its arguments, given (beta1, beta2, eps). Weight decay and learning rate come with the groups.
 _REGISTRY: dict[str, Callable[[float, float, float], tuple[type[Optimizer], dict[str, Any]]]] = {
     "adamw": lambda b1, b2, eps: (torch.optim.AdamW, {"betas": (b1, b2), "eps": eps, "fused": True}),
-    "nadamw": lambda b1, b2, eps: (torch.optim.NAdam, {"betas": (b1, b2), "eps": eps, "decoupled_weight_decay": True}),
+    "nadamw": lambda b1, b2, eps: (
+        torch.optim.NAdam,
+        {"betas": (b1, b2), "eps": eps, "decoupled_weight_decay": True},
+    ),
 }
 
 OPTIMIZERS: tuple[str, ...] = tuple(_REGISTRY)

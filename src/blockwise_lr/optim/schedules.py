@@ -43,7 +43,9 @@ def cosine(step: float, *, peak: float, warmup_steps: float, total_steps: int, f
     return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def wsd(step: float, *, peak: float, base: float, warmup_steps: float, total_steps: int, floor: float) -> float:
+def wsd(
+    step: float, *, peak: float, base: float, warmup_steps: float, total_steps: int, floor: float
+) -> float:
     """Learning rate of one block at `step` under the paper's warm-up, stable, decay schedule of three phases.
 
         peak                                      warm-up to T/3
@@ -66,8 +68,9 @@ def wsd(step: float, *, peak: float, base: float, warmup_steps: float, total_ste
         ValueError: warm-up longer than T/3, or a floor above the learning rate it is to end.
 
     Example:
-        >>> [round(wsd(t, peak=8.0, base=1.0, warmup_steps=10, total_steps=300, floor=0.1), 2) for t in (5, 100, 200, 300)]
-        [4.0, 8.0, 1.0, 0.1]
+        >>> steps = (5, 100, 150, 200)
+        >>> [wsd(t, peak=8.0, base=1.0, warmup_steps=10, total_steps=300, floor=0.1) for t in steps]
+        [4.0, 8.0, 4.5, 1.0]
     """
     _check(min(peak, base), warmup_steps, total_steps, floor)
     if warmup_steps > total_steps / 3:
@@ -141,7 +144,9 @@ class BlockwiseSchedule(LRScheduler):
             self._adopt(group)
             lrs.append(self._lr(group, self.last_epoch))
             if group.get("decay") == "constant":
-                group["weight_decay"] = group["peak_weight_decay"] * self._decay_factor(group, self.last_epoch)
+                group["weight_decay"] = group["peak_weight_decay"] * self._decay_factor(
+                    group, self.last_epoch
+                )
         return lrs
 
     @staticmethod
@@ -168,13 +173,17 @@ class BlockwiseSchedule(LRScheduler):
         floor = ratio * self.floor if self.floor_mode == "proportional" else min(self.floor, peak)
         warmup_steps = self.warmup_steps * (ratio if self.warmup == "equal_slope" else 1.0)
         if self.shape == "cosine":
-            return cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=self.total_steps, floor=floor)
+            return cosine(
+                step, peak=peak, warmup_steps=warmup_steps, total_steps=self.total_steps, floor=floor
+            )
         # With a proportional floor nothing makes the blocks meet, so a block's own peak stands in for the base.
         base = peak if self.floor_mode == "proportional" else base
-        return wsd(step, peak=peak, base=base, warmup_steps=warmup_steps, total_steps=self.total_steps, floor=floor)
+        return wsd(
+            step, peak=peak, base=base, warmup_steps=warmup_steps, total_steps=self.total_steps, floor=floor
+        )
 
     def _decay_factor(self, group: dict[str, Any], step: int) -> float:
-        """What keeps lr_b(t) * weight_decay_b(t) equal to lr_base(t) * weight_decay, given decay / ratio at the peak."""
+        """What keeps lr_b(t) * weight_decay_b(t) equal to lr_base(t) * weight_decay, from decay / ratio at the peak."""
         own, base = self._lr(group, step), self._lr(group, step, ratio=1.0)
         return float(group["lr_ratio"]) * base / own if own > 0 else 1.0
 

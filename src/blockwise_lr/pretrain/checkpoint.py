@@ -21,7 +21,10 @@ def seal(checkpoint: Path) -> None:
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(checkpoint).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
     write_json_atomic(checkpoint / MANIFEST, {"step": checkpoint_step(checkpoint), "files": files})
 
 
@@ -57,7 +60,7 @@ def checkpoint_step(checkpoint: Path) -> int:
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint of a run, or None; and why each newer one was passed over."""
-    skipped = []
+    skipped: list[str] = []
     for checkpoint in reversed(checkpoints(run)):
         problem = problem_with(checkpoint)
         if problem is None:
@@ -90,7 +93,9 @@ def find_checkpoint(path: Path) -> Path:
         UserError: no such folder, or no whole checkpoint in it.
     """
     if not path.is_dir():
-        raise UserError(f"no folder {path}: expected a run's folder (train --out) or one of its checkpoint-* folders")
+        raise UserError(
+            f"no folder {path}: expected a run's folder (train --out) or one of its checkpoint-* folders"
+        )
     if (path / "config.json").exists() and not checkpoints(path) and path.name.startswith("checkpoint-"):
         problem = problem_with(path)
         if problem:

@@ -164,7 +164,9 @@ def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise UserError(f"configuration: no field named {where}{unknown[0]}; the fields are {', '.join(hints)}")
+        raise UserError(
+            f"configuration: no field named {where}{unknown[0]}; the fields are {', '.join(hints)}"
+        )
     fields = {}
     for name, value in values.items():
         hint = hints[name]

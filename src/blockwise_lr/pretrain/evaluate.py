@@ -37,7 +37,9 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
         for batch in DataLoader(share, batch_size=batch_size):
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             predicted = int((batch["labels"][:, 1:] != -100).sum())
-            total += torch.tensor([model(**batch).loss.item() * predicted, predicted], dtype=torch.float64, device=device)
+            total += torch.tensor(
+                [model(**batch).loss.item() * predicted, predicted], dtype=torch.float64, device=device
+            )
     finally:
         model.train(was_training)
     if world > 1:
@@ -67,7 +69,8 @@ def evaluate_run(path: Path, *, device: str = "cpu") -> dict[str, Any]:
     checkpoint = find_checkpoint(path)
     config = read_run_config(checkpoint.parent)
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).to(device)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    nn.Module.to(model, device)
     losses = {
         f"{name}_loss": evaluate_loss(
             model, FixedWindows(split, config.model.context, config.eval_tokens), batch_size=config.batch_size

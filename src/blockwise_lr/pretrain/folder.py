@@ -60,7 +60,9 @@ def begin_run(
         )
     old, new = (d.get("data", {}).get("content_sha256") for d in (before, about))
     if old != new:
-        raise UserError(f"the text of the run in {out} has changed since it began: restore it, or choose another --out")
+        raise UserError(
+            f"the text of the run in {out} has changed since it began: restore it, or choose another --out"
+        )
     checkpoint, skipped = newest_whole(out)
     for reason in skipped:
         say(f"{reason}: passed over")
@@ -94,7 +96,8 @@ def _check_same(config: TrainConfig, out: Path) -> None:
     for name in here:
         if name not in _FREE and there.get(name) != here[name]:
             raise UserError(
-                f"{out} holds a run of another configuration ({name} is {there.get(name)!r} there and {here[name]!r} here): "
+                f"{out} holds a run of another configuration "
+                f"({name} is {there.get(name)!r} there and {here[name]!r} here): "
                 f"choose another --out, or run it as it was"
             )
 
@@ -111,7 +114,8 @@ def _check_model(config: TrainConfig, checkpoint: Path) -> None:
         found = next((saved[key] for key in keys if key in saved), None)
         if found != getattr(config.model, field):
             raise UserError(
-                f"{checkpoint} is of another model: its {field} is {found}, the run's is {getattr(config.model, field)}; "
+                f"{checkpoint} is of another model: "
+                f"its {field} is {found}, the run's is {getattr(config.model, field)}; "
                 f"remove the checkpoint or choose another --out"
             )
 
@@ -119,7 +123,9 @@ def _check_model(config: TrainConfig, checkpoint: Path) -> None:
 def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
-        flat.update(_flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+        flat.update(
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
     return flat
 
 

@@ -14,7 +14,9 @@ from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
 
 
-def inspect_model(config: ModelConfig, *, verbose: bool, as_json: bool, console: Console | None = None) -> None:
+def inspect_model(
+    config: ModelConfig, *, verbose: bool, as_json: bool, console: Console | None = None
+) -> None:
     """Print the blocks of the model of `config`, after `split_fused`: a table, every parameter's reason, or JSON.
 
     Args:
@@ -28,7 +30,11 @@ def inspect_model(config: ModelConfig, *, verbose: bool, as_json: bool, console:
     console = console or Console()
     if as_json:
         parameters = {
-            name: {"block": block.value, "numel": blocks.assignment(name).numel, "reason": blocks.reason(name)}
+            name: {
+                "block": block.value,
+                "numel": blocks.assignment(name).numel,
+                "reason": blocks.reason(name),
+            }
             for name, block in blocks.items()
         }
         counts = {block.value: numel for block, numel in blocks.counts().items()}

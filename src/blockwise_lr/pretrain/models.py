@@ -23,7 +23,8 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     """
     if config.hidden_size % config.heads:
         raise UserError(
-            f"hidden size {config.hidden_size} is not a multiple of {config.heads} heads: change --hidden-size or --heads"
+            f"hidden size {config.hidden_size} is not a multiple of {config.heads} heads: "
+            f"change --hidden-size or --heads"
         )
     ffn_size = 4 * config.hidden_size if config.ffn_size is None else config.ffn_size
     kv_heads = config.heads if config.kv_heads is None else config.kv_heads
@@ -31,7 +32,9 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
         torch.manual_seed(seed)
         if config.family == "gpt2":
             if kv_heads != config.heads:
-                raise UserError("GPT-2 has as many key/value heads as heads: leave out --kv-heads, or use --family llama")
+                raise UserError(
+                    "GPT-2 has as many key/value heads as heads: leave out --kv-heads, or use --family llama"
+                )
             return GPT2LMHeadModel(
                 GPT2Config(
                     vocab_size=config.vocab_size,
@@ -50,7 +53,9 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
                 )
             )
         if config.heads % kv_heads:
-            raise UserError(f"{config.heads} heads cannot share {kv_heads} key/value heads: --kv-heads must divide --heads")
+            raise UserError(
+                f"{config.heads} heads cannot share {kv_heads} key/value heads: --kv-heads must divide --heads"
+            )
         return LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=config.vocab_size,

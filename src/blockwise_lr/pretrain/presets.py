@@ -24,10 +24,18 @@ class _Setting:
 
 
 _SETTINGS = {
-    "openwebtext": _Setting(DataConfig(data="Skylion007/openwebtext", tokenizer="gpt2"), 1024, 50_000, 1 / 20),
+    "openwebtext": _Setting(
+        DataConfig(data="Skylion007/openwebtext", tokenizer="gpt2"), 1024, 50_000, 1 / 20
+    ),
     "minipile": _Setting(DataConfig(data="JeanKaddour/minipile", tokenizer="gpt2"), 512, 30_000, 1 / 20),
     "c4": _Setting(
-        DataConfig(data="allenai/c4", hf_config="en", hf_streaming=True, tokenizer="t5-base", max_documents=12_000_000),
+        DataConfig(
+            data="allenai/c4",
+            hf_config="en",
+            hf_streaming=True,
+            tokenizer="t5-base",
+            max_documents=12_000_000,
+        ),
         256,
         30_000,
         1 / 10,

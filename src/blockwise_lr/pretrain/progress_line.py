@@ -6,7 +6,14 @@ import time
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from transformers import TrainerCallback
 
 _SECONDS_BETWEEN_LINES = 15.0
@@ -35,7 +42,9 @@ class TrainingProgress(TrainerCallback):
                 TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(), console=self._console,
             )  # fmt: skip
             self._bar.start()
-            self._task = self._bar.add_task("train", total=state.max_steps, completed=state.global_step, note="")
+            self._task = self._bar.add_task(
+                "train", total=state.max_steps, completed=state.global_step, note=""
+            )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._bar:
@@ -53,8 +62,12 @@ class TrainingProgress(TrainerCallback):
             self._bar.update(self._task, note=note)
         elif time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES or "eval_loss" in logs:
             self._last_line = time.monotonic()
-            left = (state.max_steps - state.global_step) * elapsed / max(state.global_step - self._first_step, 1)
-            self._console.print(f"step {state.global_step}/{state.max_steps}  {note}  ETA {left:.0f} s", highlight=False)
+            left = (
+                (state.max_steps - state.global_step) * elapsed / max(state.global_step - self._first_step, 1)
+            )
+            self._console.print(
+                f"step {state.global_step}/{state.max_steps}  {note}  ETA {left:.0f} s", highlight=False
+            )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()

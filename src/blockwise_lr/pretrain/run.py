@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -19,10 +17,10 @@ from transformers.trainer_callback import PrinterCallback
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.optim.schedules import cosine, wsd
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
+from blockwise_lr.pretrain.checks import check_config, warmup_steps
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
@@ -34,7 +32,9 @@ from blockwise_lr.pretrain.progress_line import TrainingProgress
 from blockwise_lr.pretrain.trainer import NonFiniteLossError, PretrainTrainer
 
 
-def train(config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None) -> dict[str, Any]:
+def train(
+    config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
+) -> dict[str, Any]:
     """Run `config` in the folder `out` to its end, and return what result.json holds.
 
     A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
@@ -66,68 +66,13 @@ def train(config: TrainConfig, out: Path, *, command: str = "", console: Console
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"another process is training in {out}: wait for it, or choose another --out") from None
+            raise UserError(
+                f"another process is training in {out}: wait for it, or choose another --out"
+            ) from None
     try:
         return _train(config, out, command, console)
     finally:
         lock.release()
-
-
-def check_config(config: TrainConfig) -> TrainConfig:
-    """The configuration with "auto" and files resolved, so that it means the same on every reading.
-
-    Raises:
-        UserError: values out of range or at odds with each other; names them and says what was expected.
-    """
-    at_least_one = {"steps": config.steps, "batch-size": config.batch_size, "accumulation": config.accumulation,
-                    "log-every": config.log_every, "keep-checkpoints": config.keep_checkpoints,
-                    "layers": config.model.layers, "heads": config.model.heads, "hidden-size": config.model.hidden_size}  # fmt: skip
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise UserError(f"--{name} is {value}; expected 1 or more")
-    if config.model.context < 2:
-        raise UserError(f"--context is {config.model.context}; expected 2 or more, so that there is a token to predict")
-    for name, value in {"save-every": config.save_every, "eval-every": config.eval_every}.items():
-        if value < 0 or value % config.log_every:
-            # A resumed run's first logged loss is a mean over the steps since the checkpoint.
-            raise UserError(f"--{name} is {value}; expected 0 or a multiple of --log-every ({config.log_every})")
-    optim = config.optim
-    if not (math.isfinite(optim.base_lr) and optim.base_lr > 0):
-        raise UserError(f"--base-lr is {optim.base_lr}; expected a finite number above 0")
-    if not 0 <= optim.floor_fraction <= 1:
-        raise UserError(
-            f"--floor-fraction is {optim.floor_fraction}; expected 0 to 1: the floor cannot be above the base LR"
-        )
-    if not 0 <= optim.warmup_fraction < 1:
-        raise UserError(f"--warmup-fraction is {optim.warmup_fraction}; expected 0 or more and below 1")
-    try:
-        ratios = parse_ratios(optim.ratios)
-        optimizer_class(optim.optimizer)
-        for ratio in ratios.values():
-            peak, floor = ratio * optim.base_lr, optim.base_lr * optim.floor_fraction * min(ratio, 1.0)
-            warmup = warmup_steps(config) * (ratio if optim.warmup == "equal_slope" else 1.0)
-            if optim.schedule == "cosine":
-                cosine(0, peak=peak, warmup_steps=warmup, total_steps=config.steps, floor=floor)
-            else:
-                wsd(0, peak=peak, base=optim.base_lr, warmup_steps=warmup, total_steps=config.steps, floor=floor)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    spelled = optim.ratios if optim.ratios in NAMED_RATIOS else spell_ratios(ratios)
-    return replace(config, device=_resolve_device(config), optim=replace(optim, ratios=spelled))
-
-
-def warmup_steps(config: TrainConfig) -> int:
-    """Length of the warm-up in steps."""
-    given = config.optim.warmup_steps
-    return round(config.optim.warmup_fraction * config.steps) if given is None else given
-
-
-def _resolve_device(config: TrainConfig) -> Any:
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda, but torch sees no GPU here; use --device cpu, or install a CUDA build of torch")
-    if config.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
 
 
 def _is_main() -> bool:
@@ -136,8 +81,8 @@ def _is_main() -> bool:
 
 def _train(config: TrainConfig, out: Path, command: str, console: Console) -> dict[str, Any]:
     # Trainer and accelerate tell developers about defaults; a user of this command cannot act on them.
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module="torch.utils.data")
     arguments = _training_arguments(config, out)  # starts torch.distributed under torchrun
     progress = console.is_terminal and _is_main()
@@ -158,7 +103,9 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
         say=lambda text: console.print(text, highlight=False, soft_wrap=True) if _is_main() else None,
     )
     metrics = (
-        MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0) if _is_main() else None
+        MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0)
+        if _is_main()
+        else None
     )
     trainer = _trainer(config, out, arguments, data, metrics, console)
     try:
@@ -168,8 +115,16 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except NonFiniteLossError as error:
-        result = {"finished": True, "diverged": True, "diverged_at_step": error.step, "steps": config.steps,
-                  "tokens": None, "terminal_val_loss": None, "terminal_tune_loss": None, "seconds": trainer.seconds}  # fmt: skip
+        result = {
+            "finished": True,
+            "diverged": True,
+            "diverged_at_step": error.step,
+            "steps": config.steps,
+            "tokens": error.step * trainer.tokens_per_step,
+            "terminal_val_loss": None,
+            "terminal_tune_loss": None,
+            "seconds": round(trainer.seconds, 3),
+        }
         if _is_main():
             write_json_atomic(out / RESULT, result)
         raise
@@ -178,7 +133,7 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
             if isinstance(callback, TrainingProgress):
                 callback.close()
     tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
-    tune_loss = evaluate_loss(trainer.model, tune, batch_size=config.batch_size)
+    tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
     result = {
         "finished": True,
         "steps": config.steps,
@@ -248,13 +203,17 @@ def _trainer(
         eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
         processing_class=data.tokenizer,
         data_collator=default_data_collator,  # windows are of one length: nothing to pad
-        optimizer_cls_and_kwargs=optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps),
+        optimizer_cls_and_kwargs=optimizer_class(
+            optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps
+        ),
         ratios=parse_ratios(optim.ratios),
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
-        no_decay="1d" if optim.no_decay == "1d" else [b.strip() for b in optim.no_decay.split(",") if b.strip()],
+        no_decay="1d"
+        if optim.no_decay == "1d"
+        else [b.strip() for b in optim.no_decay.split(",") if b.strip()],
         decay=optim.decay,
         metrics=metrics,
         run_dir=out,

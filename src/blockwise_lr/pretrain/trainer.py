@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -65,16 +66,22 @@ class PretrainTrainer(BlockwiseTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
         # TrainingStream fixes the order by itself; any sampler of Trainer's would shuffle it again.
-        return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
+        return SequentialSampler(
+            cast("Sized", self.train_dataset if train_dataset is None else train_dataset)
+        )
 
-    def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> AbstractContextManager[Any]:
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[Any]:
         if not self._autocast_bf16:
             return nullcontext()
         return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss in fp32; completes the row of metrics.jsonl that was waiting for it."""
-        loss = evaluate_loss(self.model, self.eval_dataset, batch_size=self.args.per_device_eval_batch_size)
+        windows = cast("Dataset[dict[str, torch.Tensor]]", self.eval_dataset)
+        batch_size = self.args.per_device_eval_batch_size
+        loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
         if self._pending:
             self._write({**self._pending, "val_loss": loss})
         metrics = {"eval_loss": loss}

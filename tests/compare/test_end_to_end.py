@@ -1,0 +1,68 @@
+"""`blockwise-lr compare` with the real trainer, real text and real processes."""
+
+import json
+from html.parser import HTMLParser
+
+import pytest
+from commands import run_command
+
+from blockwise_lr.pretrain.metrics import read_metrics
+
+
+def compare(tmp_path, config, *flags):
+    (tmp_path / "tiny.json").write_text(json.dumps(config.to_dict()))
+    return run_command("compare", tmp_path / "tiny.json", "--out", tmp_path / "out", *flags)
+
+
+def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_path):
+    flags = ("--arms", "adamw:uniform", "mine=adamw:emb=3,vo=0.5", "--steps", "12", "--jobs", "2")
+    done = compare(tmp_path, tiny, *flags)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "out"
+    content = json.loads((out / "compare.json").read_text())
+
+    assert content["steps"] == 12
+    assert {name: arm["steps"] for name, arm in content["arms"].items()} == {
+        "adamw:uniform": 12,
+        "adamw:uniform 2N": 24,
+        "mine": 12,
+    }
+    assert content["arms"]["mine"]["ratios"] == "emb=3,vo=0.5"
+    for arm in content["arms"].values():
+        (seed,) = arm["seeds"]
+        rows = read_metrics(out / seed["run"] / "metrics.jsonl")
+        assert rows[-1]["step"] == arm["steps"]
+        assert seed["terminal_val_loss"] == rows[-1]["val_loss"]
+    gap = next(c for c in content["comparisons"] if c["arm"] == "mine")["loss_gap"]
+    losses = {name: arm["seeds"][0]["terminal_val_loss"] for name, arm in content["arms"].items()}
+    assert gap["mean"] == pytest.approx(losses["adamw:uniform"] - losses["mine"])
+    assert gap["ci95"] is None
+
+    # Both ratios started from the same weights and saw the same first batch: the first update has learning rate 0.
+    page = (out / "report.html").read_text()
+    HTMLParser().feed(page)
+    assert "noise" in page
+    assert "src=\"http" not in page
+    for text in (done.stdout, (out / "report.md").read_text()):
+        assert "mine" in text
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")}
+    again = compare(tmp_path, tiny, *flags)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == before
+
+
+@pytest.mark.slow
+def test_a_grid_tunes_every_arm_alike_and_chooses_on_tune(tiny, tmp_path):
+    flags = ("--arms", "adamw:uniform", "adamw:paper", "--steps", "12", "--jobs", "2")
+    done = compare(tmp_path, tiny, *flags, "--seeds", "0", "1", "--base-lrs", "3e-3", "1e-2", "3e-2")
+    assert done.returncode == 0, done.stderr
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    for name, arm in content["arms"].items():
+        assert [seed["seed"] for seed in arm["seeds"]] == [0, 1]
+        tried = [t for t in content["tuning"] if t["arm"] == name]
+        assert sorted(t["base_lr"] for t in tried) == [3e-3, 1e-2, 3e-2]
+        assert arm["base_lr"] == min(tried, key=lambda t: t["terminal_tune_loss"])["base_lr"]
+    for comparison in content["comparisons"]:
+        low, high = comparison["loss_gap"]["ci95"]
+        assert low <= comparison["loss_gap"]["mean"] <= high
