@@ -41,7 +41,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/split_forward.py
 	$(BIN)/python benchmarks/train_throughput.py
-	$(BIN)/python benchmarks/tokenize.py
+	$(BIN)/python benchmarks/tokenizing.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
