@@ -4,9 +4,9 @@ import json
 from html.parser import HTMLParser
 
 import pytest
-from commands import run_command
 
 from blockwise_lr.pretrain.metrics import read_metrics
+from commands import run_command
 
 
 def compare(tmp_path, config, *flags):
@@ -42,7 +42,7 @@ def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_p
     page = (out / "report.html").read_text()
     HTMLParser().feed(page)
     assert "noise" in page
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     for text in (done.stdout, (out / "report.md").read_text()):
         assert "mine" in text
 
