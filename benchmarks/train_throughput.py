@@ -64,8 +64,8 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
     """The rows that `train` would log (step, seconds, train_loss), from a loop with nothing else in it."""
     from transformers import PreTrainedModel
 
+    from blockwise_lr.pretrain.checks import warmup_steps
     from blockwise_lr.pretrain.models import build_model
-    from blockwise_lr.pretrain.run import warmup_steps
 
     optim, context = config.optim, config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)

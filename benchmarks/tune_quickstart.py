@@ -81,14 +81,18 @@ def with_settings(point: dict[str, float]) -> TrainConfig:
 def search(out: Path, start: dict[str, float], moves: dict[str, Any], configure: Any) -> dict[str, Any]:
     """Coordinate search: try each move from the best point so far, and keep what lowers the loss on tune."""
     best, runs = dict(start), [run(out, configure(start), start)]
-    lowest = runs[0]["tune_loss"]
+    lowest = tune_loss(runs[0])
     for name, values in moves.items():
         tried = [run(out, configure({**best, name: value}), {**best, name: value}) for value in values]
         runs += tried
-        better = min(tried, key=lambda r: r["tune_loss"])
-        if better["tune_loss"] < lowest:
-            best, lowest = better["point"], better["tune_loss"]
+        better = min(tried, key=tune_loss)
+        if tune_loss(better) < lowest:
+            best, lowest = better["point"], tune_loss(better)
     return {"best": best, "tune_loss": lowest, "base_lr": BASE_LR, "runs": runs}
+
+
+def tune_loss(run: dict[str, Any]) -> float:
+    return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
 
 
 def run(out: Path, config: TrainConfig, point: dict[str, float]) -> dict[str, Any]:
@@ -102,8 +106,8 @@ def run(out: Path, config: TrainConfig, point: dict[str, float]) -> dict[str, An
     if not (folder / "result.json").exists():
         raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
     result = json.loads((folder / "result.json").read_text())
-    losses = {key: result[f"terminal_{key}"] or float("inf") for key in ("tune_loss", "val_loss")}
-    print(f"{losses['tune_loss']:.4f} {point}", flush=True)
+    losses = {key: result[f"terminal_{key}"] for key in ("tune_loss", "val_loss")}
+    print(f"{losses['tune_loss']} {point}", flush=True)
     return {"point": point, "diverged": result.get("diverged", False), **losses}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +19,17 @@ def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:
 
 def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`blockwise-lr ARGUMENTS` in a process of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
+    process = subprocess.Popen(
         command_line(*arguments, processes=processes),
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        env=environment,
-        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers too, or a hung one stays for ever
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

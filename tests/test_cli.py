@@ -61,7 +61,15 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
             "Unrecognized options: --stps, 3 Perhaps you meant: --steps",
         ),
         (["train", "quickstart", "--steps", "many"], "Error parsing --steps: invalid literal for int()"),
-        (["train", "quickstart", "--schedule", "linear"], "--schedule"),
+        (["train", "quickstart", "--schedule", "linear"], "invalid choice 'linear'"),
+        (
+            ["compare", "quickstart", "--seed", "5"],
+            "--seed 5 belongs to train; compare takes it as --seeds 0 1 2",
+        ),
+        (
+            ["compare", "quickstart", "--ratios", "paper"],
+            "--ratios paper belongs to train; compare takes it as --arms",
+        ),
         (["train", "quickstart", "--base-lr", "-1"], "--base-lr is -1.0; expected a finite number above 0"),
         (
             ["compare", "quickstart", "--arms", "adamw"],
@@ -90,6 +98,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
         ('{"optim": 3}', "optim is 3; expected an object of fields"),
         ('{"model": {"kv_heads": 1.5}}', "model.kv_heads is 1.5; expected int | None"),
         ("{", "cannot read the configuration"),
+        ('{"train": 3}', 'has 3 as "train"; expected an object of fields'),
     ],
 )
 def test_a_bad_configuration_file_is_refused_by_field(capsys, tmp_path, text, message):
@@ -128,7 +137,7 @@ def test_a_diverged_run_is_one_line_and_exit_code_1(tiny, tmp_path):
     )
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("blockwise-lr: the training loss became")
+    assert last.startswith("blockwise-lr: the loss was no longer finite at step")
     assert "Traceback" not in done.stderr
 
 

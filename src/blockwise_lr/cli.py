@@ -12,11 +12,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-import tyro
+try:
+    import tyro
+except ModuleNotFoundError:
+    raise SystemExit(
+        "blockwise-lr: the command line needs more than the core: pip install 'blockwise-lr[train]'"
+    ) from None
 
-from blockwise_lr.errors import UserError
+from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_base_lrs
 
@@ -59,10 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted; the same command goes on from the last checkpoint", 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except RuntimeError as error:
-        # A run that diverged is no bad input and no fault of the program's; anything else keeps its traceback.
-        if type(error).__name__ != "NonFiniteLossError":
-            raise
+    except NonFiniteLossError as error:
         _fail(str(error), 1)
 
 
@@ -122,6 +124,19 @@ def _compare(arguments: list[str]) -> None:
     from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.pretrain.checks import check_config
 
+    # What an arm or a seed decides cannot also be a setting of the comparison.
+    for flag, given, default_value, instead in (
+        ("--seed", parsed.config.seed, preset.seed, "--seeds 0 1 2"),
+        ("--ratios", parsed.config.optim.ratios, preset.optim.ratios, "--arms adamw:uniform adamw:paper"),
+        (
+            "--optimizer",
+            parsed.config.optim.optimizer,
+            preset.optim.optimizer,
+            "--arms adamw:uniform nadamw:uniform",
+        ),
+    ):
+        if given != default_value:
+            raise UserError(f"{flag} {given} belongs to train; compare takes it as {instead}")
     config = check_config(parsed.config)
     content = compare(
         config,
@@ -138,10 +153,11 @@ def _compare(arguments: list[str]) -> None:
 
 def _default_jobs(config: TrainConfig) -> int:
     """Small models do not fill two cores: as many single-threaded runs as cores finish sooner."""
+    from blockwise_lr.compare.execute import available_cores
     from blockwise_lr.pretrain.models import count_parameters
 
     small = count_parameters(config.model) < 10_000_000
-    return len(os.sched_getaffinity(0)) if small and config.device == "cpu" else 1
+    return available_cores() if small and config.device == "cpu" else 1
 
 
 @dataclass(frozen=True)
@@ -150,6 +166,8 @@ class EvalCommand:
 
     run: tyro.conf.Positional[Path]
     """Folder of a run, or one of its checkpoints."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to evaluate."""
     json: bool = False
     """Print JSON."""
 
@@ -158,7 +176,7 @@ def _eval(arguments: list[str]) -> None:
     parsed = _parse(EvalCommand, "eval", arguments)
     from blockwise_lr.pretrain.evaluate import evaluate_run
 
-    losses = evaluate_run(parsed.run)
+    losses = evaluate_run(parsed.run, device=parsed.device)
     print(
         json.dumps(losses)
         if parsed.json
@@ -222,7 +240,12 @@ def _preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]
         raise UserError(
             f"the configuration {path} holds {type(values).__name__}; expected an object of fields"
         )
-    return config_from_dict(values.get("train", values)), arguments[1:]
+    fields = values.get("train", values)
+    if not isinstance(fields, dict):
+        raise UserError(
+            f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
+        )
+    return config_from_dict(fields), arguments[1:]
 
 
 def _parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:

@@ -38,7 +38,6 @@ def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_p
     assert gap["mean"] == pytest.approx(losses["adamw:uniform"] - losses["mine"])
     assert gap["ci95"] is None
 
-    # Both ratios started from the same weights and saw the same first batch: the first update has learning rate 0.
     page = (out / "report.html").read_text()
     HTMLParser().feed(page)
     assert "noise" in page
@@ -62,7 +61,7 @@ def test_a_grid_tunes_every_arm_alike_and_chooses_on_tune(tiny, tmp_path):
         assert [seed["seed"] for seed in arm["seeds"]] == [0, 1]
         tried = [t for t in content["tuning"] if t["arm"] == name]
         assert sorted(t["base_lr"] for t in tried) == [3e-3, 1e-2, 3e-2]
-        assert arm["base_lr"] == min(tried, key=lambda t: t["terminal_tune_loss"])["base_lr"]
+        assert arm["base_lr"] == min(tried, key=lambda t: t["tune_loss"])["base_lr"]
     for comparison in content["comparisons"]:
         low, high = comparison["loss_gap"]["ci95"]
         assert low <= comparison["loss_gap"]["mean"] <= high

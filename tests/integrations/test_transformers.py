@@ -117,3 +117,11 @@ def test_a_block_map_of_your_own_decides(tmp_path):
     blocks = classify(model, overrides={r"wpe": Block.EMB})
     trainer = BlockwiseTrainer(model, arguments(tmp_path), train_dataset=Tokens(), blocks=blocks)
     assert "pos" not in [g["block"] for g in trainer.create_optimizer().param_groups]
+
+
+def test_parameter_groups_of_your_own_are_refused(tmp_path):
+    model = split_fused(gpt2())
+    factory = blockwise_optimizer(model, lr=LR)
+    trainer = BlockwiseTrainer(model, arguments(tmp_path), optimizer_cls_and_kwargs=factory)
+    with pytest.raises(ValueError, match="BlockwiseTrainer makes the parameter groups itself"):
+        trainer.create_optimizer()

@@ -4,6 +4,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from blockwise_lr import PAPER_RATIOS, Block, classify, param_groups, split_fused
+from blockwise_lr.optim.ratios import parse_ratios
 
 
 def llama(tied=False):
@@ -87,6 +88,20 @@ def test_an_unsplit_fused_weight_is_refused_by_name():
         match=r"h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x8.*v x4.*call split_fused\(model\) first",
     ):
         param_groups(gpt2(), lr=1e-3)
+
+
+def test_ratios_by_name_refuse_an_unsplit_fused_weight_too():
+    with pytest.raises(ValueError, match=r"call split_fused\(model\) first"):
+        param_groups(gpt2(), 1e-3, parse_ratios("paper"))
+
+
+def test_no_decay_reaches_an_unsplit_fused_weight_if_it_names_all_its_parts():
+    groups = param_groups(gpt2(), 1e-3, {}, no_decay=["qk", "vo"])
+    assert [g["weight_decay"] for g in groups if g["block"] == "qkv"] == [0.0]
+    with pytest.raises(
+        ValueError, match=r"c_attn\.weight is a fused QKV weight, and no_decay names only some of its"
+    ):
+        param_groups(gpt2(), 1e-3, {}, no_decay=["qk"])
 
 
 def test_an_unsplit_fused_weight_is_fine_where_its_parts_agree():

@@ -2,6 +2,8 @@ import json
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from blockwise_lr import PAPER_RATIOS, Block
 from blockwise_lr.optim import resolve_ratios
@@ -46,14 +48,19 @@ def test_a_ratio_that_is_no_number_is_refused(bad):
 
 
 @pytest.mark.parametrize("name", NAMED_RATIOS)
-def test_spelling_and_parsing_are_inverse(name):
-    assert parse_ratios(spell_ratios(NAMED_RATIOS[name])) == resolve_ratios(NAMED_RATIOS[name])
+def test_a_name_means_its_ratios_and_names_no_other_block(name):
+    assert parse_ratios(name) == NAMED_RATIOS[name]
+
+
+@given(st.dictionaries(st.sampled_from(Block), st.floats(1e-6, 1e6)))
+def test_spelling_and_parsing_are_inverse(ratios):
+    assert resolve_ratios(parse_ratios(spell_ratios(ratios))) == resolve_ratios(ratios)
 
 
 def test_ratios_come_from_a_json_file(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"emb": 4, "vo": 0.5}))
-    assert parse_ratios(str(path)) == parse_ratios("emb=4, vo=0.5") == resolve_ratios({"emb": 4, "vo": 0.5})
+    assert parse_ratios(str(path)) == parse_ratios("emb=4, vo=0.5") == {Block.EMB: 4, Block.VO: 0.5}
 
 
 def test_text_that_means_no_ratios_says_what_would():

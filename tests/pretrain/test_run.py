@@ -14,14 +14,13 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
-from blockwise_lr.errors import UserError
+from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.optim import PAPER_RATIOS, cosine
-from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, problem_with
+from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, problem_with, rotate, seal
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.evaluate import evaluate_loss, evaluate_run
 from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.run import train
-from blockwise_lr.pretrain.trainer import NonFiniteLossError
 from commands import command_line, run_command
 
 
@@ -71,6 +70,33 @@ def test_the_logged_learning_rates_are_those_of_the_update_of_that_step(tiny, tm
             assert lr == pytest.approx(
                 cosine(row["step"] - 1, peak=peak, warmup_steps=2, total_steps=24, floor=5e-4)
             )
+
+
+def test_tensorboard_gets_the_learning_rate_of_every_block(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(replace(tiny, steps=4, report_to="tensorboard"), tmp_path / "run")
+    (events,) = (tmp_path / "run").rglob("events.out.tfevents*")
+    written = EventAccumulator(str(events)).Reload()
+    scalars = set(written.Tags()["scalars"])
+    assert {f"train/lr/{block}" for block in ("emb", "qk", "vo", "ffn", "norm", "head")} <= scalars
+    assert {"train/loss", "eval/loss"} <= scalars
+    assert written.Scalars("train/lr/emb")[-1].value == pytest.approx(
+        losses(tmp_path / "run")[-1]["lr"]["emb"]
+    )
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_to_the_same_losses_and_saves_the_original_layout(tiny_gpt2, tmp_path):
+    config = replace(tiny_gpt2, steps=8, precision="fp32", optim=replace(tiny_gpt2.optim, base_lr=1e-3))
+    train(config, tmp_path / "eager")
+    train(replace(config, compile=True), tmp_path / "compiled")
+    for eager, compiled in zip(losses(tmp_path / "eager"), losses(tmp_path / "compiled"), strict=True):
+        assert compiled["train_loss"] == pytest.approx(eager["train_loss"], abs=1e-4)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "compiled" / "checkpoint-8")
+    assert evaluate_run(tmp_path / "compiled")["val_loss"] == pytest.approx(
+        losses(tmp_path / "compiled")[-1]["val_loss"], abs=1e-4
+    )
 
 
 def test_the_loss_is_the_mean_over_every_predicted_token(tiny, tmp_path):
@@ -209,23 +235,60 @@ def test_a_finished_run_is_left_alone_and_said_so(tiny, tmp_path, capsys):
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
+def test_a_run_that_went_back_behind_damaged_checkpoints_keeps_what_it_saves_next(tmp_path):
+    for step, content in ((20, "whole"), (24, "damaged"), (21, "new")):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "model").write_text(content)
+        seal(folder)
+    (tmp_path / "checkpoint-24" / "model").write_text("DAMAGED")
+    rotate(tmp_path, keep=2, newest=tmp_path / "checkpoint-21")
+    assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-21"]
+    rotate(tmp_path, keep=1, newest=tmp_path / "checkpoint-21")
+    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-21", [])
+
+
 def test_a_non_finite_loss_stops_the_run_with_what_to_do(tiny, tmp_path):
     wild = replace(tiny, optim=replace(tiny.optim, base_lr=1e30, weight_decay=0.0))
-    with pytest.raises(
-        NonFiniteLossError,
-        match=r"the training loss became .* by step \d+: the run diverged; lower --base-lr",
-    ):
-        train(wild, tmp_path / "run")
+    message = r"the loss was no longer finite at step \d+: the run diverged; lower --base-lr"
+    for _ in range(2):  # asked again, it says so again
+        with pytest.raises(NonFiniteLossError, match=message):
+            train(wild, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["diverged"]
     assert result["terminal_val_loss"] is None
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train_loss"] is None
-    # What was saved before is whole, and the answer is the same when asked again.
+    # What was saved before is whole.
     assert all(problem_with(c) is None for c in checkpoints(tmp_path / "run"))
 
 
-def test_two_processes_train_like_one_with_the_same_global_batch(tiny, tmp_path):
-    one = replace(tiny, precision="fp32", optim=replace(tiny.optim, base_lr=1e-3), save_every=12)
+def test_a_last_update_that_breaks_the_weights_is_seen_and_not_saved(tiny, tmp_path):
+    optim = replace(tiny.optim, base_lr=1e30, warmup_steps=0, weight_decay=0.0)
+    config = replace(tiny, steps=1, log_every=1, save_every=0, eval_every=0, optim=optim)
+    with pytest.raises(NonFiniteLossError, match="no longer finite at step 1"):
+        train(config, tmp_path / "run")
+    assert not checkpoints(tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["diverged"]
+
+
+def test_bf16_autocast_reaches_the_model_in_training_and_not_in_evaluation(tiny, tmp_path, monkeypatch):
+    from transformers import LlamaForCausalLM
+
+    seen = set()
+    forward = LlamaForCausalLM.forward
+
+    def spy(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        seen.add((torch.is_grad_enabled(), out.logits.dtype))
+        return out
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", spy)
+    train(replace(tiny, steps=4), tmp_path / "run")
+    assert seen == {(True, torch.bfloat16), (False, torch.float32)}
+
+
+def test_two_processes_train_like_one_with_the_same_global_batch(tiny_gpt2, tmp_path):
+    one = replace(tiny_gpt2, precision="fp32", optim=replace(tiny_gpt2.optim, base_lr=1e-3), save_every=12)
     two = replace(one, batch_size=2)
     for name, config, processes in (("one", one, 1), ("two", two, 2)):
         (tmp_path / f"{name}.json").write_text(json.dumps(config.to_dict()))
@@ -234,12 +297,21 @@ def test_two_processes_train_like_one_with_the_same_global_batch(tiny, tmp_path)
     for a, b in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
         assert b["train_loss"] == pytest.approx(a["train_loss"], abs=1e-5)
         assert b["tokens"] == a["tokens"]
-        assert (b["val_loss"] is None and a["val_loss"] is None) or b["val_loss"] == pytest.approx(
-            a["val_loss"], abs=1e-5
-        )
+        assert (a["val_loss"] is None) == (b["val_loss"] is None)
+        assert a["val_loss"] is None or b["val_loss"] == pytest.approx(a["val_loss"], abs=1e-5)
     assert json.loads((tmp_path / "two" / "config.json").read_text())["processes"] == 2
-    # Its checkpoint is in the original layout, and a resume with another number of processes is refused.
-    AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-24")
+
+    # Under DDP, too, the checkpoint of a split model is in the original layout, and a cut run resumes to the bit.
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "two" / "checkpoint-24").state_dict()
+    assert "transformer.h.0.attn.c_attn.weight" in saved
+    whole = losses(tmp_path / "two")
+    (tmp_path / "two" / "result.json").unlink()
+    (tmp_path / "two" / "checkpoint-24" / "manifest.json").unlink()
+    resumed = run_command("train", tmp_path / "two.json", "--out", tmp_path / "two", processes=2)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert losses(tmp_path / "two") == whole
+
+    # With another number of processes it would be another run.
     (tmp_path / "two" / "result.json").unlink()
     refused = run_command("train", tmp_path / "two.json", "--out", tmp_path / "two")
     assert refused.returncode == 2
@@ -281,6 +353,29 @@ class TestBadInput:
         (copy / "00.txt").write_text("another text " * 500)
         with pytest.raises(UserError, match="the text of the run in .* has changed since it began"):
             train(config, tmp_path / "run")
+        with pytest.raises(UserError, match="the text of the run in .* has changed since it began"):
+            evaluate_run(tmp_path / "run")
+
+    def test_a_folder_without_a_run_or_whole_checkpoint(self, tiny, tmp_path):
+        (tmp_path / "checkpoint-4").mkdir()
+        (tmp_path / "checkpoint-4" / "config.json").write_text("{}")
+        with pytest.raises(UserError, match=r"checkpoint-4 is not whole: manifest.json is missing"):
+            evaluate_run(tmp_path / "checkpoint-4")
+        (tmp_path / "checkpoint-4" / "manifest.json").write_text("{")
+        with pytest.raises(UserError, match=r"no whole checkpoint in .* \(manifest.json cannot be read\)"):
+            evaluate_run(tmp_path)
+        seal(tmp_path / "checkpoint-4")
+        with pytest.raises(
+            UserError, match=r"holds no run \(no config.json\): expected the folder of a train command"
+        ):
+            evaluate_run(tmp_path)
+
+    def test_a_run_folder_whose_config_json_is_broken(self, tiny, tmp_path):
+        (tmp_path / "config.json").write_text("{")
+        with pytest.raises(
+            UserError, match="config.json cannot be read .*: remove the folder or choose another one"
+        ):
+            train(tiny, tmp_path)
 
     def test_a_checkpoint_of_another_model(self, tiny, tmp_path):
         train(replace(tiny, steps=4), tmp_path / "small")
@@ -314,7 +409,17 @@ class TestBadInput:
             ({"optim.ratios": "papper"}, "ratios: 'papper' is no file and none of"),
             ({"optim.optimizer": "adamm"}, "no optimizer named 'adamm'; there are adamw"),
             ({"optim.no_decay": "norms"}, "no_decay: 'norms' is not a valid Block"),
-            ({"model.vocab_size": 20}, "vocab"),
+            ({"optim.beta1": 1.5}, "--beta1 is 1.5; expected 0 or more and below 1"),
+            ({"optim.eps": 0.0}, "--eps is 0.0; expected a finite number above 0"),
+            ({"optim.weight_decay": -1.0}, "weight_decay is -1.0; expected a finite number, 0 or above"),
+            ({"optim.clip": -1.0}, "--clip is -1.0; expected 0 or more"),
+            ({"eval_tokens": -1}, "--eval-tokens is -1; expected 0 or more"),
+            ({"model.kv_heads": 0}, "--kv-heads is 0; expected 1 or more"),
+            (
+                {"report_to": "paper"},
+                "--report-to: transformers cannot report to 'paper'; it knows .*tensorboard",
+            ),
+            ({"model.vocab_size": 20}, "a byte-level tokenizer needs at least 257"),
             ({"data.data": "no/such/folder"}, "no/such/folder"),
             ({"model.context": 100_000}, "100,?000"),
         ],

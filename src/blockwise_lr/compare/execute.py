@@ -116,7 +116,7 @@ def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[b
     folder = out / "runs" / run.folder
     config = folder.with_name(f"{run.folder}.config.json")
     write_json_atomic(config, run.config.to_dict())
-    threads = str(max(1, _cores() // jobs))
+    threads = str(max(1, available_cores() // jobs))
     # Unbuffered, so that the last line of the log is the last thing that was said.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if run.config.device != "cuda":
@@ -137,7 +137,7 @@ def log_path(run: Run, out: Path) -> Path:
 
 
 def _check_ended(run: Run, out: Path, code: int) -> None:
-    # result.json is written last: with it a run is finished, whatever its exit code (3: it diverged).
+    # result.json is written last: with it a run is finished, whatever its exit code (a diverged run exits with 1).
     if is_finished(out / "runs" / run.folder):
         return
     log = log_path(run, out)
@@ -161,7 +161,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _cores() -> int:
+def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -19,7 +19,8 @@ from typing import Any
 
 from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 
 
 @dataclass(frozen=True)
@@ -152,12 +153,7 @@ def run_folder(config: TrainConfig) -> str:
     """
     optim = config.optim
     what = f"{optim.optimizer}-{optim.ratios}-{config.steps}steps-lr{optim.base_lr:g}-seed{config.seed}"
-    # Through config_from_dict, so that 1 and 1.0 are the same configuration.
-    values = config_from_dict(config.to_dict()).to_dict()
-    for name in ("preset", "save_every", "keep_checkpoints", "report_to"):
-        del values[name]
-    del values["data"]["cache"]
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:8]
     return f"{re.sub(r'[^A-Za-z0-9.+-]+', '_', what)}-{digest}"
 
 
@@ -178,10 +174,10 @@ def _check_values(plan: Plan) -> None:
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
-    contents = [(arm.optimizer, arm.ratios) for arm in plan.arms]
-    for i, (optimizer, ratios) in enumerate(contents):
-        if (optimizer, ratios) in contents[:i]:
-            raise UserError(f"two arms are both {optimizer}:{ratios}; leave one out")
+    contents = [(arm.optimizer, resolve_ratios(parse_ratios(arm.ratios))) for arm in plan.arms]
+    for i, arm in enumerate(plan.arms):
+        if contents[i] in contents[:i]:
+            raise UserError(f"two arms are both {arm.optimizer}:{arm.ratios}; leave one out")
     if not plan.seeds:
         raise UserError("no seeds were given; give at least one, such as --seeds 0 1 2")
     if len(plan.seeds) > 1 and plan.base.init_seed is not None and plan.base.data_seed is not None:

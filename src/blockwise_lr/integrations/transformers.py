@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim.curves import FloorMode, WarmupMode
 from blockwise_lr.optim.groups import NoDecay
-from blockwise_lr.optim.schedules import FloorMode, WarmupMode
 
 
 def blockwise_optimizer(
@@ -25,6 +25,7 @@ def blockwise_optimizer(
     weight_decay: float = 0.1,
     no_decay: NoDecay = (),
     decay: Literal["coupled", "constant"] = "coupled",
+    blocks: BlockMap | None = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
 ) -> tuple[type[Optimizer], dict[str, Any]]:
@@ -35,7 +36,7 @@ def blockwise_optimizer(
 
     Args:
         model: the model that Trainer gets; call ``split_fused(model)`` before this.
-        lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
+        lr, ratios, weight_decay, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
         optimizer_cls: any torch optimizer. Default AdamW.
         optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
 
@@ -45,7 +46,9 @@ def blockwise_optimizer(
     Example:
         >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
     """
-    groups = param_groups(model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay)
+    groups = param_groups(
+        model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=blocks
+    )
     return optimizer_cls, {"params": groups, "lr": lr, **optimizer_kwargs}
 
 
@@ -53,8 +56,8 @@ class BlockwiseTrainer(Trainer):
     """transformers' Trainer with a learning rate and a schedule per block.
 
     The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
-    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the
-    kind of optimizer (``optim``).
+    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer
+    (``optim``). ``lr_scheduler_type`` is not looked at: `schedule` says which of the paper's two schedules it is.
     Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used.
 
     Args:
@@ -112,6 +115,11 @@ class BlockwiseTrainer(Trainer):
             target = cast("PreTrainedModel", self.model if model is None else model)
             if self.optimizer_cls_and_kwargs is not None:
                 optimizer_cls, kwargs = self.optimizer_cls_and_kwargs
+                if "params" in kwargs:
+                    raise ValueError(
+                        "BlockwiseTrainer makes the parameter groups itself: give optimizer_cls_and_kwargs without "
+                        "`params`, or pass blockwise_optimizer(...) to transformers.Trainer"
+                    )
             else:
                 optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
             groups = param_groups(

@@ -1,14 +1,16 @@
 """What does each block get?"""
 
+from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
-from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine, cosine_schedule, wsd, wsd_schedule
+from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 
 __all__ = [
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
     "BlockwiseSchedule",
     "Ratios",
+    "block_lr",
     "cosine",
     "cosine_schedule",
     "param_groups",

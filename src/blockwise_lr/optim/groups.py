@@ -77,7 +77,8 @@ def param_groups(
         entry = blocks.assignment(name)
         if entry.block is Block.QKV and not _names_block(ratios, Block.QKV):
             _refuse_unsplit(name, entry, ratio_of)
-        decayed = weight_decay > 0 and not (parameter.ndim < 2 if exempt is None else entry.block in exempt)
+        exempted = parameter.ndim < 2 if exempt is None else _is_exempt(name, entry, exempt)
+        decayed = weight_decay > 0 and not exempted
         members.setdefault((entry.block, decayed), []).append((name, parameter))
     if not members:
         raise ValueError(
@@ -115,6 +116,19 @@ def _resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
     except ValueError as error:
         known = ", ".join(b.value for b in Block)
         raise ValueError(f"no_decay: {error}; the blocks are {known}") from None
+
+
+def _is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
+    """Whether no_decay names the parameter's block; of a fused weight, the blocks of all its parts."""
+    if entry.block is not Block.QKV or Block.QKV in exempt:
+        return entry.block in exempt
+    parts = {block in exempt for block in (entry.parts or {}).values()}
+    if len(parts) > 1:
+        raise ValueError(
+            f"{name} is a fused QKV weight, and no_decay names only some of its parts: "
+            f"call split_fused(model) first, before the optimizer is made"
+        )
+    return parts == {True}
 
 
 def _names_block(ratios: Ratios, block: Block) -> bool:

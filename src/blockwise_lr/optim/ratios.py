@@ -68,7 +68,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
         text: name, pairs, or the path of a file that holds ``{"emb": 4, ...}``.
 
     Returns:
-        A ratio for every block.
+        The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
 
     Raises:
         ValueError: none of the three; a file that is not such JSON; an unknown block or a ratio not above 0.
@@ -78,8 +78,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
         0.5
     """
     if text in NAMED_RATIOS:
-        return resolve_ratios(NAMED_RATIOS[text])
-    if Path(text).is_file():
+        return dict(NAMED_RATIOS[text])
+    if _is_file(text):
         try:
             values = json.loads(Path(text).read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
@@ -90,10 +90,10 @@ def parse_ratios(text: str) -> dict[Block, float]:
             raise ValueError(
                 f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
             )
-        return resolve_ratios(values)
+        return _named(values)
     pairs = [pair.partition("=") for pair in text.split(",")]
     try:
-        return resolve_ratios(
+        return _named(
             {name.strip(): float(value) for name, equals, value in pairs if equals or _refuse(text)}
         )
     except ValueError as error:
@@ -107,8 +107,27 @@ def spell_ratios(ratios: Ratios) -> str:
         >>> spell_ratios(PAPER_RATIOS)
         'emb=10,qk=8,vo=4,ffn=6'
     """
-    pairs = [f"{block.value}={ratio:g}" for block, ratio in resolve_ratios(ratios).items() if ratio != 1]
+    pairs = [
+        f"{block.value}={_digits(ratio)}" for block, ratio in resolve_ratios(ratios).items() if ratio != 1
+    ]
     return ",".join(pairs) or "uniform"
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # many pairs are no file name: too long
+        return False
+
+
+def _digits(ratio: float) -> str:
+    short = f"{ratio:g}"
+    return short if float(short) == ratio else repr(ratio)
+
+
+def _named(values: Mapping[str, float]) -> dict[Block, float]:
+    resolved = resolve_ratios(values)
+    return {Block(name): resolved[Block(name)] for name in values}
 
 
 def _refuse(text: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import sha256_of, write_json_atomic
 
 MANIFEST = "manifest.json"
 
@@ -23,7 +22,7 @@ def seal(checkpoint: Path) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(checkpoint).as_posix()] = {
             "bytes": path.stat().st_size,
-            "sha256": _sha256(path),
+            "sha256": sha256_of(path),
         }
     write_json_atomic(checkpoint / MANIFEST, {"step": checkpoint_step(checkpoint), "files": files})
 
@@ -38,7 +37,7 @@ def problem_with(checkpoint: Path) -> str | None:
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sha256(path) != expected["sha256"]:
+            if sha256_of(path) != expected["sha256"]:
                 return f"{name} does not have the checksum it was saved with"
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving it was interrupted"
@@ -69,12 +68,14 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
-def rotate(run: Path, keep: int) -> None:
-    """Delete all but the `keep` newest whole checkpoints, and what is not whole.
+def rotate(run: Path, keep: int, *, newest: Path) -> None:
+    """Delete all but the last `keep` checkpoints up to `newest`, the one just sealed and so known to be whole.
 
-    Called right after :func:`seal`, so that the newest one is known to be whole without reading it again.
+    Later ones are deleted too: the run has gone back behind them because they were damaged, and one that is
+    counted as kept would push out a whole one.
     """
-    sealed = [p for p in checkpoints(run) if (p / MANIFEST).exists()]
+    last = checkpoint_step(newest)
+    sealed = [p for p in checkpoints(run) if (p / MANIFEST).exists() and checkpoint_step(p) <= last]
     for checkpoint in checkpoints(run):
         if checkpoint not in sealed[-max(keep, 1) :]:
             remove(checkpoint)
@@ -105,12 +106,3 @@ def find_checkpoint(path: Path) -> Path:
     if newest is None:
         raise UserError(f"no whole checkpoint in {path}" + "".join(f"; {reason}" for reason in skipped))
     return newest
-
-
-def _sha256(path: Path) -> str:
-    # hashlib.file_digest does this, from Python 3.11 on.
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -8,11 +8,14 @@ from typing import Literal
 
 import torch
 
+from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.curves import block_lr
+from blockwise_lr.optim.groups import NoDecay, param_groups
+from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, resolve_ratios, spell_ratios
 from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.optim.schedules import cosine, wsd
 from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.models import build_model
 
 
 def check_config(config: TrainConfig) -> TrainConfig:
@@ -30,6 +33,9 @@ def check_config(config: TrainConfig) -> TrainConfig:
         "layers": config.model.layers,
         "heads": config.model.heads,
         "hidden-size": config.model.hidden_size,
+        "kv-heads": 1 if config.model.kv_heads is None else config.model.kv_heads,
+        "ffn-size": 1 if config.model.ffn_size is None else config.model.ffn_size,
+        "vocab-size": config.model.vocab_size,
     }
     for name, value in at_least_one.items():
         if value < 1:
@@ -44,6 +50,23 @@ def check_config(config: TrainConfig) -> TrainConfig:
             raise UserError(
                 f"--{name} is {value}; expected 0 or a multiple of --log-every ({config.log_every})"
             )
+    for name, number in {
+        "eval-tokens": config.eval_tokens,
+        "seed": config.seed,
+        "clip": config.optim.clip,
+    }.items():
+        if not (math.isfinite(number) and number >= 0):
+            raise UserError(f"--{name} is {number}; expected 0 or more")
+    _check_optim(config)
+    _check_model(config)
+    _check_reports(config)
+    optim = config.optim
+    named = optim.ratios in NAMED_RATIOS
+    spelled = optim.ratios if named else spell_ratios(parse_ratios(optim.ratios))
+    return replace(config, device=_resolve_device(config), optim=replace(optim, ratios=spelled))
+
+
+def _check_optim(config: TrainConfig) -> None:
     optim = config.optim
     if not (math.isfinite(optim.base_lr) and optim.base_lr > 0):
         raise UserError(f"--base-lr is {optim.base_lr}; expected a finite number above 0")
@@ -51,29 +74,70 @@ def check_config(config: TrainConfig) -> TrainConfig:
         raise UserError(
             f"--floor-fraction is {optim.floor_fraction}; expected 0 to 1: the floor cannot be above the base LR"
         )
-    if not 0 <= optim.warmup_fraction < 1:
-        raise UserError(f"--warmup-fraction is {optim.warmup_fraction}; expected 0 or more and below 1")
+    for name, share in {
+        "warmup-fraction": optim.warmup_fraction,
+        "beta1": optim.beta1,
+        "beta2": optim.beta2,
+    }.items():
+        if not 0 <= share < 1:
+            raise UserError(f"--{name} is {share}; expected 0 or more and below 1")
+    if not (math.isfinite(optim.eps) and optim.eps > 0):
+        raise UserError(f"--eps is {optim.eps}; expected a finite number above 0")
     try:
-        ratios = parse_ratios(optim.ratios)
         optimizer_class(optim.optimizer)
-        for ratio in ratios.values():
-            peak, floor = ratio * optim.base_lr, optim.base_lr * optim.floor_fraction * min(ratio, 1.0)
-            warmup = warmup_steps(config) * (ratio if optim.warmup == "equal_slope" else 1.0)
-            if optim.schedule == "cosine":
-                cosine(0, peak=peak, warmup_steps=warmup, total_steps=config.steps, floor=floor)
-            else:
-                wsd(
-                    0,
-                    peak=peak,
-                    base=optim.base_lr,
-                    warmup_steps=warmup,
-                    total_steps=config.steps,
-                    floor=floor,
-                )
+        for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
+            block_lr(
+                0,
+                peak=ratio * optim.base_lr,
+                ratio=ratio,
+                shape=optim.schedule,
+                warmup_steps=warmup_steps(config),
+                total_steps=config.steps,
+                floor=optim.base_lr * optim.floor_fraction,
+                floor_mode=optim.floor,
+                warmup=optim.warmup,
+            )
     except ValueError as error:
         raise UserError(str(error)) from None
-    spelled = optim.ratios if optim.ratios in NAMED_RATIOS else spell_ratios(ratios)
-    return replace(config, device=_resolve_device(config), optim=replace(optim, ratios=spelled))
+
+
+def _check_model(config: TrainConfig) -> None:
+    """Build the model without its weights, and its groups."""
+    optim = config.optim
+    try:
+        with torch.device("meta"):
+            model = split_fused(build_model(config.model, seed=0))
+        param_groups(
+            model,
+            optim.base_lr,
+            parse_ratios(optim.ratios),
+            weight_decay=optim.weight_decay,
+            no_decay=parse_no_decay(optim.no_decay),
+            decay=optim.decay,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _check_reports(config: TrainConfig) -> None:
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    for name in report_names(config):
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise UserError(
+                f"--report-to: transformers cannot report to {name!r}; it knows {known} (or none)"
+            )
+
+
+def report_names(config: TrainConfig) -> list[str]:
+    """Where Trainer reports to; empty for "none"."""
+    return [name.strip() for name in config.report_to.split(",") if name.strip() not in ("", "none")]
+
+
+def parse_no_decay(text: str) -> NoDecay:
+    """`OptimConfig.no_decay` as `param_groups` takes it."""
+    return "1d" if text == "1d" else [block.strip() for block in text.split(",") if block.strip()]
 
 
 def warmup_steps(config: TrainConfig) -> int:

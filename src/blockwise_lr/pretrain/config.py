@@ -144,6 +144,31 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+FREE_FIELDS = frozenset({"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"})
+"""Fields on which no number of a run depends: they may differ between a run and its resumption."""
+
+
+def identity(config: TrainConfig) -> dict[str, Any]:
+    """Everything that can change a run's numbers, as {"optim.base_lr": ...}: equal for runs that are the same.
+
+    Example:
+        >>> identity(TrainConfig(report_to="none")) == identity(TrainConfig())
+        True
+    """
+    # Through config_from_dict, so that 1 and 1.0 are the same configuration.
+    fields = _flatten(config_from_dict(config.to_dict()).to_dict())
+    return {name: value for name, value in fields.items() if name not in FREE_FIELDS}
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(
+            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that :meth:`TrainConfig.to_dict` gave.
 

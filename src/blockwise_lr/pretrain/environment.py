@@ -47,6 +47,9 @@ def git_commit() -> str | None:
     """The commit of this package's checkout, with "+changes" if files differ from it; None where there is no git."""
     here = Path(__file__).parent
     try:
+        _git(
+            here, "ls-files", "--error-unmatch", __file__
+        )  # or it is somebody else's repository around a .venv
         commit = _git(here, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(here, "status", "--porcelain", "--", str(here.parent)) else "")
     except (OSError, subprocess.SubprocessError):

@@ -58,17 +58,18 @@ def evaluate_run(path: Path, *, device: str = "cpu") -> dict[str, Any]:
         ``{"checkpoint", "step", "val_loss", "tune_loss"}``; val_loss is the one in metrics.jsonl at that step.
 
     Raises:
-        UserError: no whole checkpoint, no config.json of a run beside it, or the text is not to be had.
+        UserError: no whole checkpoint, no config.json of a run beside it, or the text has changed or is not to be had.
     """
     from transformers import AutoModelForCausalLM
 
     from blockwise_lr.pretrain.checkpoint import checkpoint_step, find_checkpoint
     from blockwise_lr.pretrain.data import FixedWindows, prepare_data
-    from blockwise_lr.pretrain.folder import read_run_config
+    from blockwise_lr.pretrain.folder import check_same_text, read_run_config
 
     checkpoint = find_checkpoint(path)
     config = read_run_config(checkpoint.parent)
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
+    check_same_text(checkpoint.parent, data.describe())
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     nn.Module.to(model, device)
     losses = {

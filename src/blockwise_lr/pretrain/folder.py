@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.pretrain.checkpoint import newest_whole
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 
 CONFIG, RESULT = "config.json", "result.json"
-
-# What may differ between a run and its resumption, because no number in it depends on them.
-_FREE = {"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"}
 
 
 def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
@@ -58,11 +55,7 @@ def begin_run(
             f"{out} was begun with {before.get('processes', 1)} processes and cannot go on with {about['processes']}: "
             f"the data order would change; start as many, or choose another --out"
         )
-    old, new = (d.get("data", {}).get("content_sha256") for d in (before, about))
-    if old != new:
-        raise UserError(
-            f"the text of the run in {out} has changed since it began: restore it, or choose another --out"
-        )
+    check_same_text(out, about["data"])
     checkpoint, skipped = newest_whole(out)
     for reason in skipped:
         say(f"{reason}: passed over")
@@ -72,6 +65,21 @@ def begin_run(
         _check_model(config, checkpoint)
         say(f"resuming from {checkpoint}")
     return checkpoint
+
+
+def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
+    """Compare the tokens that a run began with to those that there are now.
+
+    Args:
+        data: ``TokenData.describe()``.
+
+    Raises:
+        UserError: they differ.
+    """
+    if _read_json(out / CONFIG).get("data", {}).get("content_sha256") != data["content_sha256"]:
+        raise UserError(
+            f"the text of the run in {out} has changed since it began: restore it, or choose another --out"
+        )
 
 
 def read_run_config(out: Path) -> TrainConfig:
@@ -92,12 +100,12 @@ def _check_same(config: TrainConfig, out: Path) -> None:
         if others:
             raise UserError(f"{out} is not empty ({others[0]}) and holds no run: choose another --out")
         return
-    there, here = _flatten(_read_json(out / CONFIG).get("train", {})), _flatten(config.to_dict())
+    there, here = identity(read_run_config(out)), identity(config)
     for name in here:
-        if name not in _FREE and there.get(name) != here[name]:
+        if there[name] != here[name]:
             raise UserError(
                 f"{out} holds a run of another configuration "
-                f"({name} is {there.get(name)!r} there and {here[name]!r} here): "
+                f"({name} is {there[name]!r} there and {here[name]!r} here): "
                 f"choose another --out, or run it as it was"
             )
 
@@ -118,15 +126,6 @@ def _check_model(config: TrainConfig, checkpoint: Path) -> None:
                 f"its {field} is {found}, the run's is {getattr(config.model, field)}; "
                 f"remove the checkpoint or choose another --out"
             )
-
-
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return flat
 
 
 def _read_json(path: Path) -> Any:

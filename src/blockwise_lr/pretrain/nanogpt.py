@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.shards import CHECKSUM_LIMIT, ShardFile, TokenShards, sha256_of
+from blockwise_lr.files import sha256_of
+from blockwise_lr.pretrain.shards import CHECKSUM_LIMIT, ShardFile, TokenShards
 
 BINS = ("train.bin", "val.bin")
 _BLOCK = 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from pathlib import Path
@@ -15,12 +16,12 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
-from blockwise_lr.errors import UserError
+from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
-from blockwise_lr.pretrain.checks import check_config, warmup_steps
+from blockwise_lr.pretrain.checks import check_config, parse_no_decay, report_names, warmup_steps
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
@@ -28,8 +29,8 @@ from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.progress_line import TrainingProgress
-from blockwise_lr.pretrain.trainer import NonFiniteLossError, PretrainTrainer
+from blockwise_lr.pretrain.trainer import PretrainTrainer
+from blockwise_lr.pretrain.training_progress import TrainingProgress
 
 
 def train(
@@ -56,10 +57,6 @@ def train(
     """
     console = console or Console(stderr=True)
     config = check_config(config)
-    done = finished_result(config, out)
-    if done is not None:
-        console.print(f"{out} holds this run, finished: nothing to do", highlight=False, soft_wrap=True)
-        return done
     out.mkdir(parents=True, exist_ok=True)
     lock = FileLock(out / ".lock")
     if _is_main():
@@ -70,6 +67,15 @@ def train(
                 f"another process is training in {out}: wait for it, or choose another --out"
             ) from None
     try:
+        done = finished_result(config, out)
+        if done is not None:
+            if done.get("diverged"):
+                raise NonFiniteLossError(done["diverged_at_step"])
+            if _is_main():
+                console.print(
+                    f"{out} holds this run, finished: nothing to do", highlight=False, soft_wrap=True
+                )
+            return done
         return _train(config, out, command, console)
     finally:
         lock.release()
@@ -85,6 +91,13 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module="torch.utils.data")
     arguments = _training_arguments(config, out)  # starts torch.distributed under torchrun
+    if arguments.n_gpu > 1:
+        # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
+        console.print(
+            f"{arguments.n_gpu} GPUs seen, one used; for all: "
+            f"torchrun --nproc-per-node={arguments.n_gpu} -m blockwise_lr train ..."
+        )
+        arguments._n_gpu = 1
     progress = console.is_terminal and _is_main()
     data = prepare_data(
         config.data, vocab_size=config.model.vocab_size, context=config.model.context, progress=progress
@@ -95,7 +108,7 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
         about={
             "command": command,
             "processes": arguments.world_size,
-            "ratios": {b.value: r for b, r in parse_ratios(config.optim.ratios).items()},
+            "ratios": {b.value: r for b, r in resolve_ratios(parse_ratios(config.optim.ratios)).items()},
             **describe_environment(str(config.device)),
             "data": data.describe(),
         },
@@ -114,34 +127,40 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
             trainer._load_from_checkpoint(str(resume))
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
+        tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
+        if not math.isfinite(tune_loss):
+            raise NonFiniteLossError(config.steps)
     except NonFiniteLossError as error:
-        result = {
-            "finished": True,
-            "diverged": True,
-            "diverged_at_step": error.step,
-            "steps": config.steps,
-            "tokens": error.step * trainer.tokens_per_step,
-            "terminal_val_loss": None,
-            "terminal_tune_loss": None,
-            "seconds": round(trainer.seconds, 3),
-        }
-        if _is_main():
-            write_json_atomic(out / RESULT, result)
+        _write_result(config, out, trainer, diverged_at_step=error.step)
         raise
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, TrainingProgress):
                 callback.close()
-    tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
-    tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
-    result = {
+    return _write_result(config, out, trainer, tune_loss=tune_loss)
+
+
+def _write_result(
+    config: TrainConfig,
+    out: Path,
+    trainer: PretrainTrainer,
+    *,
+    tune_loss: float | None = None,
+    diverged_at_step: int | None = None,
+) -> dict[str, Any]:
+    """result.json, the last file of a run; of one that diverged, with null for its losses."""
+    diverged = diverged_at_step is not None
+    result: dict[str, Any] = {
         "finished": True,
         "steps": config.steps,
-        "tokens": config.steps * trainer.tokens_per_step,
-        "terminal_val_loss": read_metrics(out / "metrics.jsonl")[-1]["val_loss"],
+        "tokens": (config.steps if diverged_at_step is None else diverged_at_step) * trainer.tokens_per_step,
+        "terminal_val_loss": None if diverged else read_metrics(out / "metrics.jsonl")[-1]["val_loss"],
         "terminal_tune_loss": tune_loss,
         "seconds": round(trainer.seconds, 3),
     }
+    if diverged:
+        result |= {"diverged": True, "diverged_at_step": diverged_at_step}
     if _is_main():
         write_json_atomic(out / RESULT, result)
     return result
@@ -150,7 +169,6 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
 def _training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
     optim = config.optim
     data_seed = config.seed if config.data_seed is None else config.data_seed
-    reports = [name.strip() for name in config.report_to.split(",") if name.strip() not in ("", "none")]
     return TrainingArguments(
         output_dir=str(out),
         max_steps=config.steps,
@@ -176,7 +194,7 @@ def _training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         save_strategy="steps",
         save_steps=config.save_every or config.steps,
         save_total_limit=None,  # checkpoint.rotate does it, after the new one is whole
-        report_to=reports or "none",
+        report_to=report_names(config) or "none",
         dataloader_drop_last=True,
         remove_unused_columns=False,
         disable_tqdm=True,
@@ -211,9 +229,7 @@ def _trainer(
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
-        no_decay="1d"
-        if optim.no_decay == "1d"
-        else [b.strip() for b in optim.no_decay.split(",") if b.strip()],
+        no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
         metrics=metrics,
         run_dir=out,

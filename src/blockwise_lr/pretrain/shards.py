@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import sha256_of, write_json_atomic
 
 FORMAT_VERSION = 1
 HEADER = "header.json"
@@ -46,15 +46,6 @@ def split_of(document: int, modulus: int) -> str:
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """uint16 where every token fits into it (at most 65 536 tokens), else uint32; little-endian."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

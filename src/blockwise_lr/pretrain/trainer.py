@@ -14,21 +14,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
+from blockwise_lr.errors import NonFiniteLossError
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.pretrain import checkpoint
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.metrics import MetricsFile
-
-
-class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite, so the run cannot go on."""
-
-    def __init__(self, step: int, loss: float) -> None:
-        super().__init__(
-            f"the training loss became {loss} by step {step}: the run diverged; lower --base-lr or the largest ratio, "
-            f"or warm up for longer (the last whole checkpoint is kept)"
-        )
-        self.step = step
 
 
 class PretrainTrainer(BlockwiseTrainer):
@@ -84,6 +74,8 @@ class PretrainTrainer(BlockwiseTrainer):
         loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
         if self._pending:
             self._write({**self._pending, "val_loss": loss})
+        if not math.isfinite(loss):  # before the checkpoint of this step is saved
+            raise NonFiniteLossError(self.state.global_step)
         metrics = {"eval_loss": loss}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -104,7 +96,7 @@ class PretrainTrainer(BlockwiseTrainer):
         }
         if not math.isfinite(logs["loss"]):
             self._write(row)
-            raise NonFiniteLossError(self.state.global_step, logs["loss"])
+            raise NonFiniteLossError(self.state.global_step)
         if self.control.should_evaluate:
             self._pending = row
         else:
@@ -131,7 +123,7 @@ class PretrainTrainer(BlockwiseTrainer):
         _barrier()
         if self.is_world_process_zero():
             checkpoint.seal(target)
-            checkpoint.rotate(self._run_dir, self._keep_checkpoints)
+            checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
 
 
 def _barrier() -> None:
