@@ -1,13 +1,14 @@
-"""Search behind the quickstart: per-block ratios, and the baseline's other settings with as many runs.
+"""How the quickstart's ratios, settings and learning rates were found.
 
-    python benchmarks/tune_quickstart.py --out runs/tune-quickstart
+    python benchmarks/tune_quickstart.py search --out runs/tune-quickstart
+    python benchmarks/tune_quickstart.py grid --out runs/tune-quickstart
 
-Two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the ratios of
-the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and clipping of
-the uniform baseline, so that neither side is searched harder. Runs are cached in --out.
-Writes results/quickstart/search.json.
-The base learning rates of all arms are then tuned over one grid by `blockwise-lr compare quickstart --base-lrs ...`
-(results/quickstart/README.md has the command).
+`search`: two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the
+ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
+clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
+what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base learning
+rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes results/quickstart/compare.json and reports.
+Runs are cached in --out. A test holds the preset to both files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,8 @@ from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.presets import get_preset
 
+RESULTS = Path(__file__).parents[1] / "results" / "quickstart"
+GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 BASE_LR = 2e-3
 RATIO_START = {"emb": 4.0, "vo": 0.1, "norm": 8.0, "head": 4.0, "qk": 1.0, "ffn": 1.0}
 # The slow block first: it hides what the others can take.
@@ -45,19 +49,37 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("phase", choices=["search", "grid"])
     parser.add_argument("--out", type=Path, default=Path("runs/tune-quickstart"))
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (search_settings if arguments.phase == "search" else tune_base_lrs)(arguments.out)
+
+
+def search_settings(out: Path) -> None:
+    """Both searches side by side, one core each."""
     with ThreadPoolExecutor(2) as pool:
         ratios = pool.submit(search, out, RATIO_START, RATIO_MOVES, with_ratios)
         baseline = pool.submit(search, out, BASELINE_START, BASELINE_MOVES, with_settings)
         found = {"ratios": ratios.result(), "baseline": baseline.result()}
     about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": base_config().to_dict()}
-    results = Path(__file__).parents[1] / "results" / "quickstart"
-    results.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(results / "search.json", {**about, **found})
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(RESULTS / "search.json", {**about, **found})
     for name, result in found.items():
         print(name, result["best"])
+
+
+def tune_base_lrs(out: Path) -> None:
+    """The comparison over GRID, and its evidence without the checkpoints."""
+    compared = out / "compare"
+    flags = ["--base-lrs", *map(str, GRID), "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
+    subprocess.run([sys.executable, "-m", "blockwise_lr", "compare", "quickstart", *flags], check=True)
+    for file in compared.glob("*.*"):
+        shutil.copy(file, RESULTS)
+    for run in (compared / "runs").glob("*/"):
+        (RESULTS / "runs" / run.name).mkdir(parents=True, exist_ok=True)
+        for name in ("config.json", "metrics.jsonl", "result.json"):
+            shutil.copy(run / name, RESULTS / "runs" / run.name)
 
 
 def base_config() -> TrainConfig:

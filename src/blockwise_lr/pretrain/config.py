@@ -68,7 +68,8 @@ class OptimConfig:
     base_lr: float = 6e-4
     """Peak learning rate of a block whose ratio is 1."""
     ratios: str = "paper"
-    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", or a JSON file {block: ratio}."""
+    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", pairs such as emb=4,vo=0.5, or
+    a JSON file {block: ratio}."""
     beta1: float = 0.9
     """Decay of the first moment's moving average, per step."""
     beta2: float = 0.95

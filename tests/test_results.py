@@ -1,0 +1,66 @@
+"""The numbers in the presets are those of the committed results."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from blockwise_lr.optim.ratios import QUICKSTART_RATIOS, resolve_ratios
+from blockwise_lr.pretrain.config import config_from_dict, identity
+from blockwise_lr.pretrain.presets import arms_of, get_preset, tuned_base_lrs
+
+QUICKSTART = Path(__file__).parents[1] / "results" / "quickstart"
+COMPARE = json.loads((QUICKSTART / "compare.json").read_text())
+SEARCH = json.loads((QUICKSTART / "search.json").read_text())
+
+
+def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
+    assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
+    optim = get_preset("quickstart").optim
+    assert {name: getattr(optim, name) for name in SEARCH["baseline"]["best"]} == SEARCH["baseline"]["best"]
+
+
+def test_both_sides_were_searched_with_as_many_runs():
+    assert len(SEARCH["ratios"]["runs"]) == len(SEARCH["baseline"]["runs"])
+
+
+def test_the_quickstarts_learning_rates_are_the_best_of_the_committed_grid():
+    tuned = tuned_base_lrs(get_preset("quickstart"))
+    found = {}
+    for name, arm in COMPARE["arms"].items():
+        tried = {t["base_lr"]: t["tune_loss"] for t in COMPARE["tuning"] if t["arm"] == name}
+        best = min(tried, key=tried.get)
+        assert min(tried) < best < max(tried), "the best is at the edge of the grid"
+        found[f"{arm['optimizer']}:{arm['ratios']}:{'2N' if name.endswith('2N') else 'N'}"] = best
+    assert found == tuned
+    assert {key.rpartition(":")[0] for key in tuned} == set(arms_of("quickstart"))
+
+
+def test_the_committed_results_are_of_the_preset_as_it_is():
+    ran = identity(config_from_dict(COMPARE["config"]))
+    preset = identity(get_preset("quickstart"))
+    differing = {name for name in preset if ran[name] != preset[name]}
+    assert differing <= {"device", "optim.base_lr"}  # resolved, and tuned
+
+
+def test_tuned_learning_rates_are_not_used_for_other_settings():
+    from dataclasses import replace
+
+    preset = get_preset("quickstart")
+    assert tuned_base_lrs(replace(preset, device="cpu", report_to="none")) is not None
+    assert tuned_base_lrs(replace(preset, steps=301)) is None
+    assert tuned_base_lrs(replace(preset, model=replace(preset.model, layers=5))) is None
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/quickstart/README.md"])
+def test_the_numbers_on_the_pages_are_those_of_the_data(page):
+    text = (QUICKSTART.parents[1] / page).read_text()
+    for comparison in COMPARE["comparisons"]:
+        gap = comparison["loss_gap"]
+        assert f"{abs(gap['mean']):.3f}" in text
+        low, high = sorted(abs(bound) for bound in gap["ci95"])
+        assert f"({low:.3f} to {high:.3f})" in text
+        assert f"{comparison['speedup']['value']:.2f}x" in text
+    for arm in COMPARE["arms"].values():
+        losses = [seed["terminal_val_loss"] for seed in arm["seeds"]]
+        assert f"{sum(losses) / len(losses):.3f}" in text
