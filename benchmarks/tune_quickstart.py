@@ -6,8 +6,8 @@
 `search`: two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the
 ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
 clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
-what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base learning
-rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes results/quickstart/compare.json and reports.
+what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base
+learning rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes compare.json and the reports there.
 Runs are cached in --out. A test holds the preset to both files.
 """
 
