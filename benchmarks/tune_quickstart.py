@@ -7,8 +7,8 @@
 ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
 clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
 what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base
-learning rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes compare.json and the reports there.
-Runs are cached in --out. A test holds the preset to both files.
+learning rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes compare.json and the reports
+there. Runs are cached in --out. A test holds the preset to both files.
 """
 
 from __future__ import annotations
