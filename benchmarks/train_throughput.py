@@ -4,10 +4,10 @@
 
 Each arm is a process of its own with the same OMP_NUM_THREADS, in turns. `train` is the command itself, with
 evaluation and checkpoint at the end only. `bare` is a loop of a dozen lines below: the same model, optimizer
-groups, batches, schedule, autocast and clipping; nothing is logged or saved. Tokens/s are those between the
-first and the last line of metrics.jsonl, so without start-up, evaluation and checkpoint; the seconds of the
-whole process, which have them all for `train`, are reported too. Stops if the two training losses differ,
-since then the work was not the same. Writes results/train_throughput-<date>.json.
+groups, batches, schedule, autocast and clipping; nothing is logged or saved. Tokens/s are those of the median
+interval between two lines of metrics.jsonl, so without start-up, evaluation, checkpoint and what else the machine
+did for a moment; the seconds of the whole process, which have them all for `train`, are reported too. Stops if
+the two training losses differ, since then the work was not the same. Writes results/train_throughput-<date>.json.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -43,12 +45,14 @@ class Run(NamedTuple):
 
 
 def quickstart(steps: int) -> TrainConfig:
-    return replace(get_preset("quickstart"), device="cpu", steps=steps, eval_every=0, save_every=0)
+    return replace(
+        get_preset("quickstart"), device="cpu", steps=steps, log_every=4, eval_every=0, save_every=0
+    )
 
 
 def tiny(folder: Path) -> TrainConfig:
     """A run of a second, on a text that needs no preparation to speak of."""
-    (folder / "text").mkdir()
+    (folder / "text").mkdir(exist_ok=True)
     for i in range(32):
         (folder / "text" / f"{i:02}.txt").write_text("the state of the union " * (60 + i))
     return replace(
@@ -117,9 +121,9 @@ def process(arm: str, config: TrainConfig, folder: Path, threads: int) -> Callab
                     f"the arm {arm} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}"
                 )
             rows = read_metrics(rows_file)
-        first, last = rows[0], rows[-1]
-        tokens = (last["step"] - first["step"]) * config.batch_size * config.model.context
-        return Run(tokens / (last["seconds"] - first["seconds"]), wall, last["train_loss"])
+        seconds = [after["seconds"] - before["seconds"] for before, after in pairwise(rows)]
+        tokens = config.log_every * config.batch_size * config.model.context
+        return Run(tokens / median(seconds), wall, rows[-1]["train_loss"])
 
     return run
 
