@@ -152,3 +152,10 @@ def test_two_processes_keep_blocks_training_and_checkpoints(tmp_path: Path) -> N
         port = free.getsockname()[1]
     multiprocessing.spawn(two_processes, (port, str(tmp_path / "state.pt")), nprocs=2)
     NanoGPT(layers=2).load_state_dict(torch.load(tmp_path / "state.pt"))
+
+
+def test_an_attribute_of_your_own_called_module_is_no_wrapper():
+    from blockwise_lr.blocks import canonical_name
+
+    assert canonical_name("adapter.module.weight") == "adapter.module.weight"
+    assert canonical_name("_orig_mod.module.adapter.module.weight") == "adapter.module.weight"

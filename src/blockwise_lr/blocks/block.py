@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-# What DDP, torch.compile, FSDP and activation checkpointing put into a parameter's name.
-_WRAPPER_PARTS = re.compile(
-    r"(?:^|(?<=\.))(?:_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
-)
+# What torch.compile, FSDP and activation checkpointing put into a parameter's name, anywhere, and what DDP puts in front.
+# Only in front: "module" further in is somebody's own attribute.
+_WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_LEADING_MODULE = re.compile(r"^(?:module\.)+")
 
 
 class Block(str, Enum):
@@ -65,7 +65,7 @@ def canonical_name(name: str) -> str:
         >>> canonical_name("module._orig_mod.h.0._checkpoint_wrapped_module.attn.c_attn.weight")
         'h.0.attn.c_attn.weight'
     """
-    return _WRAPPER_PARTS.sub("", name)
+    return _LEADING_MODULE.sub("", _WRAPPER_PARTS.sub("", name))
 
 
 class BlockMap(Mapping[str, Block]):
