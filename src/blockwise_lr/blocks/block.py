@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-# What torch.compile, FSDP and activation checkpointing put into a parameter's name, anywhere, and what DDP puts in front.
+# What torch.compile, FSDP and activation checkpointing put into a parameter's name, and what DDP puts in front of it.
 # Only in front: "module" further in is somebody's own attribute.
 _WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LEADING_MODULE = re.compile(r"^(?:module\.)+")
