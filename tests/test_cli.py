@@ -98,7 +98,7 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path, monkeypatch, ar
         ('{"optim": 3}', "optim is 3; expected an object of fields"),
         ('{"model": {"kv_heads": 1.5}}', "model.kv_heads is 1.5; expected int | None"),
         ("{", "cannot read the configuration"),
-        ('{"train": 3}', 'has 3 as "train"; expected an object of fields'),
+        ('{"train": 3}', 'has int as its "train"; expected an object of fields'),
     ],
 )
 def test_a_bad_configuration_file_is_refused_by_field(capsys, tmp_path, text, message):

@@ -83,7 +83,8 @@ def test_no_jobs_is_refused(tmp_path):
 
 
 _COMPARISON = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with SIGINT ignored
 sys.path.insert(0, {here!r})
 from test_execute import PLAN, run_all, synthetic_run
 run_all(PLAN, {out!r}, 2, runner=synthetic_run)
