@@ -53,7 +53,7 @@ def concatenations_alone(model: nn.Module) -> Callable[[], float]:
 
 
 def main() -> None:
-    arguments = argument_parser(__doc__, repeats=7).parse_args()
+    arguments = argument_parser(__doc__, repeats=12).parse_args()
     shape = GPT2_TINY if arguments.quick else GPT2_SMALL
     torch.manual_seed(0)
     unsplit = build_model(shape, seed=0).train()

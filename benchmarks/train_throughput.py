@@ -4,10 +4,12 @@
 
 Each arm is a process of its own with the same OMP_NUM_THREADS, in turns. `train` is the command itself, with
 evaluation and checkpoint at the end only. `bare` is a loop of a dozen lines below: the same model, optimizer
-groups, batches, schedule, autocast and clipping; nothing is logged or saved. Tokens/s are those of the median
+groups, batches, schedule, autocast and clipping; nothing is logged or saved. `bare, memory kept` is the same loop
+with the setting of glibc's malloc that `train` makes (pretrain/allocator.py). Tokens/s are those of the median
 interval between two lines of metrics.jsonl, so without start-up, evaluation, checkpoint and what else the machine
-did for a moment; the seconds of the whole process, which have them all for `train`, are reported too. Stops if
-the two training losses differ, since then the work was not the same. Writes results/train_throughput-<date>.json.
+did for a moment; the seconds of the whole process, which have them all for `train`, and its peak memory are reported
+too. Stops if the training losses differ, since then the work was not the same. Writes
+results/train_throughput-<date>.json.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from _measure import argument_parser, finish, in_turns, ratio
 from blockwise_lr import cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.optim.registry import optimizer_class
+from blockwise_lr.pretrain.allocator import keep_freed_memory
 from blockwise_lr.pretrain.config import DataConfig, ModelConfig, TrainConfig, config_from_dict
 from blockwise_lr.pretrain.data import TrainingStream, prepare_data
 from blockwise_lr.pretrain.metrics import read_metrics
@@ -41,13 +44,12 @@ from blockwise_lr.pretrain.presets import get_preset
 class Run(NamedTuple):
     tokens_per_second: float
     wall_seconds: float
+    peak_memory: float  # MB
     loss: float
 
 
 def quickstart(steps: int) -> TrainConfig:
-    return replace(
-        get_preset("quickstart"), device="cpu", steps=steps, log_every=4, eval_every=0, save_every=0
-    )
+    return replace(get_preset("quickstart"), device="cpu", steps=steps, eval_every=0, save_every=0)
 
 
 def tiny(folder: Path) -> TrainConfig:
@@ -108,35 +110,42 @@ def process(arm: str, config: TrainConfig, folder: Path, threads: int) -> Callab
 
     def run() -> Run:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            rows_file = Path(out) / "run" / "metrics.jsonl"
+            rows_file, log_file = Path(out) / "run" / "metrics.jsonl", Path(out) / "log"
+            bare = [__file__, "--bare", str(config_file), str(rows_file)]
             command = {
                 "train": ["-m", "blockwise_lr", "train", str(config_file), "--out", str(rows_file.parent)],
-                "bare": [__file__, "--bare", str(config_file), str(rows_file)],
+                "bare": bare,
+                "bare, memory kept": [*bare, "--keep-freed-memory"],
             }[arm]
             begin = time.perf_counter()
-            done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True)
-            wall = time.perf_counter() - begin
-            if done.returncode:
-                raise SystemExit(
-                    f"the arm {arm} failed with exit code {done.returncode}:\n{done.stderr[-3000:]}"
+            with log_file.open("w") as log:
+                started = subprocess.Popen(
+                    [sys.executable, *command], env=environment, stdout=log, stderr=subprocess.STDOUT
                 )
+                _, status, usage = os.wait4(started.pid, 0)
+            wall = time.perf_counter() - begin
+            if status:
+                raise SystemExit(f"the arm {arm} failed:\n{log_file.read_text()[-3000:]}")
             rows = read_metrics(rows_file)
         seconds = [after["seconds"] - before["seconds"] for before, after in pairwise(rows)]
         tokens = config.log_every * config.batch_size * config.model.context
-        return Run(tokens / median(seconds), wall, rows[-1]["train_loss"])
+        return Run(tokens / median(seconds), wall, usage.ru_maxrss / 1024, rows[-1]["train_loss"])
 
     return run
 
 
 def main() -> None:
-    parser = argument_parser(__doc__, repeats=5)
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps a run (default: %(default)s)")
+    parser = argument_parser(__doc__, repeats=9)
+    parser.add_argument("--steps", type=int, default=120, help="optimizer steps a run (default: %(default)s)")
     parser.add_argument(
         "--threads", type=int, default=2, help="OMP_NUM_THREADS of both arms (default: %(default)s)"
     )
     parser.add_argument("--bare", nargs=2, type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--keep-freed-memory", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.bare:
+        if arguments.keep_freed_memory and not keep_freed_memory():
+            raise SystemExit("malloc's setting was refused: is this glibc?")
         config_file, rows_file = arguments.bare
         rows = bare_loop(config_from_dict(json.loads(config_file.read_text())))
         rows_file.parent.mkdir()
@@ -148,12 +157,16 @@ def main() -> None:
         folder = Path(name)
         config = tiny(folder) if arguments.quick else quickstart(arguments.steps)
         prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
-        arms = {arm: process(arm, config, folder, arguments.threads) for arm in ("train", "bare")}
+        arms = {
+            arm: process(arm, config, folder, arguments.threads)
+            for arm in ("train", "bare", "bare, memory kept")
+        }
         runs = in_turns(arms, arguments.repeats)
     losses = [run.loss for arm in runs.values() for run in arm]
     if max(losses) - min(losses) > 1e-4:
         raise SystemExit(f"the arms did not do the same work: their last training losses are {losses}")
     speed = {arm: [run.tokens_per_second for run in measured] for arm, measured in runs.items()}
+    memory = {arm: [run.peak_memory for run in measured] for arm, measured in runs.items()}
     wall = {arm: [run.wall_seconds for run in measured] for arm, measured in runs.items()}
     finish(
         __file__,
@@ -167,9 +180,11 @@ def main() -> None:
                 "data": {"data": config.data.data if not arguments.quick else "words"},
             },
         },
-        measurements={"steady state, tokens/s": speed, "whole process, s": wall},
+        measurements={"steady state, tokens/s": speed, "whole process, s": wall, "peak memory, MB": memory},
         ratios=[
             ratio(speed, "train", "bare", what="tokens/s", at_least=0.97),
+            ratio(speed, "train", "bare, memory kept", what="tokens/s"),
+            ratio(memory, "train", "bare", what="peak memory"),
             ratio(wall, "train", "bare", what="whole process"),
         ],
     )

@@ -86,8 +86,11 @@ def _train(arguments: list[str]) -> None:
     preset, rest = _preset("train", arguments)
     default = TrainCommand(Path("runs") / preset.preset, preset)
     parsed = _parse(TrainCommand, f"train {preset.preset}", rest, default)
+    from blockwise_lr.pretrain.allocator import keep_freed_memory
     from blockwise_lr.pretrain.run import train
 
+    if parsed.config.device != "cuda":  # "auto" may be either: harmless where a GPU does the work
+        keep_freed_memory()
     result = train(parsed.config, parsed.out, command=_command("train", arguments))
     if os.environ.get("RANK", "0") == "0":
         print(
