@@ -19,6 +19,9 @@ $(READY): pyproject.toml constraints.txt
 		{ echo "make needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@# curvlinops asks for backpack, and that for a torchvision that has to match torch's build: neither imports it here.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		curvlinops-for-pytorch backpack-for-pytorch unfoldNd
 	touch $(READY)
 
 quickstart: $(READY)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import accumulate, permutations
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
@@ -52,6 +52,14 @@ class Projection:
     @property
     def fused(self) -> bool:
         return len(self.parts) > 1
+
+    @property
+    def slices(self) -> dict[str, tuple[int, int, int]] | None:
+        """part -> (dimension, start, length), None where the parts are not in one piece each."""
+        if self.interleaved:
+            return None
+        starts = accumulate((width for _, width in self.parts), initial=0)
+        return {part: (self.dim, start, width) for (part, width), start in zip(self.parts, starts)}
 
 
 def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:

@@ -49,13 +49,16 @@ class Assignment:
         reason: one sentence in plain words.
         numel: number of elements.
         parts: for a fused weight that was not split, the logical parts in it and their blocks,
-            e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise empty.
+            e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise None.
+        slices: where these parts lie, as (dimension, start, length) for ``torch.narrow``; None for a parameter that
+            is not fused, or whose parts are interleaved.
     """
 
     block: Block
     reason: str
     numel: int
     parts: Mapping[str, Block] | None = None
+    slices: Mapping[str, tuple[int, int, int]] | None = None
 
 
 def canonical_name(name: str) -> str:

@@ -101,8 +101,12 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
             if site.part
             else f" (an original of the parametrized {weight})"
         )
-    fused = {part: PART_BLOCKS[part] for part in parts} if rule.block is Block.QKV else None
-    return Assignment(rule.block, reason, site.param.numel(), fused)
+    if rule.block is not Block.QKV:
+        return Assignment(rule.block, reason, site.param.numel())
+    fused = {part: PART_BLOCKS[part] for part in parts}
+    return Assignment(
+        rule.block, reason, site.param.numel(), fused, projection.slices if projection else None
+    )
 
 
 def _checked(overrides: Overrides, facts: ModelFacts) -> list[tuple[str | type[nn.Module], Block]]:

@@ -1,0 +1,219 @@
+"""measure_sharpness: batches of data in, a SharpnessReport with standard errors out; the model stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import BlockMap
+from blockwise_lr.sharpness import estimators
+from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
+from blockwise_lr.sharpness.histogram import Histograms
+from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.predictions import LossFunction
+from blockwise_lr.sharpness.report import SharpnessReport
+
+Estimator = Literal["fisher", "empirical", "hutchinson", "optimizer"]
+
+_MEANINGS = {
+    "fisher": "Gauss-Newton trace, labels sampled from the model's softmax",
+    "empirical": "squared gradient of the data's labels",
+    "hutchinson": "trace of the Hessian",
+    "optimizer": "Adam's second moment",
+}
+
+
+def measure_sharpness(
+    model: nn.Module,
+    batches: Iterable[Any] | Mapping[str, Any] | None = None,
+    *,
+    estimator: Estimator = "fisher",
+    seed: int = 0,
+    probes: int = 1,
+    accumulate: int = 1,
+    max_batches: int | None = None,
+    loss_fn: LossFunction | None = None,
+    blocks: BlockMap | None = None,
+    distributed: bool = False,
+    histogram: bool = False,
+    hvp: HessianProducts = "auto",
+    optimizer: Optimizer | None = None,
+    samples: int | None = None,
+    step: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> SharpnessReport:
+    r"""The average sharpness of every block, S(b) = tr(H_b) / #(b), with its standard error (METHOD section 2).
+
+    The model is measured in eval mode and left as it was: parameters, gradients, modes and the global random state.
+    Precision is the model's and the caller's autocast's; sums are kept in float64. Fused QKV weights need not be
+    split to be told apart.
+
+    Args:
+        model: any model whose loss is a cross-entropy: causal and masked language models, classifiers of anything.
+            Wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch, and every process calls this
+            with its share of it.
+        batches: an iterable of batches, each a mapping for ``model(**batch)`` with labels, or a pair (inputs, labels);
+            or one such mapping. Rows with label -100 do not count. Not needed by "optimizer".
+        estimator: "fisher" (default), "empirical", "hutchinson" (true Hessian) or "optimizer"; see
+            :mod:`blockwise_lr.sharpness.estimators` for what each estimates and its bias.
+        seed: of the sampled labels and random signs; nothing else is random.
+        probes: draws per batch, for "fisher" and "hutchinson".
+        accumulate: consecutive batches that make one: their gradients are added up before they are squared.
+        max_batches: stop after so many (accumulated) batches. Default: all.
+        loss_fn: ``loss_fn(model, batch)``, where the model does not compute its loss: computes one cross-entropy, or
+            returns ``(logits, labels)``.
+        blocks: a BlockMap, to classify only once or with overrides. Default: ``classify(model)``.
+        distributed: the model is a replica on every process, although it is not wrapped in DDP.
+        histogram: also count the elements of each block by their own sharpness (memory: one float32 an element). Not
+            for "hutchinson".
+        hvp: how "hutchinson" multiplies with the Hessian.
+        optimizer: for the estimator "optimizer": the Adam-like optimizer of a running training.
+        samples: for "optimizer": predicted tokens (samples) in one optimizer step's batch.
+        step: the training step, for the report.
+        on_batch: called with the number of batches done, for progress.
+
+    Returns:
+        SharpnessReport. Standard errors are over batches; with one batch over its probes (then they tell nothing
+        about the data); with one probe NaN.
+
+    Raises:
+        ValueError: an unknown estimator, a number out of range, nothing to measure, or an argument that the estimator
+            does not have; and as :func:`blockwise_lr.classify` and
+            :func:`blockwise_lr.sharpness.predictions.predict`.
+
+    Example:
+        >>> report = measure_sharpness(model, [{"input_ids": ids, "labels": ids}])  # doctest: +SKIP
+        >>> report[Block.NORM].mean, report[Block.NORM].stderr  # doctest: +SKIP
+        (0.0012, nan)
+    """
+    _check(estimator, probes, accumulate, max_batches, batches, optimizer, samples, histogram)
+    inner, replicated = _unwrapped(model)
+    parts = Parts(inner, blocks, distributed=distributed or replicated)
+    problem = Problem(inner, parts, loss_fn)
+    histograms = Histograms(parts) if histogram else None
+    method = _MEANINGS[estimator]
+    draws: list[Draws] = []
+    if estimator == "optimizer":
+        if optimizer is not None and samples is not None:  # _check has made sure
+            draws.append(estimators.optimizer(parts, optimizer, samples))
+    else:
+        with _left_as_it_was(inner):
+            for index, batch in enumerate(_accumulated(batches, accumulate, max_batches)):
+                done, how = _draw(problem, estimator, batch, [seed, index], probes, hvp)
+                method = f"{_MEANINGS[estimator]} ({how})" if how else method
+                draws.append(done)
+                if histograms is not None:
+                    histograms.add(done)
+                if on_batch is not None:
+                    on_batch(index + 1)
+        if not draws:
+            raise ValueError("batches is empty; expected at least one batch")
+    if histograms is not None and estimator == "optimizer":
+        histograms.add(draws[0])
+    return SharpnessReport.from_draws(
+        parts.parts,
+        [draw.traces for draw in draws],
+        [draw.samples for draw in draws],
+        estimator=estimator,
+        method=method,
+        seed=seed,
+        step=step,
+        histograms=histograms.counts() if histograms is not None else None,
+    )
+
+
+def _draw(
+    problem: Problem,
+    estimator: Estimator,
+    batch: Sequence[Any],
+    seed: Sequence[int],
+    probes: int,
+    hvp: HessianProducts,
+) -> tuple[Draws, str]:
+    with torch.enable_grad():
+        if estimator == "fisher":
+            return estimators.fisher(problem, batch, seed=seed, probes=probes), ""
+        if estimator == "empirical":
+            return estimators.empirical(problem, batch), ""
+        return estimators.hutchinson(problem, batch, seed=seed, probes=probes, products=hvp)
+
+
+def _check(
+    estimator: str,
+    probes: int,
+    accumulate: int,
+    max_batches: int | None,
+    batches: object,
+    optimizer: Optimizer | None,
+    samples: int | None,
+    histogram: bool,
+) -> None:
+    if estimator not in _MEANINGS:
+        raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(_MEANINGS)}")
+    for name, value in (("probes", probes), ("accumulate", accumulate), ("max_batches", max_batches)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}; expected 1 or more")
+    if estimator == "optimizer":
+        if optimizer is None or samples is None or samples < 1:
+            raise ValueError(
+                'estimator="optimizer" needs optimizer=... and samples=..., the predicted tokens in one optimizer '
+                f"step's batch (given: optimizer {type(optimizer).__name__}, samples {samples})"
+            )
+    elif batches is None:
+        raise ValueError(f'estimator="{estimator}" needs batches')
+    if probes > 1 and estimator in ("empirical", "optimizer"):
+        raise ValueError(f'probes is {probes}, but nothing is drawn at random with estimator="{estimator}"')
+    if histogram and estimator == "hutchinson":
+        raise ValueError('histogram=True is for squared gradients; estimator="hutchinson" has none')
+
+
+def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+    """The model inside DDP and torch.compile (the same parameters), and whether DDP replicates it."""
+    replicated = False
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model, replicated = model.module, True
+        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
+            model = inner
+        else:
+            return model, replicated
+
+
+def _accumulated(
+    batches: Iterable[Any] | Mapping[str, Any] | None, accumulate: int, limit: int | None
+) -> Iterator[list[Any]]:
+    each = iter([batches] if isinstance(batches, Mapping) else batches or [])
+    taken = 0
+    while limit is None or taken < limit:
+        group = list(islice(each, accumulate))
+        if not group:
+            return
+        if len(group) < accumulate:
+            if taken == 0:
+                raise ValueError(f"accumulate is {accumulate}, but there are only {len(group)} batches")
+            return  # a smaller batch would have another expectation with estimator="empirical"
+        taken += 1
+        yield group
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Eval mode and the caller's random state for the time of a measurement; compiled modules run eagerly."""
+    modes = {module: module.training for module in model.modules()}
+    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training

@@ -1,0 +1,261 @@
+"""SharpnessReport: the sharpness of blocks, layers and parameters with standard errors; JSON and tables."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.sharpness.histogram import Histogram
+from blockwise_lr.sharpness.parts import OUTSIDE, Part
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from torch import Tensor
+
+FORMAT = 1
+
+
+class Estimate(NamedTuple):
+    """Average sharpness per parameter, S(b) = tr(H_b) / #(b).
+
+    Args:
+        mean: the estimate.
+        stderr: its standard error; NaN where there was a single draw.
+        numel: #(b), number of elements.
+    """
+
+    mean: float
+    stderr: float
+    numel: int
+
+
+@dataclass(frozen=True)
+class SharpnessReport(Mapping[Block, Estimate]):
+    """What :func:`blockwise_lr.measure_sharpness` found; a mapping from Block to :class:`Estimate`.
+
+    Args:
+        blocks: block -> estimate, in the order of :class:`Block`.
+        per_parameter: name -> estimate; parts of a fused weight that was not split are ``name:q`` and so on.
+        per_layer: layer's name ("model.layers.3", or "outside" of all) -> block -> estimate.
+        draws: block -> its independent draws, in the order in which they were made.
+        weights: of these draws; their batch's share of all samples. They add up to 1.
+        estimator: "fisher", "empirical", "hutchinson" or "optimizer".
+        method: what that is, in words.
+        samples: predicted tokens (samples) measured on.
+        batches: batches measured on.
+        probes: draws a batch.
+        seed: of the random labels or signs.
+        step: the training step, None if not given.
+        stderr_over: what the standard errors are over: "batches", "probes" (of one batch), or None.
+        histograms: block -> its elements by sharpness; empty if not asked for.
+
+    Example:
+        >>> report[Block.QK].mean, report["qk"].numel  # doctest: +SKIP
+        (2.1e-06, 33554432)
+    """
+
+    blocks: Mapping[Block, Estimate]
+    per_parameter: Mapping[str, Estimate]
+    per_layer: Mapping[str, Mapping[Block, Estimate]]
+    draws: Mapping[Block, Sequence[float]]
+    weights: Sequence[float]
+    estimator: str
+    method: str
+    samples: int
+    batches: int
+    probes: int
+    seed: int
+    step: int | None = None
+    stderr_over: str | None = None
+    histograms: Mapping[Block, Histogram] = field(default_factory=dict)
+
+    @classmethod
+    def from_draws(
+        cls,
+        parts: Sequence[Part],
+        traces: Sequence[Tensor],
+        samples: Sequence[int],
+        *,
+        estimator: str,
+        method: str,
+        seed: int,
+        step: int | None,
+        histograms: Mapping[Block, Histogram] | None,
+    ) -> SharpnessReport:
+        """Sum what the estimators returned by block, layer and parameter.
+
+        Args:
+            parts: the model's.
+            traces: a (probes, parts) tensor for each batch.
+            samples: of each batch; batches count in proportion.
+        """
+        probes = len(traces[0])
+        over: str | None
+        if len(traces) > 1:
+            over, independent = "batches", np.stack([batch.mean(0).numpy() for batch in traces])
+            weights = np.asarray(samples, dtype=float) / sum(samples)
+        else:
+            over, independent = ("probes" if probes > 1 else None), traces[0].numpy()
+            weights = np.full(probes, 1 / probes)
+
+        def estimate(indices: Sequence[int]) -> Estimate:
+            numel = sum(parts[i].numel for i in indices)
+            return Estimate(*_mean_and_error(independent[:, list(indices)].sum(1) / numel, weights), numel)
+
+        by_block = _grouped(parts, lambda part: part.block)
+        ordered = {block: by_block[block] for block in Block if block in by_block}
+        layers = _grouped(parts, lambda part: part.layer)
+        return cls(
+            blocks={block: estimate(indices) for block, indices in ordered.items()},
+            per_parameter={part.name: estimate([i]) for i, part in enumerate(parts)},
+            per_layer={
+                layer: {
+                    block: estimate([i for i in indices if parts[i].block is block])
+                    for block in ordered
+                    if any(parts[i].block is block for i in indices)
+                }
+                for layer, indices in sorted(layers.items(), key=lambda item: item[0] == OUTSIDE)
+            },
+            draws={
+                block: (independent[:, indices].sum(1) / sum(parts[i].numel for i in indices)).tolist()
+                for block, indices in ordered.items()
+            },
+            weights=weights.tolist(),
+            estimator=estimator,
+            method=method,
+            samples=int(sum(samples)),
+            batches=len(traces),
+            probes=probes,
+            seed=seed,
+            step=step,
+            stderr_over=over,
+            histograms=histograms or {},
+        )
+
+    def __getitem__(self, block: Block | str) -> Estimate:
+        """The estimate of a block. Raises KeyError, naming the blocks there are, for one that is not."""
+        try:
+            return self.blocks[Block(block)]
+        except (KeyError, ValueError):
+            there = ", ".join(b.value for b in self.blocks)
+            raise KeyError(f"no block {block!r} in this report; it has {there}") from None
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __contains__(self, block: object) -> bool:
+        return block in self.blocks
+
+    def table(self) -> Table:
+        """By block, sharpest first, as a rich table (needs the extra "train")."""
+        from blockwise_lr.sharpness.table import table
+
+        return table(self)
+
+    def plot(self, path: str | Path) -> Path:
+        """The bars of the blocks on a logarithmic scale, as a PNG, SVG or PDF (needs the extra "plot")."""
+        from blockwise_lr.sharpness.plot import plot_blocks
+
+        return plot_blocks(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; numbers that are not finite become null."""
+        return {
+            "format": FORMAT,
+            "estimator": self.estimator,
+            "method": self.method,
+            "step": self.step,
+            "samples": self.samples,
+            "batches": self.batches,
+            "probes": self.probes,
+            "seed": self.seed,
+            "stderr_over": self.stderr_over,
+            "blocks": {block.value: _to_json(e) for block, e in self.blocks.items()},
+            "per_layer": {
+                layer: {block.value: _to_json(e) for block, e in found.items()}
+                for layer, found in self.per_layer.items()
+            },
+            "per_parameter": {name: _to_json(e) for name, e in self.per_parameter.items()},
+            "weights": list(self.weights),
+            "draws": {block.value: [_finite(x) for x in values] for block, values in self.draws.items()},
+            "histograms": {block.value: h._asdict() for block, h in self.histograms.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SharpnessReport:
+        """The inverse of :meth:`to_dict`. Raises ValueError for anything else."""
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            kind = content.get("format") if isinstance(content, Mapping) else type(content).__name__
+            raise ValueError(f"not a sharpness report: its format is {kind}; expected {FORMAT}")
+        try:
+            return cls(
+                blocks=_by_block(content["blocks"]),
+                per_parameter={name: _from_json(e) for name, e in content["per_parameter"].items()},
+                per_layer={layer: _by_block(found) for layer, found in content["per_layer"].items()},
+                draws={
+                    Block(block): [math.nan if x is None else x for x in values]
+                    for block, values in content["draws"].items()
+                },
+                histograms={Block(block): Histogram(**h) for block, h in content["histograms"].items()},
+                **{name: content[name] for name in _PLAIN},
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a sharpness report, or a damaged one: {error!r}") from None
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the report to `path`, whole or not at all."""
+        write_json_atomic(Path(path), self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> SharpnessReport:
+        """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no report."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+_PLAIN = ("weights", "estimator", "method", "samples", "batches", "probes", "seed", "step", "stderr_over")
+
+
+def _mean_and_error(values: Any, weights: Any) -> tuple[float, float]:
+    """Weighted mean of independent draws, and its standard error from their spread."""
+    mean = float(weights @ values)
+    if (n := len(values)) < 2:
+        return mean, math.nan
+    return mean, float(np.sqrt(n / (n - 1) * np.sum((weights * (values - mean)) ** 2)))
+
+
+def _grouped(parts: Sequence[Part], key: Any) -> dict[Any, list[int]]:
+    groups: dict[Any, list[int]] = {}
+    for i, part in enumerate(parts):
+        groups.setdefault(key(part), []).append(i)
+    return groups
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _to_json(e: Estimate) -> list[float | int | None]:
+    return [_finite(e.mean), _finite(e.stderr), e.numel]
+
+
+def _from_json(values: Sequence[float | None]) -> Estimate:
+    mean, stderr, numel = (math.nan if value is None else value for value in values)
+    return Estimate(mean, stderr, int(numel))
+
+
+def _by_block(found: Mapping[str, Sequence[float | None]]) -> dict[Block, Estimate]:
+    return {Block(block): _from_json(e) for block, e in found.items()}
