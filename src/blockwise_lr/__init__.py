@@ -6,7 +6,13 @@ optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4
 """
 
 from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
-from blockwise_lr.optim import PAPER_RATIOS, cosine_schedule, param_groups, wsd_schedule
+from blockwise_lr.optim import (
+    PAPER_RATIOS,
+    cosine_schedule,
+    param_groups,
+    ratios_from_sharpness,
+    wsd_schedule,
+)
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
 
 __version__ = "0.1.0"
@@ -21,6 +27,7 @@ __all__ = [
     "measure_sharpness",
     "merge_fused",
     "param_groups",
+    "ratios_from_sharpness",
     "split_fused",
     "wsd_schedule",
 ]

@@ -2,6 +2,7 @@
 
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.groups import param_groups
+from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
 from blockwise_lr.optim.ratios import PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 
@@ -9,11 +10,13 @@ __all__ = [
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
     "BlockwiseSchedule",
+    "MeasuredRatios",
     "Ratios",
     "block_lr",
     "cosine",
     "cosine_schedule",
     "param_groups",
+    "ratios_from_sharpness",
     "resolve_ratios",
     "wsd",
     "wsd_schedule",

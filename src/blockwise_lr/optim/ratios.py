@@ -7,10 +7,13 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.measured import ratios_from_sharpness
+from blockwise_lr.sharpness import SharpnessReport
 
-Ratios = Mapping[Block, float] | Mapping[str, float]
+Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
@@ -31,7 +34,8 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """A ratio for every block: those given, and 1 for the rest.
 
     Args:
-        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk").
+        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport stands for
+            ``ratios_from_sharpness(report)``.
 
     Raises:
         ValueError: a key that is no block, or a ratio that is not a positive finite number.
@@ -40,6 +44,8 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB]
         (8.0, 1.0)
     """
+    if isinstance(ratios, SharpnessReport):
+        ratios = ratios_from_sharpness(ratios)
     resolved = dict.fromkeys(Block, 1.0)
     for key, value in ratios.items():
         try:
@@ -62,10 +68,10 @@ NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
 
 
 def parse_ratios(text: str) -> dict[Block, float]:
-    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file of them.
+    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
-        text: name, pairs, or the path of a file that holds ``{"emb": 4, ...}``.
+        text: name, pairs, or the path of a file that holds ``{"emb": 4, ...}`` or a SharpnessReport (sharpness.json).
 
     Returns:
         The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
@@ -90,7 +96,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
             raise ValueError(
                 f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
             )
-        return _named(values)
+        return dict(ratios_from_sharpness(_report(text, values))) if "estimator" in values else _named(values)
     pairs = [pair.partition("=") for pair in text.split(",")]
     try:
         return _named(
@@ -111,6 +117,13 @@ def spell_ratios(ratios: Ratios) -> str:
         f"{block.value}={_digits(ratio)}" for block, ratio in resolve_ratios(ratios).items() if ratio != 1
     ]
     return ",".join(pairs) or "uniform"
+
+
+def _report(path: str, values: Mapping[str, Any]) -> SharpnessReport:
+    try:
+        return SharpnessReport.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"ratios: {path}: {error}") from None
 
 
 def _is_file(text: str) -> bool:
