@@ -28,7 +28,7 @@ def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.Comple
         start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=240)
+        out, err = process.communicate(timeout=1000)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers too, or a hung one stays for ever

@@ -22,7 +22,7 @@ def test_every_code_block_of_the_readme_runs(code, tmp_path):
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
 
@@ -39,7 +39,7 @@ def test_every_example_runs(example, tmp_path):
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
