@@ -3,12 +3,13 @@
     python benchmarks/principle.py run --out runs/principle
     python benchmarks/principle.py report --out runs/principle
 
-`run` trains each case (a GPT-2 and a LLaMA of the quickstart's size with three seeds, a LLaMA with a larger vocabulary
-with one) with one learning rate for all blocks, and measures at 0, 1, 2, 5, 10, 25, 50 and 100 % of the steps, in
-fp32: `fisher` on 16 batches of the measure split, `hutchinson` on 4, `empirical` from the training gradient itself
-before clipping, `optimizer` from Adam's second moment, and what the theory predicts from the norms of the parameters.
-Every run is a process of one thread, two at a time; a finished one is left alone. The learning rate (2e-3) is not
-tuned for these cases. `report` writes tables and figures to results/sharpness/principle, with the runs' data.
+`run` trains each case (a GPT-2 and a LLaMA of the quickstart's size with three seeds; the LLaMA for four times the
+steps and one with a larger vocabulary with one) with one learning rate for all blocks, and measures at 0, 1, 2, 5, 10,
+25, 50 and 100 % of the steps, in fp32: `fisher` on 16 batches of the measure split, `hutchinson` on 4, `empirical`
+from the training gradient itself before clipping, `optimizer` from Adam's second moment, and what the theory predicts
+from the norms of the parameters. Every run is a process of one thread, two at a time; a finished one is left alone. The
+learning rate (2e-3) is not tuned for these cases. `report` writes tables and figures to results/sharpness/principle,
+with the runs' data.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from blockwise_lr.pretrain.presets import get_preset
 RESULTS = Path(__file__).parents[1] / "results" / "sharpness" / "principle"
 FRACTIONS = (0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
 BASE_LR = 2e-3
-SEEDS = {"llama": (0, 1, 2), "gpt2": (0, 1, 2), "llama-vocab-16k": (0,)}
+SEEDS = {"llama": (0, 1, 2), "gpt2": (0, 1, 2), "llama-long": (0,), "llama-vocab-16k": (0,)}
 
 
 def case(name: str) -> TrainConfig:
@@ -47,6 +48,8 @@ def case(name: str) -> TrainConfig:
     config = replace(preset, steps=600, optim=optim, device="cpu")
     if name == "gpt2":
         return replace(config, model=replace(config.model, family="gpt2", tied=True))
+    if name == "llama-long":
+        return replace(config, steps=2400)
     if name == "llama-vocab-16k":
         return replace(config, steps=300, model=replace(config.model, vocab_size=16_384))
     return config

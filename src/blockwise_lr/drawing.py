@@ -5,6 +5,8 @@ Colours are those of Okabe and Ito, told apart by the colour-blind.
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,9 +16,9 @@ from blockwise_lr.blocks import Block
 
 BLOCK_COLOURS = {
     "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
-    "#CC79A7", "pos": "#E69F00", "qkv": "#F0E442",
+    "#CC79A7", "pos": "#E69F00",
 }  # fmt: skip
-OTHER_COLOUR = "#888888"
+OTHER_COLOUR = "#999999"
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color":
     "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777",
@@ -56,6 +58,43 @@ def figure(size: tuple[float, float]) -> Iterator[Any]:
         yield made
 
 
+def log_ticks(axis: Any) -> None:
+    """Make an axis logarithmic, labelled 10⁻³ or 2·10⁻³ in plain characters.
+
+    matplotlib's own labels are mathematics, which STYLE turns off. An axis of fewer than two decades gets 2 and 5
+    between the powers: call this after everything is drawn and the limits are set.
+
+    Args:
+        axis: ``axes.xaxis`` or ``axes.yaxis``.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    low, high = getattr(axis.axes, f"get_{axis.axis_name}lim")()
+    decades = math.log10(high / low)
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=9))
+    axis.set_major_formatter(lambda value, _: power_of_ten(value))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def power_of_ten(value: float) -> str:
+    """A positive number as on the axes of figures.
+
+    Example:
+        >>> power_of_ten(1e-12), power_of_ten(2e-3), power_of_ten(1.0)
+        ('10⁻¹²', '2·10⁻³', '10⁰')
+    """
+    exponent = math.floor(math.log10(value) + 1e-9)
+    power = "10" + str(exponent).translate(_SUPERSCRIPTS)
+    factor = f"{value / 10.0**exponent:.3g}"
+    return power if factor == "1" else f"{factor}·{power}"
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+# Without the time, the same figure is the same file.
+_NO_DATE: Any = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+
+
 def save(made: Any, path: str | Path) -> Path:
     """Write a figure as what its name ends with (png, svg, pdf), whole or not at all.
 
@@ -63,11 +102,11 @@ def save(made: Any, path: str | Path) -> Path:
         ValueError: the name ends otherwise.
     """
     path = Path(path)
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix not in _NO_DATE:
         raise ValueError(f"{path}: a figure's name ends in .png, .svg or .pdf, not in {path.suffix!r}")
-    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        made.savefig(temporary, dpi=160)
+        made.savefig(temporary, dpi=160, metadata=_NO_DATE[path.suffix])
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

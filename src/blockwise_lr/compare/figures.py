@@ -8,30 +8,20 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from blockwise_lr import drawing
 from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.results import Results
 from blockwise_lr.compare.wording import format_signed, format_speedup
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
-_BLOCK_COLOURS = {
-    "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
-    "#CC79A7", "pos": "#E69F00",
-}  # fmt: skip
-_RC: Any = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color":
-    "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777",
-    "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon":
-    False, "figure.constrained_layout.use": True, "text.parse_math": False,  # an arm's name may hold a $
-    "svg.hashsalt": "blockwise-lr",
-}  # fmt: skip
 _WIDE, _SMALL = (9.0, 4.6), (6.4, 4.4)
 
 
@@ -55,43 +45,28 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
         {"overview", "comparisons", "tuning", "lr"} -> figures; "comparisons" has one for each of
         content["comparisons"], "overview" is empty where there is only one, "tuning" without a grid.
     """
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figures: dict[str, list[Drawn]] = {"overview": [], "comparisons": [], "tuning": [], "lr": []}
 
-    def new(size: tuple[float, float]) -> Any:
-        figure = Figure(figsize=size)
-        FigureCanvasAgg(figure)  # no pyplot: it would choose a window system and keep figures alive
-        return figure
-
-    def save(figure: Any, group: str, name: str) -> None:
-        temporary = out / f".{name}.tmp.png"
-        figure.savefig(temporary, dpi=160)
-        temporary.replace(out / f"{name}.png")
-        svg = io.BytesIO()
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+    def draw(
+        group: str, name: str, size: tuple[float, float], function: Callable[..., None], *arguments: Any
+    ) -> None:
+        with drawing.figure(size) as figure:
+            function(figure, results, *arguments)
+            drawing.save(figure, out / f"{name}.png")
+            svg = io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
         figures[group].append(Drawn(name, svg.getvalue()))
 
-    with mpl.rc_context(_RC):
-        if len(content["comparisons"]) > 1:
-            figure = new(_WIDE)
-            _draw_overview(figure, results)
-            save(figure, "overview", "loss_curves")
-        for i, comparison in enumerate(content["comparisons"], start=1):
-            figure = new(_WIDE if len(content["comparisons"]) == 1 else _SMALL)
-            _draw_comparison(figure, results, comparison)
-            save(figure, "comparisons", f"loss_arm{i}")
-        if results.tuning:
-            figure = new(_WIDE)
-            _draw_tuning(figure, results)
-            save(figure, "tuning", "tuning")
-        columns = min(3, len(results.plan.series))
-        rows = -(-len(results.plan.series) // columns)
-        figure = new((3.2 * columns, 2.6 * rows + 0.5))
-        _draw_learning_rates(figure, results, rows, columns)
-        save(figure, "lr", "learning_rates")
+    if len(content["comparisons"]) > 1:
+        draw("overview", "loss_curves", _WIDE, _draw_overview)
+    for i, comparison in enumerate(content["comparisons"], start=1):
+        size = _WIDE if len(content["comparisons"]) == 1 else _SMALL
+        draw("comparisons", f"loss_arm{i}", size, _draw_comparison, comparison)
+    if results.tuning:
+        draw("tuning", "tuning", _WIDE, _draw_tuning)
+    columns = min(3, len(results.plan.series))
+    rows = -(-len(results.plan.series) // columns)
+    draw("lr", "learning_rates", (3.2 * columns, 2.6 * rows + 0.5), _draw_learning_rates, rows, columns)
     return figures
 
 
@@ -249,7 +224,7 @@ def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int)
             same_lr.setdefault(values, []).append(block)
         for values, blocks in same_lr.items():
             for i, block in enumerate(blocks):
-                shown[block] = _BLOCK_COLOURS.get(block, "#999999")
+                shown[block] = drawing.block_colour(block)
                 # Blocks with one learning rate take turns along one line, so that each is seen.
                 turns = "-" if len(blocks) == 1 else (4 * i, (4, 4 * (len(blocks) - 1)))
                 axes.plot(steps, values, color=shown[block], linestyle=turns, linewidth=1.8,

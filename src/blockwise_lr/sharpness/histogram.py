@@ -10,7 +10,8 @@ from torch import Tensor
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.sharpness.estimators import Draws
-from blockwise_lr.sharpness.parts import Parts, cut, is_sharded, local
+from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.processes import local
 
 LOWEST, HIGHEST, WIDTH = -24.0, 8.0, 0.1
 _BINS = round((HIGHEST - LOWEST) / WIDTH)
@@ -33,7 +34,7 @@ class Histogram(NamedTuple):
 
 
 class Histograms:
-    """The mean squared gradient of every element over the draws, counted at the end.
+    """The mean squared gradient of every element over the batches (the last probe of each), counted at the end.
 
     Args:
         parts: the model's.
@@ -56,36 +57,19 @@ class Histograms:
         totals: dict[Block, Tensor] = {}
         for i, pieces in enumerate(self._parts.blocks_of_pieces()):
             for block, piece in pieces:
-                counted = _count(self._elements(i, piece) / self._samples)
+                counted = _count(self._parts.own(i, self._sums[i], piece) / self._samples)
                 totals[block] = totals[block] + counted if block in totals else counted
         if self._parts.sharded:
             for counted in totals.values():
                 dist.all_reduce(counted)
-        return {block: _trimmed(totals[block]) for block in Block if block in totals}
-
-    def _elements(self, i: int, piece: tuple[int, int, int] | None) -> Tensor:
-        """This process's elements of one piece (of a fused weight that is sharded: all of them, on one process)."""
-        parameter = self._parts.parameters[i]
-        if piece is None or not is_sharded(parameter):
-            return cut(self._sums[i], piece)
-        from torch.distributed.tensor import DTensor
-
-        whole = DTensor.from_local(
-            self._sums[i],
-            parameter.device_mesh,  # type: ignore[attr-defined]
-            parameter.placements,  # type: ignore[attr-defined]
-            shape=parameter.shape,
-            stride=parameter.stride(),
-        )
-        elements = cut(whole, piece)
-        return elements if dist.get_rank() == 0 else elements[:0]
+        return {block: _trimmed(totals[block].cpu()) for block in Block if block in totals}
 
 
 def _count(elements: Tensor) -> Tensor:
     """(1 + bins) int64: zeros first."""
     logarithms = elements.flatten().double().log10()
     index = ((logarithms - LOWEST) / WIDTH).floor().clamp_(-1, _BINS - 1).nan_to_num_(nan=-1).long() + 1
-    return torch.bincount(index, minlength=_BINS + 1).cpu()
+    return torch.bincount(index, minlength=_BINS + 1)
 
 
 def _trimmed(counted: Tensor) -> Histogram:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import BlockMap
-from blockwise_lr.sharpness import estimators
+from blockwise_lr.sharpness import estimators, processes
 from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
 from blockwise_lr.sharpness.histogram import Histograms
 from blockwise_lr.sharpness.parts import Parts
@@ -57,17 +58,18 @@ def measure_sharpness(
     Args:
         model: any model whose loss is a cross-entropy: causal and masked language models, classifiers of anything.
             Wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch, and every process calls this
-            with its share of it.
+            with its share of it: as many batches each, of any sizes.
         batches: an iterable of batches, each a mapping for ``model(**batch)`` with labels, or a pair (inputs, labels);
             or one such mapping. Rows with label -100 do not count. Not needed by "optimizer".
         estimator: "fisher" (default), "empirical", "hutchinson" (true Hessian) or "optimizer"; see
             :mod:`blockwise_lr.sharpness.estimators` for what each estimates and its bias.
         seed: of the sampled labels and random signs; nothing else is random.
         probes: draws per batch, for "fisher" and "hutchinson".
-        accumulate: consecutive batches that make one: their gradients are added up before they are squared.
+        accumulate: consecutive batches that make one: their gradients are added up before they are squared. Batches
+            left over at the end are not measured.
         max_batches: stop after so many (accumulated) batches. Default: all.
         loss_fn: ``loss_fn(model, batch)``, where the model does not compute its loss: computes one cross-entropy, or
-            returns ``(logits, labels)``.
+            returns ``(logits, labels)``, classes last. It gets the model without DDP and torch.compile around it.
         blocks: a BlockMap, to classify only once or with overrides. Default: ``classify(model)``.
         distributed: the model is a replica on every process, although it is not wrapped in DDP.
         histogram: also count the elements of each block by their own sharpness (memory: one float32 an element). Not
@@ -83,8 +85,9 @@ def measure_sharpness(
         about the data); with one probe NaN.
 
     Raises:
-        ValueError: an unknown estimator, a number out of range, nothing to measure, or an argument that the estimator
-            does not have; and as :func:`blockwise_lr.classify` and
+        ValueError: an unknown estimator, a number out of range, nothing to measure, an argument that the estimator
+            does not have, processes with different numbers of batches, or a model that is sharded otherwise than by
+            ``fully_shard``; and as :func:`blockwise_lr.classify` and
             :func:`blockwise_lr.sharpness.predictions.predict`.
 
     Example:
@@ -92,8 +95,9 @@ def measure_sharpness(
         >>> report[Block.NORM].mean, report[Block.NORM].stderr  # doctest: +SKIP
         (0.0012, nan)
     """
-    _check(estimator, probes, accumulate, max_batches, batches, optimizer, samples, histogram)
-    inner, replicated = _unwrapped(model)
+    _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
+    inner, replicated = unwrapped(model)
+    processes.reshard(inner)
     parts = Parts(inner, blocks, distributed=distributed or replicated)
     problem = Problem(inner, parts, loss_fn)
     histograms = Histograms(parts) if histogram else None
@@ -103,8 +107,8 @@ def measure_sharpness(
         if optimizer is not None and samples is not None:  # _check has made sure
             draws.append(estimators.optimizer(parts, optimizer, samples))
     else:
-        with _left_as_it_was(inner):
-            for index, batch in enumerate(_accumulated(batches, accumulate, max_batches)):
+        with left_as_it_was(inner):
+            for index, batch in enumerate(_together(_accumulated(batches, accumulate, max_batches), parts)):
                 done, how = _draw(problem, estimator, batch, [seed, index], probes, hvp)
                 method = f"{_MEANINGS[estimator]} ({how})" if how else method
                 draws.append(done)
@@ -136,7 +140,7 @@ def _draw(
     probes: int,
     hvp: HessianProducts,
 ) -> tuple[Draws, str]:
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
             return estimators.fisher(problem, batch, seed=seed, probes=probes), ""
         if estimator == "empirical":
@@ -146,10 +150,12 @@ def _draw(
 
 def _check(
     estimator: str,
+    seed: int,
     probes: int,
     accumulate: int,
     max_batches: int | None,
     batches: object,
+    hvp: str,
     optimizer: Optimizer | None,
     samples: int | None,
     histogram: bool,
@@ -159,6 +165,12 @@ def _check(
     for name, value in (("probes", probes), ("accumulate", accumulate), ("max_batches", max_batches)):
         if value is not None and value < 1:
             raise ValueError(f"{name} is {value}; expected 1 or more")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}; expected 0 or more")
+    if hvp not in get_args(HessianProducts):
+        raise ValueError(f"hvp is {hvp!r}; expected one of {', '.join(get_args(HessianProducts))}")
+    if hvp != "auto" and estimator != "hutchinson":
+        raise ValueError(f'hvp is {hvp!r}, but estimator="{estimator}" has no Hessian-vector products')
     if estimator == "optimizer":
         if optimizer is None or samples is None or samples < 1:
             raise ValueError(
@@ -167,16 +179,24 @@ def _check(
             )
     elif batches is None:
         raise ValueError(f'estimator="{estimator}" needs batches')
+    elif optimizer is not None or samples is not None:
+        raise ValueError(f'optimizer and samples are for estimator="optimizer", not for "{estimator}"')
     if probes > 1 and estimator in ("empirical", "optimizer"):
         raise ValueError(f'probes is {probes}, but nothing is drawn at random with estimator="{estimator}"')
     if histogram and estimator == "hutchinson":
         raise ValueError('histogram=True is for squared gradients; estimator="hutchinson" has none')
 
 
-def _unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
+def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
     """The model inside DDP and torch.compile (the same parameters), and whether DDP replicates it."""
     replicated = False
     while True:
+        # By its name: an import of torch.distributed.fsdp takes seconds.
+        if type(model).__name__ == "FullyShardedDataParallel":
+            raise ValueError(
+                "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: "
+                "use torch.distributed.fsdp.fully_shard (FSDP2)"
+            )
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model, replicated = model.module, True
         elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
@@ -202,18 +222,45 @@ def _accumulated(
         yield group
 
 
+def _together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
+    """The same, but processes that do not have as many batches learn of it instead of waiting for each other."""
+    if not parts.distributed:
+        yield from batches
+        return
+    device, done = parts.parameters[0].device, 0
+    while True:
+        batch = next(batches, None)
+        having = processes.total(int(batch is not None), device)
+        if having < dist.get_world_size() and having > 0:
+            raise ValueError(
+                f"only {having} of {dist.get_world_size()} processes have more than {done} batches; expected as many "
+                "on each: set max_batches"
+            )
+        if batch is None:
+            return
+        done += 1
+        yield batch
+
+
 @contextmanager
-def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+def left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Eval mode and the caller's random state for the time of a measurement; compiled modules run eagerly."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()
         try:
             yield
+        except BaseException:
+            processes.recover(model)
+            raise
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules

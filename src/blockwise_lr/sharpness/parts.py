@@ -11,7 +11,17 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
 from blockwise_lr.blocks.block import Assignment
+from blockwise_lr.sharpness.processes import (
+    check_sharding,
+    gradient_divisor,
+    is_sharded,
+    local,
+    own_elements,
+)
 
+__all__ = ["OUTSIDE", "Part", "Parts", "accumulation_dtype", "add", "cut", "is_sharded", "layer_of", "local"]
+
+_CHUNK = 1 << 20  # elements multiplied at a time
 OUTSIDE = "outside"
 """The layer of parameters that are in none: embedding, head, final norm."""
 
@@ -41,20 +51,33 @@ class Parts:
         blocks: its BlockMap. Default: ``classify(model)``.
         distributed: sum over all processes of the default group although the model is not sharded.
 
+    Attributes:
+        parameters: all trainable ones, in the order of ``model.named_parameters()``; shared ones once.
+        names: theirs, without wrapper prefixes.
+        parts: what they consist of, in the same order.
+        sharded: whether some are DTensors.
+        distributed: whether sums are over several processes.
+        divisor: what ``backward()`` of a sharded model divides the sum of the processes' gradients by.
+
     Raises:
-        ValueError: nothing to train; and as :func:`blockwise_lr.classify`.
+        ValueError: nothing to train; parameters sharded otherwise than by ``fully_shard`` over all processes; and as
+            :func:`blockwise_lr.classify`.
     """
 
     def __init__(self, model: nn.Module, blocks: BlockMap | None, *, distributed: bool) -> None:
         blocks = classify(model) if blocks is None else blocks
         self.parameters: list[nn.Parameter] = []
+        self.names: list[str] = []
         self.parts: list[Part] = []
         self._pieces: list[list[tuple[int, int, int] | None]] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             entry, name = blocks.assignment(name), canonical_name(name)
+            if is_sharded(parameter):
+                check_sharding(model, name, parameter)
             self.parameters.append(parameter)
+            self.names.append(name)
             pieces: list[tuple[int, int, int] | None] = []
             for suffix, block, piece in _pieces(entry):
                 share = piece[2] / parameter.shape[piece[0]] if piece else 1
@@ -68,6 +91,7 @@ class Parts:
             )
         self.sharded = any(is_sharded(p) for p in self.parameters)
         self.distributed = (distributed or self.sharded) and dist.is_initialized()
+        self.divisor = gradient_divisor(model) if self.sharded else 1.0
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -94,18 +118,39 @@ class Parts:
                 if tensor is None or other is None:
                     totals.append(torch.zeros((), dtype=torch.float64))
                 else:
-                    totals.append(_product(cut(tensor, piece), cut(other, piece)))
-        return torch.stack([total.to("cpu") for total in totals])
+                    first = self.own(i, tensor, piece)
+                    totals.append(_product(first, first if others is None else self.own(i, other, piece)))
+        found = torch.stack([total.to("cpu") for total in totals])
+        if self.sharded:
+            found = found.to(self.parameters[0].device)
+            dist.all_reduce(found)
+        return found.cpu()
+
+    def own(self, i: int, tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
+        """The elements of one piece that this process counts; if the model is sharded, each element has one process.
+
+        Args:
+            i: index of the parameter.
+            tensor: of its shape, or this process's shard of such a one.
+            piece: as from :meth:`blocks_of_pieces`.
+        """
+        if is_sharded(self.parameters[i]):
+            return own_elements(self.parameters[i], local(tensor), piece)
+        elements = cut(tensor, piece)
+        return elements.flatten()[:0] if self.sharded and dist.get_rank() else elements
 
     def sum_over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients summed over the processes that hold replicas; sharded ones are returned as they are."""
-        if not self.distributed or self.sharded:
+        if not self.distributed:
             return list(tensors)
         summed: list[Tensor | None] = []
         for parameter, tensor in zip(self.parameters, tensors):
+            if is_sharded(parameter):
+                summed.append(tensor)
+                continue
             # A parameter without gradient here (an expert that saw no token) may have one elsewhere.
             whole = torch.zeros_like(parameter) if tensor is None else tensor
-            whole = whole.detach().to(_accumulation_dtype(whole)).clone()
+            whole = whole.detach().to(accumulation_dtype(whole)).clone()
             dist.all_reduce(whole)
             summed.append(whole)
         return summed
@@ -116,7 +161,7 @@ def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> 
     if total is None:
         return list(tensors)
     return [
-        b if a is None else a if b is None else a.to(_accumulation_dtype(a)) + b
+        b if a is None else a if b is None else a.to(accumulation_dtype(a)) + b
         for a, b in zip(total, tensors)
     ]
 
@@ -128,16 +173,6 @@ def cut(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
     if is_sharded(tensor):
         tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return tensor.narrow(*piece)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor (without importing torch.distributed.tensor)."""
-    return hasattr(tensor, "full_tensor")
-
-
-def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a DTensor; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def layer_of(name: str) -> str:
@@ -159,14 +194,27 @@ def _pieces(entry: Assignment) -> list[tuple[str, Block, tuple[int, int, int] | 
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    if is_sharded(a):
-        total: Tensor = (a.double() * b.double()).sum().full_tensor()  # type: ignore[attr-defined]
-        return total
-    if a is b:  # one pass without a float64 copy
-        norm: Tensor = torch.linalg.vector_norm(a, dtype=torch.float64)
-        return norm.square()
-    return (a.double() * b.double()).sum()
+    if a is b:
+        return _squares(a)
+    a, b = a.reshape(-1), b.reshape(-1)
+    chunks = [slice(start, start + _CHUNK) for start in range(0, len(a) or 1, _CHUNK)]
+    products = [(a[chunk].double() * b[chunk].double()).sum() for chunk in chunks]
+    return torch.stack(products).sum()
 
 
-def _accumulation_dtype(tensor: Tensor) -> torch.dtype:
+def _squares(tensor: Tensor) -> Tensor:
+    """The sum of squares, in large tensors without a float64 copy: there 256 neighbours are added up in float32.
+
+    The relative errors of these short sums are 1e-7 and of both signs, so that 1e-8 or less remains of them.
+    """
+    flat = tensor.reshape(-1)
+    whole = len(flat) // 256 * 256 if len(flat) > 1 << 16 else 0
+    norms = torch.linalg.vector_norm(flat[:whole].view(-1, 256), dim=1, dtype=accumulation_dtype(tensor))
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64)
+    total: Tensor = norms.double().square().sum() + rest.square()
+    return total
+
+
+def accumulation_dtype(tensor: Tensor) -> torch.dtype:
+    """What to add such tensors up in: float32 for those of half precision."""
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

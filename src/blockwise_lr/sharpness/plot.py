@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.drawing import block_colour, figure, save
+from blockwise_lr.drawing import block_colour, figure, log_ticks, save
+from blockwise_lr.sharpness.histogram import Histogram
+from blockwise_lr.sharpness.parts import OUTSIDE
+from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order
 from blockwise_lr.sharpness.report import SharpnessReport
 
-PAPER_ORDER = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM)
-"""Flattest to sharpest, as the paper's principle has it."""
-
 _LABEL = "average sharpness S(b)"
-
-
-def in_paper_order(blocks: Iterable[Block]) -> list[Block]:
-    """The paper's five as the principle orders them, then the others."""
-    present = set(blocks)
-    return [b for b in (*PAPER_ORDER, *(b for b in Block if b not in PAPER_ORDER)) if b in present]
+_GREY = "#555555"
 
 
 def plot_blocks(report: SharpnessReport, path: str | Path) -> Path:
@@ -36,77 +31,87 @@ def plot_blocks(report: SharpnessReport, path: str | Path) -> Path:
         ModuleNotFoundError: matplotlib is missing.
         ValueError: another ending; or nothing to draw on a logarithmic scale, since no value is above 0.
     """
-    blocks = [b for b in in_paper_order(report) if report[b].mean > 0]
-    if not blocks:
+    width = max(4.2, 1.6 + 0.85 * len(report))
+    return _plot(lambda axes: draw_blocks(axes, report), (width, 4.2), _title(report), path)
+
+
+def draw_blocks(axes: Any, report: SharpnessReport) -> None:
+    """What :func:`plot_blocks` shows, on `axes`: the paper's blocks in its order, then the others."""
+    blocks = in_paper_order(report)
+    drawn = [b for b in blocks if report[b].mean > 0]
+    if not drawn:
         raise ValueError(
             "no block's sharpness is above 0, so there is nothing to draw on a logarithmic scale"
         )
-    with figure((1.6 + 0.85 * len(blocks), 4.2)) as made:
-        axes = made.add_subplot()
-        means = [report[b].mean for b in blocks]
-        errors = [0.0 if math.isnan(report[b].stderr) else report[b].stderr for b in blocks]
-        names = [b.name for b in blocks]
-        axes.bar(names, means, color=[block_colour(b) for b in blocks], width=0.7)
-        lower = [min(e, 0.9 * m) for e, m in zip(errors, means)]  # a bar cannot reach 0 on this scale
-        axes.errorbar(names, means, yerr=[lower, errors], fmt="none", ecolor="#555555", capsize=3)
-        axes.set_yscale("log")
-        axes.set_ylim(min(means) / 3, max(means) * 3)
-        for name, mean in zip(names, means):
-            axes.annotate(
-                f"{mean:.1e}", (name, mean), (0, 7), textcoords="offset points", ha="center", fontsize=8
-            )
-        axes.set_ylabel(_LABEL)
-        axes.grid(axis="x", visible=False)
-        axes.set_title(_title(report), fontsize=9, loc="left", color="#555555")
-        missing = [b.name for b in report if b not in blocks]
-        if missing:
-            axes.set_xlabel(f"not above 0, so not drawn: {', '.join(missing)}")
-        return save(made, path)
+    at = [blocks.index(b) for b in drawn]
+    means = [report[b].mean for b in drawn]
+    errors = [0.0 if math.isnan(report[b].stderr) else report[b].stderr for b in drawn]
+    axes.bar(at, means, color=[block_colour(b) for b in drawn], width=0.7)
+    lower = [min(e, 0.9 * m) for e, m in zip(errors, means)]  # a bar cannot reach 0 on this scale
+    _outline(axes.errorbar(at, means, yerr=[lower, errors], fmt="none", ecolor="#333333", capsize=3))
+    top = [m + e for m, e in zip(means, errors)]
+    axes.set_ylim(min(means) / 3, max(top) * 3)
+    log_ticks(axes.yaxis)
+    for x, mean, end in zip(at, means, top):
+        axes.annotate(f"{mean:.1e}", (x, end), (0, 4), textcoords="offset points", ha="center", fontsize=8)
+    for x, block in enumerate(blocks):
+        if block not in drawn:  # estimates of the Hessian's trace may be negative
+            axes.annotate(f"{report[block].mean:.1e}", (x, 0), (0, 4), xycoords=("data", "axes fraction"),
+                          textcoords="offset points", ha="center", fontsize=8, color=_GREY)  # fmt: skip
+    axes.set_xticks(range(len(blocks)), [b.name for b in blocks])
+    axes.set_xlim(-0.6, len(blocks) - 0.4)
+    axes.set_ylabel(_LABEL)
+    axes.grid(axis="x", visible=False)
+    if len(drawn) < len(blocks):
+        axes.set_xlabel("no bar: not above 0", fontsize=9)
 
 
 def plot_evolution(reports: Sequence[SharpnessReport], path: str | Path) -> Path:
     """The sharpness of every block over the training steps (the paper's figure of the principle).
 
     Args:
-        reports: measurements of one training, each with its step.
+        reports: measurements of one training, each with its step; those without are left out.
         path: as in :func:`plot_blocks`.
 
     Raises:
-        ValueError: fewer than two steps; otherwise as :func:`plot_blocks`.
+        ValueError: fewer than two steps, or a step twice; otherwise as :func:`plot_blocks`.
     """
-    ordered = sorted((r for r in reports if r.step is not None), key=lambda r: r.step or 0)
-    steps = {r.step for r in ordered}
-    if len(steps) < 2:
-        raise ValueError(f"an evolution needs measurements at two steps or more; there are {len(steps)}")
-    with figure((7.2, 4.4)) as made:
-        axes = made.add_subplot()
-        draw_evolution(axes, ordered)
-        axes.legend(*axes.get_legend_handles_labels(), loc="center left", bbox_to_anchor=(1, 0.5))
-        axes.set_title(_title(ordered[-1], step=False), fontsize=9, loc="left", color="#555555")
-        return save(made, path)
+    last = max(reports, key=lambda r: -1 if r.step is None else r.step, default=None)
+    title = "" if last is None else _title(last, step=False)
+
+    def draw(axes: Any) -> None:
+        draw_evolution(axes, reports)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return _plot(draw, (7.2, 4.4), title, path)
 
 
 def draw_evolution(axes: Any, reports: Sequence[SharpnessReport]) -> None:
     """One line a block, with a band of one standard error, on `axes`; the step axis shows step 0 too."""
-    drawn = in_paper_order({b for r in reports for b in r})
-    for block in reversed(drawn):
-        found = [(r.step, r[block]) for r in reports if block in r and r[block].mean > 0]
-        steps, estimates = [s for s, _ in found], [e for _, e in found]
-        means = np.array([e.mean for e in estimates])
-        errors = np.nan_to_num(np.array([e.stderr for e in estimates]))
-        axes.plot(steps, means, color=block_colour(block), label=block.name, marker="o", markersize=3)
-        axes.fill_between(
-            steps, np.maximum(means - errors, means / 10), means + errors, color=block_colour(block), alpha=0.18,
-            linewidth=0,
-        )  # fmt: skip
-    largest = max(r.step or 0 for r in reports)
-    axes.set_yscale("log")
+    ordered = sorted((r for r in reports if r.step is not None), key=lambda r: r.step or 0)
+    steps = [r.step or 0 for r in ordered]
+    if len(set(steps)) < 2:
+        raise ValueError(f"an evolution needs measurements at two steps or more; there are {len(set(steps))}")
+    if twice := sorted({s for s in steps if steps.count(s) > 1}):
+        raise ValueError(
+            f"an evolution is of one training; there are several measurements of step {twice[0]}"
+        )
+    for block in _sharpest_first({b for r in ordered for b in r}):
+        # NaN where there is nothing to draw: the line has a gap there.
+        found = [r[block] if block in r and r[block].mean > 0 else None for r in ordered]
+        means = np.array([math.nan if e is None else e.mean for e in found])
+        errors = np.nan_to_num([0.0 if e is None else e.stderr for e in found])
+        colour = block_colour(block)
+        axes.plot(steps, means, color=colour, label=block.name, marker="o", markersize=3)
+        low, high = np.maximum(means - errors, means / 10), means + errors
+        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+    largest = steps[-1]
     axes.set_xscale("symlog", linthresh=max(1, largest / 100), linscale=0.4)
-    axes.set_xlim(left=-0.2)
-    ticks = sorted({r.step or 0 for r in reports})
-    spread = [t for i, t in enumerate(ticks) if i in (0, len(ticks) - 1) or t >= 1.7 * max(ticks[i - 1], 1)]
-    axes.set_xticks(spread, [f"{t:,}" for t in spread])
+    axes.set_xlim(left=min(0.0, steps[0]) - 0.15 * max(1, largest / 100))
+    ticks = _apart(steps, axes.xaxis.get_transform())
+    axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
     axes.minorticks_off()
+    log_ticks(axes.yaxis)
     axes.set_xlabel("training step")
     axes.set_ylabel(_LABEL)
 
@@ -123,29 +128,28 @@ def plot_density(report: SharpnessReport, path: str | Path) -> Path:
     """
     if not report.histograms:
         raise ValueError("the report holds no histograms: measure with histogram=True")
-    with figure((7.2, 4.2)) as made:
-        axes = made.add_subplot()
-        without = {}
-        for block in in_paper_order(report.histograms):
-            h = report.histograms[block]
-            total = sum(h.counts) + h.zeros
-            without[block] = h.zeros / total
-            if not h.counts:
-                continue
-            edges = h.start + h.width * np.arange(len(h.counts) + 1)
-            density = np.array(h.counts) / (total * h.width)
-            axes.stairs(density, 10**edges, color=block_colour(block), label=block.name, linewidth=1.6)
-        axes.set_xscale("log")
-        axes.set_xlim(left=_visible_from(report))
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("sharpness of an element")
-        axes.set_ylabel("share of the block's elements a decade")
-        axes.legend(loc="upper left")
-        title = _title(report)
-        if never := [f"{b.name} {share:.0%}" for b, share in without.items() if share > 0.005]:
-            title += f"; no gradient: {', '.join(never)}"
-        axes.set_title(title, fontsize=9, loc="left", color="#555555")
-        return save(made, path)
+    shares = {b: h.zeros / (sum(h.counts) + h.zeros) for b, h in report.histograms.items()}
+    never = [f"{b.name} {shares[b]:.0%}" for b in in_paper_order(shares) if shares[b] > 0.005]
+    title = _title(report) + (f"; no gradient: {', '.join(never)}" if never else "")
+
+    def draw(axes: Any) -> None:
+        draw_density(axes, report)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+
+    return _plot(draw, (7.2, 4.2), title, path)
+
+
+def draw_density(axes: Any, report: SharpnessReport) -> None:
+    """One step line a block on `axes`; its area is the share of elements that a gradient reached."""
+    reached = {b: h for b, h in report.histograms.items() if h.counts}
+    for block in _sharpest_first(reached):
+        edges, density = _density(reached[block])
+        axes.stairs(density, 10**edges, color=block_colour(block), label=block.name, linewidth=1.6)
+    axes.set_xlim(*_visible(reached.values()))
+    axes.set_ylim(bottom=0)
+    log_ticks(axes.xaxis)
+    axes.set_xlabel("sharpness of an element")
+    axes.set_ylabel("share of the block's elements a decade")
 
 
 def plot_layers(report: SharpnessReport, path: str | Path) -> Path:
@@ -155,39 +159,100 @@ def plot_layers(report: SharpnessReport, path: str | Path) -> Path:
         report: a measurement.
         path: as in :func:`plot_blocks`.
     """
-    blocks = in_paper_order(report)
-    layers = list(report.per_layer)
-    values = np.full((len(layers), len(blocks)), np.nan)
+    size = (max(4.6, 2.4 + 0.95 * len(report)), max(2.4, 1.6 + 0.34 * len(report.per_layer)))
+    return _plot(lambda axes: draw_layers(axes, report), size, _title(report), path)
+
+
+def draw_layers(axes: Any, report: SharpnessReport) -> None:
+    """What :func:`plot_layers` shows, on `axes`: values not above 0 are written in, without a colour."""
+    blocks, layers = in_paper_order(report), list(report.per_layer)
+    means = np.full((len(layers), len(blocks)), np.nan)
     for i, layer in enumerate(layers):
         for block, estimate in report.per_layer[layer].items():
-            if estimate.mean > 0:
-                values[i, blocks.index(block)] = math.log10(estimate.mean)
-    if np.isnan(values).all():
+            means[i, blocks.index(block)] = estimate.mean
+    if not (means > 0).any():
         raise ValueError("no sharpness is above 0, so there is nothing to draw on a logarithmic scale")
-    with figure((2.4 + 0.95 * len(blocks), 1.6 + 0.34 * len(layers))) as made:
+    values = np.log10(means, where=means > 0, out=np.full_like(means, np.nan))
+    image = axes.imshow(values, aspect="auto", cmap="viridis")
+    middle = (np.nanmin(values) + np.nanmax(values)) / 2
+    for (i, j), mean in np.ndenumerate(means):
+        if not np.isnan(mean):
+            colour = _GREY if mean <= 0 else "black" if values[i, j] > middle else "white"
+            axes.text(j, i, f"{mean:.1e}", ha="center", va="center", fontsize=7, color=colour)
+    prefix, names = _short_names(layers)
+    axes.set_xticks(range(len(blocks)), [b.name for b in blocks])
+    axes.set_yticks(range(len(layers)), names, fontsize=8)
+    axes.set_ylabel(prefix)
+    axes.grid(visible=False)
+    axes.figure.colorbar(image, ax=axes, label="log10 S(b)")
+
+
+def _plot(draw: Callable[[Any], None], size: tuple[float, float], title: str, path: str | Path) -> Path:
+    with figure(size) as made:
         axes = made.add_subplot()
-        image = axes.imshow(values, aspect="auto", cmap="viridis")
-        axes.set_xticks(range(len(blocks)), [b.name for b in blocks])
-        axes.set_yticks(range(len(layers)), layers, fontsize=8)
-        axes.grid(visible=False)
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for (i, j), value in np.ndenumerate(values):
-            if not np.isnan(value):
-                colour = "black" if value > middle else "white"
-                axes.text(j, i, f"{10**value:.0e}", ha="center", va="center", fontsize=7, color=colour)
-        made.colorbar(image, ax=axes, label=f"log10 of {_LABEL}")
-        axes.set_title(_title(report), fontsize=9, loc="left", color="#555555")
+        draw(axes)
+        axes.set_title(title, fontsize=9, loc="left", color=_GREY)
         return save(made, path)
 
 
-def _visible_from(report: SharpnessReport) -> float:
-    """Where all but the lowest half per cent of the elements with a gradient lie."""
-    lefts = []
-    for h in report.histograms.values():
-        if h.counts:
-            shares = np.cumsum(h.counts) / sum(h.counts)
-            lefts.append(h.start + h.width * int(np.argmax(shares > 0.005)))
-    return float(10 ** (min(lefts) - 0.5)) if lefts else 1e-12
+def _outline(bars: Any) -> None:
+    """A white rim around error bars, which cross bars of every colour."""
+    from matplotlib.patheffects import withStroke
+
+    for artist in (*bars.lines[1], *bars.lines[2]):
+        artist.set_path_effects([withStroke(linewidth=2.6, foreground="white")])
+
+
+def _sharpest_first(blocks: Any) -> list[Block]:
+    """As the lines lie in the figure from top to bottom, where the principle holds."""
+    ordered = in_paper_order(blocks)
+    return [b for b in reversed(PAPER_ORDER) if b in ordered] + [b for b in ordered if b not in PAPER_ORDER]
+
+
+def _apart(steps: Sequence[int], transform: Any) -> list[int]:
+    """The steps whose labels do not overlap on an axis with `transform`; first and last always."""
+    at = dict(zip(steps, transform.transform(np.array(steps, dtype=float))))
+    gap = 0.1 * (at[steps[-1]] - at[steps[0]])
+    kept = [steps[0]]
+    for step in steps[1:-1]:
+        if at[step] - at[kept[-1]] >= gap and at[steps[-1]] - at[step] >= gap:
+            kept.append(step)
+    return [*kept, steps[-1]]
+
+
+def _density(h: Histogram) -> tuple[Any, Any]:
+    """Edges (decimal logarithms) and density; with coarser bins for blocks of few elements, which are mostly noise."""
+    total = sum(h.counts) + h.zeros
+    merged = 1 if total >= 20_000 else 2
+    counts = np.array([*h.counts, *[0] * (-len(h.counts) % merged)]).reshape(-1, merged).sum(1)
+    edges = h.start + h.width * merged * np.arange(len(counts) + 1)
+    return edges, counts / (total * h.width * merged)
+
+
+def _visible(histograms: Any) -> tuple[float, float]:
+    """From where all but the lowest per cent of each block's elements lie, up to the highest."""
+    lows, highs = [], []
+    for h in histograms:
+        shares = np.cumsum(h.counts) / sum(h.counts)
+        lows.append(h.start + h.width * int(np.argmax(shares > 0.01)))
+        highs.append(h.start + h.width * len(h.counts))
+    return (10 ** (min(lows) - 0.3), 10 ** (max(highs) + 0.1)) if lows else (1e-12, 1.0)
+
+
+def _short_names(layers: Sequence[str]) -> tuple[str, list[str]]:
+    """What all layers' names begin with, and the rest of each; shortened in the middle where still long."""
+    inside = [layer.split(".") for layer in layers if layer != OUTSIDE]
+    shared = 0
+    while inside and all(len(name) > shared + 1 and name[shared] == inside[0][shared] for name in inside):
+        shared += 1
+    names = [layer if layer == OUTSIDE else ".".join(layer.split(".")[shared:]) for layer in layers]
+    prefix = ".".join(inside[0][:shared]) if inside else ""
+    return _elided(prefix, 40), [_elided(name, 28) for name in names]
+
+
+def _elided(name: str, length: int) -> str:
+    half = length // 2
+    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def _title(report: SharpnessReport, *, step: bool = True) -> str:

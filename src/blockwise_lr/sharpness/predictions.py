@@ -12,11 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from blockwise_lr.sharpness.sampling import classes_at
+
 LossFunction = Callable[[nn.Module, Any], Any]
 """``loss_fn(model, batch)``: computes one cross-entropy somewhere in it, or returns ``(logits, labels)``."""
 
 IGNORED = -100
-_CHUNK = 1 << 24  # probabilities sampled from at a time: 128 MB in float64
+HALF = frozenset((torch.float16, torch.bfloat16))
+NO_LABELS = (
+    f"no label of the batch counts (all are {IGNORED} or the loss's ignore_index), so there is nothing to measure: "
+    "leave such batches out"
+)
 
 
 class Predictions(NamedTuple):
@@ -27,12 +33,14 @@ class Predictions(NamedTuple):
         labels: (rows,) class indices, or (rows, classes) probabilities.
         counted: (rows,) bool, False for rows that the loss ignores (padding, labels of ``ignore_index``).
         label_smoothing: of the model's own loss.
+        kinds: types of all tensors that the forward pass computed.
     """
 
     logits: Tensor
     labels: Tensor
     counted: Tensor
     label_smoothing: float = 0.0
+    kinds: frozenset[torch.dtype] = frozenset()
 
     @property
     def samples(self) -> int:
@@ -40,7 +48,14 @@ class Predictions(NamedTuple):
         return int(self.counted.sum())
 
 
-def predict(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -> Predictions:
+def predict(
+    model: nn.Module,
+    batch: Any,
+    loss_fn: LossFunction | None = None,
+    *,
+    needs_gradient: bool = True,
+    may_be_empty: bool = False,
+) -> Predictions:
     """Run the model forward and take the logits and labels of its cross-entropy.
 
     They are read where the loss itself is computed (``torch.nn.functional.cross_entropy`` or ``nll_loss``), so
@@ -52,31 +67,41 @@ def predict(model: nn.Module, batch: Any, loss_fn: LossFunction | None = None) -
         batch: a mapping for ``model(**batch)`` with labels in it, or a pair ``(inputs, labels)`` for
             ``model(inputs)``; whatever `loss_fn` takes, where it is given.
         loss_fn: computes the loss, where the model does not do it by itself.
+        needs_gradient: refuse logits without a graph. Default: True.
+        may_be_empty: accept a batch without labels that count. Default: False.
+
+    Returns:
+        Predictions. Where logits and labels come as a pair, the classes are the logits' last dimension, as in
+        ``(N, length, C)``; if the labels' shape does not fit that, the second, as in ``(N, C, height, width)``.
 
     Raises:
         ValueError: no cross-entropy was computed, or more than one; class weights; labels of another shape than
-            the logits; no label that counts; logits that are not finite.
+            the logits, or not probabilities; no label that counts; logits that are not finite where one does, or
+            without graph.
         TypeError: the batch is neither a mapping nor a pair, and there is no `loss_fn`.
     """
     with _CrossEntropies() as seen:
         output = _forward(model, batch) if loss_fn is None else loss_fn(model, batch)
-    if isinstance(output, tuple) and len(output) == 2 and _are_logits_and_labels(*output):
-        found = _flat(output[0], output[1])
+    paired = loss_fn is not None or not isinstance(batch, Mapping)
+    if paired and isinstance(output, tuple) and len(output) == 2 and _are_logits_and_labels(*output):
+        found = _flat(output[0], output[1], dimensions=(-1, 1))
     elif len(seen.calls) == 1:
         found = seen.calls[0]
     else:
         raise ValueError(_no_single_loss(len(seen.calls), batch, loss_fn))
-    if not found.counted.any():
-        raise ValueError(
-            f"none of the {len(found.counted)} labels of the batch counts (all are {IGNORED} or the loss's "
-            "ignore_index), so there is nothing to measure: leave such batches out"
-        )
-    if not found.logits.requires_grad:
+    if not may_be_empty and not found.counted.any():
+        raise ValueError(NO_LABELS)
+    if needs_gradient and not found.logits.requires_grad:
         raise ValueError(
             "the logits do not depend on the parameters (they carry no gradient): "
             "is the forward pass under torch.no_grad(), or the logits detached?"
         )
-    return found
+    # The largest is NaN or inf where anything is; -inf alone is a class that cannot be.
+    if not found.logits.detach().amax(-1)[found.counted].isfinite().all():
+        raise ValueError(
+            "the logits are not finite (NaN or inf), so their softmax is not defined: has the model diverged?"
+        )
+    return found._replace(kinds=frozenset(seen.kinds))
 
 
 def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64]) -> Tensor:
@@ -84,30 +109,15 @@ def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64]) 
 
     Args:
         predictions: of `rows` rows.
-        uniforms: (rows,), in [0, 1): one for each row, counted or not.
+        uniforms: (samples,), in [0, 1): one for each row that counts.
 
     Returns:
         (rows,) class indices; IGNORED for the rows that do not count.
-
-    Raises:
-        ValueError: a counted row's logits hold NaN or +inf.
     """
     logits = predictions.logits.detach()
-    u = torch.from_numpy(uniforms).to(logits.device).unsqueeze(1)
-    labels = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
-    rows = max(1, _CHUNK // logits.shape[1])
-    for start in range(0, len(logits), rows):
-        chunk = slice(start, start + rows)
-        # float64: a sum over 50 000 classes in float32 would move labels at the tail of the distribution.
-        cumulative = logits[chunk].double().softmax(-1).cumsum(-1)
-        if not cumulative[predictions.counted[chunk], -1].isfinite().all():
-            raise ValueError(
-                "the logits are not finite (NaN or inf), so no labels can be drawn from their softmax: "
-                "has the model diverged?"
-            )
-        found = torch.searchsorted(cumulative, u[chunk] * cumulative[:, -1:], right=True)
-        labels[chunk] = found.squeeze(1).clamp_(max=logits.shape[1] - 1)
-    return labels.masked_fill_(~predictions.counted, IGNORED)
+    u = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
+    u[predictions.counted] = torch.from_numpy(uniforms).to(logits.device)
+    return classes_at(logits, u).masked_fill_(~predictions.counted, IGNORED)
 
 
 def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tensor:
@@ -118,13 +128,14 @@ def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tenso
         labels: (rows,) sampled ones. Default: those of the data, with the model's own label smoothing.
     """
     logits = predictions.logits
-    if logits.dtype in (torch.float16, torch.bfloat16):
+    if logits.dtype in HALF:
         logits = logits.float()
     if labels is not None:
         return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    labels = predictions.labels
     return functional.cross_entropy(
         logits,
-        predictions.labels,
+        labels.to(logits.dtype) if labels.is_floating_point() else labels,
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=predictions.label_smoothing,
@@ -132,18 +143,28 @@ def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tenso
 
 
 class _CrossEntropies(TorchFunctionMode):
-    """Remembers what every cross-entropy is computed from, and lets it be 0: nothing needs its value."""
+    """Remembers what every cross-entropy is computed from, and lets it be 0: nothing needs its value.
+
+    Attributes:
+        calls: of each cross-entropy.
+        kinds: types of all tensors that were computed, by whatever means they became so: a cast in a norm, autocast
+            inside the model, fully_shard's mixed precision.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Predictions] = []
+        self.kinds: set[torch.dtype] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (functional.cross_entropy, functional.nll_loss):  # log-probabilities are logits too
             return self._remember(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.kinds.add(result.dtype)
+        return result
 
     def _remember(
         self,
@@ -161,34 +182,48 @@ class _CrossEntropies(TorchFunctionMode):
                 "the loss has class weights, for which sharpness per sample is not defined here: "
                 "give a loss_fn that returns (logits, labels)"
             )
-        self.calls.append(_flat(input, target, ignore_index, label_smoothing))
+        classes = (0 if input.ndim == 1 else 1,)
+        self.calls.append(_flat(input, target, ignore_index, label_smoothing, dimensions=classes))
         return input.new_zeros(target.shape if reduction == "none" else ())
 
 
 def _flat(
-    logits: Tensor, labels: Tensor, ignore_index: int = IGNORED, label_smoothing: float = 0.0
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = IGNORED,
+    label_smoothing: float = 0.0,
+    *,
+    dimensions: tuple[int, ...],
 ) -> Predictions:
-    """One row a sample, of cross_entropy's (C), (N, C) and (N, C, d1, ...), or of logits (..., C), labels (...)."""
+    """One row a sample; `dimensions` says which may be that of the classes, the first that fits is."""
     probabilities = labels.is_floating_point()
-    if labels.shape == logits.shape[:-1] and not probabilities:
-        rows = logits
-    elif logits.ndim > 1 and labels.shape == logits.shape[:1] + logits.shape[2:] and not probabilities:
-        rows = logits.movedim(1, -1)
-    elif probabilities and labels.shape == logits.shape:
-        rows, labels = (t if t.ndim < 3 else t.movedim(1, -1) for t in (logits, labels))
+    for dimension in dimensions:
+        if dimension >= logits.ndim or (probabilities and labels.ndim != logits.ndim):
+            continue
+        rows = logits.movedim(dimension, -1)
+        answers = labels.movedim(dimension, -1) if probabilities else labels
+        if answers.shape == (rows.shape if probabilities else rows.shape[:-1]):
+            break
     else:
         raise ValueError(
             f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not belong "
             "together; expected labels of the logits' shape without its class dimension"
         )
-    classes = rows.shape[-1]
-    rows = rows.reshape(-1, classes)
+    rows = rows.reshape(-1, rows.shape[-1])
     if probabilities:
+        answers = answers.reshape(rows.shape)
+        sums = answers.sum(-1)
+        if (answers < 0).any() or (sums - 1).abs().max() > 0.02:  # in bfloat16 they add up to 1 +- 0.01
+            raise ValueError(
+                f"labels of type {labels.dtype} are probabilities of the {rows.shape[1]} classes, but these are "
+                f"negative or do not add up to 1 (they add up to {sums.min():.3g} to {sums.max():.3g}); class indices "
+                "are integers"
+            )
         counted = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        return Predictions(rows, labels.reshape(-1, classes), counted, label_smoothing)
-    labels = labels.reshape(-1)
-    counted = labels != ignore_index
-    return Predictions(rows, labels.masked_fill(~counted, IGNORED), counted, label_smoothing)
+        return Predictions(rows, answers, counted, label_smoothing)
+    answers = answers.reshape(-1)
+    counted = answers != ignore_index
+    return Predictions(rows, answers.masked_fill(~counted, IGNORED), counted, label_smoothing)
 
 
 def _are_logits_and_labels(first: Any, second: Any) -> bool:
@@ -216,7 +251,10 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value
+    if not isinstance(value, Tensor):
+        return value
+    # What an evaluation under torch.inference_mode() made cannot take part in a graph, but a copy can.
+    return value.clone().to(device) if value.is_inference() else value.to(device)
 
 
 def _no_single_loss(calls: int, batch: Any, loss_fn: LossFunction | None) -> str:

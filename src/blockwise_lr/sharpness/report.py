@@ -210,7 +210,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
                 histograms={Block(block): Histogram(**h) for block, h in content["histograms"].items()},
                 **{name: content[name] for name in _PLAIN},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a sharpness report, or a damaged one: {error!r}") from None
 
     def to_json(self, path: str | Path) -> None:

@@ -13,10 +13,14 @@ if TYPE_CHECKING:
 
 
 def table(report: SharpnessReport) -> Table:
-    """By block, flattest first: sharpness with standard error, and relative to the sharpest.
+    """By block, flattest first: sharpness with standard error, and relative to NORM's.
 
     Raises:
         ModuleNotFoundError: rich is missing; says which extra to install.
+
+    Example:
+        >>> from rich.console import Console                            # doctest: +SKIP
+        >>> Console().print(table(report))                              # doctest: +SKIP
     """
     try:
         from rich.table import Column, Table
@@ -26,20 +30,29 @@ def table(report: SharpnessReport) -> Table:
         ) from None
 
     columns = [
-        Column(name, justify="right") for name in ("sharpness", "standard error", "share of NORM", "elements")
+        Column(name, justify="right")
+        for name in ("sharpness", "standard error", "relative to NORM", "elements")
     ]
-    step = "" if report.step is None else f"step {report.step:,}, "
-    title = f"{step}{report.method}, {report.samples:,} samples in {report.batches} batches"
-    made = Table("block", *columns, title=title, title_justify="left", title_style="italic")
+    made = Table("block", *columns, title=_title(report), title_justify="left", title_style="italic")
     norm = report[Block.NORM].mean if Block.NORM in report else math.nan
     for block, found in sorted(report.items(), key=lambda item: item[1].mean):
-        relative = f"{found.mean / norm:.3g}" if norm > 0 else ""
+        # Hutchinson's estimates may be negative, and a ratio of such means nothing.
+        relative = f"{found.mean / norm:.3g}" if norm > 0 and found.mean > 0 else ""
         made.add_row(block.value, f"{found.mean:.3e}", _error(found), relative, f"{found.numel:,}")
     return made
+
+
+def _title(report: SharpnessReport) -> str:
+    step = "" if report.step is None else f"step {report.step:,}, "
+    batches = "1 batch" if report.batches == 1 else f"{report.batches} batches"
+    probes = f", {report.probes} probes each" if report.probes > 1 else ""
+    return f"{step}{report.method}, {report.samples:,} samples in {batches}{probes}"
 
 
 def _error(found: Estimate) -> str:
     if math.isnan(found.stderr):
         return ""
-    percent = f" ({found.stderr / found.mean:.0%})" if found.mean > 0 else ""
-    return f"{found.stderr:.1e}{percent}"
+    if not found.mean > 0:
+        return f"{found.stderr:.1e}"
+    share = found.stderr / found.mean
+    return f"{found.stderr:.1e} ({share:.0%})" if share <= 1 else f"{found.stderr:.1e} (>100%)"

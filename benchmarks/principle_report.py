@@ -1,0 +1,241 @@
+"""Tables and figures of benchmarks/principle.py: run that with `report`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from principle import SEEDS, read_runs
+from scipy.stats import spearmanr
+
+from blockwise_lr import Block, SharpnessReport, ratios_from_sharpness
+from blockwise_lr.drawing import block_colour, figure, log_ticks, save
+from blockwise_lr.files import write_text_atomic
+from blockwise_lr.sharpness import Estimate
+from blockwise_lr.sharpness.plot import draw_evolution, plot_density, plot_layers
+from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
+
+TITLES = {
+    "llama": "LLaMA, vocabulary 3 072, untied head",
+    "gpt2": "GPT-2, vocabulary 3 072, tied head",
+    "llama-long": "LLaMA, vocabulary 3 072, 2 400 steps",
+    "llama-vocab-16k": "LLaMA, vocabulary 16 384, untied head",
+}
+
+
+def write_report(folder: Path) -> None:
+    """README.md and the figures, from the runs in `folder`."""
+    runs = read_runs(folder)
+    cases = [name for name in SEEDS if any(run["case"] == name for run in runs)]
+    draw_principle(runs, cases, folder / "principle.png")
+    draw_theory(runs, cases, folder / "theory.png")
+    for name in cases:
+        last = of_case(runs, name)[0]["points"][-1]
+        plot_density(SharpnessReport.from_dict(last["fisher"]), folder / f"density-{name}.png")
+        plot_layers(SharpnessReport.from_dict(last["fisher"]), folder / f"layers-{name}.png")
+    text = (folder / "README.head.md").read_text() if (folder / "README.head.md").exists() else ""
+    sections = [text.rstrip(), *(case_section(of_case(runs, name)) for name in cases), provenance(runs)]
+    write_text_atomic(folder / "README.md", "\n\n".join(s for s in sections if s) + "\n")
+
+
+def of_case(runs: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [run for run in runs if run["case"] == name]
+
+
+def case_section(runs: Sequence[dict[str, Any]]) -> str:
+    """The tables of one case."""
+    name, seeds = runs[0]["case"], ", ".join(str(run["seed"]) for run in runs)
+    losses = ", ".join(f"{run['terminal_val_loss']:.3f}" for run in runs)
+    blocks = in_paper_order(reports_at(runs, 0)[0])
+    head = (
+        "| step | "
+        + " | ".join(b.name for b in blocks)
+        + " | tau, fisher | tau, empirical | theory: blocks | theory: parameters |"
+    )
+    lines = [
+        f"## {TITLES[name]}",
+        "",
+        f"Seeds {seeds}; validation loss at the end {losses}. Sharpness by `fisher`, mean over the seeds; "
+        "Kendall's tau to the paper's order (1: the same, -1: reversed) with sampled labels and with the data's, and "
+        "Spearman's rank correlation with the theory's prediction over blocks and over parameters: median "
+        "(smallest .. largest) over the seeds.",
+        "",
+        head,
+        "| --- " * (len(blocks) + 5) + "|",
+    ]
+    for i, point in enumerate(runs[0]["points"]):
+        reports = reports_at(runs, i)
+        means = [f"{statistics.mean(r[b].mean for r in reports):.1e}" for b in blocks]
+        columns = [
+            spread(order_agreement(r) for r in reports),
+            spread(empirical_agreement(run["points"][i]) for run in runs) if point["empirical"] else "",
+            spread(block_correlation(run["points"][i]) for run in runs),
+            spread(parameter_correlation(run["points"][i]) for run in runs),
+        ]
+        lines.append(f"| {point['step']} | " + " | ".join([*means, *columns]) + " |")
+    lines += ["", *estimator_lines(runs), "", ratio_line(runs)]
+    return "\n".join(lines)
+
+
+def estimator_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The other estimators, relative to fisher."""
+    blocks = in_paper_order(reports_at(runs, 0)[0])
+    lines = [
+        "The other estimators divided by `fisher`, median over the seeds:",
+        "",
+        "| step | estimator | " + " | ".join(b.name for b in blocks) + " |",
+        "| --- " * (len(blocks) + 2) + "|",
+    ]
+    take: dict[str, Callable[[Any], float]] = {
+        "empirical": float,
+        "optimizer": float,
+        "hutchinson": lambda pair: float(pair[0]),
+    }
+    for i, point in enumerate(runs[0]["points"]):
+        for estimator, value in take.items():
+            if not point[estimator]:
+                continue
+            relative = [
+                statistics.median(
+                    value(run["points"][i][estimator][b.value])
+                    / run["points"][i]["fisher"]["blocks"][b.value][0]
+                    for run in runs
+                )
+                for b in blocks
+            ]
+            lines.append(
+                f"| {point['step']} | {estimator} | " + " | ".join(f"{r:.2g}" for r in relative) + " |"
+            )
+    return lines
+
+
+def ratio_line(runs: Sequence[dict[str, Any]]) -> str:
+    """What ratios_from_sharpness makes of the last step."""
+    last = reports_at(runs, -1)
+    ratios = [ratios_from_sharpness(report, low=1e-3, high=1e3) for report in last]
+    shown = ", ".join(
+        f"{block.name} {statistics.mean(r[block] for r in ratios):.2g}" for block in in_paper_order(last[0])
+    )
+    return f"`ratios_from_sharpness` (power 2/3, unbounded) at the end, mean over the seeds: {shown}."
+
+
+def draw_principle(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
+    """Sharpness over training, a panel a case; the first seed as lines, all seeds as points."""
+    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+        panels = panels_of(made, len(cases))
+        for axes, name in zip(panels, cases):
+            chosen = of_case(runs, name)
+            draw_evolution(axes, reports_of(chosen[0]))
+            for run in chosen[1:]:
+                for report in reports_of(run):
+                    for block in report:
+                        axes.plot(report.step, report[block].mean, ".", color=block_colour(block), alpha=0.45)
+            tau = order_agreement(reports_of(chosen[0])[-1])
+            axes.set_title(f"{TITLES[name]}\nKendall's tau at the end {tau:+.1f}", fontsize=9, loc="left")
+            if axes not in panels[::2]:
+                axes.set_ylabel("")
+        handles = {}
+        for axes in panels:
+            for handle, label in zip(*axes.get_legend_handles_labels()):
+                handles[label] = handle
+        order = [b.name for b in reversed(in_paper_order(Block(name.lower()) for name in handles))]
+        made.legend([handles[n] for n in order], order, loc="outside right center")
+        save(made, path)
+
+
+def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
+    """Measured sharpness of every parameter against the theory's prediction, at the end of the first seed's run."""
+    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+        panels = panels_of(made, len(cases))
+        for axes, name in zip(panels, cases):
+            point = of_case(runs, name)[0]["points"][-1]
+            blocks = block_of_parameters(point)
+            for parameter, predicted in point["predicted_per_parameter"].items():
+                measured = point["fisher"]["per_parameter"][parameter][0]
+                block = blocks[parameter]
+                axes.plot(predicted, measured, "o", color=block_colour(block), alpha=0.7, markersize=4)
+            for block in in_paper_order({Block(b) for b in blocks.values()}):
+                axes.plot([], [], "o", color=block_colour(block), label=block.name)
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            log_ticks(axes.xaxis)
+            log_ticks(axes.yaxis)
+            axes.set_xlabel("1 / (# ||theta||^2), the theory's bound without Psi^2")
+            rank = parameter_correlation(point)
+            axes.set_title(f"{TITLES[name]}\nSpearman {rank:+.2f} over parameters", fontsize=9, loc="left")
+            axes.legend(fontsize=8, loc="upper left")
+        for axes in panels[::2]:
+            axes.set_ylabel("measured S of each parameter")
+        save(made, path)
+
+
+def panels_of(made: Any, count: int) -> list[Any]:
+    """Two a row."""
+    panels = list(made.subplots((count + 1) // 2, 2, sharey=True, squeeze=False).flat)
+    for unused in panels[count:]:
+        unused.remove()
+    return panels[:count]
+
+
+def block_of_parameters(point: dict[str, Any]) -> dict[str, str]:
+    """The block of each parameter, found from the report: names are those of split models."""
+    from principle import case
+
+    from blockwise_lr import classify, split_fused
+    from blockwise_lr.pretrain.models import build_model
+
+    name = "gpt2" if any("c_attn" in parameter for parameter in point["fisher"]["per_parameter"]) else "llama"
+    return {k: v.value for k, v in classify(split_fused(build_model(case(name).model, seed=0))).items()}
+
+
+def empirical_agreement(point: dict[str, Any]) -> float:
+    """Kendall's tau of the `empirical` estimates."""
+    return order_agreement(
+        {Block(block): Estimate(mean, float("nan"), 0) for block, mean in point["empirical"].items()}
+    )
+
+
+def block_correlation(point: dict[str, Any]) -> float:
+    """Spearman's rank correlation of measured and predicted sharpness over the paper's five blocks."""
+    names = [b.value for b in PAPER_ORDER if b.value in point["predicted"]]
+    return rank([point["predicted"][n] for n in names], [point["fisher"]["blocks"][n][0] for n in names])
+
+
+def parameter_correlation(point: dict[str, Any]) -> float:
+    """The same over all parameters that the theory speaks of."""
+    predicted = point["predicted_per_parameter"]
+    return rank(predicted.values(), [point["fisher"]["per_parameter"][name][0] for name in predicted])
+
+
+def rank(a: Iterable[float], b: Iterable[float]) -> float:
+    return float(spearmanr(np.array(list(a)), np.array(list(b))).statistic)
+
+
+def reports_of(run: dict[str, Any]) -> list[SharpnessReport]:
+    return [SharpnessReport.from_dict(point["fisher"]) for point in run["points"]]
+
+
+def reports_at(runs: Sequence[dict[str, Any]], i: int) -> list[SharpnessReport]:
+    return [SharpnessReport.from_dict(run["points"][i]["fisher"]) for run in runs]
+
+
+def spread(values: Iterable[float]) -> str:
+    found = sorted(values)
+    middle = statistics.median(found)
+    return f"{middle:+.2f}" if len(found) == 1 else f"{middle:+.2f} ({found[0]:+.2f} .. {found[-1]:+.2f})"
+
+
+def provenance(runs: Sequence[dict[str, Any]]) -> str:
+    first = runs[0]
+    hardware = first["hardware"]
+    return (
+        "## How\n\n"
+        "    python benchmarks/principle.py run --out runs/principle\n"
+        "    python benchmarks/principle.py report --out runs/principle\n\n"
+        f"{first['date'][:10]}, {hardware['cpu']}, {hardware['cores']} cores, one thread a run; torch "
+        f"{first['versions']['torch']}, transformers {first['versions']['transformers']}. Every run's data are in "
+        "the JSON files here."
+    )
