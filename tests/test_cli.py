@@ -26,7 +26,14 @@ def call(capsys, *arguments):
 def test_help_lists_the_commands(capsys, arguments):
     code, out, _ = call(capsys, *arguments)
     assert code == 0
-    for command in ("train PRESET", "compare PRESET", "eval RUN", "inspect PRESET", "presets"):
+    for command in (
+        "train PRESET",
+        "compare PRESET",
+        "eval RUN",
+        "sharpness MODEL",
+        "inspect PRESET",
+        "presets",
+    ):
         assert command in out
 
 
@@ -49,7 +56,7 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "no command 'trian'; the commands are train, compare, eval, inspect, presets"),
+        (["trian"], "no command 'trian'; the commands are train, compare, eval, sharpness, inspect, presets"),
         (["train"], "train needs the name of a preset first, such as: blockwise-lr train quickstart"),
         (
             ["train", "quikstart"],

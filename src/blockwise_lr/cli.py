@@ -23,6 +23,7 @@ except ModuleNotFoundError:
 
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_base_lrs
 
 _USAGE = """\
@@ -33,10 +34,12 @@ A learning rate of its own for every block type of a Transformer.
   train PRESET      pre-train one model; resumes an unfinished run
   compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
   eval RUN          losses of a checkpoint on the held-out text
+  sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
   inspect PRESET    which parameter is in which block, and why
   presets           the names of the presets
 
 PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
+MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id.
 `blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
 """
 
@@ -61,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         _fail(str(error), 2)
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", 1)
+        goes_on = "; the same command goes on from the last checkpoint"
+        _fail("interrupted" + (goes_on if arguments[0] in ("train", "compare") else ""), 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except NonFiniteLossError as error:
@@ -86,6 +90,8 @@ def _train(arguments: list[str]) -> None:
     preset, rest = _preset("train", arguments)
     default = TrainCommand(Path("runs") / preset.preset, preset)
     parsed = _parse(TrainCommand, f"train {preset.preset}", rest, default)
+    import torch.distributed as dist
+
     from blockwise_lr.pretrain.allocator import keep_freed_memory
     from blockwise_lr.pretrain.run import train
 
@@ -97,6 +103,8 @@ def _train(arguments: list[str]) -> None:
             f"{parsed.out}: {result['steps']} steps, val loss {result['terminal_val_loss']:.4f}, "
             f"tune loss {result['terminal_tune_loss']:.4f}, {result['seconds']:.0f} s"
         )
+    if dist.is_initialized():  # Trainer started it; left open, its threads abort the exit once in a while
+        dist.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -188,6 +196,34 @@ def _eval(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
+class SharpnessCommand:
+    """How sharp each block of a model is: S(b) = tr(H_b) / #(b), with its standard error.
+
+    Prints a table; writes sharpness.json, sharpness.png, layers.png, with --histogram density.png, and for a run with
+    several checkpoints evolution.png. Measured in fp32 on the measure split of the text, which nothing is trained on.
+    """
+
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
+    """A preset (at initialisation), a run's folder (every whole checkpoint), one checkpoint, or a Hugging Face
+    model's folder or id."""
+    config: Annotated[MeasureConfig, tyro.conf.OmitArgPrefixes]
+    out: Path | None = None
+    """Folder of the results; None: sharpness in the run's folder, otherwise runs/sharpness-NAME."""
+
+
+def _sharpness(arguments: list[str]) -> None:
+    parsed = _parse(SharpnessCommand, "sharpness", arguments)
+    from rich.console import Console
+
+    from blockwise_lr.pretrain.sharpness import measure_model
+
+    command = _command("sharpness", arguments)
+    reports, out = measure_model(parsed.model, parsed.config, parsed.out, command=command)
+    Console().print(reports[-1].table())
+    print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
+
+
+@dataclass(frozen=True)
 class InspectCommand:
     """Which parameter of a preset's model is in which block."""
 
@@ -219,6 +255,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "compare": _compare,
     "eval": _eval,
+    "sharpness": _sharpness,
     "inspect": _inspect,
     "presets": _presets,
 }

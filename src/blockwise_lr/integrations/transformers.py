@@ -12,9 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
 from blockwise_lr.optim.groups import NoDecay
+
+__all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
 
 def blockwise_optimizer(
@@ -58,7 +61,8 @@ class BlockwiseTrainer(Trainer):
     The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
     ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer
     (``optim``). ``lr_scheduler_type`` is not looked at: `schedule` says which of the paper's two schedules it is.
-    Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used.
+    Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used. What a
+    :class:`SharpnessCallback` among the callbacks measures is logged too.
 
     Args:
         ratios: learning-rate ratio by block. Default: the paper's.
@@ -108,6 +112,24 @@ class BlockwiseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self._lr_record = _LearningRateRecord()
         self.add_callback(self._lr_record)
+
+    def add_callback(self, callback: Any) -> None:
+        """Trainer's, and a :class:`SharpnessCallback` gets what only the trainer knows."""
+        super().add_callback(callback)
+        for each in self._sharpness_callbacks():  # those given to the constructor too
+            each.attach(self.log, self.compute_loss_context_manager)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Trainer's; afterwards the gradients of a whole step are there, and not clipped yet."""
+        loss = super().training_step(*args, **kwargs)
+        if self.accelerator.sync_gradients:
+            scaler = self.accelerator.scaler  # of fp16
+            for each in self._sharpness_callbacks():
+                each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
+        return loss
+
+    def _sharpness_callbacks(self) -> list[SharpnessCallback]:
+        return [each for each in self.callback_handler.callbacks if isinstance(each, SharpnessCallback)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """AdamW, or what ``args.optim`` names, on groups by block."""

@@ -15,6 +15,7 @@ from blockwise_lr.optim.groups import NoDecay, param_groups
 from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, resolve_ratios, spell_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
 
 
@@ -60,10 +61,11 @@ def check_config(config: TrainConfig) -> TrainConfig:
     _check_optim(config)
     _check_model(config)
     _check_reports(config)
+    check_measurements(config)
     optim = config.optim
     named = optim.ratios in NAMED_RATIOS
     spelled = optim.ratios if named else spell_ratios(parse_ratios(optim.ratios))
-    return replace(config, device=_resolve_device(config), optim=replace(optim, ratios=spelled))
+    return replace(config, device=resolve_device(config.device), optim=replace(optim, ratios=spelled))
 
 
 def _check_optim(config: TrainConfig) -> None:
@@ -146,11 +148,16 @@ def warmup_steps(config: TrainConfig) -> int:
     return round(config.optim.warmup_fraction * config.steps) if given is None else given
 
 
-def _resolve_device(config: TrainConfig) -> Literal["cpu", "cuda"]:
-    if config.device == "cuda" and not torch.cuda.is_available():
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """What "auto" is here.
+
+    Raises:
+        UserError: "cuda" where torch sees no GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError(
             "--device cuda, but torch sees no GPU here; use --device cpu, or install a CUDA build of torch"
         )
-    if config.device == "auto":
+    if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return config.device
+    return device

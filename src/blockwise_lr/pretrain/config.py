@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 import tyro
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.sharpness import Estimator
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,31 @@ class TrainConfig:
     """How many of the newest whole checkpoints to keep."""
     report_to: str = "tensorboard"
     """Where Trainer reports to, comma-separated: tensorboard, wandb, trackio, none."""
+    sharpness_every: int = 0
+    """Steps between two measurements of every block's sharpness (sharpness.jsonl), step 0 included; 0: none."""
+    sharpness_at: tuple[int, ...] = ()
+    """Steps to measure sharpness at besides; 0: before training."""
+    sharpness_estimators: tuple[Estimator, ...] = ("fisher",)
+    """How sharpness is measured: "fisher" and "hutchinson" on the measure split; "empirical" off the training's own
+    gradients and "optimizer" off Adam's second moment, which cost next to nothing and are biased."""
+    sharpness_batches: int = 1
+    """Micro-batches (of batch_size sequences, on each process) of one measurement by fisher or hutchinson."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain nested dictionaries, for JSON."""
-        return dataclasses.asdict(self)
+        """As plain nested dictionaries and lists, for JSON."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
-FREE_FIELDS = frozenset({"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"})
+MEASUREMENT_FIELDS = frozenset(
+    {"sharpness_every", "sharpness_at", "sharpness_estimators", "sharpness_batches"}
+)
+"""Fields that say what is measured; the training is the same to the bit."""
+
+FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"}
 """Fields on which no number of a run depends: they may differ between a run and its resumption."""
 
 
@@ -202,6 +218,8 @@ def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             fields[name] = _from_dict(cast("type[Any]", hint), value, f"{where}{name}.")
         elif not _fits(value, hint):
             raise UserError(f"configuration: {where}{name} is {value!r}; expected {_spell(hint)}")
+        elif get_origin(hint) is tuple:
+            fields[name] = tuple(value)
         else:
             fields[name] = float(value) if hint is float else value
     return cls(**fields)
@@ -210,6 +228,8 @@ def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is tuple:  # of any length; JSON has lists
+        return isinstance(value, (list, tuple)) and all(_fits(each, get_args(hint)[0]) for each in value)
     options = get_args(hint) or (hint,)  # `int | None` has its options as arguments
     if isinstance(value, bool):
         return bool in options
@@ -219,4 +239,6 @@ def _fits(value: Any, hint: Any) -> bool:
 def _spell(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {_spell(get_args(hint)[0])}"
     return hint.__name__ if isinstance(hint, type) else str(hint)

@@ -82,6 +82,12 @@ def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
         )
 
 
+def holds_run(folder: Path) -> bool:
+    """Whether `folder` is that of a train command, and not of a model."""
+    path = folder / CONFIG
+    return path.is_file() and isinstance(content := _read_json(path), dict) and "train" in content
+
+
 def read_run_config(out: Path) -> TrainConfig:
     """The configuration of the run in `out`.
 

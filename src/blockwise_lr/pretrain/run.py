@@ -18,6 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.files import write_json_atomic
+from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
@@ -27,6 +28,7 @@ from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, 
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
+from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.pretrain.trainer import PretrainTrainer
@@ -72,9 +74,10 @@ def train(
             if done.get("diverged"):
                 raise NonFiniteLossError(done["diverged_at_step"])
             if _is_main():
-                console.print(
-                    f"{out} holds this run, finished: nothing to do", highlight=False, soft_wrap=True
-                )
+                text = f"{out} holds this run, finished: nothing to do"
+                if is_measured(config) and not (out / SHARPNESS).exists():
+                    text += f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
+                console.print(text, highlight=False, soft_wrap=True)
             return done
         return _train(config, out, command, console)
     finally:
@@ -102,6 +105,7 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
     data = prepare_data(
         config.data, vocab_size=config.model.vocab_size, context=config.model.context, progress=progress
     )
+    sharpness = sharpness_callback(config, out, data.measure, processes=arguments.world_size)
     resume = begin_run(
         config,
         out,
@@ -120,7 +124,7 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
         if _is_main()
         else None
     )
-    trainer = _trainer(config, out, arguments, data, metrics, console)
+    trainer = _trainer(config, out, arguments, data, metrics, sharpness, console)
     try:
         if resume and checkpoint_step(resume) == config.steps:
             # Killed between the last checkpoint and result.json: only the closing evaluation is missing.
@@ -208,6 +212,7 @@ def _trainer(
     arguments: TrainingArguments,
     data: TokenData,
     metrics: MetricsFile | None,
+    sharpness: SharpnessCallback | None,
     console: Console,
 ) -> PretrainTrainer:
     optim, context = config.optim, config.model.context
@@ -239,6 +244,8 @@ def _trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EvaluateAtTheEnd())
+    if sharpness is not None:
+        trainer.add_callback(sharpness)
     if _is_main():
         trainer.add_callback(TrainingProgress(trainer.tokens_per_step, console))
     return trainer

