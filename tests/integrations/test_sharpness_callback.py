@@ -238,6 +238,7 @@ def test_a_resumed_training_leaves_the_same_file(kind, tmp_path):
     assert by_step(path) == by_step(tmp_path / "whole" / "sharpness.jsonl")
 
 
+@pytest.mark.filterwarnings("ignore:step .* sharpness was not measured")
 def test_a_diverged_model_is_passed_over_with_a_warning_and_training_goes_on(tmp_path):
     with pytest.warns(UserWarning, match=r"step 6: sharpness was not measured: the logits are not finite"):
         trainer = run(

@@ -1,6 +1,15 @@
 """How sharp is each block?"""
 
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness
+from blockwise_lr.sharpness.monitor import SharpnessMonitor
+from blockwise_lr.sharpness.records import read_reports
 from blockwise_lr.sharpness.report import Estimate, SharpnessReport
 
-__all__ = ["Estimate", "Estimator", "SharpnessReport", "measure_sharpness"]
+__all__ = [
+    "Estimate",
+    "Estimator",
+    "SharpnessMonitor",
+    "SharpnessReport",
+    "measure_sharpness",
+    "read_reports",
+]
