@@ -1,0 +1,292 @@
+"""measure_directional: signal and curvature along the optimizer's own update, by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.optim.directional_report import DirectionalReport
+from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
+from blockwise_lr.sharpness.measure import left_as_it_was, unwrapped
+from blockwise_lr.sharpness.parts import Parts, local
+from blockwise_lr.sharpness.predictions import LossFunction, Predictions, summed_loss
+from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
+
+# What the parameters of a block are moved by, root mean square, to see the logits change: rounding grows with its
+# inverse, truncation with its square.
+_MOVE = {torch.float32: 1e-3, torch.float64: 1e-5}
+_CHUNK = 1 << 22  # logits of all blocks put together at a time
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The optimizer's update on one block.
+
+    Args:
+        block: the block.
+        pieces: (parameter's index, where in it: None for all of it).
+        move: the factor by which the update is added to the parameters, for finite differences.
+    """
+
+    block: Block
+    pieces: tuple[tuple[int, tuple[int, int, int] | None], ...]
+    move: float
+
+
+def measure_directional(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any] | Mapping[str, Any],
+    *,
+    max_batches: int | None = None,
+    loss_fn: LossFunction | None = None,
+    blocks: BlockMap | None = None,
+    distributed: bool = False,
+    hessian: bool = False,
+    move: float | None = None,
+    step: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> DirectionalReport:
+    r"""What each block could learn at: the slope and the curvature of the loss along the optimizer's own update.
+
+    With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches:
+
+        s_b   = <g, u_b>              the signal: above 0 if more of the update lowers the loss
+        C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
+        lr*_b = s_b / C_bb            the step that minimises the local quadratic, all other blocks at rest
+        C^-1 s                        the same for all blocks together
+
+    C needs the change of the logits when a block moves along its update, by central differences: two forward passes a
+    block, no second derivative, any attention kernel. s needs one backward pass. float32 at least and no autocast:
+    differences in bfloat16 are rounding noise. The model and the optimizer are left as they were, to the bit.
+
+    Args:
+        model: as for :func:`blockwise_lr.measure_sharpness`.
+        optimizer: the one that trains it. Adam's and AdamW's update is read from their state; any other's is seen in
+            one step on the first batch that is then undone, and that batch is not measured on.
+        batches: fresh ones, which the optimizer has not seen: the `measure` split's.
+        max_batches: measure on so many.
+        loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
+        hessian: also measure with the true Hessian, by Hessian-vector products: a forward and two backward passes a
+            block more.
+        move: root mean square by which a block's parameters are moved. Default 1e-3 in float32, 1e-5 in float64.
+
+    Returns:
+        DirectionalReport, with standard errors over batches and the noise that rounding puts into each curvature.
+
+    Raises:
+        ValueError: the optimizer is not this model's or has taken no step; no batch; as
+            :func:`blockwise_lr.measure_sharpness`.
+
+    Example:
+        >>> report = measure_directional(model, optimizer, batches)  # doctest: +SKIP
+        >>> report[Block.VO].best_lr / report[Block.VO].lr  # doctest: +SKIP
+        0.12
+    """
+    inner, replicated = unwrapped(model)
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    parts = Parts(inner, blocks, distributed=distributed or replicated)
+    groups = groups_of(optimizer, parts.parameters)
+    each = iter([batches] if isinstance(batches, Mapping) else batches)
+    draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
+    hessians: list[Tensor] = []
+    with left_as_it_was(inner), _at_least_float32(parts.parameters), _no_autocast(parts), torch.enable_grad():
+        problem = Problem(inner, parts, loss_fn)
+        updates = unit_updates(optimizer, parts.parameters)
+        if updates is None:
+            updates = _updates_of_a_step(problem, optimizer, each)
+        directions = _directions(parts, updates, move)
+        for index, batch in enumerate(islice(each, max_batches)):
+            draws.append(_measure(problem, batch, updates, directions))
+            if hessian:
+                hessians.append(_hessian(problem, batch, updates, directions) / draws[-1][3])
+            if on_batch is not None:
+                on_batch(index + 1)
+    if not draws:
+        raise ValueError(
+            "batches is empty; expected at least one batch (one more if the optimizer is not Adam)"
+        )
+    return DirectionalReport.from_draws(
+        [direction.block for direction in directions],
+        signals=torch.stack([draw[0] for draw in draws]),
+        curvatures=torch.stack([draw[1] for draw in draws]),
+        noise=torch.stack([draw[2] for draw in draws]),
+        samples=[draw[3] for draw in draws],
+        hessians=torch.stack(hessians) if hessians else None,
+        lrs=[_lr(direction, groups) for direction in directions],
+        numels=[_numel(direction, parts) for direction in directions],
+        step=step,
+    )
+
+
+def _measure(
+    problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """One batch: signals (k,), C (k, k), noise in C's diagonal (k,), all float64; and the samples."""
+    predictions = problem.predict(batch)
+    gradients = gradients_of_sum(problem, summed_loss(predictions))
+    signal = torch.stack([_dot(gradients, updates, direction) for direction in directions])
+    center = predictions._replace(logits=predictions.logits.detach())
+    changes = []
+    for direction in directions:
+        above, below = (
+            _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
+        )
+        changes.append((above - below) / (2 * direction.move))
+    curvature = _products(center, changes)
+    # A move a thousand times smaller changes the logits by what is known from `changes`, and by rounding.
+    small = 1e-3
+    moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
+    known = sum(small * d.move * change for d, change in zip(directions, changes))
+    rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
+    noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
+    samples = torch.tensor(float(predictions.samples), dtype=torch.float64)
+    parts = problem.parts
+    if parts.distributed:
+        device = parts.parameters[0].device
+        for tensor in (signal, curvature, noise, samples):
+            total = tensor.to(device)
+            dist.all_reduce(total)
+            tensor.copy_(total)
+    return signal / samples, curvature / samples, noise / samples, int(samples)
+
+
+def _logits_at(
+    problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+) -> Tensor:
+    """Logits with the parameters of each direction moved by a factor times its update, which is then undone."""
+    parameters = problem.parts.parameters
+    touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
+    kept = {i: local(parameters[i].detach()).clone() for i in touched}
+    try:
+        with torch.no_grad():
+            for direction, factor in moves:
+                for i, piece in direction.pieces:
+                    _cut(local(parameters[i].detach()), piece).add_(_cut(updates[i], piece), alpha=factor)
+            return problem.predict(batch, needs_gradient=False).logits
+    finally:
+        with torch.no_grad():
+            for i, value in kept.items():
+                local(parameters[i].detach()).copy_(value)
+
+
+def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
+    """sum over samples of dz_a' (diag p - p p') dz_b, for all pairs: (k, k) float64 on the CPU."""
+    k, classes = len(changes), at.logits.shape[1]
+    total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)
+    rows = max(1, _CHUNK // (k * classes))
+    for start in range(0, len(at.logits), rows):
+        chunk = slice(start, start + rows)
+        counted = at.counted[chunk]
+        p = at.logits[chunk][counted].double().softmax(-1)
+        dz = torch.stack([change[chunk][counted] for change in changes]).double()
+        dz -= (p * dz).sum(-1, keepdim=True)
+        weighted = (dz * p.sqrt()).reshape(k, -1)
+        total += weighted @ weighted.T
+    return total.cpu()
+
+
+def _hessian(
+    problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+) -> Tensor:
+    """u_a' H u_b of the summed loss, by Hessian-vector products: (k, k) float64."""
+    parameters = problem.parts.parameters
+    with sdpa_kernel(SDPBackend.MATH):
+        loss = summed_loss(problem.predict(batch))
+    first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    rows = []
+    for direction in directions:
+        slope = sum(
+            (_cut(gradient, piece) * _cut(updates[i], piece)).sum()
+            for i, piece in direction.pieces
+            if (gradient := first[i]) is not None
+        )
+        products = torch.autograd.grad(slope, parameters, allow_unused=True, retain_graph=True)  # type: ignore[arg-type]
+        rows.append(torch.stack([_dot(products, updates, other) for other in directions]))
+    total = torch.stack(rows)
+    if problem.parts.distributed:
+        dist.all_reduce(total)
+    return total
+
+
+def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
+    predictions = problem.predict(batch)
+    summed = problem.parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
+    samples = torch.tensor(float(predictions.samples))
+    if problem.parts.distributed:
+        dist.all_reduce(samples)
+    gradients = [None if g is None else g / float(samples) for g in summed]
+    return stepped_updates(optimizer, problem.parts.parameters, gradients)
+
+
+def _directions(parts: Parts, updates: Sequence[Tensor], move: float | None) -> list[Direction]:
+    found: dict[Block, list[tuple[int, tuple[int, int, int] | None]]] = {}
+    for i, pieces in enumerate(parts.blocks_of_pieces()):
+        for block, piece in pieces:
+            found.setdefault(block, []).append((i, piece))
+    directions = []
+    for block in (b for b in Block if b in found):
+        sizes = torch.zeros(2, dtype=torch.float64)
+        for i, piece in found[block]:
+            u = _cut(updates[i], piece)
+            sizes += torch.tensor([float(u.double().square().sum()), u.numel()])
+        if parts.sharded:
+            dist.all_reduce(sizes)
+        rms = float((sizes[0] / sizes[1]).sqrt())
+        wanted = _MOVE.get(parts.parameters[0].dtype, 1e-3) if move is None else move
+        if rms > 0:  # a block that the optimizer does not move has no direction
+            directions.append(Direction(block, tuple(found[block]), wanted / rms))
+    return directions
+
+
+def _dot(gradients: Sequence[Tensor | None], updates: Sequence[Tensor], direction: Direction) -> Tensor:
+    total = torch.zeros((), dtype=torch.float64)
+    for i, piece in direction.pieces:
+        gradient = gradients[i]
+        if gradient is not None:
+            a, b = _cut(local(gradient), piece), _cut(updates[i], piece)
+            total += (a.double() * b.double()).sum().cpu()
+    return total
+
+
+def _cut(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
+    return tensor if piece is None else tensor.narrow(*piece)
+
+
+def _lr(direction: Direction, groups: Sequence[dict[str, Any]]) -> float:
+    """The block's learning rate now; of a block in groups with different ones, the mean over its elements."""
+    return sum(float(groups[i]["lr"]) for i, _ in direction.pieces) / len(direction.pieces)
+
+
+def _numel(direction: Direction, parts: Parts) -> int:
+    return sum(part.numel for part in parts.parts if part.block is direction.block)
+
+
+@contextmanager
+def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """A float32 copy of half-precision parameters for the time of a measurement."""
+    kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in (torch.float16, torch.bfloat16)}
+    try:
+        for i in kept:
+            parameters[i].data = kept[i].float()
+        yield
+    finally:
+        for i, value in kept.items():
+            parameters[i].data = value
+
+
+def _no_autocast(parts: Parts) -> Any:
+    return torch.autocast(parts.parameters[0].device.type, enabled=False)

@@ -1,0 +1,233 @@
+"""DirectionalReport: what each block could learn at, with error bars; JSON and a verdict in words."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.files import write_json_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FORMAT = 1
+KIND = "directional"
+
+
+class Slope(NamedTuple):
+    """One block along its own update; standard errors are over batches, NaN with a single one.
+
+    Args:
+        lr: the block's learning rate when it was measured.
+        signal: s_b = <g, u_b>; above 0 if more of the update lowers the loss.
+        signal_stderr: of it.
+        curvature: u_b' G u_b.
+        curvature_stderr: of it.
+        best_lr: s_b / u_b' G u_b, the step that minimises the local quadratic.
+        best_lr_stderr: of it; signal and curvature come from the same batches.
+        noise: what rounding adds to the curvature.
+        numel: elements of the block.
+    """
+
+    lr: float
+    signal: float
+    signal_stderr: float
+    curvature: float
+    curvature_stderr: float
+    best_lr: float
+    best_lr_stderr: float
+    noise: float
+    numel: int
+
+    @property
+    def factor(self) -> float:
+        """best_lr / lr; infinite or NaN at learning rate 0."""
+        return self.best_lr / self.lr if self.lr else math.copysign(math.inf, self.best_lr)
+
+    @property
+    def verdict(self) -> str:
+        """In words, two standard errors to either side; within a factor 1.5 a learning rate is about right."""
+        if math.isnan(self.best_lr_stderr):
+            return "one batch: no error bars"
+        low, high = self.best_lr - 2 * self.best_lr_stderr, self.best_lr + 2 * self.best_lr_stderr
+        if self.signal + 2 * self.signal_stderr < 0:
+            return "overshooting: the update raises the loss"
+        if high < self.lr / 1.5:
+            return f"overshooting: x{self.factor:.2g} would be right" if self.best_lr > 0 else "overshooting"
+        if low > 1.5 * self.lr:
+            return f"could go up x{self.factor:.2g}"
+        return "about right" if high - low < 2 * abs(self.lr) else "not clear: more batches"
+
+
+@dataclass(frozen=True)
+class DirectionalReport(Mapping[Block, Slope]):
+    """What :func:`measure_directional` found; a mapping from Block to :class:`Slope`.
+
+    Args:
+        blocks: block -> slope, in the order of :class:`Block`; blocks that the optimizer does not move are left out.
+        matrix: C = U'GU over these blocks, (k, k).
+        hessian: U'HU with the true Hessian; None if not asked for.
+        samples: predicted tokens (samples) measured on.
+        batches: batches measured on.
+        step: the training step, None if not given.
+
+    Example:
+        >>> report[Block.NORM].verdict  # doctest: +SKIP
+        'could go up x20'
+    """
+
+    blocks: Mapping[Block, Slope]
+    matrix: Sequence[Sequence[float]]
+    hessian: Sequence[Sequence[float]] | None
+    samples: int
+    batches: int
+    step: int | None = None
+
+    @classmethod
+    def from_draws(
+        cls,
+        blocks: Sequence[Block],
+        *,
+        signals: Tensor,
+        curvatures: Tensor,
+        noise: Tensor,
+        samples: Sequence[int],
+        hessians: Tensor | None,
+        lrs: Sequence[float],
+        numels: Sequence[int],
+        step: int | None,
+    ) -> DirectionalReport:
+        """Averages over batches, each weighted by its samples.
+
+        Args:
+            blocks: k blocks.
+            signals: (batches, k).
+            curvatures: (batches, k, k).
+            noise: (batches, k).
+            samples: of each batch.
+            hessians: (batches, k, k), or None.
+            lrs, numels: of each block.
+        """
+        weights = np.asarray(samples, dtype=float) / sum(samples)
+        s, c = signals.numpy(), np.diagonal(curvatures.numpy(), axis1=1, axis2=2)
+        signal, curvature = weights @ s, weights @ c
+        best = signal / curvature
+        # First order: lr* = s / c, so a batch moves it by (s_k - lr* c_k) / c.
+        errors = [_error(values, weights) for values in (s, c, (s - best * c) / curvature)]
+        slopes = {
+            block: Slope(
+                lr=lrs[i],
+                signal=float(signal[i]),
+                signal_stderr=float(errors[0][i]),
+                curvature=float(curvature[i]),
+                curvature_stderr=float(errors[1][i]),
+                best_lr=float(best[i]),
+                best_lr_stderr=float(errors[2][i]),
+                noise=float(weights @ noise.numpy()[:, i]),
+                numel=numels[i],
+            )
+            for i, block in enumerate(blocks)
+        }
+        return cls(
+            blocks=slopes,
+            matrix=np.tensordot(weights, curvatures.numpy(), 1).tolist(),
+            hessian=None if hessians is None else np.tensordot(weights, hessians.numpy(), 1).tolist(),
+            samples=int(sum(samples)),
+            batches=len(samples),
+            step=step,
+        )
+
+    def __getitem__(self, block: Block | str) -> Slope:
+        """The slope of a block. Raises KeyError, naming the blocks there are, for one that is not."""
+        try:
+            return self.blocks[Block(block)]
+        except (KeyError, ValueError):
+            there = ", ".join(b.value for b in self.blocks)
+            raise KeyError(f"no block {block!r} in this report; it has {there}") from None
+
+    def __iter__(self) -> Iterator[Block]:
+        return iter(self.blocks)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __contains__(self, block: object) -> bool:
+        return block in self.blocks
+
+    @property
+    def eigenvalues(self) -> list[float]:
+        """Of C, largest first: how strongly blocks that move together curve the loss."""
+        return [float(x) for x in np.linalg.eigvalsh(np.asarray(self.matrix))[::-1]]
+
+    @property
+    def joint_best_lr(self) -> dict[Block, float]:
+        """C^-1 s: the learning rates that minimise the local quadratic when all blocks move at once."""
+        signal = np.array([slope.signal for slope in self.blocks.values()])
+        found = np.linalg.lstsq(np.asarray(self.matrix), signal, rcond=None)[0]
+        return dict(zip(self.blocks, map(float, found)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; numbers that are not finite become null."""
+        return {
+            "format": FORMAT,
+            "kind": KIND,
+            "step": self.step,
+            "samples": self.samples,
+            "batches": self.batches,
+            "blocks": {
+                block.value: {k: v if math.isfinite(v) else None for k, v in slope._asdict().items()}
+                for block, slope in self.blocks.items()
+            },
+            "matrix": [list(row) for row in self.matrix],
+            "eigenvalues": self.eigenvalues,
+            "joint_best_lr": {block.value: lr for block, lr in self.joint_best_lr.items()},
+            "hessian": None if self.hessian is None else [list(row) for row in self.hessian],
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> DirectionalReport:
+        """The inverse of :meth:`to_dict`. Raises ValueError for anything else."""
+        if not isinstance(content, Mapping) or (content.get("kind"), content.get("format")) != (KIND, FORMAT):
+            raise ValueError(f'not a directional report; expected "kind": "{KIND}" and "format": {FORMAT}')
+        try:
+            return cls(
+                blocks={
+                    Block(block): Slope(**{k: _number(v) for k, v in slope.items()})
+                    for block, slope in content["blocks"].items()
+                },
+                **{name: content[name] for name in ("matrix", "hessian", "samples", "batches", "step")},
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
+
+    def to_json(self, path: str | Path) -> None:
+        """Write the report to `path`, whole or not at all."""
+        write_json_atomic(Path(path), self.to_dict())
+
+    @classmethod
+    def from_json(cls, path: str | Path) -> DirectionalReport:
+        """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no such report."""
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (UnicodeDecodeError, ValueError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+
+def _number(value: float | None) -> Any:
+    return math.nan if value is None else value
+
+
+def _error(values: Any, weights: Any) -> Any:
+    """Standard errors of weighted means over batches, column by column."""
+    n = len(values)
+    if n < 2:
+        return np.full(values.shape[1], math.nan)
+    deviations = weights[:, None] * (values - weights @ values)
+    return np.sqrt(n / (n - 1) * np.sum(deviations**2, axis=0))
