@@ -6,32 +6,38 @@ Cost: one `measure_sharpness` call on one micro-batch against forward and backwa
 `empirical` read off the gradients of a training step (forward, backward, clipping, fused AdamW) against that step.
 fp32; GPT-2 small on 1 x 512 tokens, which needs about 5 GB, and the quickstart model on its batch.
 
-Precision: `fisher` on the same batch with the same seeds, under bf16 autocast and of a bf16 copy of the model, divided
-by fp32's, on a GPT-2 that was trained for some steps. One value a seed; they scatter since a few of the sampled labels
-come out differently. Writes results/sharpness_cost-<date>.json.
+Precision: `fisher` under bf16 autocast, and of a bf16 copy of the model, divided by fp32's, on one batch and a GPT-2
+that was trained for some steps. `same labels`: with the labels that fp32 drew (the error of the gradients; a value a
+draw). `own labels`: each draws its own, which differ in most places although the seeds are the same, since the last
+bits of the logits decide on them; so these are ratios of means over many draws, the values bootstrap resamples of it.
+Writes results/sharpness_cost-<date>.json.
 """
 
 from __future__ import annotations
 
 import copy
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from _curvature import Subject, trained
 from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio
 from torch import Tensor, nn
 
-from blockwise_lr import SharpnessReport, measure_sharpness, param_groups, split_fused
+from blockwise_lr import measure_sharpness, param_groups, split_fused
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.pretrain.presets import get_preset
 from blockwise_lr.sharpness.gradients import gradient_report, squared_gradients
 from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.sampling import classes_at
 
 TRAINED = ModelConfig("gpt2", 256, 4, 4, vocab_size=3072, context=128, tied=True)
+RESAMPLES = 40
 
 
 def against_a_step(
@@ -80,30 +86,48 @@ def against_a_step(
     ]
 
 
-def precision(subject: Subject, seeds: int) -> list[Ratio]:
-    """Of each block: bf16's fisher over fp32's, a value a seed."""
+def precision(subject: Subject, draws: int) -> list[Ratio]:
+    """Of each block: bf16's sharpness over fp32's."""
     half = copy.deepcopy(subject.model).bfloat16()
+    kinds = {
+        "fp32": (subject.model, False),
+        "bf16 autocast": (subject.model, True),
+        "bf16 model": (half, False),
+    }
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
 
-    def measured(model: nn.Module, seed: int, autocast: bool = False) -> SharpnessReport:
-        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            return measure_sharpness(model, subject.batch, seed=seed)
-
-    found: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        exact = measured(subject.model, seed)
-        for name, report in {
-            "bf16 autocast": measured(subject.model, seed, autocast=True),
-            "bf16 model": measured(half, seed),
-        }.items():
+    def measure(labels: str, batch: dict[str, Tensor], estimator: str, seed: int) -> None:
+        for kind, (model, autocast) in kinds.items():
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                report = measure_sharpness(model, batch, estimator=estimator, seed=seed)
             for block in report:
-                name_of_ratio = f"{block.value}: {name} / fp32"
-                found.setdefault(name_of_ratio, []).append(report[block].mean / exact[block].mean)
-    return [Ratio(name, found[name]) for name in sorted(found, key=lambda name: name.split(": ")[1])]
+                found[labels, kind, block.value].append(report[block].mean)
+
+    with torch.no_grad():
+        logits = subject.model(subject.ids).logits[:, :-1].flatten(0, 1)
+    generator = torch.Generator().manual_seed(0)
+    for draw in range(draws):
+        labels = subject.ids.clone()
+        u = torch.rand(len(logits), dtype=torch.float64, generator=generator)
+        labels[:, 1:] = classes_at(logits, u).view_as(labels[:, 1:])  # the model itself shifts them
+        measure("same labels", {"input_ids": subject.ids, "labels": labels}, "empirical", draw)
+        measure("own labels", subject.batch, "fisher", draw)
+    ratios = []
+    for labels, kind, block in found:
+        if kind != "fp32":
+            values = zip(found[labels, kind, block], found[labels, "fp32", block])
+            pairs = np.array(list(values))
+            if labels == "own labels":
+                chosen = np.random.default_rng(0).integers(draws, size=(RESAMPLES, draws))
+                pairs = pairs[chosen].mean(1)
+            ratios.append(Ratio(f"{block}, {labels}: {kind} / fp32", (pairs[:, 0] / pairs[:, 1]).tolist()))
+    return sorted(ratios, key=lambda r: r.name.split(", ")[1])
 
 
 def main() -> None:
     parser = argument_parser(__doc__, repeats=9)
     parser.add_argument("--steps", type=int, default=200, help="trained for (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=40, help="of each precision (default: %(default)s)")
     arguments = parser.parse_args()
     quickstart, tiny = get_preset("quickstart"), replace(GPT2_TINY, context=32)
     cases = {
@@ -121,10 +145,11 @@ def main() -> None:
         del model
     shape, steps = (tiny, 3) if arguments.quick else (TRAINED, arguments.steps)
     subject = trained(shape, sequences=8, steps=steps, text=not arguments.quick)
-    ratios += precision(subject, arguments.repeats)
+    draws = 2 if arguments.quick else arguments.draws
+    ratios += precision(subject, draws)
     settings = {
         "batches": {name: [sequences, shape.context] for name, (shape, sequences) in cases.items()},
-        "precision": {"trained_steps": steps, "batch": list(subject.ids.shape)},
+        "precision": {"trained_steps": steps, "batch": list(subject.ids.shape), "draws": draws},
     }
     finish(__file__, arguments, settings=settings, measurements=measurements, ratios=ratios)
 

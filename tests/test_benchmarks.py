@@ -35,8 +35,9 @@ SCRIPTS = {
             )
         ),
         *(
-            f"{block}: {kind} / fp32"
+            f"{block}, {labels} labels: {kind} / fp32"
             for block in ("emb", "qk", "vo", "ffn", "norm", "pos")
+            for labels in ("same", "own")
             for kind in ("bf16 autocast", "bf16 model")
         ),
     },

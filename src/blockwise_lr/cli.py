@@ -104,6 +104,7 @@ def _train(arguments: list[str]) -> None:
             f"tune loss {result['terminal_tune_loss']:.4f}, {result['seconds']:.0f} s"
         )
     if dist.is_initialized():  # Trainer started it; left open, its threads abort the exit once in a while
+        dist.barrier()  # one that is gone while another still listens aborts that one
         dist.destroy_process_group()
 
 
