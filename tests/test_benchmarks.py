@@ -125,11 +125,17 @@ class TestEqualError:
 
     @pytest.fixture
     def script(self, monkeypatch):
-        monkeypatch.syspath_prepend(BENCHMARKS)
-        before = set(sys.modules)
-        yield importlib.import_module("sharpness")
-        for name in {"sharpness", "_curvature", "_measure"} - before:
-            del sys.modules[name]
+        monkeypatch.syspath_prepend(BENCHMARKS)  # for what it imports
+        # By its path: tests/sharpness is a module of the same name.
+        spec = importlib.util.spec_from_file_location("sharpness_benchmark", BENCHMARKS / "sharpness.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, spec.name, module)
+        for name in ("_curvature", "_measure"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        spec.loader.exec_module(module)
+        yield module
+        for name in ("_curvature", "_measure"):
+            sys.modules.pop(name, None)
 
     def draws(self, script, seconds, *traces):
         return [script.Draw(dict(zip("ab", each)), seconds) for each in zip(*traces)]
