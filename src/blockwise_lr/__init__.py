@@ -8,7 +8,11 @@ optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4
 from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
 from blockwise_lr.optim import (
     PAPER_RATIOS,
+    AutoRatios,
+    AutoRule,
+    DirectionalReport,
     cosine_schedule,
+    measure_directional,
     param_groups,
     ratios_from_sharpness,
     wsd_schedule,
@@ -19,11 +23,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PAPER_RATIOS",
+    "AutoRatios",
+    "AutoRule",
     "Block",
     "BlockMap",
+    "DirectionalReport",
     "SharpnessReport",
     "classify",
     "cosine_schedule",
+    "measure_directional",
     "measure_sharpness",
     "merge_fused",
     "param_groups",

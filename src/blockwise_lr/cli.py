@@ -201,7 +201,8 @@ class SharpnessCommand:
     """How sharp each block of a model is: S(b) = tr(H_b) / #(b), with its standard error.
 
     Prints a table; writes sharpness.json, sharpness.png, layers.png, with --histogram density.png, and for a run with
-    several checkpoints evolution.png. Measured in fp32 on the measure split of the text, which nothing is trained on.
+    several checkpoints evolution.png. With --directional, of a run: the learning rate that each block could take,
+    in directional.json and directional.png. In fp32, on the measure split of the text, which nothing is trained on.
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import copy
+import io
+from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blockwise_lr import Block, classify, param_groups, split_fused
-from blockwise_lr.optim.directional import measure_directional
-from blockwise_lr.optim.directional_report import DirectionalReport
+from blockwise_lr import (
+    Block,
+    DirectionalReport,
+    classify,
+    measure_directional,
+    merge_fused,
+    param_groups,
+    ratios_from_sharpness,
+    split_fused,
+)
+from blockwise_lr.optim.directional_report import Slope
+from blockwise_lr.optim.directional_show import plot_directional
+from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.optim.updates import stepped_updates, unit_updates
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
@@ -126,3 +139,179 @@ def test_a_report_survives_json_and_says_what_it_means(tmp_path) -> None:
     assert report[Block.VO].lr == pytest.approx(8e-3)
     assert all(slope.verdict for slope in report.values())
     assert len(report.eigenvalues) == len(report.joint_best_lr) == len(report)
+
+
+def report_of(**slopes: dict[str, float]) -> DirectionalReport:
+    """Slopes by block, each with what is given and otherwise lr = best_lr = 1, without error."""
+    usual = {"lr": 1.0, "signal": 1.0, "signal_stderr": 0.0, "curvature": 1.0, "curvature_stderr": 0.0,
+             "best_lr": 1.0, "best_lr_stderr": 0.0, "noise": 0.0, "numel": 1}  # fmt: skip
+    blocks = {Block(name): Slope(**{**usual, **given}) for name, given in slopes.items()}
+    identity = [[float(a is b) for b in blocks] for a in blocks]
+    return DirectionalReport(blocks, matrix=identity, hessian=None, samples=1, batches=2)
+
+
+def test_a_quadratic_gives_its_known_answer() -> None:
+    """Logistic regression at 0: p = 1/2, so G = x'x / 4 and g = -x'(y - 1/2), along plain SGD's update g."""
+
+    class Logistic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1, 1, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.zeros_like(x), x @ self.weight], dim=1)
+
+    model, x = Logistic(), torch.tensor([[2.0], [2.0]], dtype=torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = (x, torch.tensor([1, 1]))
+    blocks = classify(model, {"weight": Block.FFN})
+    report = measure_directional(model, optimizer, [batch, batch], blocks=blocks)
+    slope = report[Block.FFN]
+    assert slope.signal == pytest.approx(1.0)  # g = u = -2 (1 - 1/2) = -1
+    assert slope.curvature == pytest.approx(1.0, rel=1e-6)  # x^2 / 4
+    assert slope.best_lr == pytest.approx(1.0, rel=1e-6)
+    assert slope.lr == 0.1
+    assert report.samples == 2  # the first batch went into the step
+
+
+def test_half_precision_parameters_are_measured_on_a_float32_copy() -> None:
+    torch.manual_seed(0)
+    model = split_fused(build_model(TINY["gpt2"], seed=0)).bfloat16()
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2), lr=1e-2)
+    for _ in range(3):
+        ids = torch.randint(11, (2, 6))
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    ids = torch.randint(11, (4, 6))
+    batch = {"input_ids": ids, "labels": ids}
+    found = measure_directional(model, optimizer, batch)
+    assert all(p.dtype is torch.bfloat16 for p in model.parameters())
+    updates = unit_updates(optimizer, list(model.parameters()))
+    wide = copy.deepcopy(model).float()
+    same = torch.optim.AdamW(param_groups(wide, lr=1e-2), lr=1e-2)
+    for parameter, other in zip(model.parameters(), wide.parameters()):
+        same.state[other] = {k: v.float() for k, v in optimizer.state[parameter].items()}
+    assert updates is not None
+    expected = measure_directional(wide, same, batch)
+    for block, slope in expected.items():
+        assert found[block].curvature == pytest.approx(slope.curvature, rel=1e-4)
+        assert found[block].signal == pytest.approx(slope.signal, rel=1e-4, abs=1e-6)
+
+
+def test_parts_of_a_fused_weight_that_was_not_split_are_told_apart() -> None:
+    model, optimizer, batches = trained("gpt2")
+    split = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
+    fused = merge_fused(model)
+    plain = torch.optim.AdamW(fused.parameters(), lr=2e-3)
+    names = dict(fused.named_parameters())
+    old = {
+        n: s
+        for g in optimizer.param_groups
+        for n, s in zip(g["names"], map(optimizer.state.get, g["params"]))
+    }
+    for name, parameter in names.items():
+        if name in old:
+            plain.state[parameter] = old[name]
+            continue
+        stem, _, leaf = name.rpartition(".")
+        parts = [old[f"{stem}.parametrizations.{leaf}.original{i}"] for i in range(3)]
+        plain.state[parameter] = {
+            "step": parts[0]["step"],
+            **{k: torch.cat([part[k] for part in parts], -1) for k in ("exp_avg", "exp_avg_sq")},
+        }
+    whole = measure_directional(fused, plain, batches, loss_fn=logits_and_labels)
+    assert whole.keys() == split.keys()
+    for block, slope in split.items():
+        assert whole[block].curvature == pytest.approx(slope.curvature, rel=1e-6)
+        assert whole[block].signal == pytest.approx(slope.signal, rel=1e-9)
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    model, optimizer, batches = trained("llama")
+    loss = {"loss_fn": logits_and_labels}
+    with pytest.raises(ValueError, match="batches is empty; expected at least one"):
+        measure_directional(model, optimizer, [], **loss)
+    with pytest.raises(ValueError, match=r"move is 0\.0; expected a number above 0"):
+        measure_directional(model, optimizer, batches, move=0.0, **loss)
+    with pytest.raises(ValueError, match="max_batches is 0; expected 1 or more"):
+        measure_directional(model, optimizer, batches, max_batches=0, **loss)
+    fresh = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with pytest.raises(ValueError, match="AdamW has no state for the model's parameter number 0"):
+        measure_directional(model, fresh, batches, **loss)
+    other, _, _ = trained("gpt2")
+    with pytest.raises(ValueError, match="trainable parameters are not in the optimizer"):
+        measure_directional(other, optimizer, batches, **loss)
+    resting = torch.optim.SGD(model.parameters(), lr=0.0)
+    with pytest.raises(ValueError, match="a group of SGD has learning rate 0, so a step shows no update"):
+        measure_directional(model, resting, batches, **loss)
+    with pytest.raises(ValueError, match="expected two batches or more, the first for the optimizer's step"):
+        measure_directional(model, torch.optim.SGD(model.parameters(), lr=1e-3), [], **loss)
+
+
+def test_verdicts_name_the_direction_and_the_factor() -> None:
+    report = report_of(
+        norm={"best_lr": 20.0, "best_lr_stderr": 1.0},
+        vo={"best_lr": 0.1, "best_lr_stderr": 0.01},
+        qk={"signal": -1.0, "signal_stderr": 0.1, "best_lr": -1.0},
+        ffn={"best_lr_stderr": 0.1},
+        emb={"best_lr": 2.0, "best_lr_stderr": 2.0},
+        head={"best_lr_stderr": float("nan")},
+    )
+    assert {block.value: slope.verdict for block, slope in report.items()} == {
+        "norm": "could go up x20",
+        "vo": "overshooting: x0.1 would be right",
+        "qk": "overshooting: it raises the loss",
+        "ffn": "about right",
+        "emb": "not clear: more batches",
+        "head": "one batch: no error bars",
+    }
+
+
+def test_ratios_follow_the_best_learning_rates_within_bounds() -> None:
+    report = report_of(
+        norm={"lr": 2.0, "best_lr": 80.0, "ratio": 2.0, "best_lr_stderr": 4.0},
+        emb={"lr": 1.0, "best_lr": 2.5},
+        vo={"signal": -1.0, "best_lr": -3.0},
+        qk={"best_lr": 0.1},
+    )
+    ratios = ratios_from_sharpness(report)
+    assert dict(ratios) == {Block.NORM: 40.0, Block.EMB: 2.5, Block.VO: 0.5, Block.QK: 0.5}
+    assert ratios.stderr[Block.NORM] == 4.0
+    assert ratios.unclipped[Block.NORM] == 80.0
+    assert set(ratios.clipped) == {Block.NORM, Block.VO, Block.QK}
+    assert resolve_ratios(report)[Block.EMB] == 2.5
+    with pytest.raises(ValueError, match="norm was measured at learning rate 0, which no ratio relates"):
+        ratios_from_sharpness(report_of(norm={"lr": 0.0}))
+
+
+def test_a_damaged_report_is_refused_with_its_path(tmp_path) -> None:
+    path = tmp_path / "directional.json"
+    path.write_text('{"kind": "directional", "format": 1}')
+    with pytest.raises(ValueError, match=r"directional\.json: not a directional report, or a damaged one"):
+        DirectionalReport.from_json(path)
+    path.write_text('{"kind": "other"}')
+    with pytest.raises(ValueError, match=r'not a directional report; expected "kind": "directional"'):
+        DirectionalReport.from_json(path)
+    with pytest.raises(KeyError, match="no block 'vo' in this report; it has norm"):
+        report_of(norm={})["vo"]
+
+
+def test_the_figure_shows_a_run_or_a_single_step(tmp_path) -> None:
+    reports = [
+        replace(report_of(norm={"best_lr": 9.0}, vo={"signal": -1.0, "best_lr": -1.0}), step=step)
+        for step in (10, 20)
+    ]
+    assert plot_directional(reports, tmp_path / "run.png").stat().st_size > 10_000
+    assert reports[0].plot(tmp_path / "one.svg").exists()
+    with pytest.raises(ValueError, match="no reports; expected one or more"):
+        plot_directional([], tmp_path / "none.png")
+
+
+def test_the_table_fits_a_terminal_of_80_columns() -> None:
+    report = report_of(norm={"lr": 2e-4, "best_lr": 0.077, "best_lr_stderr": 0.008}, vo={"signal": -9.0})
+    console = Console(width=80, file=io.StringIO())
+    console.print(report.table())
+    shown = console.file.getvalue()
+    assert "2.00e-04 │ 7.7e-02 ± 8.0e-03 │ could go up x380" in " ".join(shown.split())
+    assert len(shown.strip().splitlines()) == 7

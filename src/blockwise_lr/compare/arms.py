@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.ratios import canonical_ratios
 from blockwise_lr.optim.registry import OPTIMIZERS
 
 HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
@@ -69,9 +69,7 @@ def resolve_arm(arm: Arm) -> Arm:
     if arm.optimizer not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise UserError(f"arm {arm.name!r}: no optimizer named {arm.optimizer!r}; there are {known}")
-    if arm.ratios in NAMED_RATIOS:
-        return arm
     try:
-        return Arm(arm.name, arm.optimizer, spell_ratios(parse_ratios(arm.ratios)))
+        return Arm(arm.name, arm.optimizer, canonical_ratios(arm.ratios))
     except ValueError as error:
         raise UserError(f"arm {arm.name!r}: {error}") from None

@@ -19,6 +19,7 @@ from typing import Any
 
 from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
+from blockwise_lr.optim.auto import parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 
@@ -174,7 +175,9 @@ def _check_values(plan: Plan) -> None:
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
-    contents = [(arm.optimizer, resolve_ratios(parse_ratios(arm.ratios))) for arm in plan.arms]
+    contents = [
+        (arm.optimizer, resolve_ratios(parse_ratios(arm.ratios)), parse_auto(arm.ratios)) for arm in plan.arms
+    ]
     for i, arm in enumerate(plan.arms):
         if contents[i] in contents[:i]:
             raise UserError(f"two arms are both {arm.optimizer}:{arm.ratios}; leave one out")

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.sharpness import SharpnessCallback
-from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
 from blockwise_lr.optim.groups import NoDecay
 
@@ -65,7 +65,8 @@ class BlockwiseTrainer(Trainer):
     :class:`SharpnessCallback` among the callbacks measures is logged too.
 
     Args:
-        ratios: learning-rate ratio by block. Default: the paper's.
+        ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
+            (:attr:`auto`). Default: the paper's.
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
@@ -86,7 +87,7 @@ class BlockwiseTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        ratios: Ratios = PAPER_RATIOS,
+        ratios: Ratios | AutoRule = PAPER_RATIOS,
         schedule: Literal["cosine", "wsd"] = "cosine",
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
@@ -101,7 +102,9 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
-        self._ratios = ratios
+        self._rule = ratios if isinstance(ratios, AutoRule) else None
+        self._ratios: Ratios = {} if isinstance(ratios, AutoRule) else ratios
+        self.auto: AutoRatios | None = None
         self._schedule = schedule
         self._floor = floor
         self._floor_mode = floor_mode
@@ -170,12 +173,17 @@ class BlockwiseTrainer(Trainer):
                 warmup=self._warmup,
             )
             self._created_lr_scheduler = True
+            if self._rule is not None:
+                schedule = cast("BlockwiseSchedule", self.lr_scheduler)
+                self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
         return cast("LRScheduler", self.lr_scheduler)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the learning rate of every block beside the loss."""
         if "loss" in logs:
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
+            if self.auto is not None:
+                logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})
         super().log(logs, start_time)
 
 

@@ -1,6 +1,9 @@
 """What does each block get?"""
 
+from blockwise_lr.optim.auto import AutoRatios, AutoRule
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
+from blockwise_lr.optim.directional import measure_directional
+from blockwise_lr.optim.directional_report import DirectionalReport, Slope
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
 from blockwise_lr.optim.ratios import PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
@@ -9,12 +12,17 @@ from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd
 __all__ = [
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
+    "AutoRatios",
+    "AutoRule",
     "BlockwiseSchedule",
+    "DirectionalReport",
     "MeasuredRatios",
     "Ratios",
+    "Slope",
     "block_lr",
     "cosine",
     "cosine_schedule",
+    "measure_directional",
     "param_groups",
     "ratios_from_sharpness",
     "resolve_ratios",

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
-from blockwise_lr.sharpness.measure import left_as_it_was, unwrapped
+from blockwise_lr.sharpness import processes
+from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward
+from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
 from blockwise_lr.sharpness.parts import Parts, local
-from blockwise_lr.sharpness.predictions import LossFunction, Predictions, summed_loss
+from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 # What the parameters of a block are moved by, root mean square, to see the logits change: rounding grows with its
@@ -79,14 +81,16 @@ def measure_directional(
         loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
         hessian: also measure with the true Hessian, by Hessian-vector products: a forward and two backward passes a
             block more.
-        move: root mean square by which a block's parameters are moved. Default 1e-3 in float32, 1e-5 in float64.
+        move: root mean square by which a block's parameters are moved. Default 1e-3 where the forward pass computes
+            anything in float32 (transformers' RMSNorm does, whatever the model's type), 1e-5 in float64.
 
     Returns:
         DirectionalReport, with standard errors over batches and the noise that rounding puts into each curvature.
 
     Raises:
-        ValueError: the optimizer is not this model's or has taken no step; no batch; as
-            :func:`blockwise_lr.measure_sharpness`.
+        ValueError: the optimizer is not this model's or has taken no step; no batch; a forward pass in half precision
+            whatever the parameters are; a sharded model with fused weights that were not split; hessian=True for a
+            sharded model or one without double backward pass; as :func:`blockwise_lr.measure_sharpness`.
 
     Example:
         >>> report = measure_directional(model, optimizer, batches)  # doctest: +SKIP
@@ -94,20 +98,25 @@ def measure_directional(
         0.12
     """
     inner, replicated = unwrapped(model)
+    processes.reshard(inner)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     parts = Parts(inner, blocks, distributed=distributed or replicated)
+    _check(parts, hessian, move, max_batches)
     groups = groups_of(optimizer, parts.parameters)
-    each = iter([batches] if isinstance(batches, Mapping) else batches)
+    each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
+    fresh = (batch for (batch,) in together(each, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
     hessians: list[Tensor] = []
     with left_as_it_was(inner), _at_least_float32(parts.parameters), _no_autocast(parts), torch.enable_grad():
         problem = Problem(inner, parts, loss_fn)
         updates = unit_updates(optimizer, parts.parameters)
         if updates is None:
-            updates = _updates_of_a_step(problem, optimizer, each)
-        directions = _directions(parts, updates, move)
-        for index, batch in enumerate(islice(each, max_batches)):
-            draws.append(_measure(problem, batch, updates, directions))
+            updates = _updates_of_a_step(problem, optimizer, fresh)
+        directions: list[Direction] = []
+        for index, batch in enumerate(islice(fresh, max_batches)):
+            predictions = problem.predict(batch)
+            directions = directions or _directions(parts, updates, move or _move(predictions))
+            draws.append(_measure(problem, batch, predictions, updates, directions))
             if hessian:
                 hessians.append(_hessian(problem, batch, updates, directions) / draws[-1][3])
             if on_batch is not None:
@@ -123,19 +132,51 @@ def measure_directional(
         noise=torch.stack([draw[2] for draw in draws]),
         samples=[draw[3] for draw in draws],
         hessians=torch.stack(hessians) if hessians else None,
-        lrs=[_lr(direction, groups) for direction in directions],
+        lrs=[_mean(direction, groups, "lr") for direction in directions],
+        ratios=[_mean(direction, groups, "lr_ratio") for direction in directions],
         numels=[_numel(direction, parts) for direction in directions],
         step=step,
     )
 
 
+def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | None) -> None:
+    if move is not None and not move > 0:
+        raise ValueError(f"move is {move}; expected a number above 0")
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"max_batches is {max_batches}; expected 1 or more")
+    if not parts.sharded:
+        return
+    if hessian:
+        raise ValueError("hessian=True needs whole parameters, and these are sharded: leave it out")
+    fused = [name for name, pieces in zip(parts.names, parts.blocks_of_pieces()) if len(pieces) > 1]
+    if fused:
+        raise ValueError(
+            f"{fused[0]} is a fused QKV weight of a sharded model: its parts cannot be moved one by one; "
+            "call split_fused(model) before fully_shard"
+        )
+
+
+def _move(predictions: Predictions) -> float:
+    """By the least precise type that the forward pass computes in."""
+    if predictions.kinds & HALF:
+        raise ValueError(
+            "the forward pass computes in half precision although the parameters are float32 (autocast inside the "
+            "model, or fully_shard's MixedPrecisionPolicy): its rounding would drown the curvature"
+        )
+    return max(size for kind, size in _MOVE.items() if kind in predictions.kinds | {predictions.logits.dtype})
+
+
 def _measure(
-    problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+    problem: Problem,
+    batch: Any,
+    predictions: Predictions,
+    updates: Sequence[Tensor],
+    directions: Sequence[Direction],
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """One batch: signals (k,), C (k, k), noise in C's diagonal (k,), all float64; and the samples."""
-    predictions = problem.predict(batch)
-    gradients = gradients_of_sum(problem, summed_loss(predictions))
-    signal = torch.stack([_dot(gradients, updates, direction) for direction in directions])
+    parts = problem.parts
+    gradients = parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
+    signal = _dots(parts, gradients, updates, directions)
     center = predictions._replace(logits=predictions.logits.detach())
     changes = []
     for direction in directions:
@@ -150,15 +191,13 @@ def _measure(
     known = sum(small * d.move * change for d, change in zip(directions, changes))
     rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
     noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
-    samples = torch.tensor(float(predictions.samples), dtype=torch.float64)
-    parts = problem.parts
     if parts.distributed:
-        device = parts.parameters[0].device
-        for tensor in (signal, curvature, noise, samples):
-            total = tensor.to(device)
+        for tensor in (curvature, noise):
+            total = tensor.to(parts.parameters[0].device)
             dist.all_reduce(total)
             tensor.copy_(total)
-    return signal / samples, curvature / samples, noise / samples, int(samples)
+    samples = problem.samples(predictions)
+    return signal / samples, curvature / samples, noise / samples, samples
 
 
 def _logits_at(
@@ -173,7 +212,9 @@ def _logits_at(
             for direction, factor in moves:
                 for i, piece in direction.pieces:
                     _cut(local(parameters[i].detach()), piece).add_(_cut(updates[i], piece), alpha=factor)
-            return problem.predict(batch, needs_gradient=False).logits
+            logits = problem.predict(batch, needs_gradient=False).logits
+        processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
+        return logits
     finally:
         with torch.no_grad():
             for i, value in kept.items():
@@ -200,23 +241,17 @@ def _hessian(
     problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
 ) -> Tensor:
     """u_a' H u_b of the summed loss, by Hessian-vector products: (k, k) float64."""
-    parameters = problem.parts.parameters
-    with sdpa_kernel(SDPBackend.MATH):
-        loss = summed_loss(problem.predict(batch))
-    first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     rows = []
     for direction in directions:
-        slope = sum(
-            (_cut(gradient, piece) * _cut(updates[i], piece)).sum()
-            for i, piece in direction.pieces
-            if (gradient := first[i]) is not None
-        )
-        products = torch.autograd.grad(slope, parameters, allow_unused=True, retain_graph=True)  # type: ignore[arg-type]
-        rows.append(torch.stack([_dot(products, updates, other) for other in directions]))
-    total = torch.stack(rows)
-    if problem.parts.distributed:
-        dist.all_reduce(total)
-    return total
+        vector = [torch.zeros_like(update) for update in updates]
+        for i, piece in direction.pieces:
+            _cut(vector[i], piece).copy_(_cut(updates[i], piece))
+        try:
+            products, _ = double_backward(problem, [batch], vector, strict=True)
+        except NoDoubleBackwardError as error:
+            raise ValueError(f"hessian=True needs a double backward pass: {error}; leave it out") from None
+        rows.append(_dots(problem.parts, problem.parts.sum_over_processes(products), updates, directions))
+    return torch.stack(rows)
 
 
 def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
@@ -225,50 +260,52 @@ def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator
         raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
     predictions = problem.predict(batch)
     summed = problem.parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
-    samples = torch.tensor(float(predictions.samples))
-    if problem.parts.distributed:
-        dist.all_reduce(samples)
-    gradients = [None if g is None else g / float(samples) for g in summed]
+    samples = problem.samples(predictions)
+    gradients = [None if g is None else g / samples for g in summed]
     return stepped_updates(optimizer, problem.parts.parameters, gradients)
 
 
-def _directions(parts: Parts, updates: Sequence[Tensor], move: float | None) -> list[Direction]:
+def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
     found: dict[Block, list[tuple[int, tuple[int, int, int] | None]]] = {}
     for i, pieces in enumerate(parts.blocks_of_pieces()):
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))
-    directions = []
-    for block in (b for b in Block if b in found):
-        sizes = torch.zeros(2, dtype=torch.float64)
-        for i, piece in found[block]:
-            u = _cut(updates[i], piece)
-            sizes += torch.tensor([float(u.double().square().sum()), u.numel()])
-        if parts.sharded:
-            dist.all_reduce(sizes)
-        rms = float((sizes[0] / sizes[1]).sqrt())
-        wanted = _MOVE.get(parts.parameters[0].dtype, 1e-3) if move is None else move
-        if rms > 0:  # a block that the optimizer does not move has no direction
-            directions.append(Direction(block, tuple(found[block]), wanted / rms))
-    return directions
+    whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
+    squares = _dots(parts, updates, updates, whole)
+    return [
+        replace(direction, move=move * math.sqrt(_numel(direction, parts) / float(square)))
+        for direction, square in zip(whole, squares)
+        if square > 0  # a block that the optimizer does not move has no direction
+    ]
 
 
-def _dot(gradients: Sequence[Tensor | None], updates: Sequence[Tensor], direction: Direction) -> Tensor:
-    total = torch.zeros((), dtype=torch.float64)
-    for i, piece in direction.pieces:
-        gradient = gradients[i]
-        if gradient is not None:
-            a, b = _cut(local(gradient), piece), _cut(updates[i], piece)
-            total += (a.double() * b.double()).sum().cpu()
-    return total
+def _dots(
+    parts: Parts,
+    tensors: Sequence[Tensor | None],
+    updates: Sequence[Tensor],
+    directions: Sequence[Direction],
+) -> Tensor:
+    """<tensor, update> on each direction: (k,) float64, over all shards."""
+    totals = torch.zeros(len(directions), dtype=torch.float64)
+    for row, direction in enumerate(directions):
+        for i, piece in direction.pieces:
+            if (tensor := tensors[i]) is not None:
+                a, b = parts.own(i, tensor, piece), parts.own(i, updates[i], piece)
+                totals[row] += (a.double() * b.double()).sum().cpu()
+    if parts.sharded:
+        everywhere = totals.to(parts.parameters[0].device)
+        dist.all_reduce(everywhere)
+        totals = everywhere.cpu()
+    return totals
 
 
 def _cut(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
     return tensor if piece is None else tensor.narrow(*piece)
 
 
-def _lr(direction: Direction, groups: Sequence[dict[str, Any]]) -> float:
-    """The block's learning rate now; of a block in groups with different ones, the mean over its elements."""
-    return sum(float(groups[i]["lr"]) for i, _ in direction.pieces) / len(direction.pieces)
+def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
+    """What the block's groups have; of a block in groups with different values, the mean over its parameters."""
+    return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
 
 
 def _numel(direction: Direction, parts: Parts) -> int:

@@ -15,6 +15,7 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from torch import Tensor
 
 FORMAT = 1
@@ -34,6 +35,7 @@ class Slope(NamedTuple):
         best_lr_stderr: of it; signal and curvature come from the same batches.
         noise: what rounding adds to the curvature.
         numel: elements of the block.
+        ratio: the block's learning-rate ratio when it was measured (``lr_ratio`` of its group; 1 without).
     """
 
     lr: float
@@ -45,6 +47,7 @@ class Slope(NamedTuple):
     best_lr_stderr: float
     noise: float
     numel: int
+    ratio: float = 1.0
 
     @property
     def factor(self) -> float:
@@ -58,11 +61,13 @@ class Slope(NamedTuple):
             return "one batch: no error bars"
         low, high = self.best_lr - 2 * self.best_lr_stderr, self.best_lr + 2 * self.best_lr_stderr
         if self.signal + 2 * self.signal_stderr < 0:
-            return "overshooting: the update raises the loss"
+            return "overshooting: it raises the loss"
         if high < self.lr / 1.5:
-            return f"overshooting: x{self.factor:.2g} would be right" if self.best_lr > 0 else "overshooting"
+            return (
+                f"overshooting: x{_short(self.factor)} would be right" if self.best_lr > 0 else "overshooting"
+            )
         if low > 1.5 * self.lr:
-            return f"could go up x{self.factor:.2g}"
+            return f"could go up x{_short(self.factor)}"
         return "about right" if high - low < 2 * abs(self.lr) else "not clear: more batches"
 
 
@@ -101,6 +106,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         samples: Sequence[int],
         hessians: Tensor | None,
         lrs: Sequence[float],
+        ratios: Sequence[float],
         numels: Sequence[int],
         step: int | None,
     ) -> DirectionalReport:
@@ -113,7 +119,7 @@ class DirectionalReport(Mapping[Block, Slope]):
             noise: (batches, k).
             samples: of each batch.
             hessians: (batches, k, k), or None.
-            lrs, numels: of each block.
+            lrs, ratios, numels: of each block.
         """
         weights = np.asarray(samples, dtype=float) / sum(samples)
         s, c = signals.numpy(), np.diagonal(curvatures.numpy(), axis1=1, axis2=2)
@@ -132,6 +138,7 @@ class DirectionalReport(Mapping[Block, Slope]):
                 best_lr_stderr=float(errors[2][i]),
                 noise=float(weights @ noise.numpy()[:, i]),
                 numel=numels[i],
+                ratio=ratios[i],
             )
             for i, block in enumerate(blocks)
         }
@@ -207,6 +214,18 @@ class DirectionalReport(Mapping[Block, Slope]):
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
 
+    def table(self) -> Table:
+        """As a rich table: :func:`blockwise_lr.optim.directional_show.directional_table`."""
+        from blockwise_lr.optim.directional_show import directional_table
+
+        return directional_table(self)
+
+    def plot(self, path: str | Path) -> Path:
+        """As a figure: :func:`blockwise_lr.optim.directional_show.plot_directional`."""
+        from blockwise_lr.optim.directional_show import plot_directional
+
+        return plot_directional([self], path)
+
     def to_json(self, path: str | Path) -> None:
         """Write the report to `path`, whole or not at all."""
         write_json_atomic(Path(path), self.to_dict())
@@ -218,6 +237,11 @@ class DirectionalReport(Mapping[Block, Slope]):
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (UnicodeDecodeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
+
+
+def _short(factor: float) -> str:
+    """Two digits, never with an exponent that a reader has to work out."""
+    return f"{float(f'{factor:.2g}'):g}"
 
 
 def _number(value: float | None) -> Any:

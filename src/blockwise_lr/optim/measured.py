@@ -1,4 +1,4 @@
-"""Ratios by the paper's logic: the flatter a block, the larger its learning rate."""
+"""Ratios from a measurement: of average sharpness (the paper's logic), or along the optimizer's own update."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.sharpness import SharpnessReport
 
 
@@ -42,13 +43,15 @@ class MeasuredRatios(Mapping[Block, float]):
 
 
 def ratios_from_sharpness(
-    report: SharpnessReport | Mapping[Block, float],
+    report: SharpnessReport | DirectionalReport | Mapping[Block, float],
     power: float = 2 / 3,
     reference: Block = Block.NORM,
-    low: float = 1.0,
+    low: float | None = None,
     high: float = 20.0,
 ) -> MeasuredRatios:
-    r"""Ratios from average sharpness.
+    r"""Ratios from a measurement.
+
+    From average sharpness:
 
         r(b) = (S(reference) / S(b)) ** power,  within [low, high]                        (METHOD section 3)
 
@@ -56,29 +59,39 @@ def ratios_from_sharpness(
     at 40 000 steps of LLaMA 0.25B (11, 7.5, 4.9, 3.2 for EMB, QK, FFN, VO; theirs are 10, 8, 6, 4). Whether such
     ratios help a model is another question: average sharpness is not the curvature along an optimizer's update.
 
+    From a DirectionalReport, with r_now the ratio that the block was measured at:
+
+        r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
+
     Args:
-        report: from :func:`blockwise_lr.measure_sharpness`; or plain values, block -> S(b).
-        power: 0 makes every ratio 1; above 0 flatter blocks learn faster. Default 2/3.
-        reference: the block whose ratio is 1. Default NORM, the paper's sharpest.
-        low, high: bounds of a ratio. Defaults 1 and 20.
+        report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; or plain
+            values, block -> S(b).
+        power: 0 makes every ratio 1; above 0 flatter blocks learn faster. Default 2/3. Not for a DirectionalReport.
+        reference: the block whose ratio is 1. Default NORM, the paper's sharpest. Not for a DirectionalReport.
+        low, high: bounds of a ratio, for a DirectionalReport of its change. Defaults 1 (0.5 for a DirectionalReport:
+            a block that overshoots is lowered) and 20.
 
     Returns:
         MeasuredRatios. Standard errors are first-order: sharpness of both blocks comes from the same batches, whose
         common ups and downs cancel in a ratio.
 
     Raises:
-        ValueError: the report has no reference block; a sharpness that is not above 0; bounds that are not
-            0 < low <= high, or a power that is not finite.
+        ValueError: the report has no reference block; a sharpness that is not above 0; a DirectionalReport at learning
+            rate 0; bounds that are not 0 < low <= high, or a power that is not finite.
 
     Example:
         >>> figure = {Block.EMB: 8.5e-7, Block.QK: 1.5e-6, Block.FFN: 2.9e-6, Block.VO: 5.5e-6, Block.NORM: 3.1e-5}
         >>> {str(b): round(r, 1) for b, r in ratios_from_sharpness(figure).items()}
         {'emb': 11.0, 'qk': 7.5, 'ffn': 4.9, 'vo': 3.2, 'norm': 1.0}
     """
+    if low is None:
+        low = 0.5 if isinstance(report, DirectionalReport) else 1.0
     if not math.isfinite(power):
         raise ValueError(f"power is {power}; expected a finite number")
     if not 0 < low <= high:
         raise ValueError(f"low is {low} and high {high}; expected 0 < low <= high")
+    if isinstance(report, DirectionalReport):
+        return _from_directional(report, low, high)
     sharpness = (
         {b: e.mean for b, e in report.items()}
         if isinstance(report, SharpnessReport)
@@ -102,6 +115,22 @@ def ratios_from_sharpness(
         for block in sharpness
     }
     ratios = {block: min(max(ratio, low), high) for block, ratio in unclipped.items()}
+    return MeasuredRatios(ratios, unclipped, errors)
+
+
+def _from_directional(report: DirectionalReport, low: float, high: float) -> MeasuredRatios:
+    for block, slope in report.items():
+        if not slope.lr > 0:
+            raise ValueError(
+                f"{block.value} was measured at learning rate {slope.lr:g}, which no ratio relates to the one it could "
+                "take: measure between the first warm-up step and the end of the schedule"
+            )
+    unclipped = {block: slope.ratio * slope.factor for block, slope in report.items()}
+    ratios = {
+        block: slope.ratio * min(max(slope.factor if slope.signal > 0 else low, low), high)
+        for block, slope in report.items()
+    }
+    errors = {block: slope.ratio * slope.best_lr_stderr / slope.lr for block, slope in report.items()}
     return MeasuredRatios(ratios, unclipped, errors)
 
 

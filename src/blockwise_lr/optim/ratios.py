@@ -10,10 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.directional_report import KIND as DIRECTIONAL
+from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
 from blockwise_lr.sharpness import SharpnessReport
 
-Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport
+Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport | DirectionalReport
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
@@ -34,8 +37,8 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """A ratio for every block: those given, and 1 for the rest.
 
     Args:
-        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport stands for
-            ``ratios_from_sharpness(report)``.
+        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport or
+            DirectionalReport stands for ``ratios_from_sharpness(report)``.
 
     Raises:
         ValueError: a key that is no block, or a ratio that is not a positive finite number.
@@ -44,7 +47,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB]
         (8.0, 1.0)
     """
-    if isinstance(ratios, SharpnessReport):
+    if isinstance(ratios, (SharpnessReport, DirectionalReport)):
         ratios = ratios_from_sharpness(ratios)
     resolved = dict.fromkeys(Block, 1.0)
     for key, value in ratios.items():
@@ -71,7 +74,9 @@ def parse_ratios(text: str) -> dict[Block, float]:
     """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
-        text: name, pairs, or the path of a file that holds ``{"emb": 4, ...}`` or a SharpnessReport (sharpness.json).
+        text: name ("auto" begins uniform; its rule is for :func:`blockwise_lr.optim.auto.parse_auto`), pairs, or the
+            path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a DirectionalReport
+            (directional.json).
 
     Returns:
         The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
@@ -85,6 +90,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
     """
     if text in NAMED_RATIOS:
         return dict(NAMED_RATIOS[text])
+    if parse_auto(text) is not None:
+        return {}
     if _is_file(text):
         try:
             values = json.loads(Path(text).read_text(encoding="utf-8"))
@@ -96,7 +103,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
             raise ValueError(
                 f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
             )
-        return dict(ratios_from_sharpness(_report(text, values))) if "estimator" in values else _named(values)
+        measured = "estimator" in values or values.get("kind") == DIRECTIONAL
+        return dict(ratios_from_sharpness(_report(text, values))) if measured else _named(values)
     pairs = [pair.partition("=") for pair in text.split(",")]
     try:
         return _named(
@@ -104,6 +112,20 @@ def parse_ratios(text: str) -> dict[Block, float]:
         )
     except ValueError as error:
         raise ValueError(str(error) if "ratios:" in str(error) else f"ratios: {text!r}: {error}") from None
+
+
+def canonical_ratios(text: str) -> str:
+    """The same ratios, spelled so that they mean the same on every reading: a file by what is in it.
+
+    Raises:
+        ValueError: as :func:`parse_ratios`.
+
+    Example:
+        >>> canonical_ratios("vo=.5"), canonical_ratios("paper"), canonical_ratios("auto")
+        ('vo=0.5', 'paper', 'auto')
+    """
+    by_name = text in NAMED_RATIOS or parse_auto(text) is not None
+    return text if by_name else spell_ratios(parse_ratios(text))
 
 
 def spell_ratios(ratios: Ratios) -> str:
@@ -119,9 +141,10 @@ def spell_ratios(ratios: Ratios) -> str:
     return ",".join(pairs) or "uniform"
 
 
-def _report(path: str, values: Mapping[str, Any]) -> SharpnessReport:
+def _report(path: str, values: Mapping[str, Any]) -> SharpnessReport | DirectionalReport:
+    kind = DirectionalReport if values.get("kind") == DIRECTIONAL else SharpnessReport
     try:
-        return SharpnessReport.from_dict(values)
+        return kind.from_dict(values)
     except ValueError as error:
         raise ValueError(f"ratios: {path}: {error}") from None
 
@@ -145,6 +168,6 @@ def _named(values: Mapping[str, float]) -> dict[Block, float]:
 
 def _refuse(text: str) -> bool:
     raise ValueError(
-        f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}; "
+        f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
         f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
     )

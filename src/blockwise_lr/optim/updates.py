@@ -26,8 +26,8 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
         parameters: the model's; each must be the optimizer's and have been stepped.
 
     Returns:
-        One tensor of each parameter's shape, in float32 at least; None for another kind of optimizer, whose update is
-        seen only in a step (:func:`stepped_updates`).
+        One tensor of each parameter's shape (of a sharded one, this process's shard), in float32 at least; None for
+        another kind of optimizer, whose update is seen only in a step (:func:`stepped_updates`).
 
     Raises:
         ValueError: a parameter is not the optimizer's, or has no state yet.
@@ -46,8 +46,8 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
         beta1, beta2 = group["betas"]
         step = float(state["step"])
         second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        first = _wide(state["exp_avg"]) / (1 - beta1**step)
-        updates.append(first / ((_wide(second) / (1 - beta2**step)).sqrt() + group["eps"]))
+        first = _wide(local(state["exp_avg"])) / (1 - beta1**step)
+        updates.append(first / ((_wide(local(second)) / (1 - beta2**step)).sqrt() + group["eps"]))
     return updates
 
 

@@ -12,7 +12,7 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.curves import block_lr
 from blockwise_lr.optim.groups import NoDecay, param_groups
-from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, resolve_ratios, spell_ratios
+from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
@@ -63,9 +63,8 @@ def check_config(config: TrainConfig) -> TrainConfig:
     _check_reports(config)
     check_measurements(config)
     optim = config.optim
-    named = optim.ratios in NAMED_RATIOS
-    spelled = optim.ratios if named else spell_ratios(parse_ratios(optim.ratios))
-    return replace(config, device=resolve_device(config.device), optim=replace(optim, ratios=spelled))
+    ratios = canonical_ratios(optim.ratios)
+    return replace(config, device=resolve_device(config.device), optim=replace(optim, ratios=ratios))
 
 
 def _check_optim(config: TrainConfig) -> None:

@@ -32,6 +32,8 @@ class MeasureConfig:
     """Seed of sampled labels, random signs, masked tokens, and of a preset's initial weights."""
     blocks: tuple[str, ...] = ()
     """Blocks of parameters that the rules do not know, each REGEX=BLOCK, such as 'transform=other'."""
+    directional: bool = False
+    """Measure along the optimizer's own update instead: the learning rate that each block could take (runs only)."""
     histogram: bool = False
     """Also count the elements of each block by their own sharpness (the paper's density figure)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -63,5 +65,10 @@ class MeasureConfig:
         _ = self.overrides
         if self.probes > 1 and self.estimator == "empirical":
             raise UserError(f"--probes is {self.probes}, but --estimator empirical draws nothing at random")
+        if self.directional:
+            default = MeasureConfig()
+            for name in ("estimator", "probes", "histogram", "blocks"):
+                if (given := getattr(self, name)) != getattr(default, name):
+                    raise UserError(f"--{name} {given} is about average sharpness; --directional has none")
         if self.histogram and self.estimator == "hutchinson":
             raise UserError("--histogram is for squared gradients; --estimator hutchinson has none")

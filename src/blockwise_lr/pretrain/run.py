@@ -19,6 +19,7 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
+from blockwise_lr.optim.auto import parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
@@ -229,7 +230,7 @@ def _trainer(
         optimizer_cls_and_kwargs=optimizer_class(
             optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps
         ),
-        ratios=parse_ratios(optim.ratios),
+        ratios=parse_auto(optim.ratios) or parse_ratios(optim.ratios),
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,

@@ -25,9 +25,11 @@ from torch import nn
 from blockwise_lr.blocks import classify
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim import DirectionalReport
 from blockwise_lr.pretrain.checks import resolve_device
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.data import TokenData, prepare_data
+from blockwise_lr.pretrain.directional import directional_reports, write_directional
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.folder import check_same_text
 from blockwise_lr.pretrain.measure_config import MeasureConfig
@@ -45,7 +47,7 @@ def measure_model(
     *,
     command: str = "",
     console: Console | None = None,
-) -> tuple[list[SharpnessReport], Path]:
+) -> tuple[list[SharpnessReport] | list[DirectionalReport], Path]:
     """Measure what `model` names, in fp32, on windows spread evenly over the text's measure split.
 
     Args:
@@ -58,7 +60,7 @@ def measure_model(
         console: where progress goes. Default: stderr.
 
     Returns:
-        The reports, earliest first, and the folder.
+        The reports, earliest first (with `config.directional`, DirectionalReports), and the folder.
 
     Raises:
         UserError: the model, the text or a setting is not usable; says what to change.
@@ -78,17 +80,21 @@ def measure_model(
         raise UserError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from None
     for reason in subject.skipped:
         console.print(f"{reason}: passed over", highlight=False, soft_wrap=True)
-    reports = []
-    with _progress(console, subject, config.batches) as show:
-        for step, load in subject.models:
-            reports.append(_measure(load, batches, step, config, device, partial(show, step)))
-            gc.collect()  # a model is a web of cycles: two would be in memory at once
     about = {
         "model": subject.name,
         "command": command,
         **describe_environment(device),
         "data": data.describe(),
     }
+    with _progress(console, subject, config.batches) as show:
+        if config.directional:
+            slopes = directional_reports(subject, batches, device, show)
+            write_directional(slopes, out, about)
+            return slopes, out
+        reports = []
+        for step, load in subject.models:
+            reports.append(_measure(load, batches, step, config, device, partial(show, step)))
+            gc.collect()  # a model is a web of cycles: two would be in memory at once
     _write(reports, out, about, console)
     return reports, out
 

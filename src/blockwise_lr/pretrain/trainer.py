@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sized
+from collections.abc import Mapping, Sized
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -94,7 +94,8 @@ class PretrainTrainer(BlockwiseTrainer):
             "tokens": self.state.global_step * self.tokens_per_step,
             "train_loss": logs["loss"],
             "val_loss": None,
-            "lr": {name.removeprefix("lr/"): lr for name, lr in logs.items() if name.startswith("lr/")},
+            "lr": _by_block(logs, "lr/"),
+            **({"ratios": ratios} if (ratios := _by_block(logs, "ratio/")) else {}),
             "grad_norm": logs.get("grad_norm"),
             "seconds": round(self.seconds, 3),
         }
@@ -128,6 +129,10 @@ class PretrainTrainer(BlockwiseTrainer):
         if self.is_world_process_zero():
             checkpoint.seal(target)
             checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
+
+
+def _by_block(logs: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
 
 
 def _barrier() -> None:

@@ -108,7 +108,7 @@ def measure_sharpness(
             draws.append(estimators.optimizer(parts, optimizer, samples))
     else:
         with left_as_it_was(inner):
-            for index, batch in enumerate(_together(_accumulated(batches, accumulate, max_batches), parts)):
+            for index, batch in enumerate(together(_accumulated(batches, accumulate, max_batches), parts)):
                 done, how = _draw(problem, estimator, batch, [seed, index], probes, hvp)
                 method = f"{_MEANINGS[estimator]} ({how})" if how else method
                 draws.append(done)
@@ -222,7 +222,7 @@ def _accumulated(
         yield group
 
 
-def _together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
+def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
     """The same, but processes that do not have as many batches learn of it instead of waiting for each other."""
     if not parts.distributed:
         yield from batches

@@ -1,0 +1,103 @@
+"""What `blockwise-lr sharpness RUN --directional` does: which block holds the learning rate back?"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import split_fused
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.directional import measure_directional
+from blockwise_lr.optim.directional_report import DirectionalReport
+from blockwise_lr.optim.directional_show import plot_directional
+from blockwise_lr.optim.groups import param_groups
+from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.optim.registry import optimizer_class
+from blockwise_lr.pretrain.checks import parse_no_decay
+from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.folder import read_run_config
+from blockwise_lr.pretrain.subjects import Subject
+
+RESULT, FIGURE = "directional.json", "directional.png"
+OPTIMIZER = "optimizer.pt"  # transformers.Trainer's name
+
+
+def directional_reports(
+    subject: Subject,
+    batches: Sequence[Any],
+    device: str,
+    show: Callable[[int | None, int], None],
+) -> list[DirectionalReport]:
+    """Every checkpoint of the run, along the update of the optimizer that is saved in it; earliest first.
+
+    Raises:
+        UserError: not a run, a checkpoint without the optimizer, or nothing that can be measured.
+    """
+    if subject.run is None:
+        raise UserError(
+            f"--directional measures along the optimizer's update, and {subject.name} has no optimizer: "
+            "expected the folder of a run, or one of its checkpoints"
+        )
+    train = read_run_config(subject.run)
+    reports = []
+    for step, load in subject.models:
+        model = split_fused(nn.Module.to(load(), device))
+        optimizer = load_optimizer(train, model, subject.run / f"checkpoint-{step}")
+        try:
+            reports.append(
+                measure_directional(model, optimizer, batches, step=step, on_batch=partial(show, step))
+            )
+        except ValueError as error:
+            raise UserError(f"step {step}: {error}") from error
+        del model, optimizer
+        gc.collect()  # a model is a web of cycles: two would be in memory at once
+    return reports
+
+
+def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> Optimizer:
+    """The optimizer of a run as it was at a checkpoint, on the groups that it had.
+
+    Args:
+        config: the run's.
+        model: the checkpoint's, split.
+        checkpoint: its folder.
+
+    Raises:
+        UserError: the checkpoint holds no optimizer, or one of other groups.
+    """
+    optim = config.optim
+    groups = param_groups(
+        model,
+        optim.base_lr,
+        parse_ratios(optim.ratios),
+        weight_decay=optim.weight_decay,
+        no_decay=parse_no_decay(optim.no_decay),
+        decay=optim.decay,
+    )
+    kind, options = optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
+    optimizer = kind(groups, **options)
+    path = checkpoint / OPTIMIZER
+    try:
+        optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except FileNotFoundError:
+        raise UserError(f"{checkpoint} holds no optimizer ({OPTIMIZER}): choose another checkpoint") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not this model's optimizer: {error}") from None
+    return optimizer
+
+
+def write_directional(reports: Sequence[DirectionalReport], out: Path, about: dict[str, Any]) -> None:
+    """directional.json of the last report, the others under "earlier"; and the figure."""
+    *earlier, last = reports
+    write_json_atomic(
+        out / RESULT, {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}
+    )
+    plot_directional(reports, out / FIGURE)

@@ -1,0 +1,201 @@
+"""AutoRatios: what moves the ratios, what stays, and that a resumed run goes on to the bit."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blockwise_lr import AutoRatios, AutoRule, Block, classify, cosine_schedule, param_groups, split_fused
+from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.pretrain.config import ModelConfig
+from blockwise_lr.pretrain.models import build_model
+
+STEPS = 40
+
+
+class Training:
+    """A tiny LLaMA or GPT-2 under AdamW and the rule, one batch a step."""
+
+    def __init__(self, rule: AutoRule | None = None, family: str = "llama", **groups) -> None:
+        config = ModelConfig(family, hidden_size=16, layers=2, heads=2, vocab_size=31, context=12)
+        self.model = split_fused(build_model(config, seed=0))
+        self.optimizer = torch.optim.AdamW(param_groups(self.model, lr=1e-2, ratios={}, **groups))
+        self.schedule = cosine_schedule(self.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3)
+        self.auto = AutoRatios(self.optimizer, self.schedule, rule)
+
+    def gradients(self) -> None:
+        generator = torch.Generator().manual_seed(self.schedule.last_epoch)
+        ids = torch.randint(31, (4, 12), generator=generator)
+        ids[:, 1::2] = (ids[:, ::2] * 3 + 1) % 31  # something to learn
+        self.model(input_ids=ids, labels=ids).loss.backward()
+
+    def run(self, steps: int) -> Training:
+        for _ in range(steps):
+            self.gradients()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.schedule.step()
+        return self
+
+
+def literal_cosines(training: Training) -> dict[Block, float]:
+    """From the change of the parameters over the last step, kept by the caller as `before`."""
+    blocks = classify(training.model)
+    sums: dict[Block, list[float]] = {}
+    for name, parameter in training.model.named_parameters():
+        group = next(g for g in training.optimizer.param_groups if name in g["names"])
+        state = training.optimizer.state[parameter]
+        beta1, beta2 = group["betas"]
+        t = int(state["step"])
+        u = state["exp_avg"] / (1 - beta1**t) / ((state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"])
+        total = sums.setdefault(blocks[name], [0.0, 0.0, 0.0])
+        for i, (a, b) in enumerate(((parameter.grad, u), (parameter.grad, parameter.grad), (u, u))):
+            total[i] += float((a.double() * b.double()).sum())
+    return {block: dot / math.sqrt(gg * uu) for block, (dot, gg, uu) in sums.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family):
+    training = Training(AutoRule(gain=40.0, stop=1.0), family).run(9)
+    before = training.auto.ratios
+    training.gradients()
+    expected = literal_cosines(training)
+    training.optimizer.step()
+    assert training.auto.cosines == pytest.approx(expected, rel=1e-4)
+    for block, ratio in training.auto.ratios.items():
+        change = 40.0 / STEPS * (expected[block] - expected[Block.FFN])
+        assert ratio == pytest.approx(before[block] * math.exp(change), rel=1e-4)
+    assert len(set(training.auto.ratios.values())) == len(training.auto.ratios)
+
+
+def test_the_anchor_keeps_its_ratio_and_the_mean_stays_one():
+    ffn = Training(AutoRule(gain=10.0)).run(12)
+    assert ffn.auto.ratios[Block.FFN] == 1.0
+    mean = Training(AutoRule(gain=10.0, anchor="mean")).run(12)
+    assert sum(map(math.log, mean.auto.ratios.values())) == pytest.approx(0, abs=1e-9)
+    assert mean.auto.ratios[Block.FFN] != 1.0
+
+
+def test_learning_rates_are_the_schedules_for_the_ratios_of_now():
+    training = Training(AutoRule(gain=100.0)).run(20)
+    at = training.schedule.last_epoch
+    for group in training.optimizer.param_groups:
+        ratio = training.auto.ratios[Block(group["block"])]
+        peak, floor = 1e-2 * ratio, min(1e-3, 1e-2 * ratio)
+        assert group["initial_lr"] == pytest.approx(peak)
+        share = (at - 4) / (STEPS - 4)
+        expected = floor + (peak - floor) * (1 + math.cos(math.pi * share)) / 2
+        assert group["lr"] == pytest.approx(expected)
+
+
+def test_ratios_rest_outside_their_part_of_the_run():
+    training = Training(AutoRule(gain=100.0, start=0.25, stop=0.5)).run(10)
+    assert set(training.auto.ratios.values()) == {1.0}
+    training.run(10)
+    found = training.auto.ratios
+    assert len(set(found.values())) > 1
+    assert training.run(20).auto.ratios == found
+
+
+def test_a_run_that_is_resumed_goes_on_to_the_bit():
+    whole = Training(AutoRule(gain=100.0)).run(8)
+    saved = io.BytesIO()
+    states = {name: getattr(whole, name).state_dict() for name in ("model", "optimizer", "schedule")}
+    torch.save(copy.deepcopy(states), saved)
+    whole.run(16)
+    saved.seek(0)
+    states = torch.load(saved, weights_only=True)
+    resumed = Training(AutoRule(gain=100.0))
+    for name in states:
+        getattr(resumed, name).load_state_dict(states[name])
+    resumed.run(16)
+    assert resumed.auto.ratios == whole.auto.ratios
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters()))
+
+
+class Bowl(nn.Module):
+    """Two quadratic bowls, one of them much too steep for the learning rate that the other one needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steep = nn.Parameter(torch.full((8, 8), 1.0))
+        self.wide = nn.Parameter(torch.full((8, 8), 30.0))
+
+    def forward(self) -> Tensor:
+        return 50 * self.steep.square().sum() + 0.01 * self.wide.square().sum()
+
+
+def test_a_block_that_overshoots_slows_down_against_one_that_does_not():
+    model = Bowl()
+    blocks = classify(model, {"steep": Block.VO, "wide": Block.FFN})
+    groups = param_groups(model, lr=0.3, ratios={}, weight_decay=0.0, blocks=blocks)
+    optimizer = torch.optim.AdamW(groups, betas=(0.5, 0.95))
+    schedule = cosine_schedule(optimizer, warmup_steps=1, total_steps=STEPS)
+    auto = AutoRatios(optimizer, schedule, AutoRule(gain=20.0, stop=1.0))
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        model().backward()
+        optimizer.step()
+        schedule.step()
+    assert auto.ratios[Block.FFN] == 1.0
+    assert auto.ratios[Block.VO] < 0.3
+
+
+def test_a_block_without_gradient_keeps_its_ratio():
+    training = Training(AutoRule(gain=100.0))
+    for name, parameter in training.model.named_parameters():
+        if classify(training.model)[name] is Block.QK:
+            parameter.register_hook(torch.zeros_like)
+    training.run(12)
+    assert training.auto.ratios[Block.QK] == 1.0
+    assert training.auto.ratios[Block.VO] != 1.0
+
+
+def test_bounds_hold():
+    ratios = Training(AutoRule(gain=1e5, low=0.5, high=2.0)).run(12).auto.ratios
+    assert all(0.5 - 1e-9 <= ratio <= 2.0 + 1e-9 for ratio in ratios.values())
+    assert min(ratios.values()) == pytest.approx(0.5) or max(ratios.values()) == pytest.approx(2.0)
+
+
+def test_what_cannot_be_measured_is_refused():
+    model = Training().model
+    groups = param_groups(model, lr=1e-2, ratios={})
+    sgd = torch.optim.SGD(groups, lr=0.1)
+    with pytest.raises(ValueError, match="from the state of Adam or AdamW, and this is SGD"):
+        AutoRatios(sgd, cosine_schedule(sgd, warmup_steps=1, total_steps=9))
+    plain = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"has no block: make them with param_groups\(model, lr\)"):
+        AutoRatios(plain, cosine_schedule(plain, warmup_steps=1, total_steps=9))
+    lonely = torch.optim.AdamW(param_groups(nn.LayerNorm(4), lr=1e-2))
+    with pytest.raises(ValueError, match="auto compares blocks, and the optimizer has only norm"):
+        AutoRatios(lonely, cosine_schedule(lonely, warmup_steps=1, total_steps=9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("auto:gian=3", "auto: no option 'gian'; there are gain, start, stop"),
+        ("auto:gain=much", "auto: gain is 'much'; expected a number"),
+        ("auto:gain=-1", r"auto: gain is -1\.0; expected a finite number above 0"),
+        ("auto:start=0.5,stop=0.2", r"auto: start is 0\.5 and stop 0\.2; expected 0 <= start < stop <= 1"),
+        ("auto:anchor=vo", "auto: anchor is 'vo'; expected ffn or mean"),
+        ("auto:measurements=0", "auto: measurements is 0; expected 1 or more"),
+        ("auto:low=2", "auto: low is 2 and high 100; expected 0 < low < 1 < high"),
+    ],
+)
+def test_options_out_of_range_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_auto(text)
+
+
+def test_options_are_read():
+    assert parse_auto("auto") == AutoRule()
+    assert parse_auto("auto:gain=5,anchor=mean,measurements=7") == AutoRule(
+        gain=5.0, anchor="mean", measurements=7
+    )
+    assert parse_auto("paper") is None
