@@ -49,6 +49,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/sharpness_cost.py
+	$(BIN)/python benchmarks/directional_cost.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,6 +41,14 @@ SCRIPTS = {
             for kind in ("bf16 autocast", "bf16 model")
         ),
     },
+    "directional_cost": {
+        f"{name}: {ratio}"
+        for name in ("GPT-2 small", "quickstart")
+        for ratio in (
+            "measure_directional / forward and backward",
+            "AutoRatios alone / step",
+        )
+    },
     "train_throughput": {
         "tokens/s: train / bare",
         "tokens/s: train / bare, memory kept",

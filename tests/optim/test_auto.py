@@ -102,6 +102,14 @@ def test_ratios_rest_outside_their_part_of_the_run():
     assert training.run(20).auto.ratios == found
 
 
+def test_re_measuring_goes_on_after_the_first_part():
+    training = Training(AutoRule(gain=20.0, stop=0.25, re_measure=8)).run(10)
+    assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(2, 10), 16, 24, 32]
+    found = training.auto.ratios
+    assert training.run(6).auto.ratios == found
+    assert training.run(1).auto.ratios != found
+
+
 def test_a_run_that_is_resumed_goes_on_to_the_bit():
     whole = Training(AutoRule(gain=100.0)).run(8)
     saved = io.BytesIO()
@@ -162,6 +170,23 @@ def test_bounds_hold():
     assert min(ratios.values()) == pytest.approx(0.5) or max(ratios.values()) == pytest.approx(2.0)
 
 
+def test_a_loss_that_rises_for_long_brings_ratios_above_1_halfway_back_and_says_so(caplog):
+    training = Training(AutoRule(gain=20.0)).run(10)
+    before = training.auto.ratios
+    assert not any(training.auto.watch(loss) for loss in (3.0, 2.5, 6.0, 2.4))  # one bad batch
+    assert training.auto.ratios == before
+    backed_off = [training.auto.watch(6.0) for _ in range(3)]
+    assert backed_off.count(True) == 1
+    for block, ratio in training.auto.ratios.items():
+        assert ratio == pytest.approx(min(before[block], math.sqrt(before[block])))
+    assert min(before.values()) < 1 < max(before.values())
+    assert "the training loss has risen by more than 0.5: ratios backed off to norm" in caplog.text
+    restored = Training(AutoRule(gain=20.0))
+    restored.optimizer.load_state_dict(training.optimizer.state_dict())
+    assert restored.auto.watch(2.0) == training.auto.watch(2.0)
+    assert restored.optimizer.param_groups[0]["auto_loss"] == training.optimizer.param_groups[0]["auto_loss"]
+
+
 def test_what_cannot_be_measured_is_refused():
     model = Training().model
     groups = param_groups(model, lr=1e-2, ratios={})
@@ -185,6 +210,8 @@ def test_what_cannot_be_measured_is_refused():
         ("auto:start=0.5,stop=0.2", r"auto: start is 0\.5 and stop 0\.2; expected 0 <= start < stop <= 1"),
         ("auto:anchor=vo", "auto: anchor is 'vo'; expected ffn or mean"),
         ("auto:measurements=0", "auto: measurements is 0; expected 1 or more"),
+        ("auto:re_measure=-1", "auto: re_measure is -1; expected 0 or more"),
+        ("auto:guard=0", "auto: guard is 0; expected a number of nats above 0"),
         ("auto:low=2", "auto: low is 2 and high 100; expected 0 < low < 1 < high"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,6 +18,8 @@ from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.updates import unit_updates
 from blockwise_lr.sharpness.processes import is_sharded, local
 
+_LOGGER = logging.getLogger(__name__)
+_SMOOTHING = 0.9  # of the guard's loss, from one to the next
 Anchor = Literal["ffn", "mean"]
 NAME = "auto"
 
@@ -33,7 +36,9 @@ class AutoRule:
         anchor: what keeps its ratio: "ffn", so that the base learning rate is FFN's (without one: the largest
             block's), or "mean", the geometric mean of all blocks.
         measurements: how many of the run's steps are measured; at most all.
+        re_measure: go on after `stop`, every so many steps; 0: rest.
         low, high: bounds of a ratio.
+        guard: by how much the smoothed training loss may rise above its lowest, in nats, before ratios are backed off.
 
     Raises:
         ValueError: a value out of range; names it.
@@ -44,8 +49,10 @@ class AutoRule:
     stop: float = 1 / 3
     anchor: Anchor = "ffn"
     measurements: int = 1000
+    re_measure: int = 0
     low: float = 0.01
     high: float = 100.0
+    guard: float = 0.5
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gain) and self.gain > 0):
@@ -58,6 +65,10 @@ class AutoRule:
             raise ValueError(f"auto: anchor is {self.anchor!r}; expected {' or '.join(get_args(Anchor))}")
         if self.measurements < 1:
             raise ValueError(f"auto: measurements is {self.measurements}; expected 1 or more")
+        if self.re_measure < 0:
+            raise ValueError(f"auto: re_measure is {self.re_measure}; expected 0 or more")
+        if not self.guard > 0:
+            raise ValueError(f"auto: guard is {self.guard:g}; expected a number of nats above 0")
         if not 0 < self.low < 1 < self.high:
             raise ValueError(f"auto: low is {self.low:g} and high {self.high:g}; expected 0 < low < 1 < high")
 
@@ -127,12 +138,40 @@ class AutoRatios:
     def due(self, step: int) -> bool:
         """Whether the ratios move before the update that follows `step` others."""
         rule, total = self.rule, self._schedule.total_steps
-        # The first update has learning rate 0, so that the second gradient answers none.
-        return step >= 2 and rule.start * total <= step < rule.stop * total and step % self._every == 0
+        if step < max(2, rule.start * total):  # the first update has learning rate 0: nothing answers it
+            return False
+        every = self._every if step < rule.stop * total else rule.re_measure
+        return every > 0 and step % every == 0
 
     @property
     def _every(self) -> int:
         return max(1, self._schedule.total_steps // self.rule.measurements)
+
+    def watch(self, loss: float) -> bool:
+        """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.
+
+        Args:
+            loss: in nats; smoothed here, so that one bad batch changes nothing.
+
+        Returns:
+            Whether the ratios were backed off; the losses of then are where the guard starts anew.
+        """
+        memory = self._optimizer.param_groups[0]  # saved with the optimizer
+        smoothed: float = loss + _SMOOTHING * (memory.get("auto_loss", loss) - loss)
+        rose: bool = smoothed > memory.get("auto_lowest", smoothed) + self.rule.guard
+        memory["auto_loss"] = smoothed
+        memory["auto_lowest"] = smoothed if rose else min(smoothed, memory.get("auto_lowest", smoothed))
+        if rose:
+            # Not those below 1: a higher learning rate is no way out.
+            logs = {block: math.log(ratio) for block, ratio in self.ratios.items()}
+            self._set({block: log / 2 for block, log in logs.items() if log > 0})
+            _LOGGER.warning(
+                "step %d: the training loss has risen by more than %g: ratios backed off to %s",
+                self._schedule.last_epoch,
+                self.rule.guard,
+                ", ".join(f"{block.value} {ratio:.3g}" for block, ratio in self.ratios.items()),
+            )
+        return rose
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.due(self._schedule.last_epoch):
@@ -147,12 +186,20 @@ class AutoRatios:
             for block, ratio in self.ratios.items()
             if block in self.cosines  # a block without gradient stays where it is
         }
-        kept, groups = self._kept(logs), self._groups
+        kept = self._kept(logs)
+        self._set(
+            {
+                block: min(max(log - kept, math.log(rule.low)), math.log(rule.high))
+                for block, log in logs.items()
+            }
+        )
+
+    def _set(self, logs: Mapping[Block, float]) -> None:
+        groups = self._groups
         for block, log in logs.items():
-            ratio = math.exp(min(max(log - kept, math.log(rule.low)), math.log(rule.high)))
             for group in groups[block]:
-                group["initial_lr"] *= ratio / group["lr_ratio"]
-                group["lr_ratio"] = ratio
+                group["initial_lr"] *= math.exp(log) / group["lr_ratio"]
+                group["lr_ratio"] = math.exp(log)
 
     def _kept(self, logs: Mapping[Block, float]) -> float:
         if not logs:

@@ -10,6 +10,7 @@ import torch
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
+from blockwise_lr.optim.auto import parse_auto
 from blockwise_lr.optim.curves import block_lr
 from blockwise_lr.optim.groups import NoDecay, param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
@@ -85,6 +86,14 @@ def _check_optim(config: TrainConfig) -> None:
     if not (math.isfinite(optim.eps) and optim.eps > 0):
         raise UserError(f"--eps is {optim.eps}; expected a finite number above 0")
     try:
+        auto = parse_auto(optim.ratios)
+        if optim.re_measure < 0 or (optim.re_measure and auto is None):
+            raise ValueError(
+                f"--re-measure is {optim.re_measure} with --ratios {optim.ratios}; expected 0, or a number of steps "
+                "with --ratios auto"
+            )
+        if auto is not None and optim.optimizer != "adamw":
+            raise ValueError(f"--ratios auto reads AdamW's state; --optimizer is {optim.optimizer}")
         optimizer_class(optim.optimizer)
         for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
             block_lr(

@@ -69,8 +69,10 @@ class OptimConfig:
     base_lr: float = 6e-4
     """Peak learning rate of a block whose ratio is 1."""
     ratios: str = "paper"
-    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", pairs such as emb=4,vo=0.5, or
-    a JSON file {block: ratio}."""
+    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", pairs such as emb=4,vo=0.5, a JSON file
+    ({block: ratio}, sharpness.json or directional.json), or "auto": found in the first part of the run."""
+    re_measure: int = 0
+    """With --ratios auto: go on after the first part, every so many steps; 0: the ratios then rest."""
     beta1: float = 0.9
     """Decay of the first moment's moving average, per step."""
     beta2: float = 0.95
@@ -165,6 +167,10 @@ FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", 
 """Fields on which no number of a run depends: they may differ between a run and its resumption."""
 
 
+_LATER_FIELDS: Mapping[str, Any] = {"optim.re_measure": 0}
+"""Fields that came later, with the value that changes nothing: runs from before are the same runs."""
+
+
 def identity(config: TrainConfig) -> dict[str, Any]:
     """Everything that can change a run's numbers, as {"optim.base_lr": ...}: equal for runs that are the same.
 
@@ -174,7 +180,11 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """
     # Through config_from_dict, so that 1 and 1.0 are the same configuration.
     fields = _flatten(config_from_dict(config.to_dict()).to_dict())
-    return {name: value for name, value in fields.items() if name not in FREE_FIELDS}
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in FREE_FIELDS and not (name in _LATER_FIELDS and value == _LATER_FIELDS[name])
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

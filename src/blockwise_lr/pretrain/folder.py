@@ -107,11 +107,11 @@ def _check_same(config: TrainConfig, out: Path) -> None:
             raise UserError(f"{out} is not empty ({others[0]}) and holds no run: choose another --out")
         return
     there, here = identity(read_run_config(out)), identity(config)
-    for name in here:
-        if there[name] != here[name]:
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
             raise UserError(
                 f"{out} holds a run of another configuration "
-                f"({name} is {there[name]!r} there and {here[name]!r} here): "
+                f"({name} is {there.get(name)!r} there and {here.get(name)!r} here): "
                 f"choose another --out, or run it as it was"
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
-from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.auto import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
@@ -230,7 +231,7 @@ def _trainer(
         optimizer_cls_and_kwargs=optimizer_class(
             optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps
         ),
-        ratios=parse_auto(optim.ratios) or parse_ratios(optim.ratios),
+        ratios=_auto_rule(config) or parse_ratios(optim.ratios),
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
@@ -250,6 +251,11 @@ def _trainer(
     if _is_main():
         trainer.add_callback(TrainingProgress(trainer.tokens_per_step, console))
     return trainer
+
+
+def _auto_rule(config: TrainConfig) -> AutoRule | None:
+    rule = parse_auto(config.optim.ratios)
+    return rule and replace(rule, re_measure=config.optim.re_measure)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
