@@ -11,22 +11,28 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr import AutoRatios, AutoRule, Block, classify, cosine_schedule, param_groups, split_fused
-from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.auto_rule import parse_auto
+from blockwise_lr.optim.ratios import QUICKSTART_RATIOS, parse_ratios
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
 
 STEPS = 40
 
 
+def rule(**options) -> AutoRule:
+    """From uniform ratios, by the raw cosine, from the start: what the rule does can be seen in a few steps."""
+    return AutoRule(**{"begin": "uniform", "signal": "cosine", "start": 0.0, "stop": 1 / 3, **options})
+
+
 class Training:
     """A tiny LLaMA or GPT-2 under AdamW and the rule, one batch a step."""
 
-    def __init__(self, rule: AutoRule | None = None, family: str = "llama", **groups) -> None:
+    def __init__(self, by: AutoRule | None = None, family: str = "llama") -> None:
         config = ModelConfig(family, hidden_size=16, layers=2, heads=2, vocab_size=31, context=12)
         self.model = split_fused(build_model(config, seed=0))
-        self.optimizer = torch.optim.AdamW(param_groups(self.model, lr=1e-2, ratios={}, **groups))
+        self.optimizer = torch.optim.AdamW(param_groups(self.model, lr=1e-2, ratios=by or AutoRule()))
         self.schedule = cosine_schedule(self.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3)
-        self.auto = AutoRatios(self.optimizer, self.schedule, rule)
+        self.auto = AutoRatios(self.optimizer, self.schedule, by)
 
     def gradients(self) -> None:
         generator = torch.Generator().manual_seed(self.schedule.last_epoch)
@@ -61,7 +67,7 @@ def literal_cosines(training: Training) -> dict[Block, float]:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family):
-    training = Training(AutoRule(gain=40.0, stop=1.0), family).run(9)
+    training = Training(rule(gain=40.0, stop=1.0), family).run(9)
     before = training.auto.ratios
     training.gradients()
     expected = literal_cosines(training)
@@ -73,16 +79,43 @@ def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family):
     assert len(set(training.auto.ratios.values())) == len(training.auto.ratios)
 
 
+def test_consistency_is_the_mean_cosine_over_its_root_mean_square():
+    training = Training(rule(gain=4.0, signal="consistency", stop=1.0))
+    means = dict.fromkeys(training.auto.ratios, (0.0, 0.0))
+    for _ in range(6):
+        before = training.auto.ratios
+        training.run(1)
+        cosines = training.auto.cosines
+        if not cosines:
+            continue
+        means = {
+            b: (0.8 * m + 0.2 * cosines[b], 0.8 * v + 0.2 * cosines[b] ** 2) for b, (m, v) in means.items()
+        }
+        z = {b: m / math.sqrt(v) for b, (m, v) in means.items()}
+        for block, ratio in training.auto.ratios.items():
+            change = 4.0 / STEPS * (z[block] - z[Block.FFN])
+            assert ratio == pytest.approx(before[block] * math.exp(change), rel=1e-9)
+    assert all(v > 0 for _, v in means.values())
+
+
+def test_a_run_begins_with_the_ratios_that_were_searched_unless_told_otherwise():
+    moved = {block: ratio for block, ratio in Training().auto.ratios.items() if ratio != 1}
+    assert moved == dict(QUICKSTART_RATIOS)
+    assert set(Training(rule()).auto.ratios.values()) == {1.0}
+    assert parse_ratios("auto") == dict(QUICKSTART_RATIOS)
+    assert parse_ratios("auto:begin=uniform") == {}
+
+
 def test_the_anchor_keeps_its_ratio_and_the_mean_stays_one():
-    ffn = Training(AutoRule(gain=10.0)).run(12)
+    ffn = Training(rule(gain=10.0)).run(12)
     assert ffn.auto.ratios[Block.FFN] == 1.0
-    mean = Training(AutoRule(gain=10.0, anchor="mean")).run(12)
+    mean = Training(rule(gain=10.0, anchor="mean")).run(12)
     assert sum(map(math.log, mean.auto.ratios.values())) == pytest.approx(0, abs=1e-9)
     assert mean.auto.ratios[Block.FFN] != 1.0
 
 
 def test_learning_rates_are_the_schedules_for_the_ratios_of_now():
-    training = Training(AutoRule(gain=100.0)).run(20)
+    training = Training(rule(gain=100.0)).run(20)
     at = training.schedule.last_epoch
     for group in training.optimizer.param_groups:
         ratio = training.auto.ratios[Block(group["block"])]
@@ -94,7 +127,7 @@ def test_learning_rates_are_the_schedules_for_the_ratios_of_now():
 
 
 def test_ratios_rest_outside_their_part_of_the_run():
-    training = Training(AutoRule(gain=100.0, start=0.25, stop=0.5)).run(10)
+    training = Training(rule(gain=100.0, start=0.25, stop=0.5)).run(10)
     assert set(training.auto.ratios.values()) == {1.0}
     training.run(10)
     found = training.auto.ratios
@@ -103,22 +136,23 @@ def test_ratios_rest_outside_their_part_of_the_run():
 
 
 def test_re_measuring_goes_on_after_the_first_part():
-    training = Training(AutoRule(gain=20.0, stop=0.25, re_measure=8)).run(10)
+    training = Training(rule(gain=20.0, stop=0.25, re_measure=8)).run(10)
     assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(2, 10), 16, 24, 32]
     found = training.auto.ratios
     assert training.run(6).auto.ratios == found
     assert training.run(1).auto.ratios != found
 
 
-def test_a_run_that_is_resumed_goes_on_to_the_bit():
-    whole = Training(AutoRule(gain=100.0)).run(8)
+@pytest.mark.parametrize("signal", ["cosine", "consistency"])
+def test_a_run_that_is_resumed_goes_on_to_the_bit(signal):
+    whole = Training(rule(gain=100.0, signal=signal)).run(8)
     saved = io.BytesIO()
     states = {name: getattr(whole, name).state_dict() for name in ("model", "optimizer", "schedule")}
     torch.save(copy.deepcopy(states), saved)
     whole.run(16)
     saved.seek(0)
     states = torch.load(saved, weights_only=True)
-    resumed = Training(AutoRule(gain=100.0))
+    resumed = Training(rule(gain=100.0, signal=signal))
     for name in states:
         getattr(resumed, name).load_state_dict(states[name])
     resumed.run(16)
@@ -144,7 +178,7 @@ def test_a_block_that_overshoots_slows_down_against_one_that_does_not():
     groups = param_groups(model, lr=0.3, ratios={}, weight_decay=0.0, blocks=blocks)
     optimizer = torch.optim.AdamW(groups, betas=(0.5, 0.95))
     schedule = cosine_schedule(optimizer, warmup_steps=1, total_steps=STEPS)
-    auto = AutoRatios(optimizer, schedule, AutoRule(gain=20.0, stop=1.0))
+    auto = AutoRatios(optimizer, schedule, rule(gain=20.0, stop=1.0))
     for _ in range(STEPS):
         optimizer.zero_grad()
         model().backward()
@@ -155,7 +189,7 @@ def test_a_block_that_overshoots_slows_down_against_one_that_does_not():
 
 
 def test_a_block_without_gradient_keeps_its_ratio():
-    training = Training(AutoRule(gain=100.0))
+    training = Training(rule(gain=100.0))
     for name, parameter in training.model.named_parameters():
         if classify(training.model)[name] is Block.QK:
             parameter.register_hook(torch.zeros_like)
@@ -165,13 +199,13 @@ def test_a_block_without_gradient_keeps_its_ratio():
 
 
 def test_bounds_hold():
-    ratios = Training(AutoRule(gain=1e5, low=0.5, high=2.0)).run(12).auto.ratios
+    ratios = Training(rule(gain=1e5, low=0.5, high=2.0)).run(12).auto.ratios
     assert all(0.5 - 1e-9 <= ratio <= 2.0 + 1e-9 for ratio in ratios.values())
     assert min(ratios.values()) == pytest.approx(0.5) or max(ratios.values()) == pytest.approx(2.0)
 
 
 def test_a_loss_that_rises_for_long_brings_ratios_above_1_halfway_back_and_says_so(caplog):
-    training = Training(AutoRule(gain=20.0)).run(10)
+    training = Training(rule(gain=20.0)).run(10)
     before = training.auto.ratios
     assert not any(training.auto.watch(loss) for loss in (3.0, 2.5, 6.0, 2.4))  # one bad batch
     assert training.auto.ratios == before
@@ -181,7 +215,7 @@ def test_a_loss_that_rises_for_long_brings_ratios_above_1_halfway_back_and_says_
         assert ratio == pytest.approx(min(before[block], math.sqrt(before[block])))
     assert min(before.values()) < 1 < max(before.values())
     assert "the training loss has risen by more than 0.5: ratios backed off to norm" in caplog.text
-    restored = Training(AutoRule(gain=20.0))
+    restored = Training(rule(gain=20.0))
     restored.optimizer.load_state_dict(training.optimizer.state_dict())
     assert restored.auto.watch(2.0) == training.auto.watch(2.0)
     assert restored.optimizer.param_groups[0]["auto_loss"] == training.optimizer.param_groups[0]["auto_loss"]
@@ -204,11 +238,13 @@ def test_what_cannot_be_measured_is_refused():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("auto:gian=3", "auto: no option 'gian'; there are gain, start, stop"),
+        ("auto:gian=3", "auto: no option 'gian'; there are begin, gain, signal, start, stop"),
         ("auto:gain=much", "auto: gain is 'much'; expected a number"),
         ("auto:gain=-1", r"auto: gain is -1\.0; expected a finite number above 0"),
         ("auto:start=0.5,stop=0.2", r"auto: start is 0\.5 and stop 0\.2; expected 0 <= start < stop <= 1"),
         ("auto:anchor=vo", "auto: anchor is 'vo'; expected ffn or mean"),
+        ("auto:begin=paper", "auto: begin is 'paper'; expected searched or uniform"),
+        ("auto:signal=sign", "auto: signal is 'sign'; expected consistency or cosine"),
         ("auto:measurements=0", "auto: measurements is 0; expected 1 or more"),
         ("auto:re_measure=-1", "auto: re_measure is -1; expected 0 or more"),
         ("auto:guard=0", "auto: guard is 0; expected a number of nats above 0"),

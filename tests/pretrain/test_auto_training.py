@@ -15,7 +15,7 @@ from commands import run_command
 
 
 def auto(config, **optim):
-    settings = {"ratios": "auto:gain=30,stop=0.6", "base_lr": 5e-3, **optim}
+    settings = {"ratios": "auto:gain=9,stop=0.6", "base_lr": 5e-3, **optim}
     return replace(config, optim=replace(config.optim, **settings))
 
 
@@ -36,7 +36,7 @@ def test_ratios_move_are_logged_and_rest(tiny, tmp_path):
     assert all(ratios == at_rest[0] for ratios in at_rest)
     assert at_rest[0]["norm"] != at_rest[0]["vo"]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["train"]["optim"]["ratios"] == "auto:gain=30,stop=0.6"
+    assert config["train"]["optim"]["ratios"] == "auto:gain=9,stop=0.6"
     saved = torch.load(tmp_path / "run" / "checkpoint-24" / "optimizer.pt", weights_only=True)
     kept = {group["block"]: group["lr_ratio"] for group in saved["param_groups"]}
     assert kept == pytest.approx(found[-1]["ratios"])
@@ -71,7 +71,7 @@ def test_two_processes_find_the_ratios_of_one(tiny, tmp_path):
         ({"ratios": "paper", "re_measure": 5}, "--re-measure is 5 with --ratios paper; expected 0"),
         ({"re_measure": -1}, "--re-measure is -1 with --ratios auto"),
         ({"optimizer": "nadamw"}, "--ratios auto reads AdamW's state; --optimizer is nadamw"),
-        ({"ratios": "auto:gian=1"}, "auto: no option 'gian'; there are gain"),
+        ({"ratios": "auto:gian=1"}, "auto: no option 'gian'; there are begin, gain"),
     ],
 )
 def test_bad_input_gives_one_line(tiny, tmp_path, optim, message):

@@ -19,7 +19,7 @@ from typing import Any
 
 from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 

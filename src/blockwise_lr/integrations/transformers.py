@@ -87,7 +87,7 @@ class BlockwiseTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        ratios: Ratios | AutoRule = PAPER_RATIOS,
+        ratios: Ratios = PAPER_RATIOS,
         schedule: Literal["cosine", "wsd"] = "cosine",
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
@@ -103,7 +103,7 @@ class BlockwiseTrainer(Trainer):
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
         self._rule = ratios if isinstance(ratios, AutoRule) else None
-        self._ratios: Ratios = {} if isinstance(ratios, AutoRule) else ratios
+        self._ratios = ratios
         self.auto: AutoRatios | None = None
         self._schedule = schedule
         self._floor = floor

@@ -1,6 +1,7 @@
 """What does each block get?"""
 
-from blockwise_lr.optim.auto import AutoRatios, AutoRule
+from blockwise_lr.optim.auto import AutoRatios
+from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport, Slope

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,79 +13,32 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.updates import unit_updates
 from blockwise_lr.sharpness.processes import is_sharded, local
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # of the guard's loss, from one to the next
-Anchor = Literal["ffn", "mean"]
-NAME = "auto"
-
-
-@dataclass(frozen=True)
-class AutoRule:
-    """How :class:`AutoRatios` moves the ratios. The defaults are meant for every model: nothing here needs a search.
-
-    Args:
-        gain: by how much a block's log ratio would grow over a whole run in which its gradient and its updates agreed
-            wholly, and the anchor's not at all.
-        start: share of the run at which the ratios begin to move.
-        stop: share of the run at which they come to rest.
-        anchor: what keeps its ratio: "ffn", so that the base learning rate is FFN's (without one: the largest
-            block's), or "mean", the geometric mean of all blocks.
-        measurements: how many of the run's steps are measured; at most all.
-        re_measure: go on after `stop`, every so many steps; 0: rest.
-        low, high: bounds of a ratio.
-        guard: by how much the smoothed training loss may rise above its lowest, in nats, before ratios are backed off.
-
-    Raises:
-        ValueError: a value out of range; names it.
-    """
-
-    gain: float = 300.0
-    start: float = 0.0
-    stop: float = 1 / 3
-    anchor: Anchor = "ffn"
-    measurements: int = 1000
-    re_measure: int = 0
-    low: float = 0.01
-    high: float = 100.0
-    guard: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.gain) and self.gain > 0):
-            raise ValueError(f"auto: gain is {self.gain}; expected a finite number above 0")
-        if not 0 <= self.start < self.stop <= 1:
-            raise ValueError(
-                f"auto: start is {self.start:g} and stop {self.stop:g}; expected 0 <= start < stop <= 1"
-            )
-        if self.anchor not in get_args(Anchor):
-            raise ValueError(f"auto: anchor is {self.anchor!r}; expected {' or '.join(get_args(Anchor))}")
-        if self.measurements < 1:
-            raise ValueError(f"auto: measurements is {self.measurements}; expected 1 or more")
-        if self.re_measure < 0:
-            raise ValueError(f"auto: re_measure is {self.re_measure}; expected 0 or more")
-        if not self.guard > 0:
-            raise ValueError(f"auto: guard is {self.guard:g}; expected a number of nats above 0")
-        if not 0 < self.low < 1 < self.high:
-            raise ValueError(f"auto: low is {self.low:g} and high {self.high:g}; expected 0 < low < 1 < high")
+_MEMORY = 0.8  # of a block's mean and mean square cosine, from one measurement to the next
 
 
 class AutoRatios:
-    r"""Finds every block's learning-rate ratio in the first part of a run, at next to no cost.
+    r"""Moves every block's learning-rate ratio in the first part of a run, at next to no cost.
 
     Before an optimizer step, the gradient of a batch that the optimizer has not seen meets the last update, which is
-    read from the optimizer's state. Their cosine says whether more of that update would still have lowered the loss:
+    read from the optimizer's state. Their cosine says whether more of that update would still have lowered the loss,
+    and its consistency, between -1 and 1, how sure that is over the last measurements:
 
-        cos_b = <g_b, u_b> / (|g_b| |u_b|)         u_b: the last update, as subtracted
-        log r_b += gain * dt * (cos_b - cos_anchor)                            dt: share of the run since the last time
+        cos_b = <g_b, u_b> / (|g_b| |u_b|)                                     u_b: the last update, as subtracted
+        z_b   = mean(cos_b) / sqrt(mean(cos_b^2))
+        log r_b += gain * dt * (z_b - z_anchor)                                dt: share of the run since the last time
 
-    So a block that overshoots more than the anchor slows down and one that overshoots less speeds up, until all
-    agree as the anchor does; how large the steps are as a whole stays with the base learning rate, that of the anchor.
+    So a block that overshoots more often than the anchor slows down, and one that does less often speeds up; how
+    large the steps are as a whole stays with the base learning rate, that of the anchor.
 
-    The ratios are in the optimizer's groups (``lr_ratio`` and ``initial_lr``), where the schedule finds them and where
-    ``optimizer.state_dict()`` keeps them: a resumed run goes on to the bit. Nothing else is kept.
+    Everything is in the optimizer's groups (``lr_ratio`` and ``initial_lr``, where the schedule finds them, and the
+    means), which ``optimizer.state_dict()`` keeps: a resumed run goes on to the bit.
 
     Args:
         optimizer: torch's Adam or AdamW on the groups of :func:`blockwise_lr.param_groups`.
@@ -176,16 +128,25 @@ class AutoRatios:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.due(self._schedule.last_epoch):
             self.cosines = agreement(self._groups, optimizer)
-            self._move()
+            self._move(self._signals())
 
-    def _move(self) -> None:
-        rule = self.rule
+    def _signals(self) -> dict[Block, float]:
+        if self.rule.signal == "cosine":
+            return dict(self.cosines)
+        signals, groups = {}, self._groups
+        for block, cosine in self.cosines.items():
+            memory = groups[block][0]
+            mean: float = _MEMORY * memory.get("auto_mean", 0.0) + (1 - _MEMORY) * cosine
+            square: float = _MEMORY * memory.get("auto_square", 0.0) + (1 - _MEMORY) * cosine**2
+            memory["auto_mean"], memory["auto_square"] = mean, square
+            signals[block] = mean / math.sqrt(square) if square > 0 else 0.0
+        return signals
+
+    def _move(self, signals: Mapping[Block, float]) -> None:
+        rule, ratios = self.rule, self.ratios
         gain = rule.gain * self._every / self._schedule.total_steps
-        logs = {
-            block: math.log(ratio) + gain * self.cosines.get(block, 0.0)
-            for block, ratio in self.ratios.items()
-            if block in self.cosines  # a block without gradient stays where it is
-        }
+        # A block without gradient has no signal and stays where it is.
+        logs = {block: math.log(ratios[block]) + gain * signal for block, signal in signals.items()}
         kept = self._kept(logs)
         self._set(
             {
@@ -244,31 +205,3 @@ def _anchor(groups: Mapping[Block, Sequence[dict[str, Any]]]) -> Block:
     if Block.FFN in groups:
         return Block.FFN
     return max(groups, key=lambda block: sum(p.numel() for group in groups[block] for p in group["params"]))
-
-
-def parse_auto(text: str) -> AutoRule | None:
-    """The rule that "auto" or "auto:gain=100,stop=0.5" names; None for anything else.
-
-    Raises:
-        ValueError: an option that there is not, or a value out of range.
-
-    Example:
-        >>> parse_auto("auto:stop=0.5").stop, parse_auto("paper")
-        (0.5, None)
-    """
-    name, colon, options = text.partition(":")
-    if name != NAME:
-        return None
-    known = {field.name: field.type for field in fields(AutoRule)}
-    values: dict[str, Any] = {}
-    for pair in options.split(",") if colon else []:
-        key, _, value = pair.partition("=")
-        if key not in known:
-            raise ValueError(f"auto: no option {key!r}; there are {', '.join(known)}")
-        try:
-            values[key] = (
-                value if known[key] == "Anchor" else int(value) if known[key] == "int" else float(value)
-            )
-        except ValueError:
-            raise ValueError(f"auto: {key} is {value!r}; expected a number") from None
-    return AutoRule(**values)

@@ -10,6 +10,7 @@ from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify
 from blockwise_lr.blocks.block import Assignment
+from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, resolve_ratios
 
 NoDecay = Iterable[Block] | Iterable[str] | Literal["1d"]
@@ -36,7 +37,7 @@ def param_groups(
         model: the model; call ``split_fused(model)`` first if it has fused QKV weights.
         lr: base learning rate eta_base, the peak of a block whose ratio is 1.
         ratios: r(b) by Block or its string; a missing block is 1. A SharpnessReport or DirectionalReport stands for
-            ``ratios_from_sharpness(report)``. Default: the paper's.
+            ``ratios_from_sharpness(report)``, an AutoRule for the ratios it begins with. Default: the paper's.
         weight_decay: decoupled weight decay as torch's AdamW takes it, so that a step shrinks a weight by
             ``lr * weight_decay``.
         no_decay: blocks without weight decay, or "1d" for every parameter with fewer than two dimensions.
@@ -133,7 +134,7 @@ def _is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
 
 
 def _names_block(ratios: Ratios, block: Block) -> bool:
-    return any(key == block for key in ratios)
+    return not isinstance(ratios, AutoRule) and any(key == block for key in ratios)
 
 
 def _part_ratios(entry: Assignment, ratio_of: dict[Block, float]) -> dict[str, float]:

@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
 from blockwise_lr.sharpness import SharpnessReport
 
-Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport | DirectionalReport
+Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport | DirectionalReport | AutoRule
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
@@ -38,7 +38,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
 
     Args:
         ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport or
-            DirectionalReport stands for ``ratios_from_sharpness(report)``.
+            DirectionalReport stands for ``ratios_from_sharpness(report)``, an AutoRule for those it begins with.
 
     Raises:
         ValueError: a key that is no block, or a ratio that is not a positive finite number.
@@ -49,6 +49,8 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """
     if isinstance(ratios, (SharpnessReport, DirectionalReport)):
         ratios = ratios_from_sharpness(ratios)
+    elif isinstance(ratios, AutoRule):
+        ratios = starting_ratios(ratios)
     resolved = dict.fromkeys(Block, 1.0)
     for key, value in ratios.items():
         try:
@@ -70,13 +72,18 @@ NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
 """The ratios that command lines know by name."""
 
 
+def starting_ratios(rule: AutoRule) -> Mapping[Block, float]:
+    """The ratios that a run by the rule begins with."""
+    return QUICKSTART_RATIOS if rule.begin == "searched" else UNIFORM_RATIOS
+
+
 def parse_ratios(text: str) -> dict[Block, float]:
     """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
-        text: name ("auto" begins uniform; its rule is for :func:`blockwise_lr.optim.auto.parse_auto`), pairs, or the
-            path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a DirectionalReport
-            (directional.json).
+        text: name (of "auto", what it begins with: :func:`blockwise_lr.optim.auto_rule.parse_auto` has its rule), pairs,
+            or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a
+            DirectionalReport (directional.json).
 
     Returns:
         The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
@@ -90,8 +97,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
     """
     if text in NAMED_RATIOS:
         return dict(NAMED_RATIOS[text])
-    if parse_auto(text) is not None:
-        return {}
+    if (rule := parse_auto(text)) is not None:
+        return dict(starting_ratios(rule))
     if _is_file(text):
         try:
             values = json.loads(Path(text).read_text(encoding="utf-8"))

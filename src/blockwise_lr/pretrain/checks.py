@@ -10,7 +10,7 @@ import torch
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.auto import parse_auto
+from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.curves import block_lr
 from blockwise_lr.optim.groups import NoDecay, param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios

@@ -20,7 +20,7 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
-from blockwise_lr.optim.auto import AutoRule, parse_auto
+from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step

@@ -1,0 +1,102 @@
+"""results/ratios/README.md: what each rule for the ratios was worth, at every setting studied."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.drawing import figure, save
+
+COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#56B4E9", "#E69F00", "#999999", "#8a6d3b")
+FITTED = "llama-2m"
+
+
+def write_report(results: Path) -> None:
+    """README.md and loss_gaps.png in `results`, from the compare.json of each setting there and README.head.md."""
+    studies = {
+        path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/compare.json"))
+    }
+    if not studies:
+        raise SystemExit(f"no compare.json under {results}: run a setting first")
+    draw_gaps(studies, results / "loss_gaps.png")
+    head = (results / "README.head.md").read_text(encoding="utf-8")
+    sections = [head.rstrip(), table_of_gaps(studies), "![Loss gap of every rule](loss_gaps.png)"]
+    sections += [section(name, study) for name, study in studies.items()]
+    (results / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+
+
+def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By arm: what it was worth against the baseline of as many steps."""
+    return {each["arm"]: each for each in study["comparisons"]}
+
+
+def table_of_gaps(studies: dict[str, Any]) -> str:
+    """One row a rule, one column a setting: nats won against tuned uniform AdamW."""
+    arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
+    lines = [
+        "Nats won (lost: negative) against tuned uniform AdamW at equal steps, with 95 % confidence intervals over "
+        "seeds; in brackets the speed-up by the paper's measure, and between fully decayed runs.",
+        "",
+        "| rule | " + " | ".join(f"{name}{' (fitted)' if name == FITTED else ''}" for name in studies) + " |",
+        "| --- |" + " --- |" * len(studies),
+    ]
+    for arm in arms:
+        cells = [gap_cell(comparisons(study).get(arm)) for study in studies.values()]
+        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def gap_cell(found: dict[str, Any] | None) -> str:
+    if found is None or found["loss_gap"]["mean"] is None:
+        return ""
+    gap = found["loss_gap"]
+    interval = "" if gap["ci95"] is None else f" ({gap['ci95'][0]:+.3f} .. {gap['ci95'][1]:+.3f})"
+    return f"{gap['mean']:+.3f}{interval} [{speedup(found['speedup'])}, {speedup(found['speedup_decayed'])}]"
+
+
+def speedup(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "-"
+    return {"exact": "", "at_least": ">= ", "at_most": "<= "}[found["bound"]] + f"{found['value']:.2f}x"
+
+
+def section(name: str, study: dict[str, Any]) -> str:
+    """A setting's own table: every series with its ratios, chosen learning rate and loss."""
+    model = study["config"]["model"]
+    lines = [
+        f"## {name}",
+        "",
+        f"{model['family']}, {model['layers']} layers of width {model['hidden_size']}, {study['steps']} steps, seeds "
+        f"{', '.join(map(str, study['seeds']))}, {study['date'][:10]}, {study['hardware'].get('cpu')}. "
+        f"`{study['command']}`",
+        "",
+        "| series | ratios | base LR | val loss |",
+        "| --- | --- | --- | --- |",
+    ]
+    for arm, found in study["arms"].items():
+        losses = [seed["terminal_val_loss"] for seed in found["seeds"]]
+        mean = "diverged" if None in losses else f"{sum(losses) / len(losses):.3f}"
+        lines.append(f"| {arm} | {found['ratios']} | {found['base_lr']:g} | {mean} |")
+    return "\n".join(lines)
+
+
+def draw_gaps(studies: dict[str, Any], path: Path) -> None:
+    """Bars of the loss gaps, settings side by side."""
+    arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
+    width = 0.8 / len(arms)
+    with figure((max(5.0, 2.2 * len(studies) + 2), 4.2)) as made:
+        axes = made.subplots()
+        for i, arm in enumerate(arms):
+            for at, study in enumerate(studies.values()):
+                gap = comparisons(study).get(arm, {}).get("loss_gap", {})
+                if gap.get("mean") is None:
+                    continue
+                error = 0.0 if gap["ci95"] is None else gap["ci95"][1] - gap["mean"]
+                axes.bar(at + i * width, gap["mean"], width, yerr=error, color=COLOURS[i % len(COLOURS)],
+                         ecolor="#333333", label=arm if at == 0 else None)  # fmt: skip
+        axes.axhline(0, color="#333333", linewidth=0.8)
+        axes.set_xticks([at + 0.4 - width / 2 for at in range(len(studies))], list(studies))
+        axes.set_ylabel("nats won against tuned uniform AdamW")
+        axes.legend(fontsize=8, ncols=2)
+        save(made, path)
