@@ -5,44 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.optim.along import Direction, cut_piece, dots, slope_and_curvature
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
 from blockwise_lr.sharpness import processes
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward
 from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
-from blockwise_lr.sharpness.parts import Parts, local
+from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 # What the parameters of a block are moved by, root mean square, to see the logits change: rounding grows with its
 # inverse, truncation with its square.
 _MOVE = {torch.float32: 1e-3, torch.float64: 1e-5}
-_CHUNK = 1 << 22  # logits of all blocks put together at a time
-
-
-@dataclass(frozen=True)
-class Direction:
-    """The optimizer's update on one block.
-
-    Args:
-        block: the block.
-        pieces: (parameter's index, where in it: None for all of it).
-        move: the factor by which the update is added to the parameters, for finite differences.
-    """
-
-    block: Block
-    pieces: tuple[tuple[int, tuple[int, int, int] | None], ...]
-    move: float
 
 
 def measure_directional(
@@ -116,7 +100,7 @@ def measure_directional(
         for index, batch in enumerate(islice(fresh, max_batches)):
             predictions = problem.predict(batch)
             directions = directions or _directions(parts, updates, move or _move(predictions))
-            draws.append(_measure(problem, batch, predictions, updates, directions))
+            draws.append(slope_and_curvature(problem, batch, predictions, updates, directions))
             if hessian:
                 hessians.append(_hessian(problem, batch, updates, directions) / draws[-1][3])
             if on_batch is not None:
@@ -166,77 +150,6 @@ def _move(predictions: Predictions) -> float:
     return max(size for kind, size in _MOVE.items() if kind in predictions.kinds | {predictions.logits.dtype})
 
 
-def _measure(
-    problem: Problem,
-    batch: Any,
-    predictions: Predictions,
-    updates: Sequence[Tensor],
-    directions: Sequence[Direction],
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One batch: signals (k,), C (k, k), noise in C's diagonal (k,), all float64; and the samples."""
-    parts = problem.parts
-    gradients = parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
-    signal = _dots(parts, gradients, updates, directions)
-    center = predictions._replace(logits=predictions.logits.detach())
-    changes = []
-    for direction in directions:
-        above, below = (
-            _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
-        )
-        changes.append((above - below) / (2 * direction.move))
-    curvature = _products(center, changes)
-    # A move a thousand times smaller changes the logits by what is known from `changes`, and by rounding.
-    small = 1e-3
-    moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
-    known = sum(small * d.move * change for d, change in zip(directions, changes))
-    rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
-    noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
-    if parts.distributed:
-        for tensor in (curvature, noise):
-            total = tensor.to(parts.parameters[0].device)
-            dist.all_reduce(total)
-            tensor.copy_(total)
-    samples = problem.samples(predictions)
-    return signal / samples, curvature / samples, noise / samples, samples
-
-
-def _logits_at(
-    problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
-) -> Tensor:
-    """Logits with the parameters of each direction moved by a factor times its update, which is then undone."""
-    parameters = problem.parts.parameters
-    touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
-    kept = {i: local(parameters[i].detach()).clone() for i in touched}
-    try:
-        with torch.no_grad():
-            for direction, factor in moves:
-                for i, piece in direction.pieces:
-                    _cut(local(parameters[i].detach()), piece).add_(_cut(updates[i], piece), alpha=factor)
-            logits = problem.predict(batch, needs_gradient=False).logits
-        processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
-        return logits
-    finally:
-        with torch.no_grad():
-            for i, value in kept.items():
-                local(parameters[i].detach()).copy_(value)
-
-
-def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
-    """sum over samples of dz_a' (diag p - p p') dz_b, for all pairs: (k, k) float64 on the CPU."""
-    k, classes = len(changes), at.logits.shape[1]
-    total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)
-    rows = max(1, _CHUNK // (k * classes))
-    for start in range(0, len(at.logits), rows):
-        chunk = slice(start, start + rows)
-        counted = at.counted[chunk]
-        p = at.logits[chunk][counted].double().softmax(-1)
-        dz = torch.stack([change[chunk][counted] for change in changes]).double()
-        dz -= (p * dz).sum(-1, keepdim=True)
-        weighted = (dz * p.sqrt()).reshape(k, -1)
-        total += weighted @ weighted.T
-    return total.cpu()
-
-
 def _hessian(
     problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
 ) -> Tensor:
@@ -245,12 +158,12 @@ def _hessian(
     for direction in directions:
         vector = [torch.zeros_like(update) for update in updates]
         for i, piece in direction.pieces:
-            _cut(vector[i], piece).copy_(_cut(updates[i], piece))
+            cut_piece(vector[i], piece).copy_(cut_piece(updates[i], piece))
         try:
             products, _ = double_backward(problem, [batch], vector, strict=True)
         except NoDoubleBackwardError as error:
             raise ValueError(f"hessian=True needs a double backward pass: {error}; leave it out") from None
-        rows.append(_dots(problem.parts, problem.parts.sum_over_processes(products), updates, directions))
+        rows.append(dots(problem.parts, problem.parts.sum_over_processes(products), updates, directions))
     return torch.stack(rows)
 
 
@@ -271,36 +184,12 @@ def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Di
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))
     whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
-    squares = _dots(parts, updates, updates, whole)
+    squares = dots(parts, updates, updates, whole)
     return [
         replace(direction, move=move * math.sqrt(_numel(direction, parts) / float(square)))
         for direction, square in zip(whole, squares)
         if square > 0  # a block that the optimizer does not move has no direction
     ]
-
-
-def _dots(
-    parts: Parts,
-    tensors: Sequence[Tensor | None],
-    updates: Sequence[Tensor],
-    directions: Sequence[Direction],
-) -> Tensor:
-    """<tensor, update> on each direction: (k,) float64, over all shards."""
-    totals = torch.zeros(len(directions), dtype=torch.float64)
-    for row, direction in enumerate(directions):
-        for i, piece in direction.pieces:
-            if (tensor := tensors[i]) is not None:
-                a, b = parts.own(i, tensor, piece), parts.own(i, updates[i], piece)
-                totals[row] += (a.double() * b.double()).sum().cpu()
-    if parts.sharded:
-        everywhere = totals.to(parts.parameters[0].device)
-        dist.all_reduce(everywhere)
-        totals = everywhere.cpu()
-    return totals
-
-
-def _cut(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
-    return tensor if piece is None else tensor.narrow(*piece)
 
 
 def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:

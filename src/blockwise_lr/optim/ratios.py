@@ -81,8 +81,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
     """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
-        text: name (of "auto", what it begins with: :func:`blockwise_lr.optim.auto_rule.parse_auto` has its rule), pairs,
-            or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a
+        text: name (of "auto", what it begins with; its rule is for :func:`blockwise_lr.optim.auto_rule.parse_auto`),
+            pairs, or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a
             DirectionalReport (directional.json).
 
     Returns:
