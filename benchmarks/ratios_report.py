@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.drawing import figure, save
+from blockwise_lr.files import write_text_atomic
 
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#56B4E9", "#E69F00", "#999999", "#8a6d3b")
 FITTED = "llama-2m"
@@ -17,13 +18,13 @@ def write_report(results: Path) -> None:
     studies = {
         path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/compare.json"))
     }
-    if not studies:
-        raise SystemExit(f"no compare.json under {results}: run a setting first")
-    draw_gaps(studies, results / "loss_gaps.png")
-    head = (results / "README.head.md").read_text(encoding="utf-8")
-    sections = [head.rstrip(), table_of_gaps(studies), "![Loss gap of every rule](loss_gaps.png)"]
-    sections += [section(name, study) for name, study in studies.items()]
-    (results / "README.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
+    sections = [(results / "README.head.md").read_text(encoding="utf-8").rstrip()]
+    if studies:
+        draw_gaps(studies, results / "loss_gaps.png")
+        sections += ["## Every rule against tuned uniform AdamW", table_of_gaps(studies)]
+        sections += ["![Loss gap of every rule](loss_gaps.png)"]
+        sections += [section(name, study) for name, study in studies.items()]
+    write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:

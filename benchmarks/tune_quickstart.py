@@ -2,13 +2,16 @@
 
     python benchmarks/tune_quickstart.py search --out runs/tune-quickstart
     python benchmarks/tune_quickstart.py grid --out runs/tune-quickstart
+    python benchmarks/tune_quickstart.py edges --out runs/tune-quickstart
 
 `search`: two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the
 ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
 clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
 what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base
 learning rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes compare.json and the reports
-there. Runs are cached in --out. A test holds the preset to both files.
+there. `edges`: the search stopped at the edge of what it tried for some of the baseline's settings and of the
+ratios; this goes one step further for each, at the learning rate of the preset. Writes edges.json. Runs are cached in
+--out. A test holds the preset to both files.
 """
 
 from __future__ import annotations
@@ -49,11 +52,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("phase", choices=["search", "grid"])
+    parser.add_argument("phase", choices=["search", "grid", "edges"])
     parser.add_argument("--out", type=Path, default=Path("runs/tune-quickstart"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (search_settings if arguments.phase == "search" else tune_base_lrs)(arguments.out)
+    phases = {"search": search_settings, "grid": tune_base_lrs, "edges": try_edges}
+    phases[arguments.phase](arguments.out)
 
 
 def search_settings(out: Path) -> None:
@@ -80,6 +84,31 @@ def tune_base_lrs(out: Path) -> None:
         (RESULTS / "runs" / run.name).mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "metrics.jsonl", "result.json"):
             shutil.copy(run / name, RESULTS / "runs" / run.name)
+
+
+def try_edges(out: Path) -> None:
+    """One step beyond the edge, one setting at a time, on both sides; two runs at a time."""
+    preset = replace(get_preset("quickstart"), device="cpu", report_to="none")
+    arms: dict[str, list[dict[str, Any]]] = {
+        "uniform": [
+            {},
+            {"warmup_fraction": 0.25},
+            {"warmup_fraction": 0.4},
+            {"weight_decay": 0.01},
+            {"clip": 0.1},
+        ],
+        "quickstart": [{}, {"warmup_fraction": 0.25}],
+    }
+    points = [{"ratios": name, **change} for name, changes in arms.items() for change in changes]
+    points += [{"ratios": "vo=0.1,norm=8,emb=16,head=8"}, {"ratios": "vo=0.1,norm=8,emb=8,head=16"}]
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(
+            pool.map(
+                lambda point: run(out, replace(preset, optim=replace(preset.optim, **point)), point), points
+            )
+        )
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": preset.to_dict()}
+    write_json_atomic(RESULTS / "edges.json", {**about, "runs": runs})
 
 
 def base_config() -> TrainConfig:

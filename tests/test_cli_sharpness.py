@@ -279,7 +279,8 @@ class TestBadInput:
     def test_nothing_of_that_name(self, refused, tmp_path):
         refused("no folder no/such/folder: expected the folder of a run, of a checkpoint", "no/such/folder")
         refused(
-            "'nobody/nothing' is no folder and no preset; as a model it cannot be loaded", "nobody/nothing"
+            "'nobody/nothing' is no folder and no preset (`blockwise-lr presets` lists those); as a model it cannot",
+            "nobody/nothing",
         )
         (tmp_path / "file").write_text("")
         refused("no folder file: expected", "file")

@@ -301,7 +301,9 @@ def _parse(cls: type[T], command: str, arguments: list[str], default: T | None =
     except SystemExit as exit:
         if exit.code in (0, None):
             raise
-        text = re.sub(r"\x1b\[[0-9;]*m|[─-╿]|-{5,}|[|+]", " ", complaints.getvalue())  # colours and frames
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue())
+        untitled = re.sub(r"^[╭+].*$", "", plain, flags=re.MULTILINE)  # the frame's title says it once more
+        text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
 
 

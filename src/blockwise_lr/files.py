@@ -8,6 +8,22 @@ import os
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.errors import UserError
+
+
+def make_folder(path: Path, flag: str = "--out") -> None:
+    """Make a folder for results, with those above it.
+
+    Raises:
+        UserError: a file of that name, or nowhere to write; names the flag to change.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {path} cannot be made ({error.strerror}): choose another {flag}"
+        ) from None
+
 
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` by way of a temporary name beside it and a rename.

@@ -15,7 +15,8 @@ def compare(tmp_path, config, *flags):
 
 
 def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_path):
-    flags = ("--arms", "adamw:uniform", "mine=adamw:emb=3,vo=0.5", "--steps", "12", "--jobs", "2")
+    arms = ("adamw:uniform", "mine=adamw:emb=3,vo=0.5", "adamw:auto")
+    flags = ("--arms", *arms, "--steps", "12", "--jobs", "2")
     done = compare(tmp_path, tiny, *flags)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
@@ -26,7 +27,9 @@ def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_p
         "adamw:uniform": 12,
         "adamw:uniform 2N": 24,
         "mine": 12,
+        "adamw:auto": 12,
     }
+    assert (out / "ratios.png").stat().st_size > 10_000
     assert content["arms"]["mine"]["ratios"] == "emb=3,vo=0.5"
     for arm in content["arms"].values():
         (seed,) = arm["seeds"]

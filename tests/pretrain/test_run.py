@@ -14,6 +14,8 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
+from blockwise_lr.compare.arms import Arm
+from blockwise_lr.compare.render import compare
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.optim import PAPER_RATIOS, cosine
 from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, problem_with, rotate, seal
@@ -329,6 +331,15 @@ class TestBadInput:
             match=r"holds a run of another configuration \(optim.base_lr is 0.01 there and 0.02 here",
         ):
             train(replace(tiny, steps=4, optim=replace(tiny.optim, base_lr=2e-2)), tmp_path / "run")
+
+    def test_a_file_in_the_place_of_the_folder(self, tiny, tmp_path):
+        (tmp_path / "run").write_text("precious")
+        with pytest.raises(UserError, match=r"run cannot be made \(File exists\): choose another --out"):
+            train(tiny, tmp_path / "run")
+        arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
+        with pytest.raises(UserError, match=r"run cannot be made \(File exists\): choose another --out"):
+            compare(tiny, arms, seeds=(0,), out=tmp_path / "run", command="")
+        assert (tmp_path / "run").read_text() == "precious"
 
     def test_a_folder_of_something_else(self, tiny, tmp_path):
         (tmp_path / "thesis.tex").write_text("precious")

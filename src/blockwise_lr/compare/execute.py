@@ -19,7 +19,7 @@ from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.progress import ComparisonProgress
 from blockwise_lr.compare.results import is_finished, read_run
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import make_folder, write_json_atomic
 
 Runner = Callable[[Path, Path], Sequence[str]]
 """(config.json of a run, the run's folder) -> the command line that trains it."""
@@ -63,7 +63,7 @@ def run_all(
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     out = Path(out)
-    (out / "runs").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "runs")
     lock = FileLock(out / ".lock", timeout=0)
     try:
         lock.acquire()

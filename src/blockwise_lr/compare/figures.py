@@ -17,6 +17,7 @@ import numpy as np
 
 from blockwise_lr import drawing
 from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.ratio_figure import draw_ratios, with_moving_ratios
 from blockwise_lr.compare.results import Results
 from blockwise_lr.compare.wording import format_signed, format_speedup
 
@@ -43,7 +44,8 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
 
     Returns:
         {"overview", "comparisons", "tuning", "lr"} -> figures; "comparisons" has one for each of
-        content["comparisons"], "overview" is empty where there is only one, "tuning" without a grid.
+        content["comparisons"], "overview" is empty where there is only one, "tuning" without a grid. "lr" also has
+        the ratios of the arms that move them.
     """
     figures: dict[str, list[Drawn]] = {"overview": [], "comparisons": [], "tuning": [], "lr": []}
 
@@ -67,6 +69,8 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
     columns = min(3, len(results.plan.series))
     rows = -(-len(results.plan.series) // columns)
     draw("lr", "learning_rates", (3.2 * columns, 2.6 * rows + 0.5), _draw_learning_rates, rows, columns)
+    if moving := with_moving_ratios(results):
+        draw("lr", "ratios", (max(4.8, 3.6 * len(moving)), 3.6), draw_ratios, moving)
     return figures
 
 

@@ -18,7 +18,7 @@ from blockwise_lr.compare.progress import ComparisonProgress, format_seconds
 from blockwise_lr.compare.report import build_content
 from blockwise_lr.compare.results import read_results
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic, write_text_atomic
+from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
 from blockwise_lr.pretrain.config import TrainConfig
 
 
@@ -72,7 +72,7 @@ def compare(
         tuned=None if tuned is None else dict(tuned),
     )
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     run_all(plan, out, jobs, progress, runner=runner)
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
     if not _same_plan(out, stored["plan"]):  # called again, a comparison keeps the date at which it was run
@@ -176,7 +176,7 @@ def _markdown(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) ->
         *(["## Choice of the base learning rate", *images("tuning", "Tune loss against base learning rate")]
           if content["tuning"] else []),
         "## Learning rate of every block",
-        *images("lr", "Learning rate of every block over the steps"),
+        *images("lr", "Learning rate of every block, and ratios that move, over the steps"),
         "## What was run",
         *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
         *section("runs"),

@@ -139,10 +139,14 @@ def wsd_schedule(
     warmup: WarmupMode = "shared",
     last_epoch: int = -1,
 ) -> BlockwiseSchedule:
-    """The paper's warm-up, stable, decay schedule of every block (:func:`wsd`); arguments as :func:`cosine_schedule`.
+    """The paper's warm-up, stable, decay schedule of every block (:func:`wsd`); a torch LRScheduler.
 
-    With ``floor_mode="proportional"`` no block comes down to the base learning rate in the second third: each
-    stays at its peak until 2T/3 and then decays to ``ratio * floor``.
+    Args:
+        optimizer, warmup_steps, total_steps, floor, last_epoch: as for :func:`cosine_schedule`.
+        floor_mode: "shared" (default): every block ends at ``min(floor, its peak)``; "proportional": no block comes
+            down to the base learning rate in the second third, each stays at its peak until 2T/3 and then decays to
+            ``ratio * floor``.
+        warmup: as for :func:`cosine_schedule`.
 
     Raises:
         ValueError: warm-up longer than a third of the run, or a floor above the base learning rate.

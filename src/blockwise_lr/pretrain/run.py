@@ -18,7 +18,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import NonFiniteLossError, UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
@@ -61,7 +61,7 @@ def train(
     """
     console = console or Console(stderr=True)
     config = check_config(config)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     lock = FileLock(out / ".lock")
     if _is_main():
         try:

@@ -24,7 +24,7 @@ from torch import nn
 
 from blockwise_lr.blocks import classify
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.optim import DirectionalReport
 from blockwise_lr.pretrain.checks import resolve_device
 from blockwise_lr.pretrain.config import DataConfig
@@ -74,10 +74,7 @@ def measure_model(
     subject = find_subject(model, seed=config.seed)
     out = subject.out if out is None else out
     data, batches = _batches(subject, config, progress=console.is_terminal)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {out} cannot be made ({error.strerror}): choose another --out") from None
+    make_folder(out)
     for reason in subject.skipped:
         console.print(f"{reason}: passed over", highlight=False, soft_wrap=True)
     about = {

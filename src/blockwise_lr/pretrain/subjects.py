@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -214,6 +215,9 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
 
 
 def _from_hub(name: str, load: Callable[[], Any]) -> Any:
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # its retries; what comes of them is said below
     try:
         return load()
     except UserError:
@@ -223,7 +227,7 @@ def _from_hub(name: str, load: Callable[[], Any]) -> Any:
         what = (
             f"the model in {name}"
             if Path(name).is_dir()
-            else f"{name!r} is no folder and no preset; as a model it"
+            else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
         )
         raise UserError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
 
