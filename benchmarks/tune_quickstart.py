@@ -87,18 +87,17 @@ def tune_base_lrs(out: Path) -> None:
 
 
 def try_edges(out: Path) -> None:
-    """One step beyond the edge, one setting at a time, on both sides; two runs at a time."""
+    """Beyond the edges, one setting at a time, on both sides (warm-up further: it went on helping the baseline)."""
     preset = replace(get_preset("quickstart"), device="cpu", report_to="none")
     arms: dict[str, list[dict[str, Any]]] = {
         "uniform": [
-            {},
-            {"warmup_fraction": 0.25},
-            {"warmup_fraction": 0.4},
-            {"weight_decay": 0.01},
-            {"clip": 0.1},
+            {}, *({"warmup_fraction": share} for share in (0.25, 0.4, 0.6, 0.8)),
+            {"warmup_fraction": 0.4, "base_lr": 8e-3}, {"warmup_fraction": 0.6, "base_lr": 8e-3},
+            {"weight_decay": 0.01}, {"clip": 0.1},
         ],
-        "quickstart": [{}, {"warmup_fraction": 0.25}],
-    }
+        "quickstart": [{}, {"warmup_fraction": 0.25}, {"warmup_fraction": 0.4}],
+        "paper": [{"base_lr": 2e-3}, {"base_lr": 2e-3, "warmup_fraction": 0.6}],
+    }  # fmt: skip
     points = [{"ratios": name, **change} for name, changes in arms.items() for change in changes]
     points += [{"ratios": "vo=0.1,norm=8,emb=16,head=8"}, {"ratios": "vo=0.1,norm=8,emb=8,head=16"}]
     with ThreadPoolExecutor(2) as pool:

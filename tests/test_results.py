@@ -64,3 +64,16 @@ def test_the_numbers_on_the_pages_are_those_of_the_data(page):
     for arm in COMPARE["arms"].values():
         losses = [seed["terminal_val_loss"] for seed in arm["seeds"]]
         assert f"{sum(losses) / len(losses):.3f}" in text
+
+
+def test_what_lies_beyond_the_edges_of_the_search_is_on_the_page():
+    text = (QUICKSTART / "README.md").read_text()
+    runs = json.loads((QUICKSTART / "edges.json").read_text())["runs"]
+    losses = {json.dumps(run["point"], sort_keys=True): run["tune_loss"] for run in runs}
+    for loss in losses.values():
+        assert f"{loss:.3f}" in text
+    uniform = losses['{"ratios": "uniform"}']
+    best = min(loss for point, loss in losses.items() if '"uniform"' in point)
+    searched = losses['{"ratios": "quickstart"}']
+    for nats in (uniform - searched, uniform - best, best - searched):
+        assert f"{nats:.3f}" in text

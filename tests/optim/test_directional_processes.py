@@ -11,7 +11,8 @@ from torch import distributed, multiprocessing, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from blockwise_lr import DirectionalReport, measure_directional, param_groups, split_fused
+from blockwise_lr import Block, DirectionalReport, measure_directional, param_groups, split_fused
+from blockwise_lr.optim.auto import agreement
 from sharpness.references import gpt2, next_tokens
 from sharpness.test_distributed import fully_sharded, share_of, whole_batches
 
@@ -31,6 +32,19 @@ def after_steps(model: nn.Module, batches: list[Any], scale: float = 1.0) -> tor
         (loss * scale / 20).backward()
         optimizer.step()
     return optimizer
+
+
+def cosines(model: nn.Module, batches: list[Any], scale: float = 1.0) -> dict[str, float]:
+    """What AutoRatios sees: the gradients of a fourth batch and the update of the third step."""
+    optimizer = after_steps(model, batches, scale)
+    optimizer.zero_grad()
+    logits, labels = next_tokens(model, batches[3])
+    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    (loss * scale / 20).backward()
+    groups: dict[Block, list[dict[str, Any]]] = {}
+    for group in optimizer.param_groups:
+        groups.setdefault(Block(group["block"]), []).append(group)
+    return {block.value: cosine for block, cosine in agreement(groups, optimizer).items()}
 
 
 def measured(model: nn.Module, optimizer: torch.optim.Optimizer, batches: list[Any]) -> dict[str, Any]:
@@ -53,6 +67,8 @@ def two_processes(rank: int, port: int, folder: str) -> None:
     sharded = fully_sharded(split())
     optimizer = after_steps(sharded, batches, 2.0)
     found["fsdp"] = measured(sharded, optimizer, batches)
+    found["cosines ddp"] = cosines(DistributedDataParallel(split()), batches, 2.0)
+    found["cosines fsdp"] = cosines(fully_sharded(split()), batches, 2.0)
     found["fsdp again"] = measured(sharded, optimizer, batches)  # nothing was left moved
     found["hessian"] = refused(sharded, optimizer, batches, hessian=True)
     found["uneven"] = refused(sharded, optimizer, batches[: 2 + rank])
@@ -96,6 +112,13 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
 def test_two_processes_find_what_one_finds(found, kind):
     model = split()
     same(found[kind], measured(model, after_steps(model, whole_batches()), whole_batches()))
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_the_cosines_of_auto_are_those_of_one_process(found, kind):
+    alone = cosines(split(), whole_batches())
+    assert len(alone) == 6
+    assert found[f"cosines {kind}"] == pytest.approx(alone, rel=1e-6)
 
 
 def test_an_update_seen_in_a_step_is_that_of_all_processes_together(found):

@@ -24,7 +24,7 @@ _MEMORY = 0.8  # of a block's mean and mean square cosine, from one measurement 
 
 
 class AutoRatios:
-    r"""Moves every block's learning-rate ratio in the first part of a run, at next to no cost.
+    r"""Moves every block's learning-rate ratio in the first part of a run.
 
     Before an optimizer step, the gradient of a batch that the optimizer has not seen meets the last update, which is
     read from the optimizer's state. Their cosine says whether more of that update would still have lowered the loss,
@@ -37,7 +37,7 @@ class AutoRatios:
     So a block that overshoots more often than the anchor slows down, and one that does less often speeds up; how
     large the steps are as a whole stays with the base learning rate, that of the anchor.
 
-    Everything is in the optimizer's groups (``lr_ratio`` and ``initial_lr``, where the schedule finds them, and the
+    A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio`` and ``initial_lr``, where the schedule finds them, and the
     means), which ``optimizer.state_dict()`` keeps: a resumed run goes on to the bit.
 
     Args:
