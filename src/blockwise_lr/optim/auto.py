@@ -37,8 +37,8 @@ class AutoRatios:
     So a block that overshoots more often than the anchor slows down, and one that does less often speeds up; how
     large the steps are as a whole stays with the base learning rate, that of the anchor.
 
-    A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio`` and ``initial_lr``, where the schedule finds them, and the
-    means), which ``optimizer.state_dict()`` keeps: a resumed run goes on to the bit.
+    A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio``
+    and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed run goes on to the bit.
 
     Args:
         optimizer: torch's Adam or AdamW on the groups of :func:`blockwise_lr.param_groups`.
