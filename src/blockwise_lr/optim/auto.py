@@ -38,7 +38,8 @@ class AutoRatios:
     large the steps are as a whole stays with the base learning rate, that of the anchor.
 
     A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio``
-    and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed run goes on to the bit.
+    and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed
+    run goes on to the bit.
 
     Args:
         optimizer: torch's Adam or AdamW on the groups of :func:`blockwise_lr.param_groups`.
