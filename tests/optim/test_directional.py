@@ -315,3 +315,44 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     shown = console.file.getvalue()
     assert "2.00e-04 │ 7.7e-02 ± 8.0e-03 │ could go up x380" in " ".join(shown.split())
     assert len(shown.strip().splitlines()) == 7
+
+
+class Flat(nn.Module):
+    """Logits of the predicted tokens, one row each: what curvlinops differentiates."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=ids).logits[:, :-1].flatten(0, 1)
+
+
+def test_curvlinops_has_the_same_matrix_over_blocks() -> None:
+    from curvlinops import GGNLinearOperator
+
+    model, optimizer, batches = trained("gpt2")
+    report = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
+    model.eval()
+    names, parameters = zip(*model.named_parameters())
+    updates, blocks = unit_updates(optimizer, parameters), classify(model)
+    assert updates is not None
+    along = torch.stack(
+        [
+            torch.cat([(u * (blocks[name] is block)).flatten() for name, u in zip(names, updates)])
+            for block in report
+        ],
+        dim=1,
+    )
+    data = [(ids, ids[:, 1:].flatten()) for ids in batches]
+    with sdpa_kernel(SDPBackend.MATH):  # its products differentiate forwards
+        matrix = GGNLinearOperator(
+            Flat(model), nn.CrossEntropyLoss(), list(parameters), data, check_deterministic=False
+        )
+        expected = along.T @ (matrix @ along)
+    torch.testing.assert_close(
+        torch.tensor(report.matrix, dtype=torch.float64),
+        expected.detach(),
+        rtol=1e-5,
+        atol=1e-5 * float(expected.abs().max()),
+    )
