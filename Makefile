@@ -28,7 +28,8 @@ quickstart: $(READY)
 	$(BIN)/blockwise-lr compare quickstart --out runs/compare-quickstart
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	@# One process a core; a file's tests stay together, for what they share. One thread each, or they would fight over cores.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1200
