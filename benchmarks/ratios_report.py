@@ -99,5 +99,5 @@ def draw_gaps(studies: dict[str, Any], path: Path) -> None:
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_xticks([at + 0.4 - width / 2 for at in range(len(studies))], list(studies))
         axes.set_ylabel("nats won against tuned uniform AdamW")
-        axes.legend(fontsize=8, ncols=2)
+        made.legend(fontsize=8, ncols=4, loc="outside lower center")
         save(made, path)

@@ -35,7 +35,9 @@ def draw_ratios(figure: Any, results: Results, series: Sequence[Series]) -> None
         axes.set_title(each.name[:40], fontsize=9, loc="left")
         axes.set_xlabel("optimizer step", fontsize=9)
     grid[0].set_ylabel("ratio", fontsize=9)
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=7, fontsize=9)
+    figure.legend(
+        *grid[0].get_legend_handles_labels(), loc="outside lower center", ncols=4 * len(series), fontsize=9
+    )
 
 
 def _logged(results: Results, series: Series) -> bool:
