@@ -140,7 +140,11 @@ def test_re_measuring_goes_on_after_the_first_part():
     assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(2, 10), 16, 24, 32]
     found = training.auto.ratios
     assert training.run(6).auto.ratios == found
-    assert training.run(1).auto.ratios != found
+    training.run(1)
+    cosines = training.auto.cosines
+    for block, ratio in training.auto.ratios.items():  # for all eight steps since the last time
+        change = 20.0 * 8 / STEPS * (cosines[block] - cosines[Block.FFN])
+        assert ratio == pytest.approx(found[block] * math.exp(change))
 
 
 @pytest.mark.parametrize("signal", ["cosine", "consistency"])
@@ -227,6 +231,13 @@ def test_what_cannot_be_measured_is_refused():
     sgd = torch.optim.SGD(groups, lr=0.1)
     with pytest.raises(ValueError, match="from the state of Adam or AdamW, and this is SGD"):
         AutoRatios(sgd, cosine_schedule(sgd, warmup_steps=1, total_steps=9))
+
+    class Own(torch.optim.AdamW):
+        """May step otherwise than its parent."""
+
+    own = Own(groups)
+    with pytest.raises(ValueError, match="from the state of Adam or AdamW, and this is Own"):
+        AutoRatios(own, cosine_schedule(own, warmup_steps=1, total_steps=9))
     plain = torch.optim.AdamW(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"has no block: make them with param_groups\(model, lr\)"):
         AutoRatios(plain, cosine_schedule(plain, warmup_steps=1, total_steps=9))

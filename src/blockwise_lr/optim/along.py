@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.sharpness import processes
-from blockwise_lr.sharpness.parts import Parts, local
+from blockwise_lr.sharpness.parts import Parts, cut, local
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
@@ -79,9 +79,7 @@ def _logits_at(
         with torch.no_grad():
             for direction, factor in moves:
                 for i, piece in direction.pieces:
-                    cut_piece(local(parameters[i].detach()), piece).add_(
-                        cut_piece(updates[i], piece), alpha=factor
-                    )
+                    cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
             logits = problem.predict(batch, needs_gradient=False).logits
         processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
         return logits
@@ -125,7 +123,3 @@ def dots(
         dist.all_reduce(everywhere)
         totals = everywhere.cpu()
     return totals
-
-
-def cut_piece(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
-    return tensor if piece is None else tensor.narrow(*piece)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optim.updates import unit_updates
+from blockwise_lr.optim.updates import READABLE, unit_updates
 from blockwise_lr.sharpness.processes import is_sharded, local
 
 _LOGGER = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class AutoRatios:
     def __init__(
         self, optimizer: Optimizer, schedule: BlockwiseSchedule, rule: AutoRule | None = None
     ) -> None:
-        if not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        if type(optimizer) not in READABLE:
             raise ValueError(
                 f"auto reads the last update from the state of Adam or AdamW, and this is {type(optimizer).__name__}: "
                 "measure ratios with AdamW and give them as numbers"
@@ -90,15 +90,16 @@ class AutoRatios:
 
     def due(self, step: int) -> bool:
         """Whether the ratios move before the update that follows `step` others."""
-        rule, total = self.rule, self._schedule.total_steps
-        if step < max(2, rule.start * total):  # the first update has learning rate 0: nothing answers it
+        # The first update has learning rate 0, so nothing answers it.
+        if step < max(2, self.rule.start * self._schedule.total_steps):
             return False
-        every = self._every if step < rule.stop * total else rule.re_measure
-        return every > 0 and step % every == 0
+        interval = self._interval(step)
+        return interval > 0 and step % interval == 0
 
-    @property
-    def _every(self) -> int:
-        return max(1, self._schedule.total_steps // self.rule.measurements)
+    def _interval(self, step: int) -> int:
+        """Steps from one measurement to the next; 0: the ratios rest."""
+        rule, total = self.rule, self._schedule.total_steps
+        return max(1, total // rule.measurements) if step < rule.stop * total else rule.re_measure
 
     def watch(self, loss: float) -> bool:
         """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.
@@ -144,17 +145,16 @@ class AutoRatios:
         return signals
 
     def _move(self, signals: Mapping[Block, float]) -> None:
-        rule, ratios = self.rule, self.ratios
-        gain = rule.gain * self._every / self._schedule.total_steps
+        if not signals:
+            return
+        rule, ratios, total = self.rule, self.ratios, self._schedule.total_steps
+        gain = rule.gain * self._interval(self._schedule.last_epoch) / total
+        anchored = rule.anchor == "ffn" and self._anchor in signals
+        anchor = signals[self._anchor] if anchored else sum(signals.values()) / len(signals)
+        low, high = math.log(rule.low), math.log(rule.high)
         # A block without gradient has no signal and stays where it is.
-        logs = {block: math.log(ratios[block]) + gain * signal for block, signal in signals.items()}
-        kept = self._kept(logs)
-        self._set(
-            {
-                block: min(max(log - kept, math.log(rule.low)), math.log(rule.high))
-                for block, log in logs.items()
-            }
-        )
+        logs = {b: math.log(ratios[b]) + gain * (signal - anchor) for b, signal in signals.items()}
+        self._set({block: min(max(log, low), high) for block, log in logs.items()})
 
     def _set(self, logs: Mapping[Block, float]) -> None:
         groups = self._groups
@@ -162,14 +162,6 @@ class AutoRatios:
             for group in groups[block]:
                 group["initial_lr"] *= math.exp(log) / group["lr_ratio"]
                 group["lr_ratio"] = math.exp(log)
-
-    def _kept(self, logs: Mapping[Block, float]) -> float:
-        if not logs:
-            return 0.0
-        if self.rule.anchor == "ffn" and self._anchor in logs:
-            return logs[self._anchor] - math.log(self.ratios[self._anchor])
-        now = self.ratios
-        return sum(log - math.log(now[block]) for block, log in logs.items()) / len(logs)
 
 
 def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optimizer) -> dict[Block, float]:

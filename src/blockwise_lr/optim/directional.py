@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.optim.along import Direction, cut_piece, dots, slope_and_curvature
+from blockwise_lr.optim.along import Direction, dots, slope_and_curvature
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
 from blockwise_lr.sharpness import processes
-from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward
+from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
 from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parts import Parts, cut
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
@@ -91,8 +91,13 @@ def measure_directional(
     fresh = (batch for (batch,) in together(each, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
     hessians: list[Tensor] = []
-    with left_as_it_was(inner), _at_least_float32(parts.parameters), _no_autocast(parts), torch.enable_grad():
-        problem = Problem(inner, parts, loss_fn)
+    problem = Problem(inner, parts, loss_fn)
+    with (
+        left_as_it_was(inner),
+        _at_least_float32(parts.parameters),
+        no_autocast(problem),
+        torch.enable_grad(),
+    ):
         updates = unit_updates(optimizer, parts.parameters)
         if updates is None:
             updates = _updates_of_a_step(problem, optimizer, fresh)
@@ -158,7 +163,7 @@ def _hessian(
     for direction in directions:
         vector = [torch.zeros_like(update) for update in updates]
         for i, piece in direction.pieces:
-            cut_piece(vector[i], piece).copy_(cut_piece(updates[i], piece))
+            cut(vector[i], piece).copy_(cut(updates[i], piece))
         try:
             products, _ = double_backward(problem, [batch], vector, strict=True)
         except NoDoubleBackwardError as error:
@@ -204,7 +209,7 @@ def _numel(direction: Direction, parts: Parts) -> int:
 @contextmanager
 def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """A float32 copy of half-precision parameters for the time of a measurement."""
-    kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in (torch.float16, torch.bfloat16)}
+    kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in HALF}
     try:
         for i in kept:
             parameters[i].data = kept[i].float()
@@ -212,7 +217,3 @@ def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     finally:
         for i, value in kept.items():
             parameters[i].data = value
-
-
-def _no_autocast(parts: Parts) -> Any:
-    return torch.autocast(parts.parameters[0].device.type, enabled=False)

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 
 from blockwise_lr.sharpness.parts import local
 
+READABLE = (torch.optim.Adam, torch.optim.AdamW)
+"""Whose last update is read from the state. Not their subclasses, which may step otherwise."""
+
 
 def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
     r"""The last update of an Adam-like optimizer, read from its state, per unit of learning rate.
@@ -33,7 +36,7 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
         ValueError: a parameter is not the optimizer's, or has no state yet.
     """
     groups = groups_of(optimizer, parameters)
-    if type(optimizer) not in (torch.optim.Adam, torch.optim.AdamW):
+    if type(optimizer) not in READABLE:
         return None
     updates = []
     for number, (parameter, group) in enumerate(zip(parameters, groups)):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
@@ -113,20 +114,25 @@ def _check_optim(config: TrainConfig) -> None:
 
 def _check_model(config: TrainConfig) -> None:
     """Build the model without its weights, and its groups."""
-    optim = config.optim
     try:
         with torch.device("meta"):
             model = split_fused(build_model(config.model, seed=0))
-        param_groups(
-            model,
-            optim.base_lr,
-            parse_ratios(optim.ratios),
-            weight_decay=optim.weight_decay,
-            no_decay=parse_no_decay(optim.no_decay),
-            decay=optim.decay,
-        )
+        groups_of_run(config, model)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+def groups_of_run(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
+    """The parameter groups of a run, on its model. Raises ValueError as :func:`blockwise_lr.param_groups`."""
+    optim = config.optim
+    return param_groups(
+        model,
+        optim.base_lr,
+        parse_ratios(optim.ratios),
+        weight_decay=optim.weight_decay,
+        no_decay=parse_no_decay(optim.no_decay),
+        decay=optim.decay,
+    )
 
 
 def _check_reports(config: TrainConfig) -> None:

@@ -18,10 +18,8 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.directional_show import plot_directional
-from blockwise_lr.optim.groups import param_groups
-from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.pretrain.checks import parse_no_decay
+from blockwise_lr.pretrain.checks import groups_of_run
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.folder import read_run_config
 from blockwise_lr.pretrain.subjects import Subject
@@ -74,16 +72,8 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
         UserError: the checkpoint holds no optimizer, or one of other groups.
     """
     optim = config.optim
-    groups = param_groups(
-        model,
-        optim.base_lr,
-        parse_ratios(optim.ratios),
-        weight_decay=optim.weight_decay,
-        no_decay=parse_no_decay(optim.no_decay),
-        decay=optim.decay,
-    )
     kind, options = optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
-    optimizer = kind(groups, **options)
+    optimizer = kind(groups_of_run(config, model), **options)
     path = checkpoint / OPTIMIZER
     try:
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
