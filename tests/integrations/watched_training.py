@@ -86,4 +86,8 @@ if __name__ == "__main__":
     own_loop(Path(sys.argv[1]))
     trainer(Path(sys.argv[1]))
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+        # All is written. Python's teardown races with gloo's threads, which once in a while abort the process.
+        sys.stderr.flush()
+        os._exit(0)
