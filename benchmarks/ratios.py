@@ -60,6 +60,14 @@ def settings() -> dict[str, TrainConfig]:
     }
 
 
+def config_of(setting: str, out: Path) -> TrainConfig:
+    """That setting, with its text in place (in `out` where it has to be made)."""
+    config = settings()[setting]
+    if config.data.data == "CODE":
+        return replace(config, data=replace(config.data, data=str(python_source(out))))
+    return config
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -83,10 +91,8 @@ def main() -> None:
 
 def study(arguments: argparse.Namespace) -> None:
     """One setting: its arms, compared, and what is kept of it."""
-    config, out = settings()[arguments.setting], arguments.out / arguments.setting
+    config, out = config_of(arguments.setting, arguments.out), arguments.out / arguments.setting
     out.mkdir(parents=True, exist_ok=True)
-    if config.data.data == "CODE":
-        config = replace(config, data=replace(config.data, data=str(python_source(arguments.out))))
     path = out / "config.json"
     write_json_atomic(path, config.to_dict())
     if CACHED.is_dir() and arguments.setting == FITTED:

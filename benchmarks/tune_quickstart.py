@@ -17,9 +17,6 @@ ratios; this goes one step further for each, at the learning rate of the preset.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +24,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from _runs import run, tune_loss
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.pretrain.config import TrainConfig
@@ -80,10 +79,10 @@ def tune_base_lrs(out: Path) -> None:
     subprocess.run([sys.executable, "-m", "blockwise_lr", "compare", "quickstart", *flags], check=True)
     for file in compared.glob("*.*"):
         shutil.copy(file, RESULTS)
-    for run in (compared / "runs").glob("*/"):
-        (RESULTS / "runs" / run.name).mkdir(parents=True, exist_ok=True)
+    for folder in (compared / "runs").glob("*/"):
+        (RESULTS / "runs" / folder.name).mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "metrics.jsonl", "result.json"):
-            shutil.copy(run / name, RESULTS / "runs" / run.name)
+            shutil.copy(folder / name, RESULTS / "runs" / folder.name)
 
 
 def try_edges(out: Path) -> None:
@@ -139,26 +138,6 @@ def search(out: Path, start: dict[str, float], moves: dict[str, Any], configure:
         if tune_loss(better) < lowest:
             best, lowest = better["point"], tune_loss(better)
     return {"best": best, "tune_loss": lowest, "base_lr": BASE_LR, "runs": runs}
-
-
-def tune_loss(run: dict[str, Any]) -> float:
-    return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
-
-
-def run(out: Path, config: TrainConfig, point: dict[str, float]) -> dict[str, Any]:
-    """One training run in a process of its own; finished ones are read from `out`."""
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    folder = out / hashlib.sha256(text.encode()).hexdigest()[:12]
-    (out / f"{folder.name}.json").write_text(text)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "blockwise_lr", "train", f"{folder}.json", "--out", str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if not (folder / "result.json").exists():
-        raise SystemExit(f"{' '.join(command)} failed: {done.stderr[-2000:]}")
-    result = json.loads((folder / "result.json").read_text())
-    losses = {key: result[f"terminal_{key}"] for key in ("tune_loss", "val_loss")}
-    print(f"{losses['tune_loss']} {point}", flush=True)
-    return {"point": point, "diverged": result.get("diverged", False), **losses}
 
 
 if __name__ == "__main__":
