@@ -124,6 +124,11 @@ class CompareCommand:
     """Seeds of every arm. With one, noise cannot be told from effect."""
     base_lrs: tuple[float, ...] = ()
     """Grid of base learning rates over which every arm is tuned; empty: those tuned for the preset, if there are."""
+    warmups: tuple[float, ...] = ()
+    """Warm-ups, as shares of the steps, that every arm tries with each base learning rate; empty: --warmup-fraction.
+    A uniform learning rate often wants a longer one than blockwise learning rates: tuned for neither or for both."""
+    refine: bool = False
+    """After the grid, every arm also tries the base learning rates a factor of sqrt 2 on either side of its best."""
     jobs: int = 0
     """Runs at the same time; 0: one a CPU core for models below 10M parameters on the CPU, otherwise 1."""
 
@@ -156,6 +161,8 @@ def _compare(arguments: list[str]) -> None:
         seeds=parsed.seeds,
         base_lrs=parsed.base_lrs or None,
         tuned=tuned_base_lrs(config),
+        warmups=parsed.warmups or None,
+        refine=parsed.refine,
         out=parsed.out,
         jobs=parsed.jobs or _default_jobs(config),
         command=_command("compare", arguments),

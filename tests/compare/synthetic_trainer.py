@@ -21,12 +21,15 @@ RATIOS = {
 ADVANTAGE = {"uniform": 0.0, "paper": -0.05, "quickstart": 0.12}
 
 
-def loss(step: float, total: int, ratios: str, base_lr: float, seed: int) -> float:
-    """Falls as a power of the step, is higher while the learning rate is, and has a best base LR of 2e-3."""
+def loss(step: float, total: int, ratios: str, base_lr: float, warmup: float, seed: int) -> float:
+    """Falls as a power of the step, is higher while the learning rate is, and has a best base LR of 2e-3.
+
+    A uniform learning rate gains by a longer warm-up, others lose by it.
+    """
     decay = 0.5 * (1 + math.cos(math.pi * step / total))
     mistuned = 0.08 * math.log(base_lr / 2e-3) ** 2
     noise = random.Random(f"{seed}-{ratios}-{total}").gauss(0, 0.008) + random.Random(seed).gauss(0, 0.02)
-    gain = ADVANTAGE.get(ratios, 0.0) * step / total
+    gain = ADVANTAGE.get(ratios, 0.0) * step / total + (0.04 if ratios == "uniform" else -0.04) * warmup
     return 3.2 + 12 * (step + 20) ** -0.45 + 0.25 * decay + mistuned + noise - gain
 
 
@@ -47,7 +50,7 @@ def write_run(config: dict, folder: Path) -> int:
         for block in ("norm", "emb", "qk", "vo", "ffn", "head"):
             peak = optim["base_lr"] * ratios.get(block, 1)
             lr[block] = peak * step / warmup if step < warmup else floor + (peak - floor) * shape
-        value = loss(step, total, optim["ratios"], optim["base_lr"], seed)
+        value = loss(step, total, optim["ratios"], optim["base_lr"], optim["warmup_fraction"], seed)
         evaluated = step == total or (config["eval_every"] and step % config["eval_every"] == 0)
         rows.append(
             {
@@ -78,7 +81,7 @@ def write_run(config: dict, folder: Path) -> int:
             "terminal_tune_loss": None,
         }
     else:
-        final = loss(total, total, optim["ratios"], optim["base_lr"], seed)
+        final = loss(total, total, optim["ratios"], optim["base_lr"], optim["warmup_fraction"], seed)
         result |= {"terminal_val_loss": final, "terminal_tune_loss": final + 0.01}
     (folder / "result.json").write_text(json.dumps(result))
     return 3 if diverges_at else 0

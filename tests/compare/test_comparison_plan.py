@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from blockwise_lr.compare.arms import Arm
+from blockwise_lr.compare.arms import Arm, Setting
 from blockwise_lr.compare.plan import Plan, run_folder
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import DataConfig, OptimConfig, TrainConfig
@@ -57,17 +57,68 @@ def test_the_lowest_tune_loss_chooses_and_a_diverged_run_never_does():
     tuning = plan(base_lrs=GRID)
     losses = dict(zip(tuning.tuning_runs(), [3.0, 2.9, 3.1, 2.5, 2.6, 2.7, 3.0, 2.8, float("inf")]))
     chosen = tuning.choose(losses)
-    assert chosen == {"adamw:uniform": 2e-3, "adamw:uniform 2N": 1e-3, "blockwise": 2e-3}
+    assert chosen == {
+        "adamw:uniform": Setting(2e-3), "adamw:uniform 2N": Setting(1e-3), "blockwise": Setting(2e-3)
+    }  # fmt: skip
+
+
+def test_every_arm_tries_every_warm_up_with_every_learning_rate():
+    runs = plan(base_lrs=GRID, warmups=(0.1, 0.6)).tuning_runs()
+    for series in plan().series:
+        mine = [run for run in runs if run.series == series]
+        tried = [(run.config.optim.base_lr, run.config.optim.warmup_fraction) for run in mine]
+        assert sorted(tried) == sorted((lr, warmup) for lr in GRID for warmup in (0.1, 0.6))
+    assert len({run.folder for run in runs}) == len(runs)
+
+
+def test_a_warm_up_in_steps_gives_way_to_those_that_are_tuned():
+    base = dataclasses.replace(BASE, optim=OptimConfig(warmup_steps=7))
+    assert {r.config.optim.warmup_steps for r in plan(base=base, base_lrs=GRID).tuning_runs()} == {7}
+    tuned = plan(base=base, base_lrs=GRID, warmups=(0.5,))
+    assert {r.config.optim.warmup_steps for r in tuned.tuning_runs()} == {None}
+
+
+def test_every_arm_is_refined_on_both_sides_of_its_best_at_its_best_warm_up():
+    tuning = plan(base_lrs=GRID, warmups=(0.1, 0.6), refine=True)
+    best = {"adamw:uniform": (2e-3, 0.6), "adamw:uniform 2N": (1e-3, 0.1), "blockwise": (4e-3, 0.1)}
+    losses = {
+        run: 2.0 if best[run.series.name] == (run.base_lr, run.setting.warmup_fraction) else 3.0
+        for run in tuning.tuning_runs()
+    }
+    runs = tuning.refining_runs(losses)
+    assert {run.config.seed for run in runs} == {0}
+    assert [(r.series.name, r.base_lr, r.config.optim.warmup_fraction) for r in runs] == [
+        ("adamw:uniform", 1.41e-3, 0.6), ("adamw:uniform", 2.83e-3, 0.6),
+        ("adamw:uniform 2N", 7.07e-4, 0.1), ("adamw:uniform 2N", 1.41e-3, 0.1),
+        ("blockwise", 2.83e-3, 0.1), ("blockwise", 5.66e-3, 0.1),
+    ]  # fmt: skip
+    better = losses | {run: 1.9 for run in runs if run.base_lr == 2.83e-3}
+    assert tuning.choose(better) == {
+        "adamw:uniform": Setting(2.83e-3, 0.6),
+        "adamw:uniform 2N": Setting(1e-3, 0.1),
+        "blockwise": Setting(2.83e-3, 0.1),
+    }
+    assert plan(base_lrs=GRID).refining_runs(losses) == []
+
+
+def test_a_plan_with_warm_ups_is_read_back_and_one_from_before_them_too():
+    tuning = plan(base_lrs=GRID, warmups=(0.1, 0.6), refine=True)
+    stored = json.loads(json.dumps(tuning.to_dict()))
+    assert Plan.from_dict(stored) == tuning
+    del stored["warmups"], stored["refine"]
+    assert Plan.from_dict(stored) == plan(base_lrs=GRID)
 
 
 def test_the_chosen_run_of_the_grid_is_not_run_again_for_its_seed():
     tuning = plan(base_lrs=GRID)
-    final = {run.folder for run in tuning.final_runs(dict.fromkeys((s.name for s in tuning.series), 2e-3))}
+    final = {
+        run.folder for run in tuning.final_runs(dict.fromkeys((s.name for s in tuning.series), Setting(2e-3)))
+    }
     assert len(final & {run.folder for run in tuning.tuning_runs()}) == 3
 
 
 def test_runs_of_one_seed_share_all_but_what_is_compared():
-    runs = plan().final_runs({"adamw:uniform": 1e-3, "adamw:uniform 2N": 1e-3, "blockwise": 1e-3})
+    runs = plan().final_runs(dict.fromkeys((s.name for s in plan().series), Setting(1e-3)))
     neutral = {
         dataclasses.replace(r.config, steps=1, optim=dataclasses.replace(r.config.optim, ratios="uniform"))
         for r in runs
@@ -79,9 +130,9 @@ def test_runs_of_one_seed_share_all_but_what_is_compared():
 def test_learning_rates_tuned_beforehand_are_taken_by_arm_and_horizon():
     tuned = {"adamw:uniform:N": 2e-3, "adamw:uniform:2N": 1e-3, "adamw:paper:N": 5e-4}
     assert plan(tuned=tuned).choose({}) == {
-        "adamw:uniform": 2e-3,
-        "adamw:uniform 2N": 1e-3,
-        "blockwise": 5e-4,
+        "adamw:uniform": Setting(2e-3),
+        "adamw:uniform 2N": Setting(1e-3),
+        "blockwise": Setting(5e-4),
     }
 
 
@@ -117,7 +168,7 @@ def test_a_whole_number_and_its_float_are_the_same_configuration():
     runs = [
         plan(base=dataclasses.replace(BASE, optim=OptimConfig(clip=clip))).final_runs for clip in (1, 1.0)
     ]
-    chosen = {"adamw:uniform": 1, "adamw:uniform 2N": 1.0, "blockwise": 1}
+    chosen = {"adamw:uniform": Setting(1), "adamw:uniform 2N": Setting(1.0), "blockwise": Setting(1)}
     assert [r.folder for r in runs[0](chosen)] == [r.folder for r in runs[1](chosen)]
 
 
@@ -156,6 +207,11 @@ def test_a_file_of_ratios_is_spelled_out_so_that_the_plan_does_not_need_it(tmp_p
         ({"base_lrs": (1e-3, 1e-3)}, "each base learning rate may be given once"),
         ({"base_lrs": (1e-3, 0.0)}, "must be a positive number; got 0"),
         ({"base_lrs": (1e-3, float("nan"))}, "must be a positive number; got nan"),
+        ({"warmups": (0.1,)}, "--warmups is part of the tuning: give the grid too"),
+        ({"refine": True}, "--refine is part of the tuning: give the grid too"),
+        ({"base_lrs": GRID, "warmups": ()}, "--warmups was given without values"),
+        ({"base_lrs": GRID, "warmups": (0.1, 1.0)}, "from 0 to below 1; got 1 in --warmups"),
+        ({"base_lrs": GRID, "warmups": (0.1, 0.1)}, "each warm-up may be given once"),
         ({"tuned": {"adamw:uniform:N": 1e-3}}, "no base learning rate was tuned for adamw:uniform:2N"),
         ({"horizons": ("N",)}, "must hold N and 2N"),
         ({"base": TrainConfig(steps=1)}, "at least 2 steps; got 1"),

@@ -167,6 +167,54 @@ def test_a_choice_at_the_grids_edge_is_warned_of(tmp_path):
     assert "adamw:uniform (0.002), adamw:uniform 2N (0.002), adamw:paper (0.002)" in warning
 
 
+@pytest.fixture(scope="module")
+def refined_comparison(tmp_path_factory):
+    """Warm-ups tuned too, best at 60 % for uniform and at 15 % for the paper's ratios; and one refinement."""
+    out = tmp_path_factory.mktemp("refined")
+    tuning = {"base_lrs": (1e-3, 2e-3, 4e-3), "warmups": (0.15, 0.6), "refine": True}
+    return out, synthetic_compare(out, seeds=[0, 1], **tuning)
+
+
+def test_every_arm_runs_at_the_warm_up_that_was_chosen_for_it(refined_comparison):
+    out, content = refined_comparison
+    chosen = {"adamw:uniform": 0.6, "adamw:uniform 2N": 0.6, "adamw:paper": 0.15}
+    for name, warmup in chosen.items():
+        arm = content["arms"][name]
+        assert (arm["base_lr"], arm["warmup_fraction"]) == (2e-3, warmup)
+        for run in arm["seeds"]:
+            config = json.loads((out / run["run"] / "config.json").read_text())
+            assert config["train"]["optim"]["warmup_fraction"] == warmup
+    tried = [run["arm"] for run in content["tuning"]]
+    assert {name: tried.count(name) for name in chosen} == dict.fromkeys(chosen, 3 * 2 + 2)
+    assert [run["arm"] for run in content["tuning"] if run["chosen"]] == list(chosen)
+    assert content["tuned"] is True
+
+
+def test_a_report_says_which_warm_ups_were_tuned(refined_comparison):
+    out, _ = refined_comparison
+    report = (out / "report.md").read_text()
+    assert (
+        "every arm tuned over 0.001, 0.002, 0.004 with warm-ups of 15%, 60%, then a factor of √2 to either side of "
+        "the best, with seed 0, chosen by the tune loss"
+    ) in report
+    assert "| arm | optimizer | ratios | base LR | warm-up | steps |" in report
+    assert "| adamw:paper | adamw | paper | 0.002 | 15% | 60 |" in report
+    shared = report.split("Optimizer and schedule")[1].split("###")[0]
+    assert "warmup" in shared
+    assert r"warmup\_fraction" not in shared
+    for rows in report.split("\n\n"):
+        assert len(set(table_rows(rows))) <= 1
+
+
+def test_a_warm_up_at_the_edge_is_warned_of_where_there_were_three(tmp_path, refined_comparison):
+    assert not any("edge" in warning for warning in refined_comparison[1]["warnings"])
+    content = synthetic_content(tmp_path, base_lrs=(2e-3,), warmups=(0.1, 0.3, 0.6), refine=True)
+    (warning,) = [w for w in content["warnings"] if "edge of the grid" in w]
+    assert "The chosen warm-up is at the edge of the grid for adamw:uniform (60%)" in warning
+    assert warning.endswith("widen --warmups.")
+    assert content["tuned"] is True
+
+
 def test_a_grid_of_one_is_no_tuning(tmp_path):
     content = synthetic_content(tmp_path, base_lrs=(2e-3,))
     assert content["tuned"] is False

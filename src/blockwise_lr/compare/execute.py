@@ -75,10 +75,17 @@ def run_all(
         with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:
             tuning = plan.tuning_runs()
             _run_missing(tuning, out, jobs, shown, runner, "tuning base learning rates")
-            losses = {run: read_run(out / "runs" / run.folder).tune_loss for run in tuning}
+            losses = _tune_losses(tuning, out)
+            refining = plan.refining_runs(losses)
+            _run_missing(refining, out, jobs, shown, runner, "refining base learning rates")
+            losses |= _tune_losses(refining, out)
             _run_missing(plan.final_runs(plan.choose(losses)), out, jobs, shown, runner, "comparison")
     finally:
         lock.release()
+
+
+def _tune_losses(runs: Sequence[Run], out: Path) -> dict[Run, float]:
+    return {run: read_run(out / "runs" / run.folder).tune_loss for run in runs}
 
 
 def _run_missing(

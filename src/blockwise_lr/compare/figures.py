@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from blockwise_lr import drawing
-from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.arms import Series, Setting
 from blockwise_lr.compare.ratio_figure import draw_ratios, with_moving_ratios
-from blockwise_lr.compare.results import Results
+from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.wording import format_signed, format_speedup
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
@@ -183,34 +183,44 @@ def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any
 
 
 def _draw_tuning(figure: Any, results: Results) -> None:
-    axes = figure.subplots()
-    finite: list[float] = []
-    for series in results.plan.series:
-        runs = [(run.base_lr, result) for run, result in results.tuning if run.series == series]
-        style = _style(results, series)
-        points = sorted((lr, result.tune_loss) for lr, result in runs if not result.diverged)
-        finite += [loss for _, loss in points]
-        axes.plot([lr for lr, _ in points], [loss for _, loss in points], marker="o", markersize=4.5,
-                  label=_label(series.name), **style)  # fmt: skip
-        for lr, result in runs:
-            if result.diverged:
-                axes.plot([lr], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2,
-                clip_on=False,
-                          transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
-            elif lr == results.chosen[series.name]:
-                axes.plot([lr], [result.tune_loss], "o", markersize=12, markerfacecolor="none",
-                          markeredgecolor=style["color"], markeredgewidth=1.6)  # fmt: skip
-    axes.set_xscale("log")
-    lrs = sorted({run.base_lr for run, _ in results.tuning})
-    axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
-    axes.minorticks_off()
+    """Tune loss over the base learning rate, side by side for each warm-up that was tried."""
+    warmups = results.plan.warmups or (None,)
+    grid = figure.subplots(1, len(warmups), sharey=True, squeeze=False)
+    for axes, warmup in zip(grid.flat, warmups):
+        tried = [(run, result) for run, result in results.tuning if run.setting.warmup_fraction == warmup]
+        for series in results.plan.series:
+            runs = [(run.setting, result) for run, result in tried if run.series == series]
+            _draw_tuning_line(axes, results, series, runs)
+        axes.set_xscale("log")
+        lrs = sorted({run.base_lr for run, _ in tried} & set(results.plan.base_lrs or ()))
+        axes.set_xticks(lrs, [f"{lr:g}" for lr in lrs])
+        axes.minorticks_off()
+        axes.set_xlabel("base learning rate")
+        if warmup is not None:
+            axes.set_title(f"warm-up {warmup:.0%}", fontsize=10)
+    finite = [result.tune_loss for _, result in results.tuning if not result.diverged]
     if finite:  # one learning rate far too large must not flatten the minimum that the figure is about
         low, high = min(finite), float(np.quantile(finite, 0.9))
         pad = 0.08 * (high - low) or 0.01
-        axes.set_ylim(low - pad, high + 2 * pad)
-    axes.set_xlabel("base learning rate")
-    axes.set_ylabel("terminal tune loss (nats a token)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
+        grid[0, 0].set_ylim(low - pad, high + 2 * pad)
+    grid[0, 0].set_ylabel("terminal tune loss (nats a token)")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
+
+
+def _draw_tuning_line(
+    axes: Any, results: Results, series: Series, runs: list[tuple[Setting, RunResult]]
+) -> None:
+    style = _style(results, series)
+    points = sorted((setting.base_lr, result.tune_loss) for setting, result in runs if not result.diverged)
+    axes.plot([lr for lr, _ in points], [loss for _, loss in points], marker="o", markersize=4.5,
+              label=_label(series.name), **style)  # fmt: skip
+    for setting, result in runs:
+        if result.diverged:
+            axes.plot([setting.base_lr], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2,
+                      clip_on=False, transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
+        elif setting == results.chosen[series.name]:
+            axes.plot([setting.base_lr], [result.tune_loss], "o", markersize=12, markerfacecolor="none",
+                      markeredgecolor=style["color"], markeredgewidth=1.6)  # fmt: skip
 
 
 def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int) -> None:

@@ -1,8 +1,8 @@
 """What is compared: arms x seeds x learning rates, as the list of training runs it takes.
 
-Fairness is decided here. Every arm tunes its base learning rate over the same grid, at the same seed, with
-the same number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N. A run's
-folder is named after its configuration alone, so that a comparison that is called again finds the runs that
+Fairness is decided here. Every arm tunes its base learning rate (and its warm-up, if asked) over the same grid, at
+the same seed, with the same number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N.
+A run's folder is named after its configuration alone, so that a comparison that is called again finds the runs that
 it already has.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
+from blockwise_lr.compare.arms import HORIZONS, Arm, Series, Setting, resolve_arm
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
@@ -30,18 +30,20 @@ class Run:
 
     Args:
         series: what it is a run of.
+        setting: what of it is tuned, or was.
         config: the whole configuration.
         folder: name of the run's folder: readable, and the same only for the same configuration.
     """
 
     series: Series
+    setting: Setting
     config: TrainConfig
     folder: str
 
     @property
     def base_lr(self) -> float:
         """Peak learning rate of a block whose ratio is 1."""
-        return self.config.optim.base_lr
+        return self.setting.base_lr
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Plan:
         tuned: "optimizer:ratios:horizon" -> base learning rate that was tuned beforehand; None (with
             `base_lrs` None): the learning rate of `base` for all, untuned, which the report says.
         horizons: horizons of the baseline, keys of `HORIZONS` with "N" and "2N" among them.
+        warmups: warm-ups, as shares of the steps, to try with each of `base_lrs`; None: that of `base`.
+        refine: whether every series also tries the base learning rates a factor of sqrt 2 on either side of its best.
 
     Raises:
         UserError: anything in it is unknown, missing, doubled or out of range.
@@ -68,12 +72,19 @@ class Plan:
     base_lrs: tuple[float, ...] | None = None
     tuned: Mapping[str, float] | None = None
     horizons: tuple[str, ...] = ("N", "2N")
+    warmups: tuple[float, ...] | None = None
+    refine: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "arms", tuple(map(resolve_arm, self.arms)))
         _check_values(self)
         if self.base_lrs is None:
             self.choose({})  # raises for an arm that nobody tuned
+
+    @property
+    def tunes(self) -> bool:
+        """Whether there is anything to choose from: more than one setting for every series."""
+        return len(self.base_lrs or ()) * len(self.warmups or (None,)) > 1 or self.refine
 
     @property
     def series(self) -> list[Series]:
@@ -87,26 +98,41 @@ class Plan:
         return Series(name, arm, horizon, round(self.base.steps * HORIZONS[horizon]))
 
     def tuning_runs(self) -> list[Run]:
-        """The same learning rates at the first seed for every series; empty without a grid."""
-        lrs = self.base_lrs or ()
-        return [self._run(series, lr, self.seeds[0]) for series in self.series for lr in lrs]
+        """The same settings at the first seed for every series; empty without a grid."""
+        grid = [Setting(lr, warmup) for warmup in self.warmups or (None,) for lr in self.base_lrs or ()]
+        return [self._run(series, setting, self.seeds[0]) for series in self.series for setting in grid]
 
-    def final_runs(self, chosen: Mapping[str, float]) -> list[Run]:
-        """Every seed of every series at its chosen base learning rate ({series name: base LR})."""
+    def refining_runs(self, tune_losses: Mapping[Run, float]) -> list[Run]:
+        """Two more for every series, on either side of the best of its tuning runs; empty without `refine`.
+
+        At the edge of the grid one of them lies outside, so that the best one has neighbours on both sides.
+        """
+        if not self.refine:
+            return []
+        runs = []
+        for name, best in self.choose(tune_losses).items():
+            series = next(s for s in self.series if s.name == name)
+            for lr in (best.base_lr / math.sqrt(2), best.base_lr * math.sqrt(2)):
+                near = dataclasses.replace(best, base_lr=float(f"{lr:.3g}"))
+                runs.append(self._run(series, near, self.seeds[0]))
+        return runs
+
+    def final_runs(self, chosen: Mapping[str, Setting]) -> list[Run]:
+        """Every seed of every series at its chosen setting ({series name: setting})."""
         return [self._run(series, chosen[series.name], seed) for series in self.series for seed in self.seeds]
 
-    def choose(self, tune_losses: Mapping[Run, float]) -> dict[str, float]:
-        """The base learning rate of every series: {series name: base LR}.
+    def choose(self, tune_losses: Mapping[Run, float]) -> dict[str, Setting]:
+        """The setting of every series: {series name: setting}.
 
-        With a grid, the one with the lowest terminal loss on the tune split (the smaller one of a tie), a
-        diverged run counting as +inf; otherwise the one tuned beforehand.
+        With a grid, that of the run in `tune_losses` with the lowest terminal loss on the tune split (the smaller
+        learning rate of a tie), a diverged run counting as +inf; otherwise the learning rate tuned beforehand.
         """
         if self.base_lrs is None:
-            return {series.name: self._fixed_base_lr(series) for series in self.series}
+            return {series.name: Setting(self._fixed_base_lr(series)) for series in self.series}
         chosen = {}
         for series in self.series:
-            runs = [run for run in self.tuning_runs() if run.series == series]
-            chosen[series.name] = min((tune_losses[run], run.base_lr) for run in runs)[1]
+            tried = [(loss, run.setting) for run, loss in tune_losses.items() if run.series == series]
+            chosen[series.name] = min(tried)[1]
         return chosen
 
     def _fixed_base_lr(self, series: Series) -> float:
@@ -120,12 +146,17 @@ class Plan:
             )
         return self.tuned[key]
 
-    def _run(self, series: Series, base_lr: float, seed: int) -> Run:
+    def _run(self, series: Series, setting: Setting, seed: int) -> Run:
         optim = dataclasses.replace(
-            self.base.optim, optimizer=series.arm.optimizer, ratios=series.arm.ratios, base_lr=float(base_lr)
+            self.base.optim,
+            optimizer=series.arm.optimizer,
+            ratios=series.arm.ratios,
+            base_lr=float(setting.base_lr),
         )
+        if setting.warmup_fraction is not None:
+            optim = dataclasses.replace(optim, warmup_fraction=setting.warmup_fraction, warmup_steps=None)
         config = dataclasses.replace(self.base, steps=series.steps, seed=seed, optim=optim)
-        return Run(series, config, run_folder(config))
+        return Run(series, setting, config, run_folder(config))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for JSON; `from_dict` reads it back."""
@@ -134,7 +165,7 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The plan that `to_dict` wrote."""
-        lrs = values["base_lrs"]
+        lrs, warmups = values["base_lrs"], values.get("warmups")
         return cls(
             base=config_from_dict(values["base"]),
             arms=tuple(Arm(**arm) for arm in values["arms"]),
@@ -142,6 +173,8 @@ class Plan:
             base_lrs=None if lrs is None else tuple(lrs),
             tuned=values["tuned"],
             horizons=tuple(values["horizons"]),
+            warmups=None if warmups is None else tuple(warmups),
+            refine=values.get("refine", False),
         )
 
 
@@ -171,6 +204,7 @@ def _check_values(plan: Plan) -> None:
         ("arm name", names),
         ("seed", plan.seeds),
         ("base learning rate", plan.base_lrs or ()),
+        ("warm-up", plan.warmups or ()),
     ):
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
@@ -190,6 +224,18 @@ def _check_values(plan: Plan) -> None:
         )
     if plan.base_lrs is not None and not plan.base_lrs:
         raise UserError("--base-lrs was given without values; give at least one, or leave it out")
+    for flag, given in (("--warmups", plan.warmups is not None), ("--refine", plan.refine)):
+        if given and plan.base_lrs is None:
+            raise UserError(
+                f"{flag} is part of the tuning: give the grid too, such as --base-lrs 1e-3 2e-3 4e-3"
+            )
+    if plan.warmups is not None and not plan.warmups:
+        raise UserError("--warmups was given without values; give at least one, or leave it out")
+    for warmup in plan.warmups or ():
+        if not 0 <= warmup < 1:
+            raise UserError(
+                f"a warm-up is a share of the steps, from 0 to below 1; got {warmup:g} in --warmups"
+            )
     for lr in [*(plan.base_lrs or ()), *(plan.tuned or {}).values()]:
         if not (math.isfinite(lr) and lr > 0):
             raise UserError(f"a base learning rate must be a positive number; got {lr:g}")

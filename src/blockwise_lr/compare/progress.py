@@ -93,7 +93,7 @@ class ComparisonProgress:
 
 def describe(run: Run) -> str:
     """A run in words: "adamw:uniform 2N, base LR 0.002, seed 0, 800 steps"."""
-    return f"{run.series.name}, base LR {run.base_lr:g}, seed {run.config.seed}, {run.config.steps} steps"
+    return f"{run.series.name}, {run.setting}, seed {run.config.seed}, {run.config.steps} steps"
 
 
 def describe_result(result: RunResult) -> str:

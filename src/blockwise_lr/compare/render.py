@@ -29,6 +29,8 @@ def compare(
     seeds: Sequence[int],
     base_lrs: Sequence[float] | None = None,
     tuned: Mapping[str, float] | None = None,
+    warmups: Sequence[float] | None = None,
+    refine: bool = False,
     out: str | Path,
     jobs: int = 1,
     command: str,
@@ -47,6 +49,8 @@ def compare(
         base_lrs: base learning rates that every arm is tuned over, at the first seed; None: `tuned`.
         tuned: "optimizer:ratios:horizon" -> base learning rate tuned beforehand, horizon "N" or "2N"; None
             (with `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
+        warmups: warm-ups, as shares of the steps, that every arm tries with each of `base_lrs`; None: `base`'s own.
+        refine: whether every arm also tries the base learning rates a factor of sqrt 2 on either side of its best.
         out: the comparison's folder, made if missing.
         jobs: runs at the same time.
         command: the command line that repeats the comparison, for the report.
@@ -70,6 +74,8 @@ def compare(
         seeds=tuple(seeds),
         base_lrs=None if base_lrs is None else tuple(base_lrs),
         tuned=None if tuned is None else dict(tuned),
+        warmups=None if warmups is None else tuple(warmups),
+        refine=refine,
     )
     out = Path(out)
     make_folder(out)
@@ -114,7 +120,8 @@ def render(out: str | Path) -> dict[str, Any]:
 
 def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
     config = content["config"]
-    optim = {k: v for k, v in config["optim"].items() if k not in ("optimizer", "ratios", "base_lr")}
+    tuned = {"base_lr"} if content["warmups"] is None else {"base_lr", "warmup_fraction", "warmup_steps"}
+    optim = {k: v for k, v in config["optim"].items() if k not in {"optimizer", "ratios"} | tuned}
     run = {
         "preset": content["preset"],
         "steps N": f"{content['steps']:,}",
@@ -143,6 +150,10 @@ def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
 def _how_tuned(content: Mapping[str, Any]) -> str:
     if content["base_lrs"] is not None:
         grid = ", ".join(f"{lr:g}" for lr in content["base_lrs"])
+        if content["warmups"] is not None:
+            grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
+        if content["refined"]:
+            grid += ", then a factor of √2 to either side of the best,"
         return f"every arm tuned over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
     if content["tuned"]:
         return "tuned beforehand for every arm and horizon; comes with the preset"

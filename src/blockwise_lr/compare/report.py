@@ -46,8 +46,10 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "baseline_against_itself": _speedup_dict(*_speedups(results, baseline, "paper")),
         "tuning": [_tuning(results, run, result, out) for run, result in results.tuning],
         "other_runs": [_other_run(result, out) for result in results.others],
-        "tuned": plan.tuned is not None if plan.base_lrs is None else len(plan.base_lrs) > 1,
+        "tuned": plan.tuned is not None if plan.base_lrs is None else plan.tunes,
         "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
+        "warmups": None if plan.warmups is None else list(plan.warmups),
+        "refined": plan.refine,
         "command": command,
         "date": date,
         "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
@@ -78,7 +80,8 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
     return {
         "optimizer": series.arm.optimizer,
         "ratios": series.arm.ratios,
-        "base_lr": results.chosen[series.name],
+        "base_lr": results.chosen[series.name].base_lr,
+        "warmup_fraction": results.chosen[series.name].warmup_fraction,
         "steps": series.steps,
         "horizon": series.horizon,
         "role": "baseline" if series.arm == results.plan.arms[0] else "arm",
@@ -146,13 +149,14 @@ def _tuning(results: Results, run: Run, result: RunResult, out: Path) -> dict[st
     return {
         "arm": run.series.name,
         "base_lr": run.base_lr,
+        "warmup_fraction": run.setting.warmup_fraction,
         "seed": run.config.seed,
         "steps": run.config.steps,
         "tune_loss": _finite(result.tune_loss),
         "val_loss": _finite(result.val_loss),
         "diverged_at_step": result.result.get("diverged_at_step"),
         "seconds": result.result.get("seconds"),
-        "chosen": run.base_lr == results.chosen[run.series.name],
+        "chosen": run.setting == results.chosen[run.series.name],
         "run": result.folder.relative_to(out).as_posix(),
     }
 
@@ -165,6 +169,7 @@ def _other_run(result: RunResult, out: Path) -> dict[str, Any]:
         "optimizer": optim.get("optimizer"),
         "ratios": optim.get("ratios"),
         "base_lr": optim.get("base_lr"),
+        "warmup_fraction": optim.get("warmup_fraction"),
         "seed": train.get("seed"),
         "steps": train.get("steps"),
         "tune_loss": _finite(result.tune_loss),
@@ -182,13 +187,13 @@ def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
             f"No base learning rate was tuned: every arm ran at {plan.base.optim.base_lr:g}, "
             f"which may suit one arm better than another."
         )
-    if plan.base_lrs is not None and len(plan.base_lrs) == 1:
+    if plan.base_lrs is not None and not plan.tunes:
         found.append(
             f"The grid holds one base learning rate, {plan.base_lrs[0]:g}, so no arm was tuned; it may suit "
             f"one arm better than another."
         )
-    elif plan.base_lrs is not None:
-        found += _grid_warnings(results, plan.base_lrs)
+    elif plan.tunes:
+        found += _grid_warnings(results)
     for series in plan.series:
         diverged = [str(seed) for seed, run in results.final[series.name].items() if run.diverged]
         if diverged:
@@ -207,19 +212,31 @@ def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
     return found
 
 
-def _grid_warnings(results: Results, grid: tuple[float, ...]) -> list[str]:
-    found, at_edge = [], []
+def _grid_warnings(results: Results) -> list[str]:
+    found: list[str] = []
+    lr_edges, warmup_edges = [], []
+    warmups = results.plan.warmups or ()
     for series in results.plan.series:
         chosen = results.chosen[series.name]
-        if all(result.diverged for run, result in results.tuning if run.series == series):
+        runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
+        lrs = [setting.base_lr for setting, _ in runs if setting.warmup_fraction == chosen.warmup_fraction]
+        if all(result.diverged for _, result in runs):
             found.append(f"{series.name} diverged at every base learning rate of the grid.")
-        elif chosen in (min(grid), max(grid)):
-            at_edge.append(f"{series.name} ({chosen:g})")
-    if at_edge:
-        found.append(
-            f"The chosen base learning rate is at the edge of the grid for {', '.join(at_edge)}: the optimum "
-            f"may lie outside; widen --base-lrs."
-        )
+            continue
+        if chosen.base_lr in (min(lrs), max(lrs)):
+            lr_edges.append(f"{series.name} ({chosen.base_lr:g})")
+        # Two warm-ups are both edges: nothing to report.
+        if len(warmups) > 2 and chosen.warmup_fraction in (min(warmups), max(warmups)):
+            warmup_edges.append(f"{series.name} ({chosen.warmup_fraction:.0%})")
+    for what, flag, at_edge in (
+        ("base learning rate", "--base-lrs", lr_edges),
+        ("warm-up", "--warmups", warmup_edges),
+    ):
+        if at_edge:
+            found.append(
+                f"The chosen {what} is at the edge of the grid for {', '.join(at_edge)}: the optimum "
+                f"may lie outside; widen {flag}."
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.arms import Series, Setting
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.metrics import read_metrics
@@ -62,15 +62,15 @@ class Results:
 
     Args:
         plan: what was asked for.
-        tuning: every run of the grid, in the plan's order; empty without a grid.
-        chosen: base learning rate of each series, by the series' name.
-        final: {series name: {seed: run}} at the chosen learning rates.
+        tuning: every run of the grid, in the plan's order, then those that refine it; empty without a grid.
+        chosen: what was chosen for each series, by the series' name.
+        final: {series name: {seed: run}} at the chosen settings.
         others: finished runs in the folder that an earlier plan asked for: kept, and reported.
     """
 
     plan: Plan
     tuning: list[tuple[Run, RunResult]]
-    chosen: dict[str, float]
+    chosen: dict[str, Setting]
     final: dict[str, dict[int, RunResult]]
     others: list[RunResult]
 
@@ -128,12 +128,14 @@ def read_results(plan: Plan, out: Path) -> Results:
     """
     tuning_runs = plan.tuning_runs()
     tuning = list(zip(tuning_runs, _read_all(tuning_runs, out)))
+    refining_runs = plan.refining_runs({run: result.tune_loss for run, result in tuning})
+    tuning += zip(refining_runs, _read_all(refining_runs, out))
     chosen = plan.choose({run: result.tune_loss for run, result in tuning})
     final_runs = plan.final_runs(chosen)
     final: dict[str, dict[int, RunResult]] = {}
     for run, result in zip(final_runs, _read_all(final_runs, out)):
         final.setdefault(run.series.name, {})[run.config.seed] = result
-    asked_for = {run.folder for run in [*tuning_runs, *final_runs]}
+    asked_for = {run.folder for run in [*tuning_runs, *refining_runs, *final_runs]}
     folders = sorted(path.parent for path in (out / "runs").glob("*/result.json"))
     others = [read_run(folder) for folder in folders if folder.name not in asked_for and is_finished(folder)]
     return Results(plan, tuning, chosen, final, others)

@@ -89,16 +89,18 @@ def summary_table(content: Mapping[str, Any]) -> Table:
 
 def arms_table(content: Mapping[str, Any]) -> Table:
     """Every arm, with the terminal validation loss of each seed."""
-    seeds = content["seeds"]
+    seeds, warmups = content["seeds"], content["warmups"] is not None
     rows = [
-        [name, arm["optimizer"], arm["ratios"], f"{arm['base_lr']:g}", f"{arm['steps']:,}"]
+        [name, arm["optimizer"], arm["ratios"], f"{arm['base_lr']:g}"]
+        + ([_percent(arm["warmup_fraction"])] if warmups else [])
+        + [f"{arm['steps']:,}"]
         + [format_loss(run["terminal_val_loss"]) for run in arm["seeds"]]
         + ([format_loss(arm["mean_terminal_val_loss"])] if len(seeds) > 1 else [])
         for name, arm in content["arms"].items()
     ]
     return Table(
         "Terminal validation loss",
-        ["arm", "optimizer", "ratios", "base LR", "steps"]
+        ["arm", "optimizer", "ratios", "base LR", *(["warm-up"] if warmups else []), "steps"]
         + [f"seed {seed}" for seed in seeds]
         + (["mean"] if len(seeds) > 1 else []),
         rows,
@@ -111,30 +113,37 @@ def runs_table(content: Mapping[str, Any]) -> Table:
     """Every run: those reported, those of the grid, and those an earlier plan left in the folder."""
     rows: dict[str, list[str]] = {}
 
-    def add(run: str, what: str, seed: Any, base_lr: Any, val: Any, tune: Any, seconds: Any) -> None:
-        if run in rows:
-            rows[run][1] += f", {what}"
+    warmups = content["warmups"] is not None
+
+    def add(run: Mapping[str, Any], what: str, setting: Mapping[str, Any], val: Any, tune: Any) -> None:
+        if run["run"] in rows:
+            rows[run["run"]][1] += f", {what}"
             return
-        time = "–" if seconds is None else format_seconds(seconds)
-        rows[run] = [run, what, str(seed), f"{base_lr:g}", format_loss(val), format_loss(tune), time]
+        time = "–" if run["seconds"] is None else format_seconds(run["seconds"])
+        lr = float("nan") if setting["base_lr"] is None else setting["base_lr"]
+        tuned = [f"{lr:g}", *([_percent(setting["warmup_fraction"])] if warmups else [])]
+        losses = [format_loss(val), format_loss(tune)]
+        rows[run["run"]] = [run["run"], what, str(run["seed"]), *tuned, *losses, time]
 
     for name, arm in content["arms"].items():
         for run in arm["seeds"]:
-            val, tune = run["terminal_val_loss"], run["terminal_tune_loss"]
-            add(run["run"], name, run["seed"], arm["base_lr"], val, tune, run["seconds"])
+            add(run, name, arm, run["terminal_val_loss"], run["terminal_tune_loss"])
     for run in content["tuning"]:
-        what = f"grid of {run['arm']}"
-        add(run["run"], what, run["seed"], run["base_lr"], run["val_loss"], run["tune_loss"], run["seconds"])
+        add(run, f"grid of {run['arm']}", run, run["val_loss"], run["tune_loss"])
     for run in content["other_runs"]:
-        lr = run["base_lr"] if run["base_lr"] is not None else float("nan")
-        add(run["run"], "earlier plan", run["seed"], lr, run["val_loss"], run["tune_loss"], run["seconds"])
+        add(run, "earlier plan", run, run["val_loss"], run["tune_loss"])
     return Table(
         "Every run",
-        ["run", "for", "seed", "base LR", "val loss", "tune loss", "time"],
+        ["run", "for", "seed", "base LR", *(["warm-up"] if warmups else []), "val loss", "tune loss", "time"],
         list(rows.values()),
         text_columns=frozenset({0, 1}),
-        note="Base learning rates are chosen by the tune loss alone; the val loss is only reported.",
+        note=f"{'Settings' if warmups else 'Base learning rates'} are chosen by the tune loss alone; "
+        "the val loss is only reported.",
     )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.0%}"
 
 
 def facts_table(title: str, facts: Mapping[str, Any] | None) -> Table:
