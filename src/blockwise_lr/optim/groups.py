@@ -36,7 +36,7 @@ def param_groups(
     Args:
         model: the model; call ``split_fused(model)`` first if it has fused QKV weights.
         lr: base learning rate eta_base, the peak of a block whose ratio is 1.
-        ratios: r(b) by Block or its string; a missing block is 1. A SharpnessReport or DirectionalReport stands for
+        ratios: r(b) by Block or its string; a missing block is 1. A SharpnessReport, or DirectionalReports, stand for
             ``ratios_from_sharpness(report)``, an AutoRule for the ratios it begins with. Default: the paper's.
         weight_decay: decoupled weight decay as torch's AdamW takes it, so that a step shrinks a weight by
             ``lr * weight_decay``.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.directional_report import DirectionalReport
+from blockwise_lr.optim.trajectory import bounded, log_ratios_along
 from blockwise_lr.sharpness import SharpnessReport
 
 
@@ -43,7 +44,7 @@ class MeasuredRatios(Mapping[Block, float]):
 
 
 def ratios_from_sharpness(
-    report: SharpnessReport | DirectionalReport | Mapping[Block, float],
+    report: SharpnessReport | DirectionalReport | Sequence[DirectionalReport] | Mapping[Block, float],
     power: float = 2 / 3,
     reference: Block = Block.NORM,
     low: float | None = None,
@@ -63,21 +64,25 @@ def ratios_from_sharpness(
 
         r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
 
+    From DirectionalReports along a run, the geometric mean of these over the one of FFN, so that the base learning rate
+    is FFN's: of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well
+    below the best uniform one tell most: fewer blocks overshoot.
+
     Args:
-        report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; or plain
-            values, block -> S(b).
+        report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of
+            the latter; or plain values, block -> S(b).
         power: 0 makes every ratio 1; above 0 flatter blocks learn faster. Default 2/3. Not for a DirectionalReport.
         reference: the block whose ratio is 1. Default NORM, the paper's sharpest. Not for a DirectionalReport.
-        low, high: bounds of a ratio, for a DirectionalReport of its change. Defaults 1 (0.5 for a DirectionalReport:
-            a block that overshoots is lowered) and 20.
+        low, high: bounds of a ratio, for a DirectionalReport of its change. Defaults 1 (0.5 for a DirectionalReport,
+            0.1 for each of several: a block that overshoots is lowered) and 20.
 
     Returns:
         MeasuredRatios. Standard errors are first-order: sharpness of both blocks comes from the same batches, whose
-        common ups and downs cancel in a ratio.
+        common ups and downs cancel in a ratio. Of several reports they are over reports, as if these were independent.
 
     Raises:
-        ValueError: the report has no reference block; a sharpness that is not above 0; a DirectionalReport at learning
-            rate 0; bounds that are not 0 < low <= high, or a power that is not finite.
+        ValueError: the report has no reference block; a sharpness that is not above 0; DirectionalReports only at
+            learning rate 0, or none; bounds that are not 0 < low <= high, or a power that is not finite.
 
     Example:
         >>> figure = {Block.EMB: 8.5e-7, Block.QK: 1.5e-6, Block.FFN: 2.9e-6, Block.VO: 5.5e-6, Block.NORM: 3.1e-5}
@@ -85,13 +90,15 @@ def ratios_from_sharpness(
         {'emb': 11.0, 'qk': 7.5, 'ffn': 4.9, 'vo': 3.2, 'norm': 1.0}
     """
     if low is None:
-        low = 0.5 if isinstance(report, DirectionalReport) else 1.0
+        low = 0.5 if isinstance(report, DirectionalReport) else 0.1 if isinstance(report, Sequence) else 1.0
     if not math.isfinite(power):
         raise ValueError(f"power is {power}; expected a finite number")
     if not 0 < low <= high:
         raise ValueError(f"low is {low} and high {high}; expected 0 < low <= high")
     if isinstance(report, DirectionalReport):
         return _from_directional(report, low, high)
+    if isinstance(report, Sequence):
+        return _from_run(report, low, high)
     sharpness = (
         {b: e.mean for b, e in report.items()}
         if isinstance(report, SharpnessReport)
@@ -127,11 +134,16 @@ def _from_directional(report: DirectionalReport, low: float, high: float) -> Mea
             )
     unclipped = {block: slope.ratio * slope.factor for block, slope in report.items()}
     ratios = {
-        block: slope.ratio * min(max(slope.factor if slope.signal > 0 else low, low), high)
-        for block, slope in report.items()
+        block: slope.ratio * bounded(slope.signal, slope.factor, low, high) for block, slope in report.items()
     }
     errors = {block: slope.ratio * slope.best_lr_stderr / slope.lr for block, slope in report.items()}
     return MeasuredRatios(ratios, unclipped, errors)
+
+
+def _from_run(reports: Sequence[DirectionalReport], low: float, high: float) -> MeasuredRatios:
+    logs, errors = log_ratios_along(reports, low, high)
+    ratios = {block: math.exp(log) for block, log in logs.items()}
+    return MeasuredRatios(ratios, ratios, {block: ratios[block] * error for block, error in errors.items()})
 
 
 def _log_ratio_error(

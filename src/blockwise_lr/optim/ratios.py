@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,9 +14,17 @@ from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
+from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.sharpness import SharpnessReport
 
-Ratios = Mapping[Block, float] | Mapping[str, float] | SharpnessReport | DirectionalReport | AutoRule
+Ratios = (
+    Mapping[Block, float]
+    | Mapping[str, float]
+    | SharpnessReport
+    | DirectionalReport
+    | Sequence[DirectionalReport]
+    | AutoRule
+)
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
@@ -37,8 +45,9 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """A ratio for every block: those given, and 1 for the rest.
 
     Args:
-        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport or
-            DirectionalReport stands for ``ratios_from_sharpness(report)``, an AutoRule for those it begins with.
+        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport, a
+            DirectionalReport or a sequence of these stands for ``ratios_from_sharpness(report)``,
+            an AutoRule for those it begins with.
 
     Raises:
         ValueError: a key that is no block, or a ratio that is not a positive finite number.
@@ -47,7 +56,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB]
         (8.0, 1.0)
     """
-    if isinstance(ratios, (SharpnessReport, DirectionalReport)):
+    if isinstance(ratios, (SharpnessReport, DirectionalReport, Sequence)):
         ratios = ratios_from_sharpness(ratios)
     elif isinstance(ratios, AutoRule):
         ratios = starting_ratios(ratios)
@@ -82,8 +91,8 @@ def parse_ratios(text: str) -> dict[Block, float]:
 
     Args:
         text: name (of "auto", what it begins with; its rule is for :func:`blockwise_lr.optim.auto_rule.parse_auto`),
-            pairs, or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or a
-            DirectionalReport (directional.json).
+            pairs, or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
+            DirectionalReports (directional.json: all that are in it).
 
     Returns:
         The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
@@ -148,10 +157,14 @@ def spell_ratios(ratios: Ratios) -> str:
     return ",".join(pairs) or "uniform"
 
 
-def _report(path: str, values: Mapping[str, Any]) -> SharpnessReport | DirectionalReport:
-    kind = DirectionalReport if values.get("kind") == DIRECTIONAL else SharpnessReport
+def _report(
+    path: str, values: Mapping[str, Any]
+) -> SharpnessReport | DirectionalReport | list[DirectionalReport]:
     try:
-        return kind.from_dict(values)
+        if values.get("kind") != DIRECTIONAL:
+            return SharpnessReport.from_dict(values)
+        reports = reports_of(values)
+        return reports if len(reports) > 1 else reports[0]
     except ValueError as error:
         raise ValueError(f"ratios: {path}: {error}") from None
 

@@ -1,0 +1,79 @@
+"""Ratios from a whole run: what each block could have learned at, averaged along the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.optim.directional_report import DirectionalReport
+
+
+def log_ratios_along(
+    reports: Sequence[DirectionalReport], low: float, high: float
+) -> tuple[dict[Block, float], dict[Block, float]]:
+    r"""The mean over reports of every block's log learning rate over the anchor's, and its standard error.
+
+        log r(b) = mean_t (l_t(b) - l_t(anchor)),   l_t(b) = log(r_t(b) * f_t(b)),   f_t(b) = lr*_b / lr_b at t
+
+    with f within [low, high], low where the update raises the loss; r_t is the ratio that the block was measured at.
+    The anchor is FFN, so that the base learning rate is FFN's (without one: the largest block).
+
+    A single report is one moment of a valley that the run crosses back and forth: at most moments some block
+    overshoots. The mean of the logarithms weighs how often it does against how far it could go when it does not.
+
+    Args:
+        reports: measured along one run; those at learning rate 0 tell nothing and are left out.
+        low, high: bounds of one measured change.
+
+    Returns:
+        {block: log ratio}, {block: standard error of it, as if reports were independent; NaN of one}.
+
+    Raises:
+        ValueError: something else than reports, or none at a learning rate above 0.
+    """
+    for each in reports:
+        if not isinstance(each, DirectionalReport):
+            raise ValueError(f"ratios: expected DirectionalReports, got {each!r} among {len(reports)}")
+    moving = [report for report in reports if all(slope.lr > 0 for slope in report.values())]
+    if not moving:
+        raise ValueError(
+            f"all {len(reports)} reports were measured at learning rate 0, which no ratio relates to the one that a "
+            "block could take: measure between the first warm-up step and the end of the schedule"
+        )
+    sizes = {block: slope.numel for report in moving for block, slope in report.items()}
+    anchor = Block.FFN if Block.FFN in sizes else max(sizes, key=sizes.__getitem__)
+    relative: dict[Block, list[float]] = {block: [] for block in Block if block in sizes}
+    for report in moving:
+        if anchor not in report:
+            continue
+        logs = {
+            block: math.log(slope.ratio * bounded(slope.signal, slope.factor, low, high))
+            for block, slope in report.items()
+        }
+        for block, log in logs.items():
+            relative[block].append(log - logs[anchor])
+    means = {block: float(np.mean(found)) for block, found in relative.items() if found}
+    errors = {
+        block: float(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else math.nan
+        for block, found in relative.items()
+        if found
+    }
+    return means, errors
+
+
+def bounded(signal: float, factor: float, low: float, high: float) -> float:
+    """lr* / lr within its bounds; `low` where the update raises the loss."""
+    return min(max(factor, low), high) if signal > 0 else low
+
+
+def reports_of(values: Mapping[str, Any]) -> list[DirectionalReport]:
+    """Every report of a directional.json, earliest first: the last one, and those under "earlier".
+
+    Raises:
+        ValueError: not a directional report.
+    """
+    return [DirectionalReport.from_dict(each) for each in [*values.get("earlier", ()), values]]
