@@ -7,7 +7,7 @@ import pytest
 
 from blockwise_lr.optim.ratios import QUICKSTART_RATIOS, resolve_ratios
 from blockwise_lr.pretrain.config import config_from_dict, identity
-from blockwise_lr.pretrain.presets import arms_of, get_preset, tuned_base_lrs
+from blockwise_lr.pretrain.presets import Setting, arms_of, get_preset, tuned_settings
 
 QUICKSTART = Path(__file__).parents[1] / "results" / "quickstart"
 COMPARE = json.loads((QUICKSTART / "compare.json").read_text())
@@ -25,13 +25,13 @@ def test_both_sides_were_searched_with_as_many_runs():
 
 
 def test_the_quickstarts_learning_rates_are_the_best_of_the_committed_grid():
-    tuned = tuned_base_lrs(get_preset("quickstart"))
+    tuned = tuned_settings(get_preset("quickstart"))
     found = {}
     for name, arm in COMPARE["arms"].items():
         tried = {t["base_lr"]: t["tune_loss"] for t in COMPARE["tuning"] if t["arm"] == name}
         best = min(tried, key=tried.get)
         assert min(tried) < best < max(tried), "the best is at the edge of the grid"
-        found[f"{arm['optimizer']}:{arm['ratios']}:{'2N' if name.endswith('2N') else 'N'}"] = best
+        found[f"{arm['optimizer']}:{arm['ratios']}:{'2N' if name.endswith('2N') else 'N'}"] = Setting(best)
     assert found == tuned
     assert {key.rpartition(":")[0] for key in tuned} == set(arms_of("quickstart"))
 
@@ -47,9 +47,9 @@ def test_tuned_learning_rates_are_not_used_for_other_settings():
     from dataclasses import replace
 
     preset = get_preset("quickstart")
-    assert tuned_base_lrs(replace(preset, device="cpu", report_to="none")) is not None
-    assert tuned_base_lrs(replace(preset, steps=301)) is None
-    assert tuned_base_lrs(replace(preset, model=replace(preset.model, layers=5))) is None
+    assert tuned_settings(replace(preset, device="cpu", report_to="none")) is not None
+    assert tuned_settings(replace(preset, steps=301)) is None
+    assert tuned_settings(replace(preset, model=replace(preset.model, layers=5))) is None
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/quickstart/README.md"])

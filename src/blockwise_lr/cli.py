@@ -24,7 +24,7 @@ except ModuleNotFoundError:
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
 from blockwise_lr.pretrain.measure_config import MeasureConfig
-from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_base_lrs
+from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_settings
 
 _USAGE = """\
 usage: blockwise-lr COMMAND ...
@@ -160,7 +160,7 @@ def _compare(arguments: list[str]) -> None:
         [Arm.parse(arm) for arm in parsed.arms],
         seeds=parsed.seeds,
         base_lrs=parsed.base_lrs or None,
-        tuned=tuned_base_lrs(config),
+        tuned=tuned_settings(config),
         warmups=parsed.warmups or None,
         refine=parsed.refine,
         out=parsed.out,

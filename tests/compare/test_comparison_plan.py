@@ -3,10 +3,11 @@ import json
 
 import pytest
 
-from blockwise_lr.compare.arms import Arm, Setting
+from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.plan import Plan, run_folder
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import DataConfig, OptimConfig, TrainConfig
+from blockwise_lr.pretrain.presets import Setting
 
 BASE = TrainConfig(steps=100)
 ARMS = (Arm.parse("adamw:uniform"), Arm.parse("blockwise=adamw:paper"))
@@ -128,12 +129,19 @@ def test_runs_of_one_seed_share_all_but_what_is_compared():
 
 
 def test_learning_rates_tuned_beforehand_are_taken_by_arm_and_horizon():
-    tuned = {"adamw:uniform:N": 2e-3, "adamw:uniform:2N": 1e-3, "adamw:paper:N": 5e-4}
-    assert plan(tuned=tuned).choose({}) == {
-        "adamw:uniform": Setting(2e-3),
+    tuned = {
+        "adamw:uniform:N": Setting(2e-3, 0.6), "adamw:uniform:2N": Setting(1e-3), "adamw:paper:N": Setting(5e-4)
+    }  # fmt: skip
+    before = plan(tuned=tuned)
+    chosen = before.choose({})
+    assert chosen == {
+        "adamw:uniform": Setting(2e-3, 0.6),
         "adamw:uniform 2N": Setting(1e-3),
         "blockwise": Setting(5e-4),
     }
+    assert Plan.from_dict(json.loads(json.dumps(before.to_dict()))) == before
+    warmups = {run.series.name: run.config.optim.warmup_fraction for run in before.final_runs(chosen)}
+    assert warmups == {"adamw:uniform": 0.6, "adamw:uniform 2N": 0.02, "blockwise": 0.02}
 
 
 @pytest.mark.parametrize(
@@ -212,7 +220,10 @@ def test_a_file_of_ratios_is_spelled_out_so_that_the_plan_does_not_need_it(tmp_p
         ({"base_lrs": GRID, "warmups": ()}, "--warmups was given without values"),
         ({"base_lrs": GRID, "warmups": (0.1, 1.0)}, "from 0 to below 1; got 1 in --warmups"),
         ({"base_lrs": GRID, "warmups": (0.1, 0.1)}, "each warm-up may be given once"),
-        ({"tuned": {"adamw:uniform:N": 1e-3}}, "no base learning rate was tuned for adamw:uniform:2N"),
+        (
+            {"tuned": {"adamw:uniform:N": Setting(1e-3)}},
+            "no base learning rate was tuned for adamw:uniform:2N",
+        ),
         ({"horizons": ("N",)}, "must hold N and 2N"),
         ({"base": TrainConfig(steps=1)}, "at least 2 steps; got 1"),
         ({"base": TrainConfig(init_seed=0, data_seed=0)}, "2 seeds would repeat one run"),

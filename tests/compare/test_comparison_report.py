@@ -13,8 +13,9 @@ from blockwise_lr.compare import print_summary, render
 from blockwise_lr.compare.tables import runs_table
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.presets import Setting
 
-TUNED = {"adamw:uniform:N": 2e-3, "adamw:uniform:2N": 2e-3, "adamw:paper:N": 2e-3}
+TUNED = dict.fromkeys(("adamw:uniform:N", "adamw:uniform:2N", "adamw:paper:N"), Setting(2e-3))
 HOSTILE = '<script>alert("$x$ & 1")</script>|`[a](b)'
 
 
@@ -145,7 +146,7 @@ def test_one_seed_is_said_to_tell_nothing_from_noise(tmp_path):
 
 def test_a_gap_within_the_noise_is_said_to_be_none(tmp_path):
     arms = ["adamw:uniform", "same=adamw:qk=1.01"]
-    tuned = TUNED | {"adamw:qk=1.01:N": 2e-3}
+    tuned = TUNED | {"adamw:qk=1.01:N": Setting(2e-3)}
     content = synthetic_content(tmp_path, arms, seeds=(0, 1, 2), tuned=tuned)
     assert content["comparisons"][0]["loss_gap"]["significant"] is False
     assert "cannot be told apart" in content["answer"][0]

@@ -60,23 +60,6 @@ class Series:
     steps: int
 
 
-@dataclass(frozen=True, order=True)
-class Setting:
-    """What is tuned for every series by itself.
-
-    Args:
-        base_lr: peak learning rate of a block whose ratio is 1.
-        warmup_fraction: linear warm-up as a share of the steps; None: as every run of the comparison has it.
-    """
-
-    base_lr: float
-    warmup_fraction: float | None = None
-
-    def __str__(self) -> str:
-        warmup = "" if self.warmup_fraction is None else f", warm-up {self.warmup_fraction:.0%}"
-        return f"base LR {self.base_lr:g}{warmup}"
-
-
 def resolve_arm(arm: Arm) -> Arm:
     """The arm with a file of ratios spelled out ("emb=4,vo=0.5"), so that it means the same on every reading.
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from blockwise_lr import drawing
-from blockwise_lr.compare.arms import Series, Setting
+from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.ratio_figure import draw_ratios, with_moving_ratios
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.wording import format_signed, format_speedup
+from blockwise_lr.pretrain.presets import Setting
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
 _STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]

@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from blockwise_lr.compare.arms import HORIZONS, Arm, Series, Setting, resolve_arm
+from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
+from blockwise_lr.pretrain.presets import Setting
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Plan:
         seeds: every arm runs with each of them; they drive initial weights and data order, so runs pair up
             by seed.
         base_lrs: base learning rates to tune every series over, at the first seed; None: `tuned` has them.
-        tuned: "optimizer:ratios:horizon" -> base learning rate that was tuned beforehand; None (with
+        tuned: "optimizer:ratios:horizon" -> setting that was tuned beforehand; None (with
             `base_lrs` None): the learning rate of `base` for all, untuned, which the report says.
         horizons: horizons of the baseline, keys of `HORIZONS` with "N" and "2N" among them.
         warmups: warm-ups, as shares of the steps, to try with each of `base_lrs`; None: that of `base`.
@@ -70,7 +71,7 @@ class Plan:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     base_lrs: tuple[float, ...] | None = None
-    tuned: Mapping[str, float] | None = None
+    tuned: Mapping[str, Setting] | None = None
     horizons: tuple[str, ...] = ("N", "2N")
     warmups: tuple[float, ...] | None = None
     refine: bool = False
@@ -125,19 +126,19 @@ class Plan:
         """The setting of every series: {series name: setting}.
 
         With a grid, that of the run in `tune_losses` with the lowest terminal loss on the tune split (the smaller
-        learning rate of a tie), a diverged run counting as +inf; otherwise the learning rate tuned beforehand.
+        learning rate of a tie), a diverged run counting as +inf; otherwise the one tuned beforehand.
         """
         if self.base_lrs is None:
-            return {series.name: Setting(self._fixed_base_lr(series)) for series in self.series}
+            return {series.name: self._fixed_setting(series) for series in self.series}
         chosen = {}
         for series in self.series:
             tried = [(loss, run.setting) for run, loss in tune_losses.items() if run.series == series]
             chosen[series.name] = min(tried)[1]
         return chosen
 
-    def _fixed_base_lr(self, series: Series) -> float:
+    def _fixed_setting(self, series: Series) -> Setting:
         if self.tuned is None:
-            return self.base.optim.base_lr
+            return Setting(self.base.optim.base_lr)
         key = f"{series.arm.optimizer}:{series.arm.ratios}:{series.horizon}"
         if key not in self.tuned:
             raise UserError(
@@ -171,7 +172,7 @@ class Plan:
             arms=tuple(Arm(**arm) for arm in values["arms"]),
             seeds=tuple(values["seeds"]),
             base_lrs=None if lrs is None else tuple(lrs),
-            tuned=values["tuned"],
+            tuned=None if values["tuned"] is None else {k: Setting(**v) for k, v in values["tuned"].items()},
             horizons=tuple(values["horizons"]),
             warmups=None if warmups is None else tuple(warmups),
             refine=values.get("refine", False),
@@ -236,7 +237,7 @@ def _check_values(plan: Plan) -> None:
             raise UserError(
                 f"a warm-up is a share of the steps, from 0 to below 1; got {warmup:g} in --warmups"
             )
-    for lr in [*(plan.base_lrs or ()), *(plan.tuned or {}).values()]:
+    for lr in [*(plan.base_lrs or ()), *(setting.base_lr for setting in (plan.tuned or {}).values())]:
         if not (math.isfinite(lr) and lr > 0):
             raise UserError(f"a base learning rate must be a positive number; got {lr:g}")
     if not {"N", "2N"} <= set(plan.horizons) <= set(HORIZONS):

@@ -20,6 +20,7 @@ from blockwise_lr.compare.results import read_results
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
 from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.presets import Setting
 
 
 def compare(
@@ -28,7 +29,7 @@ def compare(
     *,
     seeds: Sequence[int],
     base_lrs: Sequence[float] | None = None,
-    tuned: Mapping[str, float] | None = None,
+    tuned: Mapping[str, Setting] | None = None,
     warmups: Sequence[float] | None = None,
     refine: bool = False,
     out: str | Path,
@@ -47,7 +48,7 @@ def compare(
         arms: the first is the baseline, trained for N and for 2N steps.
         seeds: of initial weights and data order; runs are paired by seed.
         base_lrs: base learning rates that every arm is tuned over, at the first seed; None: `tuned`.
-        tuned: "optimizer:ratios:horizon" -> base learning rate tuned beforehand, horizon "N" or "2N"; None
+        tuned: "optimizer:ratios:horizon" -> setting tuned beforehand, horizon "N" or "2N"; None
             (with `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
         warmups: warm-ups, as shares of the steps, that every arm tries with each of `base_lrs`; None: `base`'s own.
         refine: whether every arm also tries the base learning rates a factor of sqrt 2 on either side of its best.
@@ -120,7 +121,7 @@ def render(out: str | Path) -> dict[str, Any]:
 
 def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
     config = content["config"]
-    tuned = {"base_lr"} if content["warmups"] is None else {"base_lr", "warmup_fraction", "warmup_steps"}
+    tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
     optim = {k: v for k, v in config["optim"].items() if k not in {"optimizer", "ratios"} | tuned}
     run = {
         "preset": content["preset"],

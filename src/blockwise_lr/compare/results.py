@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.arms import Series, Setting
+from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.metrics import read_metrics
+from blockwise_lr.pretrain.presets import Setting
 
 
 @dataclass(frozen=True)

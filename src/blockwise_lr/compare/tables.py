@@ -89,7 +89,7 @@ def summary_table(content: Mapping[str, Any]) -> Table:
 
 def arms_table(content: Mapping[str, Any]) -> Table:
     """Every arm, with the terminal validation loss of each seed."""
-    seeds, warmups = content["seeds"], content["warmups"] is not None
+    seeds, warmups = content["seeds"], warmups_differ(content)
     rows = [
         [name, arm["optimizer"], arm["ratios"], f"{arm['base_lr']:g}"]
         + ([_percent(arm["warmup_fraction"])] if warmups else [])
@@ -113,7 +113,7 @@ def runs_table(content: Mapping[str, Any]) -> Table:
     """Every run: those reported, those of the grid, and those an earlier plan left in the folder."""
     rows: dict[str, list[str]] = {}
 
-    warmups = content["warmups"] is not None
+    warmups = warmups_differ(content)
 
     def add(run: Mapping[str, Any], what: str, setting: Mapping[str, Any], val: Any, tune: Any) -> None:
         if run["run"] in rows:
@@ -140,6 +140,11 @@ def runs_table(content: Mapping[str, Any]) -> Table:
         note=f"{'Settings' if warmups else 'Base learning rates'} are chosen by the tune loss alone; "
         "the val loss is only reported.",
     )
+
+
+def warmups_differ(content: Mapping[str, Any]) -> bool:
+    """Whether every arm has a warm-up of its own."""
+    return any(arm["warmup_fraction"] is not None for arm in content["arms"].values())
 
 
 def _percent(share: float | None) -> str:

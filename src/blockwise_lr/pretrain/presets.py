@@ -12,8 +12,25 @@ from blockwise_lr.pretrain.config import MEASUREMENT_FIELDS, DataConfig, ModelCo
 _VOCAB = 50_304  # GPT-2's 50 257 tokens, rounded up to a multiple of 64 (METHOD section 3)
 
 
+@dataclass(frozen=True, order=True)
+class Setting:
+    """What is tuned for every arm of a comparison by itself.
+
+    Args:
+        base_lr: peak learning rate of a block whose ratio is 1.
+        warmup_fraction: linear warm-up as a share of the steps; None: as every run of the comparison has it.
+    """
+
+    base_lr: float
+    warmup_fraction: float | None = None
+
+    def __str__(self) -> str:
+        warmup = "" if self.warmup_fraction is None else f", warm-up {self.warmup_fraction:.0%}"
+        return f"base LR {self.base_lr:g}{warmup}"
+
+
 @dataclass(frozen=True)
-class _Setting:
+class _DataSet:
     """What goes with a data set in the authors' code (METHOD section 3)."""
 
     data: DataConfig
@@ -23,12 +40,12 @@ class _Setting:
     vocab_size: int = _VOCAB
 
 
-_SETTINGS = {
-    "openwebtext": _Setting(
+_DATA_SETS = {
+    "openwebtext": _DataSet(
         DataConfig(data="Skylion007/openwebtext", tokenizer="gpt2"), 1024, 50_000, 1 / 20
     ),
-    "minipile": _Setting(DataConfig(data="JeanKaddour/minipile", tokenizer="gpt2"), 512, 30_000, 1 / 20),
-    "c4": _Setting(
+    "minipile": _DataSet(DataConfig(data="JeanKaddour/minipile", tokenizer="gpt2"), 512, 30_000, 1 / 20),
+    "c4": _DataSet(
         DataConfig(
             data="allenai/c4",
             hf_config="en",
@@ -59,7 +76,7 @@ _MODELS = {
 }
 
 
-def _paper_preset(name: str, model: ModelConfig, setting: _Setting) -> TrainConfig:
+def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConfig:
     # 15 sequences x 10 accumulation steps a GPU, 300 in all: the authors' two GPUs.
     return TrainConfig(
         preset=name,
@@ -92,9 +109,9 @@ def _all() -> dict[str, TrainConfig]:
     presets = {"quickstart": _quickstart()}
     for model_name, model in _MODELS.items():
         # The bare name is the setting of most of the paper's runs.
-        for suffix, setting in (("", "openwebtext"), *((f"-{name}", name) for name in _SETTINGS)):
+        for suffix, setting in (("", "openwebtext"), *((f"-{name}", name) for name in _DATA_SETS)):
             name = model_name + suffix
-            presets[name] = _paper_preset(name, model, _SETTINGS[setting])
+            presets[name] = _paper_preset(name, model, _DATA_SETS[setting])
     return presets
 
 
@@ -118,21 +135,21 @@ def get_preset(name: str) -> TrainConfig:
         models = ", ".join(_MODELS)
         raise UserError(
             f"no preset named {name!r}; there are quickstart, and {models}, each also with "
-            f"{', '.join('-' + s for s in _SETTINGS)} behind it (alone: -openwebtext)"
+            f"{', '.join('-' + s for s in _DATA_SETS)} behind it (alone: -openwebtext)"
         ) from None
 
 
 _ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:quickstart")}
 
 # Chosen by the tune loss over 5e-4 to 8e-3: results/quickstart/compare.json; a test holds them to it.
-_TUNED: Mapping[str, Mapping[str, float]] = MappingProxyType(
+_TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(
             {
-                "adamw:uniform:N": 4e-3,
-                "adamw:uniform:2N": 4e-3,
-                "adamw:paper:N": 2e-3,
-                "adamw:quickstart:N": 4e-3,
+                "adamw:uniform:N": Setting(4e-3),
+                "adamw:uniform:2N": Setting(4e-3),
+                "adamw:paper:N": Setting(2e-3),
+                "adamw:quickstart:N": Setting(4e-3),
             }
         )
     }
@@ -144,14 +161,14 @@ def arms_of(preset: str) -> tuple[str, ...]:
     return _ARMS.get(preset, ("adamw:uniform", "adamw:paper"))
 
 
-def tuned_base_lrs(config: TrainConfig) -> Mapping[str, float] | None:
-    """Base learning rates tuned beforehand for exactly this model, text and number of steps; None if there are none.
+def tuned_settings(config: TrainConfig) -> Mapping[str, Setting] | None:
+    """Settings tuned beforehand for exactly this model, text and number of steps; None if there are none.
 
     Returns:
-        "optimizer:ratios:horizon" -> base learning rate, horizon "N" or "2N".
+        "optimizer:ratios:horizon" -> setting, horizon "N" or "2N".
 
     Example:
-        >>> tuned_base_lrs(get_preset("gpt2-small")) is None
+        >>> tuned_settings(get_preset("gpt2-small")) is None
         True
     """
     preset = PRESETS.get(config.preset)
