@@ -3,10 +3,12 @@
     python benchmarks/ratios.py run llama-2m --out runs/ratios
     python benchmarks/ratios.py report
 
-`run SETTING`: `blockwise-lr compare` of the arms over GRID, three seeds at what the tune loss chose, the baseline for
-2N steps too; then again with the ratios by powers of sharpness, as measured at the end of a uniform run. Every arm has
-the same grid and number of runs. Runs are cached in --out, so an interrupted study goes on. Writes
-results/ratios/SETTING/compare.json and its figures. `report`: results/ratios/README.md out of all of them.
+`run SETTING`: `blockwise-lr compare` of the arms, each tuned over GRID times WARMUPS and then refined by a factor of
+sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. With --own, also the ratios measured
+along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
+--powers those by powers of sharpness, as measured at the end of a uniform run. Every arm has the same grid and number
+of runs. Runs are cached in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its
+figures. `report`: results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.measured import ratios_from_sharpness
-from blockwise_lr.optim.ratios import spell_ratios
+from blockwise_lr.optim.ratios import parse_ratios, spell_ratios
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.presets import get_preset
 from blockwise_lr.sharpness import SharpnessReport
@@ -30,7 +34,8 @@ from blockwise_lr.sharpness import SharpnessReport
 RESULTS = Path(__file__).parents[1] / "results" / "ratios"
 CACHED = RESULTS.parent / "quickstart" / "runs"
 FITTED = "llama-2m"
-GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+GRID = (1e-3, 2e-3, 4e-3, 8e-3)
+WARMUPS = (0.15, 0.6)
 SEEDS = (0, 1, 2)
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
@@ -38,7 +43,7 @@ ARMS = (
     "paper=adamw:paper",
     "paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",
     "searched=adamw:quickstart",
-    "auto=adamw:auto",
+    "measured=adamw:emb=16,qk=4,vo=0.5,norm=32,head=16",
 )
 
 
@@ -50,8 +55,6 @@ def settings() -> dict[str, TrainConfig]:
     wide = {"hidden_size": 256, "heads": 4}
     return {
         "llama-2m": quickstart,
-        # The baseline goes on gaining with longer warm-ups (results/quickstart/edges.json): its best one, for all arms.
-        "llama-2m-warmup60": replace(quickstart, optim=replace(quickstart.optim, warmup_fraction=0.6)),
         "gpt2-1m": replace(quickstart, model=replace(model, **gpt2)),
         "llama-5m": replace(quickstart, model=replace(model, **wide)),
         "gpt2-4m": replace(quickstart, model=replace(model, **wide, **gpt2)),
@@ -78,7 +81,8 @@ def main() -> None:
     runs.add_argument("--out", type=Path, default=Path("runs/ratios"))
     runs.add_argument("--base-lrs", type=float, nargs="+", default=list(GRID))
     runs.add_argument("--arms", nargs="+", default=list(ARMS))
-    runs.add_argument("--powers", nargs="*", default=list(POWERS), choices=list(POWERS))
+    runs.add_argument("--powers", nargs="*", default=[], choices=list(POWERS))
+    runs.add_argument("--own", action="store_true")
     phases.add_parser("report")
     arguments = parser.parse_args()
     if arguments.phase == "report":
@@ -99,42 +103,63 @@ def study(arguments: argparse.Namespace) -> None:
         (out / "runs").mkdir(exist_ok=True)
         for run in CACHED.iterdir():  # the quickstart's own grid: the same runs
             shutil.copytree(run, out / "runs" / run.name, dirs_exist_ok=True)
-    compare(path, out, arguments.arms, arguments.base_lrs)
+    arms = list(arguments.arms)
+    compare(path, out, arms, arguments.base_lrs)
+    if arguments.own:
+        arms.append(arm("own", parse_ratios(str(along_uniform(path, out)))))
     if arguments.powers:
-        report = SharpnessReport.from_json(measured(path, out))
-        powers = []
-        for name in arguments.powers:
-            ratios = {b: float(f"{r:.3g}") for b, r in ratios_from_sharpness(report, POWERS[name]).items()}
-            powers.append(f"{name}=adamw:{spell_ratios(ratios)}")
-        compare(path, out, [*arguments.arms, *powers], arguments.base_lrs)
+        report = SharpnessReport.from_json(at_the_end_of_uniform(path, out))
+        arms += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
+    if len(arms) > len(arguments.arms):
+        compare(path, out, arms, arguments.base_lrs)
     kept = RESULTS / arguments.setting
     kept.mkdir(parents=True, exist_ok=True)
-    for pattern in ("compare.json", "*.png", "report.md"):
+    for pattern in ("compare.json", "*.png", "report.md", "along/sharpness/directional.*"):
         for file in out.glob(pattern):
             shutil.copy(file, kept)
 
 
-def measured(config: Path, out: Path) -> Path:
-    """sharpness.json of a uniform run at the learning rate that was chosen for it."""
-    found = out / "uniform" / "sharpness" / "sharpness.json"
-    if not found.exists():
-        arms = json.loads((out / "compare.json").read_text())["arms"]
-        command(
-            "train",
-            config,
-            "--out",
-            out / "uniform",
-            "--ratios",
-            "uniform",
-            "--base-lr",
-            arms["uniform"]["base_lr"],
-        )
-        command("sharpness", out / "uniform")
+def arm(name: str, ratios: Mapping[Block, float]) -> str:
+    return f"{name}=adamw:{spell_ratios({b: float(f'{r:.3g}') for b, r in ratios.items()})}"
+
+
+def along_uniform(config: Path, out: Path) -> Path:
+    """directional.json along a uniform run at a quarter of the learning rate that was chosen for it."""
+    return directional_along(config, out / "along", chosen_for_uniform(out)[0] / 4)
+
+
+def directional_along(config: Path, run: Path, base_lr: float, ratios: str = "uniform") -> Path:
+    """directional.json of such a run, measured at 15 to 20 points on 4 batches each."""
+    if not (found := run / "sharpness" / "directional.json").exists():
+        every = max(5, json.loads(config.read_text())["steps"] // 20)
+        flags = ("--log-every", every, "--save-every", every, "--keep-checkpoints", 99, "--eval-every", 0)
+        command("train", config, "--out", run, "--ratios", ratios, "--base-lr", base_lr, *flags)
+        command("sharpness", run, "--directional", "--batches", 4)
+        for checkpoint in run.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
     return found
 
 
+def at_the_end_of_uniform(config: Path, out: Path) -> Path:
+    """sharpness.json of a uniform run at what was chosen for it."""
+    run = out / "uniform"
+    if not (found := run / "sharpness" / "sharpness.json").exists():
+        lr, warmup = chosen_for_uniform(out)
+        flags = ("--ratios", "uniform", "--base-lr", lr, "--warmup-fraction", warmup)
+        command("train", config, "--out", run, *flags)
+        command("sharpness", run)
+    return found
+
+
+def chosen_for_uniform(out: Path) -> tuple[float, float]:
+    """Base learning rate and warm-up."""
+    uniform = json.loads((out / "compare.json").read_text())["arms"]["uniform"]
+    return uniform["base_lr"], uniform["warmup_fraction"]
+
+
 def compare(config: Path, out: Path, arms: list[str], base_lrs: list[float]) -> None:
-    command("compare", config, "--arms", *arms, "--base-lrs", *base_lrs, "--seeds", *SEEDS, "--out", out)
+    tuning = ("--base-lrs", *base_lrs, "--warmups", *WARMUPS, "--refine")
+    command("compare", config, "--arms", *arms, *tuning, "--seeds", *SEEDS, "--out", out)
 
 
 def command(*arguments: object) -> None:
