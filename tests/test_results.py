@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from blockwise_lr.optim.ratios import QUICKSTART_RATIOS, resolve_ratios
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, QUICKSTART_RATIOS, parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.config import config_from_dict, identity
 from blockwise_lr.pretrain.presets import Setting, arms_of, get_preset, tuned_settings
 
@@ -18,6 +18,14 @@ def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
     assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
     optim = get_preset("quickstart").optim
     assert {name: getattr(optim, name) for name in SEARCH["baseline"]["best"]} == SEARCH["baseline"]["best"]
+
+
+def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_for():
+    for run in ("llama-2m-1e-3", "llama-2m-4e-3"):
+        along = parse_ratios(str(QUICKSTART.parent / "ratios" / "along" / f"{run}.json"))
+        assert set(along) == set(MEASURED_RATIOS)
+        for block, ratio in MEASURED_RATIOS.items():
+            assert 1 / 2.6 < ratio / along[block] < 2.6
 
 
 def test_both_sides_were_searched_with_as_many_runs():

@@ -7,6 +7,7 @@ optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4
 
 from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
 from blockwise_lr.optim import (
+    MEASURED_RATIOS,
     PAPER_RATIOS,
     AutoRatios,
     AutoRule,
@@ -22,6 +23,7 @@ from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
 __version__ = "0.1.0"
 
 __all__ = [
+    "MEASURED_RATIOS",
     "PAPER_RATIOS",
     "AutoRatios",
     "AutoRule",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from blockwise_lr import AutoRatios, AutoRule, Block, classify, cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim.auto_rule import parse_auto
-from blockwise_lr.optim.ratios import QUICKSTART_RATIOS, parse_ratios
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
 
@@ -98,11 +98,11 @@ def test_consistency_is_the_mean_cosine_over_its_root_mean_square():
     assert all(v > 0 for _, v in means.values())
 
 
-def test_a_run_begins_with_the_ratios_that_were_searched_unless_told_otherwise():
+def test_a_run_begins_with_the_measured_ratios_unless_told_otherwise():
     moved = {block: ratio for block, ratio in Training().auto.ratios.items() if ratio != 1}
-    assert moved == dict(QUICKSTART_RATIOS)
+    assert moved == {block: ratio for block, ratio in MEASURED_RATIOS.items() if ratio != 1}
     assert set(Training(rule()).auto.ratios.values()) == {1.0}
-    assert parse_ratios("auto") == dict(QUICKSTART_RATIOS)
+    assert parse_ratios("auto") == dict(MEASURED_RATIOS)
     assert parse_ratios("auto:begin=uniform") == {}
 
 
@@ -254,7 +254,7 @@ def test_what_cannot_be_measured_is_refused():
         ("auto:gain=-1", r"auto: gain is -1\.0; expected a finite number above 0"),
         ("auto:start=0.5,stop=0.2", r"auto: start is 0\.5 and stop 0\.2; expected 0 <= start < stop <= 1"),
         ("auto:anchor=vo", "auto: anchor is 'vo'; expected ffn or mean"),
-        ("auto:begin=paper", "auto: begin is 'paper'; expected searched or uniform"),
+        ("auto:begin=paper", "auto: begin is 'paper'; expected measured or uniform"),
         ("auto:signal=sign", "auto: signal is 'sign'; expected consistency or cosine"),
         ("auto:measurements=0", "auto: measurements is 0; expected 1 or more"),
         ("auto:re_measure=-1", "auto: re_measure is -1; expected 0 or more"),

@@ -65,7 +65,8 @@ def test_ratios_come_from_a_json_file(tmp_path):
 
 def test_text_that_means_no_ratios_says_what_would():
     with pytest.raises(
-        ValueError, match=r"'papper' is no file and none of uniform, paper, quickstart, auto; expected one of"
+        ValueError,
+        match=r"'papper' is no file and none of uniform, paper, measured, quickstart, auto; expected one of",
     ):
         parse_ratios("papper")
     with pytest.raises(ValueError, match="ratios: 'emb=four': could not convert string to float"):

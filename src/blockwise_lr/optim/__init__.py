@@ -7,10 +7,11 @@ from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport, Slope
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
-from blockwise_lr.optim.ratios import PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 
 __all__ = [
+    "MEASURED_RATIOS",
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
     "AutoRatios",

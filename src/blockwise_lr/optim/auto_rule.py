@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 NAME = "auto"
-Begin = Literal["searched", "uniform"]
+Begin = Literal["measured", "uniform"]
 Signal = Literal["consistency", "cosine"]
 Anchor = Literal["ffn", "mean"]
 _CHOICES = {"begin": Begin, "signal": Signal, "anchor": Anchor}
@@ -18,8 +18,8 @@ class AutoRule:
     """How :class:`AutoRatios` moves the ratios. The defaults are meant for every model: nothing here needs a search.
 
     Args:
-        begin: the ratios to begin with: "searched", those that a search over all of them found on a small model
-            (``QUICKSTART_RATIOS``), or "uniform".
+        begin: the ratios to begin with: "measured", those measured along uniform runs of a small model
+            (``MEASURED_RATIOS``), or "uniform".
         gain: by how much the log ratio of a block whose updates always agree with the next gradient would grow over a
             whole run, while the anchor's agree as often as not.
         signal: "consistency", the mean cosine over its root mean square, so that a block with noisy gradients counts as
@@ -37,7 +37,7 @@ class AutoRule:
         ValueError: a value out of range; names it.
     """
 
-    begin: Begin = "searched"
+    begin: Begin = "measured"
     gain: float = 3.0
     signal: Signal = "consistency"
     start: float = 0.02

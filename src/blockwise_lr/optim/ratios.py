@@ -40,6 +40,12 @@ QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
 )
 """Ratios searched for the quickstart's small model and text (benchmarks/tune_quickstart.py); not meant for others."""
 
+MEASURED_RATIOS: Mapping[Block, float] = MappingProxyType(
+    {Block.EMB: 16.0, Block.QK: 4.0, Block.FFN: 1.0, Block.VO: 0.5, Block.NORM: 32.0, Block.HEAD: 16.0}
+)
+"""Ratios measured along two uniform runs of the quickstart's model (results/ratios/along), in powers of two: the
+paper's order among the matrices, EMB > QK > FFN > VO, with NORM and HEAD fast. The base learning rate is FFN's."""
+
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """A ratio for every block: those given, and 1 for the rest.
@@ -76,14 +82,19 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
 
 
 NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
-    {"uniform": UNIFORM_RATIOS, "paper": PAPER_RATIOS, "quickstart": QUICKSTART_RATIOS}
+    {
+        "uniform": UNIFORM_RATIOS,
+        "paper": PAPER_RATIOS,
+        "measured": MEASURED_RATIOS,
+        "quickstart": QUICKSTART_RATIOS,
+    }
 )
 """The ratios that command lines know by name."""
 
 
 def starting_ratios(rule: AutoRule) -> Mapping[Block, float]:
     """The ratios that a run by the rule begins with."""
-    return QUICKSTART_RATIOS if rule.begin == "searched" else UNIFORM_RATIOS
+    return MEASURED_RATIOS if rule.begin == "measured" else UNIFORM_RATIOS
 
 
 def parse_ratios(text: str) -> dict[Block, float]:

@@ -69,8 +69,9 @@ class OptimConfig:
     base_lr: float = 6e-4
     """Peak learning rate of a block whose ratio is 1."""
     ratios: str = "paper"
-    """Learning-rate ratio of each block: "uniform", "paper", "quickstart", pairs such as emb=4,vo=0.5, a JSON file
-    ({block: ratio}, sharpness.json or directional.json), or "auto": found in the first part of the run."""
+    """Learning-rate ratio of each block: "uniform", "paper", "measured" (along runs of a small model), "quickstart",
+    pairs such as emb=4,vo=0.5, a JSON file ({block: ratio}, sharpness.json or directional.json), or "auto": those
+    measured, moved in the first part of the run."""
     re_measure: int = 0
     """With --ratios auto: go on after the first part, every so many steps; 0: the ratios then rest."""
     beta1: float = 0.9
