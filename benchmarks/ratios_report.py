@@ -10,7 +10,7 @@ from blockwise_lr.drawing import figure, save
 from blockwise_lr.files import write_text_atomic
 
 COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#56B4E9", "#E69F00", "#999999", "#8a6d3b")
-FITTED = ("llama-2m", "llama-2m-warmup60")
+FITTED = ("llama-2m",)
 
 
 def write_report(results: Path) -> None:
@@ -24,6 +24,7 @@ def write_report(results: Path) -> None:
         sections += ["## Every rule against tuned uniform AdamW", table_of_gaps(studies)]
         sections += ["![Loss gap of every rule](loss_gaps.png)"]
         sections += [section(name, study) for name, study in studies.items()]
+    sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
@@ -72,13 +73,35 @@ def section(name: str, study: dict[str, Any]) -> str:
         f"{', '.join(map(str, study['seeds']))}, {study['date'][:10]}, {study['hardware'].get('cpu')}. "
         f"`{study['command']}`",
         "",
-        "| series | ratios | base LR | val loss |",
-        "| --- | --- | --- | --- |",
+        "| series | ratios | base LR | warm-up | val loss |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for arm, found in study["arms"].items():
         losses = [seed["terminal_val_loss"] for seed in found["seeds"]]
         mean = "diverged" if None in losses else f"{sum(losses) / len(losses):.3f}"
-        lines.append(f"| {arm} | {found['ratios']} | {found['base_lr']:g} | {mean} |")
+        warmup = found.get("warmup_fraction") or study["config"]["optim"]["warmup_fraction"]
+        tuned = f"{found['base_lr']:g} | {warmup:.0%}"
+        lines.append(f"| {arm} | {found['ratios']} | {tuned} | {mean} |")
+    edges = [warning for warning in study["warnings"] if "edge" in warning]
+    return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
+
+
+def table_of_trials(trials: dict[str, Any]) -> str:
+    """The single-seed leads of benchmarks/along.py, the lowest loss of each setting first."""
+    lines = [
+        "Ratios measured along a run (the second column names the measurement in [along/](along)), then trained from "
+        "scratch; seed 0, no tuning beyond what the table shows (`benchmarks/along.py`). Leads, from which `measured` "
+        "was made.",
+        "",
+        "| setting | ratios from | ratios | base LR | warm-up | tune loss |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for tried in sorted(trials["tried"], key=lambda t: (t["point"]["setting"], t["tune_loss"])):
+        p = tried["point"]
+        lines.append(
+            f"| {p['setting']} | {p['ratios_from']} | {p['ratios']} | {p['base_lr']:g} | {p['warmup']:.0%} | "
+            f"{tried['tune_loss']:.3f} |"
+        )
     return "\n".join(lines)
 
 

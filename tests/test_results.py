@@ -1,10 +1,12 @@
 """The numbers in the presets are those of the committed results."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from blockwise_lr import Block
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, QUICKSTART_RATIOS, parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.config import config_from_dict, identity
 from blockwise_lr.pretrain.presets import Setting, arms_of, get_preset, tuned_settings
@@ -85,3 +87,32 @@ def test_what_lies_beyond_the_edges_of_the_search_is_on_the_page():
     searched = losses['{"ratios": "quickstart"}']
     for nats in (uniform - searched, uniform - best, best - searched):
         assert f"{nats:.3f}" in text
+
+
+def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatch):
+    study = QUICKSTART.parent / "ratios"
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from ratios_report import write_report
+
+    shutil.copytree(study, tmp_path / "ratios", ignore=shutil.ignore_patterns("*.png"))
+    write_report(tmp_path / "ratios")
+    assert (tmp_path / "ratios" / "README.md").read_text() == (study / "README.md").read_text()
+
+
+def test_the_table_of_measured_ratios_shows_what_was_measured():
+    rows = {
+        "| LLaMA, 1.8M, uniform at 1e-3": "llama-2m-1e-3",
+        "| the same at 4e-3, its best uniform rate": "llama-2m-4e-3",
+        "| the same at 4e-3, 75 steps": "llama-2m-4e-3-75steps",
+        "| the same at 1e-3, 75 steps": "llama-2m-1e-3-75steps",
+        "| LLaMA, 5.8M, at 1e-3, 75 steps": "llama-5m-1e-3-75steps",
+        "| GPT-2, 1.2M, at 1e-3, 75 steps": "gpt2-1m-1e-3-75steps",
+        "| GPT-2, 1.2M, at 8e-3": "gpt2-1m-8e-3",
+    }
+    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text().splitlines()
+    for start, name in rows.items():
+        (row,) = [line for line in page if line.startswith(start + " |")]
+        found = parse_ratios(str(QUICKSTART.parent / "ratios" / "along" / f"{name}.json"))
+        expected = [found.get(Block(b)) for b in ("emb", "qk", "ffn", "vo", "norm", "head")]
+        shown = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert shown == ["(EMB)" if r is None else f"{r:.2g}" for r in expected]
