@@ -38,9 +38,9 @@ LINEAR = {"warmup_fraction"}
 UNIFORM_KNOWN = (
     {"base_lr": 4e-3, "warmup_fraction": 0.6, "weight_decay": 0.03, "one_minus_beta2": 0.05, "clip": 0.3},
 )
-RATIOS_KNOWN = tuple(
-    {"base_lr": 4e-3, "warmup_fraction": w, "emb": 8, "head": 8, "norm": 8, "vo": 0.1, "qk": 1}
-    for w in (0.15, 0.6)
+RATIOS_KNOWN = (
+    {"base_lr": 4e-3, "warmup_fraction": 0.15, "emb": 8, "head": 8, "norm": 8, "vo": 0.1, "qk": 1},
+    {"base_lr": 1.2e-3, "warmup_fraction": 0.15, "emb": 16, "head": 16, "norm": 32, "vo": 0.5, "qk": 4},
 )
 
 
