@@ -108,7 +108,7 @@ def table_of_trials(trials: dict[str, Any]) -> str:
 def draw_gaps(studies: dict[str, Any], path: Path) -> None:
     """Bars of the loss gaps, settings side by side."""
     arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
-    width = 0.8 / len(arms)
+    width, named = 0.8 / len(arms), set()
     with figure((max(5.0, 2.2 * len(studies) + 2), 4.2)) as made:
         axes = made.subplots()
         for i, arm in enumerate(arms):
@@ -118,7 +118,8 @@ def draw_gaps(studies: dict[str, Any], path: Path) -> None:
                     continue
                 error = 0.0 if gap["ci95"] is None else gap["ci95"][1] - gap["mean"]
                 axes.bar(at + i * width, gap["mean"], width, yerr=error, color=COLOURS[i % len(COLOURS)],
-                         ecolor="#333333", label=arm if at == 0 else None)  # fmt: skip
+                         ecolor="#333333", label=None if arm in named else arm)  # fmt: skip
+                named.add(arm)
         axes.axhline(0, color="#333333", linewidth=0.8)
         axes.set_xticks([at + 0.4 - width / 2 for at in range(len(studies))], list(studies))
         axes.set_ylabel("nats won against tuned uniform AdamW")
