@@ -7,12 +7,19 @@ from pathlib import Path
 import pytest
 
 from blockwise_lr import Block
-from blockwise_lr.optim.ratios import MEASURED_RATIOS, QUICKSTART_RATIOS, parse_ratios, resolve_ratios
+from blockwise_lr.optim.ratios import (
+    MEASURED_RATIOS,
+    NAMED_RATIOS,
+    QUICKSTART_RATIOS,
+    parse_ratios,
+    resolve_ratios,
+)
 from blockwise_lr.pretrain.config import config_from_dict, identity
 from blockwise_lr.pretrain.presets import Setting, arms_of, get_preset, tuned_settings
 
 QUICKSTART = Path(__file__).parents[1] / "results" / "quickstart"
 COMPARE = json.loads((QUICKSTART / "compare.json").read_text())
+STUDY = json.loads((QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json").read_text())
 SEARCH = json.loads((QUICKSTART / "search.json").read_text())
 
 
@@ -34,20 +41,25 @@ def test_both_sides_were_searched_with_as_many_runs():
     assert len(SEARCH["ratios"]["runs"]) == len(SEARCH["baseline"]["runs"])
 
 
-def test_the_quickstarts_learning_rates_are_the_best_of_the_committed_grid():
-    tuned = tuned_settings(get_preset("quickstart"))
+def test_the_quickstarts_settings_are_the_best_of_the_committed_grid():
+    named = {name: resolve_ratios(ratios) for name, ratios in NAMED_RATIOS.items()}
     found = {}
-    for name, arm in COMPARE["arms"].items():
-        tried = {t["base_lr"]: t["tune_loss"] for t in COMPARE["tuning"] if t["arm"] == name}
-        best = min(tried, key=tried.get)
-        assert min(tried) < best < max(tried), "the best is at the edge of the grid"
-        found[f"{arm['optimizer']}:{arm['ratios']}:{'2N' if name.endswith('2N') else 'N'}"] = Setting(best)
-    assert found == tuned
+    for name, arm in STUDY["arms"].items():
+        runs = [run for run in STUDY["tuning"] if run["arm"] == name]
+        tried = {Setting(run["base_lr"], run["warmup_fraction"]): run["tune_loss"] for run in runs}
+        (ratios,) = (n for n, r in named.items() if r == resolve_ratios(parse_ratios(arm["ratios"])))
+        found[f"{arm['optimizer']}:{ratios}:{'2N' if name.endswith('2N') else 'N'}"] = min(
+            tried, key=tried.get
+        )
+    tuned = dict(tuned_settings(get_preset("quickstart")))
+    assert tuned.pop("adamw:auto:N") == tuned["adamw:measured:N"]  # it begins with these ratios
+    assert tuned == {key: found[key] for key in tuned}
     assert {key.rpartition(":")[0] for key in tuned} == set(arms_of("quickstart"))
 
 
-def test_the_committed_results_are_of_the_preset_as_it_is():
-    ran = identity(config_from_dict(COMPARE["config"]))
+@pytest.mark.parametrize("study", ["quickstart/compare.json", "ratios/llama-2m/compare.json"])
+def test_the_committed_results_are_of_the_preset_as_it_is(study):
+    ran = identity(config_from_dict(json.loads((QUICKSTART.parent / study).read_text())["config"]))
     preset = identity(get_preset("quickstart"))
     differing = {name for name in preset if ran[name] != preset[name]}
     assert differing <= {"device", "optim.base_lr"}  # resolved, and tuned
@@ -62,9 +74,8 @@ def test_tuned_learning_rates_are_not_used_for_other_settings():
     assert tuned_settings(replace(preset, model=replace(preset.model, layers=5))) is None
 
 
-@pytest.mark.parametrize("page", ["README.md", "results/quickstart/README.md"])
-def test_the_numbers_on_the_pages_are_those_of_the_data(page):
-    text = (QUICKSTART.parents[1] / page).read_text()
+def test_the_numbers_on_the_page_are_those_of_the_data():
+    text = (QUICKSTART / "README.md").read_text()
     for comparison in COMPARE["comparisons"]:
         gap = comparison["loss_gap"]
         assert f"{abs(gap['mean']):.3f}" in text
@@ -96,7 +107,10 @@ def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatc
 
     shutil.copytree(study, tmp_path / "ratios", ignore=shutil.ignore_patterns("*.png"))
     write_report(tmp_path / "ratios")
-    assert (tmp_path / "ratios" / "README.md").read_text() == (study / "README.md").read_text()
+    page = (study / "README.md").read_text()
+    assert (tmp_path / "ratios" / "README.md").read_text() == page
+    table = page.split("| rule |")[1].split("\n\n")[0]
+    assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():

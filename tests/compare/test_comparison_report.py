@@ -224,7 +224,7 @@ def test_a_grid_of_one_is_no_tuning(tmp_path):
 
 def test_a_diverged_arm_has_no_numbers_and_is_said_to_have_diverged(tmp_path):
     arms = ["adamw:uniform", "adamw:paper", "adamw:quickstart"]
-    tuned = TUNED | {"adamw:paper:N": 0.1, "adamw:quickstart:N": 2e-3}
+    tuned = TUNED | {"adamw:paper:N": Setting(0.1), "adamw:quickstart:N": Setting(2e-3)}
     content = synthetic_compare(tmp_path, arms, seeds=[0, 1], tuned=tuned)
     paper, quickstart = content["comparisons"]
     assert (paper["loss_gap"]["mean"], paper["speedup"]["value"], paper["speedup_decayed"]["bound"]) == (
@@ -242,7 +242,7 @@ def test_a_diverged_2n_baseline_leaves_the_loss_gap(tmp_path):
     content = synthetic_content(
         tmp_path,
         seeds=(0, 1),
-        tuned=TUNED | {"adamw:uniform:2N": 0.5},
+        tuned=TUNED | {"adamw:uniform:2N": Setting(0.5)},
     )
     (comparison,) = content["comparisons"]
     assert comparison["loss_gap"]["mean"] is not None
