@@ -18,7 +18,7 @@ from blockwise_lr.pretrain.data import prepare_data
 from blockwise_lr.pretrain.measuring import measure_batches
 from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset, tuned_base_lrs
+from blockwise_lr.pretrain.presets import get_preset, tuned_settings
 from blockwise_lr.pretrain.run import train
 from blockwise_lr.sharpness.monitor import read_reports
 from commands import command_line, run_command
@@ -144,7 +144,7 @@ def test_a_compared_run_is_the_same_run_with_or_without_measurements(tiny):
     assert identity(watched) == identity(tiny)
     assert run_folder(watched) == run_folder(tiny)
     quickstart = get_preset("quickstart")
-    assert tuned_base_lrs(measured(quickstart)) == tuned_base_lrs(quickstart) is not None
+    assert tuned_settings(measured(quickstart)) == tuned_settings(quickstart) is not None
 
 
 def test_the_settings_survive_json(tiny):
