@@ -32,16 +32,14 @@ from blockwise_lr.pretrain.presets import get_preset
 from blockwise_lr.sharpness import SharpnessReport
 
 RESULTS = Path(__file__).parents[1] / "results" / "ratios"
-CACHED = RESULTS.parent / "quickstart" / "runs"
-FITTED = "llama-2m"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUPS = (0.15, 0.6)
 SEEDS = (0, 1, 2)
+UNTIED_ARMS = ("paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",)  # tied, the head is the embedding
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
     "uniform=adamw:uniform",
     "paper=adamw:paper",
-    "paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",
     "searched=adamw:quickstart",
     "measured=adamw:emb=16,qk=4,vo=0.5,norm=32,head=16",
 )
@@ -80,7 +78,7 @@ def main() -> None:
     runs.add_argument("setting", choices=list(settings()))
     runs.add_argument("--out", type=Path, default=Path("runs/ratios"))
     runs.add_argument("--base-lrs", type=float, nargs="+", default=list(GRID))
-    runs.add_argument("--arms", nargs="+", default=list(ARMS))
+    runs.add_argument("--arms", nargs="+", help="default: ARMS")
     runs.add_argument("--powers", nargs="*", default=[], choices=list(POWERS))
     runs.add_argument("--own", action="store_true")
     phases.add_parser("report")
@@ -99,19 +97,16 @@ def study(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
     write_json_atomic(path, config.to_dict())
-    if CACHED.is_dir() and arguments.setting == FITTED:
-        (out / "runs").mkdir(exist_ok=True)
-        for run in CACHED.iterdir():  # the quickstart's own grid: the same runs
-            shutil.copytree(run, out / "runs" / run.name, dirs_exist_ok=True)
-    arms = list(arguments.arms)
+    arms = arguments.arms or [*ARMS, *(() if config.model.tied else UNTIED_ARMS)]
     compare(path, out, arms, arguments.base_lrs)
+    further = []
     if arguments.own:
-        arms.append(arm("own", parse_ratios(str(along_uniform(path, out)))))
+        further.append(arm("own", parse_ratios(str(along_uniform(path, out)))))
     if arguments.powers:
         report = SharpnessReport.from_json(at_the_end_of_uniform(path, out))
-        arms += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
-    if len(arms) > len(arguments.arms):
-        compare(path, out, arms, arguments.base_lrs)
+        further += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
+    if further:
+        compare(path, out, [*arms, *further], arguments.base_lrs)
     kept = RESULTS / arguments.setting
     kept.mkdir(parents=True, exist_ok=True)
     for pattern in ("compare.json", "*.png", "report.md", "along/sharpness/directional.*"):

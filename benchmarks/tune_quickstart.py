@@ -7,11 +7,12 @@
 `search`: two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the
 ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
 clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
-what it finds is entered by hand as QUICKSTART_RATIOS and in the preset. `grid`: every arm over one grid of base
-learning rates, and three seeds at the chosen ones, by `blockwise-lr compare`. Writes compare.json and the reports
-there. `edges`: the search stopped at the edge of what it tried for some of the baseline's settings and of the
-ratios; this goes one step further for each, at the learning rate of the preset. Writes edges.json. Runs are cached in
---out. A test holds the preset to both files.
+what it finds is entered by hand as QUICKSTART_RATIOS and in the preset, and a test holds both to it. `grid`: every
+arm over one grid of base learning rates at the preset's warm-up, and three seeds at the chosen ones, by
+`blockwise-lr compare`: the earlier of the two comparisons (benchmarks/ratios.py tunes the warm-up too). Writes
+compare.json and the reports there. `edges`: the search stopped at the edge of what it tried for some of the
+baseline's settings and of the ratios; this goes one step further for each, at the learning rate of the preset. Writes
+edges.json. Runs are cached in --out.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from blockwise_lr.pretrain.presets import get_preset
 
 RESULTS = Path(__file__).parents[1] / "results" / "quickstart"
 GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
+ARMS = ("adamw:uniform", "adamw:paper", "adamw:quickstart")
 BASE_LR = 2e-3
 RATIO_START = {"emb": 4.0, "vo": 0.1, "norm": 8.0, "head": 4.0, "qk": 1.0, "ffn": 1.0}
 # The slow block first: it hides what the others can take.
@@ -75,8 +77,9 @@ def search_settings(out: Path) -> None:
 def tune_base_lrs(out: Path) -> None:
     """The comparison over GRID, and its evidence without the checkpoints."""
     compared = out / "compare"
-    flags = ["--base-lrs", *map(str, GRID), "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
-    subprocess.run([sys.executable, "-m", "blockwise_lr", "compare", "quickstart", *flags], check=True)
+    grid = ["--base-lrs", *map(str, GRID), "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
+    command = [sys.executable, "-m", "blockwise_lr", "compare", "quickstart", "--arms", *ARMS, *grid]
+    subprocess.run(command, check=True)
     for file in compared.glob("*.*"):
         shutil.copy(file, RESULTS)
     for folder in (compared / "runs").glob("*/"):

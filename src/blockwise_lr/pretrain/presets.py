@@ -100,7 +100,8 @@ def _quickstart() -> TrainConfig:
         steps=300,
         eval_every=30,
         eval_tokens=24_576,
-        # Decay, warm-up and clipping are those that a search found best for the uniform baseline, for every arm.
+        # What a search found best for the uniform baseline. `compare` gives every arm the same decay and clipping, and
+        # the warm-up that was tuned with its base learning rate (_TUNED).
         optim=OptimConfig(base_lr=4e-3, ratios="uniform", weight_decay=0.03, warmup_fraction=0.15, clip=0.3),
     )
 
