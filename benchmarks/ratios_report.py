@@ -25,6 +25,8 @@ def write_report(results: Path) -> None:
         sections += ["![Loss gap of every rule](loss_gaps.png)"]
         sections += [section(name, study) for name, study in studies.items()]
     sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
+    if (cousins := results / "cousins.json").exists():
+        sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
@@ -102,6 +104,27 @@ def table_of_trials(trials: dict[str, Any]) -> str:
             f"| {p['setting']} | {p['ratios_from']} | {p['ratios']} | {p['base_lr']:g} | {p['warmup']:.0%} | "
             f"{tried['tune_loss']:.3f} |"
         )
+    return "\n".join(lines)
+
+
+def table_of_cousins(tried: list[dict[str, Any]]) -> str:
+    """A row for each setting and rule, with its tune loss at every base learning rate."""
+    losses: dict[tuple[str, str, str], dict[float, float | None]] = {}
+    for each in tried:
+        point = each["point"]
+        row = losses.setdefault((point["setting"], point["rule"], point["ratios"]), {})
+        row[point["base_lr"]] = each["tune_loss"]
+    lrs = sorted({each["point"]["base_lr"] for each in tried})
+    lines = [
+        "Tune loss at each base learning rate, seed 0, warm-up 15 %; how each rule measures is said in "
+        "`benchmarks/cousins.py`, which made this table.",
+        "",
+        "| setting | rule | ratios | " + " | ".join(f"{lr:g}" for lr in lrs) + " |",
+        "| --- | --- | --- |" + " --- |" * len(lrs),
+    ]
+    for (setting, rule, ratios), row in losses.items():
+        cells = ["diverged" if (loss := row[lr]) is None else f"{loss:.3f}" for lr in lrs]
+        lines.append(f"| {setting} | {rule} | {ratios} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,143 @@
+"""Cheaper rules than the curvature along the update: what ratios from them are worth.
+
+    python benchmarks/cousins.py --out runs/cousins
+
+On each of SETTINGS a uniform run at 1e-3 is measured every 15 steps by the STATIC rules, which take the geometric mean
+along it, relative to FFN:
+
+    "Adam's second moment"    S_v(b) ** -1/2, S_v the mean of its bias-corrected second moment over the block's elements
+    "signal over sharpness"   mean |E g_b| / S(b), E over the 16 batches of 2 048 tokens, S by `fisher` on four of them
+
+and the IN_RUN rules move ratios that begin at 1 (AutoRatios: the cosine between a gradient and the update before it).
+Ratios are kept within 0.01 and 100. Each rule is then trained with from scratch over LRS at seed 0, warm-up 15 %: as
+many runs as each other. Writes results/ratios/cousins.json. Runs are cached in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from _runs import run
+from ratios import RESULTS, config_of, train_with_checkpoints
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import Block, classify, split_fused
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.ratios import spell_ratios
+from blockwise_lr.pretrain.data import prepare_data
+from blockwise_lr.pretrain.directional import load_optimizer
+from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.pretrain.folder import read_run_config
+from blockwise_lr.pretrain.measuring import measure_batches
+from blockwise_lr.pretrain.subjects import find_subject
+from blockwise_lr.sharpness import measure_sharpness
+
+SETTINGS = ("llama-2m", "gpt2-1m")
+LRS = (1e-3, 2e-3, 4e-3)
+MEASURED_AT = 1e-3
+STATIC = ("Adam's second moment", "signal over sharpness")
+IN_RUN = {
+    "cosine": "auto:begin=uniform,signal=cosine,gain=30",
+    "consistency": "auto:begin=uniform",
+    "consistency, gain 10": "auto:begin=uniform,gain=10",
+}
+LOW, HIGH = 0.01, 100.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/cousins"))
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(2) as pool:
+        static = dict(zip(SETTINGS, pool.map(lambda setting: measured(setting, out), SETTINGS)))
+        points = [
+            {"setting": setting, "rule": rule, "ratios": ratios, "base_lr": lr}
+            for setting in SETTINGS
+            for rule, ratios in {**static[setting], **IN_RUN}.items()
+            for lr in LRS
+        ]
+        tried = list(pool.map(lambda point: train(point, out), points))
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
+    write_json_atomic(RESULTS / "cousins.json", {**about, "tried": tried})
+
+
+def train(point: dict[str, Any], out: Path) -> dict[str, Any]:
+    config = config_of(point["setting"], out)
+    optim = replace(config.optim, ratios=point["ratios"], base_lr=point["base_lr"])
+    return run(out, replace(config, eval_every=0, optim=optim), point)
+
+
+def measured(setting: str, out: Path) -> dict[str, str]:
+    """Ratios by each static rule along a uniform run of the setting: {rule: spelled ratios}."""
+    path, folder = out / f"{setting}.json", out / setting
+    found = out / f"{setting}-static.json"
+    if not found.exists():
+        write_json_atomic(path, config_of(setting, out).to_dict())
+        train_with_checkpoints(path, folder, MEASURED_AT)
+        config = read_run_config(folder)
+        context = config.model.context
+        data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context)
+        batches = measure_batches(data.measure, context, batches=16, batch_size=config.batch_size)
+        along = []
+        for step, load in find_subject(str(folder), seed=0).models:
+            model = split_fused(load())
+            optimizer = load_optimizer(config, model, folder / f"checkpoint-{step}")
+            along.append(static_scores(model, optimizer, batches))
+        write_json_atomic(found, {rule: mean_over_ffn([each[rule] for each in along]) for rule in STATIC})
+        shutil.rmtree(folder)
+    values: dict[str, dict[str, float]] = json.loads(found.read_text())
+    return {rule: spell_ratios(ratios) for rule, ratios in values.items()}
+
+
+def mean_over_ffn(scores: list[dict[Block, float]]) -> dict[str, float]:
+    """Their geometric mean along the run, each relative to FFN's of the same step."""
+    logs = {
+        block: float(np.mean([math.log(each[block] / each[Block.FFN]) for each in scores]))
+        for block in scores[0]
+    }
+    return {block.value: float(f"{min(max(math.exp(log), LOW), HIGH):.3g}") for block, log in logs.items()}
+
+
+def static_scores(
+    model: nn.Module, optimizer: Optimizer, batches: list[dict[str, Tensor]]
+) -> dict[str, dict[Block, float]]:
+    """At one moment: {rule: {block: what its learning rate is in proportion to}}."""
+    samples = sum(batch["labels"][:, 1:].numel() for batch in batches) // len(batches)
+    moments = measure_sharpness(model, estimator="optimizer", optimizer=optimizer, samples=samples)
+    sharpness = measure_sharpness(model, batches[:4])
+    signal = mean_gradient_size(model, batches)
+    return {
+        "Adam's second moment": {block: moments[block].mean ** -0.5 for block in signal},
+        "signal over sharpness": {block: signal[block] / sharpness[block].mean for block in signal},
+    }
+
+
+def mean_gradient_size(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[Block, float]:
+    """mean |E g_b| over the elements of each block, E over the batches."""
+    model.zero_grad()
+    for batch in batches:
+        (model(**batch).loss / len(batches)).backward()
+    blocks, totals, counts = classify(model), defaultdict[Block, float](float), Counter[Block]()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            totals[blocks[name]] += float(parameter.grad.abs().sum())
+            counts[blocks[name]] += parameter.numel()
+    return {block: total / counts[block] for block, total in totals.items()}
+
+
+if __name__ == "__main__":
+    main()
