@@ -177,12 +177,16 @@ def test_initial_values_are_the_slices_and_share_no_memory() -> None:
 @given(
     sizes=st.lists(st.integers(1, 7), min_size=2, max_size=4),
     width=st.integers(1, 6),
+    repeats=st.integers(1, 4),
     dim=st.integers(0, 1),
     bias=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_split_then_merge_is_the_identity_for_any_parts_in_any_order(sizes, width, dim, bias, seed) -> None:
+def test_split_then_merge_is_the_identity_for_any_parts_in_any_order(
+    sizes, width, repeats, dim, bias, seed
+) -> None:
     torch.manual_seed(seed)
+    lengths, sizes = sizes, [size * repeats for size in sizes]
     total = sum(sizes)
     module = nn.Module()
     module.before = nn.Parameter(torch.randn(2))
@@ -192,12 +196,13 @@ def test_split_then_merge_is_the_identity_for_any_parts_in_any_order(sizes, widt
     before = frozen_copy(module)
     x = torch.randn(module.weight.shape)
     (module.weight * x).sin().sum().backward()
-    slices = module.weight.grad.split(sizes, dim)
+    of_repeats = [stretch.split(lengths, dim) for stretch in module.weight.grad.chunk(repeats, dim)]
+    slices = [torch.cat(stretches, dim) for stretches in zip(*of_repeats)]
 
     names = tuple("abcd"[: len(sizes)])
-    concatenations = {"weight": Concatenation(names, tuple(sizes), dim)}
+    concatenations = {"weight": Concatenation(names, tuple(sizes), dim, repeats)}
     if bias:
-        concatenations["bias"] = Concatenation(names, tuple(sizes), 0)
+        concatenations["bias"] = Concatenation(names, tuple(sizes), 0, repeats)
     split_module(module, concatenations)
     (module.weight * x).sin().sum().backward()
     parts = module.parametrizations["weight"]
@@ -275,25 +280,37 @@ def test_training_a_split_model_is_training_the_fused_one() -> None:
     assert same(models[0].state_dict(), models[1].state_dict())
 
 
-def test_interleaved_weights_are_refused_by_name_and_nothing_changes() -> None:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+class Interleaved(nn.Module):
+    """A fused weight by the name of those that lie head by head, in a class that nobody knows."""
 
-    sizes = {"hidden_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 16}
-    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCAB, bos_token_id=0, eos_token_id=0, **sizes))
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_key_value, self.dense = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+
+def test_a_layout_that_is_not_known_is_refused_by_name_and_nothing_changes() -> None:
+    model = nn.ModuleDict({"attention": Interleaved()})
     names = [name for name, _ in model.named_parameters()]
-    attention = "gpt_neox.layers.0.attention.query_key_value"
-    assert classify(model)[f"{attention}.weight"] == "qkv"
+    assert classify(model)["attention.query_key_value.weight"] == "qkv"
     with pytest.raises(ValueError) as caught:
         split_fused(model)
-    problem = "its q, k and v are interleaved by head: not supported yet"
+    problem = "how queries and keys and values lie in it is not known for this class"
     assert str(caught.value) == (
         "split_fused cannot split these fused weights (nothing was changed):\n"
-        f"  {attention}.weight: {problem}\n"
-        f"  {attention}.bias: {problem}\n"
+        f"  attention.query_key_value.weight: {problem}\n"
+        f"  attention.query_key_value.bias: {problem}\n"
         "Without splitting, give the whole weight one block: "
         'classify(model, overrides={r"NAME": Block.VO})'
     )
     assert [name for name, _ in model.named_parameters()] == names
+
+
+def test_parts_that_lie_head_by_head_are_put_together_from_every_head() -> None:
+    fused = torch.arange(12.0)[:, None]  # two heads of q, k and v with two rows each
+    q, k, v = Concatenation(("q", "k", "v"), (4, 4, 4), 0, 2).right_inverse(fused)
+    assert [part.flatten().tolist() for part in (q, k, v)] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
 def test_a_fused_weight_that_two_modules_share_is_refused_by_name() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import hypothesis.extra.numpy as arrays
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from architectures import build
 from blockwise_lr import Block, classify, split_fused
+from blockwise_lr.blocks.block import Piece
 from blockwise_lr.sharpness.parts import OUTSIDE, Parts, add, cut, layer_of
 from cases import CASES, gpt2, llama, mixtral
 
@@ -45,10 +49,32 @@ def test_parts_of_fused_weights_have_the_blocks_and_sizes_that_splitting_gives(c
         return found
 
     fused, split = sizes(parts_of(case.model())), sizes(parts_of(split_fused(case.model())))
-    if Block.QKV in fused:  # its parts are interleaved, and told apart by split_fused only
-        attention = fused.pop(Block.QKV) + fused.pop(Block.QK, 0) + fused.pop(Block.VO, 0)
-        assert attention == split.pop(Block.QK) + split.pop(Block.VO)
     assert fused == split
+
+
+def test_parts_that_lie_head_by_head_are_summed_where_they_lie():
+    model = build("gpt_neox")
+    whole, split = parts_of(model), parts_of(split_fused(copy.deepcopy(model)))
+    names = dict(model.named_parameters())
+    gradients = [torch.randn(p.shape, dtype=torch.float64) for p in whole.parameters]
+    fused = dict(zip(whole.names, gradients))
+    taken = []
+    for name, parameter in zip(split.names, split.parameters):
+        if (at := name.partition(".parametrizations."))[1]:
+            leaf, index = at[2].split(".original")
+            weight = fused[f"{at[0]}.{leaf}"]
+            heads = weight.reshape(4, 3, 8, *weight.shape[1:])[:, int(index)]
+            taken.append(heads.reshape(parameter.shape))
+        else:
+            assert parameter.shape == names[name].shape
+            taken.append(fused[name])
+    expected = {part.block: 0.0 for part in split.parts}
+    for part, total in zip(split.parts, split.sums(taken)):
+        expected[part.block] += float(total)
+    found = dict.fromkeys(expected, 0.0)
+    for part, total in zip(whole.parts, whole.sums(gradients)):
+        found[part.block] += float(total)
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_fused_weight_is_summed_where_its_parts_lie():
@@ -128,7 +154,11 @@ def test_tensors_are_added_one_by_one_and_half_precision_in_float32():
 def test_what_is_cut_is_a_view():
     tensor = torch.arange(12.0).reshape(3, 4)
     assert cut(tensor, None) is tensor
-    assert cut(tensor, (1, 2, 2)).tolist() == [[2, 3], [6, 7], [10, 11]]
+    assert cut(tensor, Piece(1, 2, 2)).tolist() == [[2, 3], [6, 7], [10, 11]]
+    by_head = cut(tensor, Piece(1, 1, 1, repeats=2))
+    assert by_head.flatten().tolist() == [1, 3, 5, 7, 9, 11]
+    by_head.zero_()
+    assert tensor[0].tolist() == [0, 0, 2, 0]
 
 
 @pytest.mark.parametrize(

@@ -1,74 +1,46 @@
-"""Finding the attention modules of a model, and what each of their matrices makes: q, k, v or the output."""
+"""Finding the attention modules of a model, and what each of their matrices makes: q, k, v, the output or its gate."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from itertools import accumulate, permutations
+from collections.abc import Mapping
+from itertools import permutations
 
 from torch import nn
-from torch.nn.utils.parametrize import type_before_parametrizations
 
-from blockwise_lr.blocks.block import Block
+from blockwise_lr.blocks.interleaved import Layout, known_layout
+from blockwise_lr.blocks.projection import Projection
 from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 
-PART_BLOCKS = {"q": Block.QK, "k": Block.QK, "v": Block.VO, "o": Block.VO}
-PART_WORDS = {"q": "queries", "k": "keys", "v": "values", "o": "output"}
-
-# Shapes alone cannot tell three square matrices apart: here, and only here, names decide.
-QUERY_KEY_VALUE = {
-    "q": re.compile(r"q_proj|q_lin|q_attn|query|query_proj|wq|to_q|q"),
-    "k": re.compile(r"k_proj|k_lin|k_attn|key|key_proj|wk|to_k|k"),
-    "v": re.compile(r"v_proj|v_lin|v_attn|value|value_proj|wv|to_v|v"),
+# Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
+ROLES = {
+    role: re.compile(names, re.IGNORECASE)
+    for role, names in {
+        "q": r"q|wq|query(_key)?|to_q|project_q|q_(lin|attn)|(pos_)?(query|q)_proj|q_[ab]_proj|wq_[ab]|q_gate_proj",
+        "k": r"k|wk|key|to_k|project_k|k_(lin|attn)|(pos_)?(key|k)_proj|k_[ab]_proj",
+        "v": r"v|wv|value|to_v|project_v|v_(lin|attn)|value_proj|v_proj(_current|_delayed)?|v_[ab]_proj",
+        "kv": r"kv|wkv|to_kv|kv_proj|key_value",
+        "latent": r"kv_a_proj(_with_mqa)?|wkv_a|kv_b_proj|wkv_b",
+        "qkv": r"qkv(_proj)?|wqkv|c_attn|in_proj_qkvz?|query_key_value|w_pack",
+        "o": r"o|wo|o_proj|o_[ab]_proj|out_proj|out_lin|to_out|dense|attention_out|c_proj|proj",
+        "gate": r"g|gate|g_proj|gate_proj|output_gate|g_[ab]_proj|in_proj_z|ogate(_preact)?",
+    }.items()
 }
 # A module that does not say how many heads it has is an attention only if its names say so.
 ATTENTION_NAMES = re.compile(r"attn|attention|qkv", re.IGNORECASE)
+# What chooses the keys that an attention sees has queries and keys of its own, and is a router.
+INDEXER = re.compile(r"\w*Indexer\w*")
 
-# "Class.child" of the fused weights whose rows are not all of q, then all of k, then all of v.
-INTERLEAVED = (
-    re.compile(r".*\.query_key_value"),  # GPT-NeoX, Bloom, Falcon, Persimmon: by head
-    re.compile(r"CodeGenAttention\.qkv_proj"),  # by model-parallel shard
-    re.compile(r"GPTBigCodeAttention\.c_attn"),  # by head, unless multi-query
-    re.compile(r"MiniMax\w*Attention\.qkv_proj"),  # by head
-)
-
-
-@dataclass(frozen=True)
-class Projection:
-    """What one parameter of an attention module makes.
-
-    Args:
-        attention: the attention module's path.
-        parts: (part, width) in the order in which they lie in the parameter; "q", "k", "v" or "o".
-        dim: the dimension along which the parts follow one another.
-        interleaved: the parts lie head by head (or shard by shard) instead of one after another.
-    """
-
-    attention: str
-    parts: tuple[tuple[str, int], ...]
-    dim: int
-    interleaved: bool = False
-
-    @property
-    def fused(self) -> bool:
-        return len(self.parts) > 1
-
-    @property
-    def slices(self) -> dict[str, tuple[int, int, int]] | None:
-        """part -> (dimension, start, length), None where the parts are not in one piece each."""
-        if self.interleaved:
-            return None
-        starts = accumulate((width for _, width in self.parts), initial=0)
-        return {part: (self.dim, start, width) for (part, width), start in zip(self.parts, starts)}
+_Parts = dict[str, Layout]
 
 
 def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
     """The parameters of all attention modules: (path of the owner, parameter's own name) -> what it makes.
 
-    An attention module is torch's nn.MultiheadAttention; or has linear layers for q, k and v, and no more
-    than one other, as wide as the queries; or has exactly one linear layer whose outputs are as many as q, k
-    and v and another one that takes as many inputs as there are queries. What only resembles these is left to
-    be reported as unknown.
+    An attention module is torch's nn.MultiheadAttention; or has linear layers that are named as q and as what it
+    attends to; or has exactly one linear layer whose outputs are as many as q, k and v and another one that takes
+    as many inputs as there are queries. Its output may be made beside it, by the one other linear layer in the
+    module around it. What only resembles these is left to be reported as unknown.
     """
     found: dict[tuple[str, str], Projection] = {}
     for path, module in tree.modules.items():
@@ -76,64 +48,148 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
             found.update(_torch_attention(path, module))
             continue
         matrices = tree.matrices(path)
-        if len(matrices) < 2:
+        if not matrices or INDEXER.fullmatch(type(module).__name__):
             continue
-        parts = _separate(matrices) or _fused(tree, path, matrices)
-        for child, made in parts.items():
-            found.update(_of_linear(path, child, tree.modules[child], made, _is_interleaved(module, child)))
+        parts = _named(tree, path, matrices) or _by_shape(tree, path, matrices)
+        for child, layout in parts.items():
+            inner = tree.linear(child)
+            found.update(_of_linear(path, inner, tree.modules[inner], layout))
     return found
 
 
-_Parts = dict[str, tuple[tuple[str, int], ...]]
+def role_of(path: str) -> str | None:
+    """What a linear layer in an attention makes, by its name alone."""
+    name = path.rpartition(".")[2]
+    return next((role for role, names in ROLES.items() if names.fullmatch(name)), None)
 
 
-def _separate(matrices: dict[str, tuple[int, int]]) -> _Parts:
-    """q, k and v as linear layers of their own, or q beside a fused k and v (cross-attention)."""
-    roles = {
-        role: child for role, names in QUERY_KEY_VALUE.items() for child in matrices if _named(child, names)
-    }
-    rest = [child for child in matrices if child not in roles.values()]
-    if "q" not in roles:
+def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
+    """An attention whose linear layers have the names of their roles; the one without a name makes the output."""
+    module = tree.modules[path]
+    roles = {child: role for child in matrices if (role := role_of(child))}
+    if "q" in roles.values():  # what is named as a fused weight makes the rest then (cross-attention)
+        roles = {child: "kv" if role == "qkv" else role for child, role in roles.items()}
+    if not _is_complete(set(roles.values()), module, tree, path):
         return {}
-    width = matrices[roles["q"]][1]
-    parts: _Parts = {child: ((role, matrices[child][1]),) for role, child in roles.items()}
-    if len(roles) == 3:
-        # A query wider than the output projection (a gate lies in it, say) is no plain attention.
-        if len(rest) > 1 or any(matrices[child][0] != width for child in rest):
-            return {}
-        return parts | {child: (("o", matrices[child][1]),) for child in rest}
-    if len(roles) == 1 and len(rest) == 2:
-        for pair, output in permutations(rest):
-            if matrices[pair][1] == 2 * width and matrices[output][0] == width:
-                return parts | {pair: (("k", width), ("v", width)), output: (("o", matrices[output][1]),)}
-    return {}
+    parts: _Parts = {}
+    for child, role in roles.items():
+        queries = next((matrices[c][0] for c, r in roles.items() if r == "o"), 0)
+        parts[child] = _layout(module, child, role, matrices[child][1], roles, queries)
+    rest = [child for child in matrices if child not in roles]
+    widths = _widths(parts)
+    if "o" not in roles.values():
+        beside = rest if len(rest) == 1 else _beside(tree, path) if not rest else []
+        fitting = [c for c in beside if _input_width(tree, c) in (widths.get("q"), widths.get("v"))]
+        parts |= {child: Layout((("o", _output_width(tree, child)),)) for child in fitting}
+    return _with_gate(module, parts, matrices)
 
 
-def _fused(tree: Tree, path: str, matrices: dict[str, tuple[int, int]]) -> _Parts:
+def _is_complete(roles: set[str], module: nn.Module, tree: Tree, path: str) -> bool:
+    """Whether these roles make an attention: a query and something to attend to."""
+    if "q" in roles and (roles & {"v", "latent", "kv"}):
+        return True
+    says = any(ATTENTION_NAMES.search(name) for name in (type(module).__name__, path.rpartition(".")[2]))
+    # Keys and values of another layer, keys that are the values, or a fused weight beside more than the output.
+    if says and (("q" in roles and "o" in roles) or roles == {"kv"}):
+        return True
+    return says and {"qkv", "o"} <= roles and (len(tree.matrices(path)) > 2 or not tree.is_plain(path))
+
+
+def _layout(
+    module: nn.Module, path: str, role: str, width: int, roles: Mapping[str, str], queries: int
+) -> Layout:
+    child = path.rpartition(".")[2]
+    if role == "latent":
+        return known_layout(module, child, width) or Layout((("latent", width),))
+    if role == "qkv":
+        rest = (width - queries) // 2
+        return known_layout(module, child, width) or Layout((("q", queries), ("k", rest), ("v", rest)))
+    if role == "kv":
+        halves = Layout((("k", width // 2), ("v", width // 2)))
+        return known_layout(module, child, width) or halves if role_of(child) == "kv" else halves
+    if role == "k" and not {"v", "latent", "kv"} & set(roles.values()):
+        return Layout((("kv", width),))
+    return Layout(((role, width),))
+
+
+def _with_gate(module: nn.Module, parts: _Parts, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
+    """A query that is twice as wide as its keys and the output ask for has the output's gate in it."""
+    widths, of = _widths(parts), {child: layout.parts[0][0] for child, layout in parts.items()}
+    queries = [child for child, part in of.items() if part == "q" and len(parts[child].parts) == 1]
+    outputs = [child for child, part in of.items() if part == "o" and child in matrices]
+    whole = len(queries) == len(outputs) == 1 and {"k", "v"} <= set(widths) and "latent" not in widths
+    if not whole:
+        return _with_named_gate(module, parts)
+    width, values = matrices[queries[0]][1], matrices[outputs[0]][0]
+    if width * widths["v"] == values * widths["k"]:
+        return _with_named_gate(module, parts)
+    if width * widths["v"] != 2 * values * widths["k"]:
+        return {}
+    child = queries[0].rpartition(".")[2]
+    unknown = Layout((("q", width - values), ("gate", values)), None)
+    return parts | {queries[0]: known_layout(module, child, width) or unknown}
+
+
+def _with_named_gate(module: nn.Module, parts: _Parts) -> _Parts:
+    """A query that says that a gate is in it."""
+    return {
+        path: known_layout(module, path.rpartition(".")[2], layout.parts[0][1]) or layout
+        if path.endswith("q_gate_proj")
+        else layout
+        for path, layout in parts.items()
+    }
+
+
+def _widths(parts: _Parts) -> dict[str, int]:
+    """Outputs of all weights that make a part, by part."""
+    widths: dict[str, int] = {}
+    for layout in parts.values():
+        for part, width in layout.parts:
+            widths[part] = widths.get(part, 0) + width
+    return widths
+
+
+def _beside(tree: Tree, path: str) -> list[str]:
+    """The linear layers around an attention that are in no other place than the module around it."""
+    parent = path.rpartition(".")[0]
+    inside = (p for p in tree.modules if p.startswith(f"{parent}.") and not f"{p}.".startswith(f"{path}."))
+    linear = [p for p in inside if tree.is_matrix(p)]
+    return linear if path and len(linear) == 1 else []
+
+
+def _input_width(tree: Tree, path: str) -> int:
+    return tree.shape(path)[0]
+
+
+def _output_width(tree: Tree, path: str) -> int:
+    return tree.shape(path)[1]
+
+
+def _by_shape(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
     """One linear layer for q, k and v: as wide as the output's input (q) and an even rest (k, v)."""
     if len(matrices) != 2 or not tree.is_plain(path):
         return {}
     module = tree.modules[path]
     says_heads = has_heads(module) or ATTENTION_NAMES.search(type(module).__name__)
-    for fused, output in (tuple(matrices), tuple(reversed(matrices))):
-        if not says_heads and not ATTENTION_NAMES.search(fused.rpartition(".")[2]):
+    for fused, output in permutations(matrices):
+        name = fused.rpartition(".")[2]
+        if not says_heads and not ATTENTION_NAMES.search(name):
             continue
         (width_in, total), (queries, width_out) = matrices[fused], matrices[output]
         rest = total - queries
         if width_in == width_out and 0 < rest <= 2 * queries and rest % 2 == 0:
-            parts = (("q", queries), ("k", rest // 2), ("v", rest // 2))
-            return {fused: parts, output: (("o", width_out),)}
+            plain = Layout((("q", queries), ("k", rest // 2), ("v", rest // 2)))
+            return {fused: known_layout(module, name, total) or plain, output: Layout((("o", width_out),))}
     return {}
 
 
 def _of_linear(
-    attention: str, child: str, module: nn.Module, parts: tuple[tuple[str, int], ...], interleaved: bool
+    attention: str, child: str, module: nn.Module, layout: Layout
 ) -> dict[tuple[str, str], Projection]:
     """A linear layer's weight and bias: the bias follows the weight."""
-    interleaved = interleaved and len(parts) > 1
     return {
-        (child, "weight"): Projection(attention, parts, output_dim(module), interleaved),
-        (child, "bias"): Projection(attention, parts, 0, interleaved),
+        (child, "weight"): Projection(attention, layout.parts, output_dim(module), layout.repeats),
+        (child, "bias"): Projection(attention, layout.parts, 0, layout.repeats),
     }
 
 
@@ -145,17 +201,8 @@ def _torch_attention(path: str, module: nn.MultiheadAttention) -> dict[tuple[str
     # bias_k and bias_v (1, 1, width) are a key and a value appended to the sequence.
     singles = {"q_proj_weight": "q", "k_proj_weight": "k", "v_proj_weight": "v", "bias_k": "k", "bias_v": "v"}
     found |= {(path, leaf): Projection(path, ((part, width),), 0) for leaf, part in singles.items()}
-    found |= _of_linear(path, output, module.out_proj, (("o", width),), interleaved=False)
+    found |= _of_linear(path, output, module.out_proj, Layout((("o", width),)))
     return found
-
-
-def _named(path: str, names: re.Pattern[str]) -> bool:
-    return names.fullmatch(path.rpartition(".")[2]) is not None
-
-
-def _is_interleaved(module: nn.Module, child: str) -> bool:
-    key = f"{type_before_parametrizations(module).__name__}.{child.rpartition('.')[2]}"
-    return any(pattern.fullmatch(key) for pattern in INTERLEAVED)
 
 
 def is_attention_like(tree: Tree, path: str) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 # What torch.compile, FSDP and activation checkpointing put into a parameter's name, and what DDP puts in front of it.
 # Only in front: "module" further in is somebody's own attribute.
@@ -40,6 +41,22 @@ class Block(str, Enum):
         return self.value
 
 
+class Piece(NamedTuple):
+    """Where one logical part of a fused parameter lies.
+
+    Args:
+        dim: the dimension that the parts share.
+        start, length: of the part within one repeat, for ``torch.narrow``.
+        repeats: into how many equal stretches the dimension falls, each with all parts in it; 1 where the parts lie one
+            after another, the number of heads where they lie head by head.
+    """
+
+    dim: int
+    start: int
+    length: int
+    repeats: int = 1
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One parameter's block, why it got it, and its size.
@@ -50,15 +67,14 @@ class Assignment:
         numel: number of elements.
         parts: for a fused weight that was not split, the logical parts in it and their blocks,
             e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise None.
-        slices: where these parts lie, as (dimension, start, length) for ``torch.narrow``; None for a parameter that
-            is not fused, or whose parts are interleaved.
+        slices: where these parts lie; None for a parameter that is not fused, or of an unknown layout.
     """
 
     block: Block
     reason: str
     numel: int
     parts: Mapping[str, Block] | None = None
-    slices: Mapping[str, tuple[int, int, int]] | None = None
+    slices: Mapping[str, Piece] | None = None
 
 
 def canonical_name(name: str) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from blockwise_lr.blocks.attention import PART_BLOCKS, PART_WORDS
 from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
 from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.names import named
+from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
 from blockwise_lr.blocks.rules import RULES
 from blockwise_lr.blocks.topology import Site, ancestors
 
@@ -82,7 +83,8 @@ def _by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
 
 
 def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
-    rule = next((rule for rule in RULES if rule.test(site, facts)), None)
+    where = f"{site.path}:{site.type_name}.{site.leaf}"
+    rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
     if rule is None:
         return None
     projection, parts = facts.projection(site), facts.parts(site)

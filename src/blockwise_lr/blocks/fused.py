@@ -8,7 +8,6 @@ from typing import TypeVar
 from torch import nn
 from torch.nn.utils import parametrize
 
-from blockwise_lr.blocks.attention import Projection
 from blockwise_lr.blocks.layout import (
     Concatenation,
     any_sharded,
@@ -18,6 +17,7 @@ from blockwise_lr.blocks.layout import (
     split_state,
 )
 from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.projection import PART_WORDS, Projection
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -43,13 +43,14 @@ def split_fused(model: ModelT) -> ModelT:
 
     Args:
         model: any module; weights found by structure are `nn.MultiheadAttention`'s in_proj_weight, GPT-2's
-            Conv1D, a Linear that makes q, k, v (rows in this order, grouped-query attention included).
+            Conv1D, a Linear that makes q, k, v (rows in this order, grouped-query attention included); those whose
+            parts lie head by head are found by their class (:mod:`blockwise_lr.blocks.interleaved`).
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: the parts of a fused weight are interleaved in a way not supported yet, it is shared
+        ValueError: the layout of a fused weight is not known, it is shared
             between modules, or already parametrized or sharded, or the model is already wrapped in DDP, FSDP
             or torch.compile. Nothing has been changed then.
 
@@ -64,7 +65,8 @@ def split_fused(model: ModelT) -> ModelT:
     by_module: dict[str, dict[str, Concatenation]] = {}
     for (path, leaf), projection in plan.items():
         names, sizes = zip(*projection.parts)
-        by_module.setdefault(path, {})[leaf] = Concatenation(names, sizes, projection.dim)
+        repeats = projection.repeats or 1
+        by_module.setdefault(path, {})[leaf] = Concatenation(names, sizes, projection.dim, repeats)
     for path, concatenations in by_module.items():
         split_module(facts.tree.modules[path], concatenations)
     return model
@@ -129,8 +131,8 @@ def _refuse_what_cannot_be_split(
             problems.append((path, leaf, "it is sharded (a DTensor): call split_fused before fully_shard"))
         elif len(owners[id(param)]) > 1:
             problems.append((path, leaf, "several modules share it, and splitting would separate them"))
-        elif projection.interleaved:
-            problems.append((path, leaf, "its q, k and v are interleaved by head: not supported yet"))
+        elif projection.repeats is None:
+            problems.append((path, leaf, f"how {_parts(projection)} lie in it is not known for this class"))
         elif param.shape[projection.dim] != (total := sum(size for _, size in projection.parts)):
             shape = tuple(param.shape)
             problems.append(
@@ -154,6 +156,10 @@ def _refuse_what_cannot_be_split(
             f"the model is already wrapped in {', '.join(sorted(wrappers))}, which keeps track of the "
             "unsplit parameters; call split_fused(model) before wrapping it"
         )
+
+
+def _parts(projection: Projection) -> str:
+    return " and ".join(PART_WORDS[part] for part, _ in projection.parts)
 
 
 def _join(path: str, leaf: str) -> str:

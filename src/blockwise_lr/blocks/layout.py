@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -21,24 +22,39 @@ class Concatenation(nn.Module):
         part_names: what the parts are, in order, e.g. ("q", "k", "v").
         sizes: width of each part along `dim`; may differ (grouped-query attention).
         dim: 0 for the rows of a Linear or a bias, 1 for the columns of transformers' Conv1D.
+        repeats: number of stretches that each part falls into, where parts lie head by head.
     """
 
-    def __init__(self, part_names: tuple[str, ...], sizes: tuple[int, ...], dim: int) -> None:
+    def __init__(
+        self, part_names: tuple[str, ...], sizes: tuple[int, ...], dim: int, repeats: int = 1
+    ) -> None:
         super().__init__()
-        self.part_names, self.sizes, self.dim = part_names, sizes, dim
+        self.part_names, self.sizes, self.dim, self.repeats = part_names, sizes, dim, repeats
 
     def forward(self, *parts: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            return torch.cat(parts, dim=self.dim)
+            return self.fuse(parts)
         # A parameter requires gradients under no_grad too, and torch.matmul chooses its kernel by that:
         # without this, evaluation on strided inputs (nn.MultiheadAttention's) differs in the last bits.
         with torch.inference_mode(False), torch.enable_grad():
-            return torch.cat(parts, dim=self.dim)
+            return self.fuse(parts)
+
+    def fuse(self, parts: Sequence[Tensor]) -> Tensor:
+        """The weight in its original layout."""
+        if self.repeats == 1:
+            return torch.cat(list(parts), dim=self.dim)
+        stretches = [torch.unflatten(part, self.dim, (self.repeats, -1)) for part in parts]
+        return torch.cat(stretches, dim=self.dim + 1).flatten(self.dim, self.dim + 1)
 
     def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
         # Clones, so that no part keeps the fused storage alive, shares it with another or has its strides.
-        parts = torch.split(fused, list(self.sizes), dim=self.dim)
-        return tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
+        stretches = torch.unflatten(fused, self.dim, (self.repeats, -1))
+        lengths = [size // self.repeats for size in self.sizes]
+        parts = torch.split(stretches, lengths, dim=self.dim + 1)
+        return tuple(
+            part.flatten(self.dim, self.dim + 1).clone(memory_format=torch.contiguous_format)
+            for part in parts
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +135,7 @@ def _merge_on_save(
         # Sharded parts stay split: concatenating DTensors along a sharded dimension raises or hangs.
         if len(parts) < len(keys) or any_sharded(parts):
             return
-        merged[prefix + leaf] = torch.cat(parts, dim=parametrization[0].dim)
+        merged[prefix + leaf] = parametrization[0].fuse(parts)
     # The module's keys are the last ones, so this walks over them alone.
     keys = list(takewhile(lambda key: key.startswith(prefix), reversed(state_dict)))
     own = {key: state_dict.pop(key) for key in reversed(keys)}

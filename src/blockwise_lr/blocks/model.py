@@ -8,8 +8,9 @@ from functools import cached_property
 
 from torch import nn
 
-from blockwise_lr.blocks.attention import Projection, find_projections, is_attention_like
-from blockwise_lr.blocks.topology import CONTAINERS, Site, Tree, ancestors, matrix_shape
+from blockwise_lr.blocks.attention import find_projections, is_attention_like
+from blockwise_lr.blocks.projection import Projection
+from blockwise_lr.blocks.topology import CONTAINERS, CONVOLUTIONS, Site, Tree, ancestors, matrix_shape
 
 _POSITION_SIZES = (
     "n_positions",
@@ -20,6 +21,8 @@ _POSITION_SIZES = (
     "max_seq_len",
 )
 _POSITION_NAME = re.compile(r"(^|_)(wpe|pe|pos)(_|$)|pos_?emb|position")
+_STATE = re.compile(r"A_log|dt_bias|time_decay|recurrent_param")
+_MIXER_OUTPUT = re.compile(r"o|(o|out)_proj|output")
 _SEGMENT_NAME = re.compile(r"token_type|segment")
 
 
@@ -142,7 +145,17 @@ class ModelFacts:
             weight is m._parameters.get("weight") for m in self.embeddings.values()
         )
 
-    # Layers
+    @cached_property
+    def heads(self) -> set[str]:
+        """Modules that hold the declared output head and no attention or embedding: all in them is the head's."""
+        found: set[str] = set()
+        taken = {*self._around_attention, *(p for path in self.embeddings for p in ancestors(path))}
+        for path, module in self.tree.modules.items():
+            if self.is_declared(module, "get_output_embeddings"):
+                found.update(p for p in ancestors(path) if p and p not in taken)
+        return found
+
+    # Mixers and layers
     # -----------------------------------------------------------------------------------------------------
 
     @cached_property
@@ -155,6 +168,23 @@ class ModelFacts:
                 if isinstance(self.tree.modules[path], CONTAINERS):
                     break
         return layers
+
+    @cached_property
+    def mixers(self) -> set[str]:
+        """Sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others."""
+        found: set[str] = set()
+        for path, module in self.tree.modules.items():
+            children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
+            convolves = any(isinstance(m, CONVOLUTIONS) for m in module._modules.values())
+            if any(_STATE.fullmatch(name) for name in module._parameters):
+                found.add(path)
+                if not any(
+                    _MIXER_OUTPUT.fullmatch(child) for child in children
+                ):  # only the recurrence or its gate
+                    found.add(path.rpartition(".")[0])
+            elif convolves and {"in_proj", "out_proj"} <= children:
+                found.add(path)
+        return found - {""}
 
     @cached_property
     def _around_attention(self) -> set[str]:

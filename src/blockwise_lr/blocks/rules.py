@@ -1,7 +1,7 @@
 """The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
 
-To add a rule, write one line here and one case in tests/cases.py. A rule must be sure: what only resembles a
-block is better left to the error that asks the user.
+To add a rule, write one line here (or, for a name, in `blocks/names.py`, which comes after these) and one case in
+tests/cases.py. A rule must be sure: what only resembles a block is better left to the error that asks the user.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNor
 _NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
 _TOKEN_NAME = re.compile(r"wte|tok(en)?s?_?(emb\w*|table)|embed_tokens|word_embeddings?")
 _POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table)?|wpe")
-_FFN_AROUND = re.compile(r"mlp|ffn|ff|feed_?forward|experts?|shared_experts?")
+_FFN_AROUND = re.compile(r"(mlp|ffn|ff)(s|_block)?|feed_?forward|(shared_)?(experts?|mlp)")
 _FFN_CHILD = re.compile(
     r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
-    r"|dense_(h_to_4h|4h_to_h)|lin(ear)?_?\d"
+    r"|dense_(h_to_4h|4h_to_h)|(lin(ear)?|layer|pwconv)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
 )
 _HEAD_NAME = re.compile(r"lm_head|unembed(ding)?|embed_out|score|classifier|(output_)?head")
 
@@ -109,7 +109,18 @@ def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:
-    return isinstance(site.module, CONVOLUTIONS) and not _in_attention_by_name(site)
+    if not isinstance(site.module, CONVOLUTIONS):
+        return False
+    # In an attention, one that mixes channels may be what makes q, k or v.
+    return site.module.groups > 1 or not _in_attention_by_name(site)
+
+
+def _is_in_mixer(site: Site, facts: ModelFacts) -> bool:
+    return any(path in facts.mixers for path in (site.path, *ancestors(site.path)))
+
+
+def _is_in_head(site: Site, facts: ModelFacts) -> bool:
+    return any(path in facts.heads for path in (site.path, *ancestors(site.path)))
 
 
 def _in_attention_by_name(site: Site) -> bool:
@@ -128,7 +139,7 @@ def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:
-    return site.param.ndim == 3 and site.type_name.endswith("Experts")
+    return site.param.ndim >= 2 and site.type_name.endswith("Experts") and not _in_attention_by_name(site)
 
 
 def _is_router(site: Site, facts: ModelFacts) -> bool:
@@ -150,6 +161,12 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.QK, _makes("k"), "makes the keys of the attention {attention}"),
     Rule(Block.VO, _makes("v"), "makes the values of the attention {attention}"),
     Rule(Block.VO, _makes("o"), "makes the output of the attention {attention}"),
+    Rule(Block.VO, _makes("gate"), "makes the gate of the output of the attention {attention}"),
+    Rule(
+        Block.VO,
+        _makes("latent", "kv"),
+        "makes {parts} of the attention {attention}: the sharper block of the two",
+    ),
     Rule(Block.QKV, _is_fused, "makes {parts} of the attention {attention} in one (see split_fused)"),
     Rule(Block.POS, _is_relative_position, "an embedding inside the attention around it: relative positions"),
     Rule(Block.EMB, _is_declared_embedding, "the embedding that get_input_embeddings returns"),
@@ -165,6 +182,12 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
     Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
+    Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer that is no attention"),
+    Rule(
+        Block.HEAD,
+        _is_in_head,
+        "{module} is in the output head, before the matrix that maps to the vocabulary",
+    ),
     # By name.
     Rule(Block.EMB, _is_token_table_by_name, "an embedding named as the tokens'"),
     Rule(Block.POS, _is_position_by_name, "named as an embedding of positions"),

@@ -127,9 +127,32 @@ class Tree:
         return Site(name, path, leaf, param, module, True, part)
 
     def matrices(self, path: str) -> dict[str, tuple[int, int]]:
-        """The linear layers that are direct children of a module: path -> (input width, output width)."""
-        shapes = {child: matrix_shape(self.modules[child]) for child in self.children.get(path, ())}
+        """The linear layers that are direct children of a module: path -> (input width, output width).
+
+        A child that holds nothing but one linear layer (and what has no parameters) counts as one.
+        """
+        shapes = {
+            child: matrix_shape(self.modules[self.linear(child)]) for child in self.children.get(path, ())
+        }
         return {child: shape for child, shape in shapes.items() if shape is not None}
+
+    def linear(self, path: str) -> str:
+        """The path of the linear layer that is all that a module holds; otherwise the module's own."""
+        inside = [
+            c for c in self.children.get(path, ()) if next(self.modules[c].parameters(), None) is not None
+        ]
+        alone = len(inside) == 1 and not any(p is not None for p in self.modules[path]._parameters.values())
+        return inside[0] if alone and self.is_matrix(inside[0]) else path
+
+    def is_matrix(self, path: str) -> bool:
+        """Whether a module is a linear layer."""
+        return matrix_shape(self.modules[path]) is not None
+
+    def shape(self, path: str) -> tuple[int, int]:
+        """(input width, output width) of a linear layer."""
+        shape = matrix_shape(self.modules[path])
+        assert shape is not None, f"{path} is no linear layer"
+        return shape
 
     def is_plain(self, path: str) -> bool:
         """Whether a module has no bare parameter and no convolution: no state-space mixer."""

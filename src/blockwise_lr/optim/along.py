@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.blocks.block import Piece
 from blockwise_lr.sharpness import processes
 from blockwise_lr.sharpness.parts import Parts, cut, local
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
@@ -30,7 +31,7 @@ class Direction:
     """
 
     block: Block
-    pieces: tuple[tuple[int, tuple[int, int, int] | None], ...]
+    pieces: tuple[tuple[int, Piece | None], ...]
     move: float
 
 

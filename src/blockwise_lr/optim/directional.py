@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.blocks.block import Piece
 from blockwise_lr.optim.along import Direction, dots, slope_and_curvature
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
@@ -184,7 +185,7 @@ def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator
 
 
 def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
-    found: dict[Block, list[tuple[int, tuple[int, int, int] | None]]] = {}
+    found: dict[Block, list[tuple[int, Piece | None]]] = {}
     for i, pieces in enumerate(parts.blocks_of_pieces()):
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))

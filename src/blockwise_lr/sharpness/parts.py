@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
-from blockwise_lr.blocks.block import Assignment
+from blockwise_lr.blocks.block import Assignment, Piece
 from blockwise_lr.sharpness.processes import (
     check_sharding,
     gradient_divisor,
@@ -69,7 +69,7 @@ class Parts:
         self.parameters: list[nn.Parameter] = []
         self.names: list[str] = []
         self.parts: list[Part] = []
-        self._pieces: list[list[tuple[int, int, int] | None]] = []
+        self._pieces: list[list[Piece | None]] = []
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -78,9 +78,9 @@ class Parts:
                 check_sharding(model, name, parameter)
             self.parameters.append(parameter)
             self.names.append(name)
-            pieces: list[tuple[int, int, int] | None] = []
+            pieces: list[Piece | None] = []
             for suffix, block, piece in _pieces(entry):
-                share = piece[2] / parameter.shape[piece[0]] if piece else 1
+                share = piece.length * piece.repeats / parameter.shape[piece.dim] if piece else 1
                 numel = round(parameter.numel() * share)
                 self.parts.append(Part(name + suffix, block, layer_of(name), numel))
                 pieces.append(piece)
@@ -96,7 +96,7 @@ class Parts:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def blocks_of_pieces(self) -> list[list[tuple[Block, tuple[int, int, int] | None]]]:
+    def blocks_of_pieces(self) -> list[list[tuple[Block, Piece | None]]]:
         """For every parameter: the block of each of its pieces, and where it lies (None: all of it)."""
         names = iter(self.parts)
         return [[(next(names).block, piece) for piece in pieces] for pieces in self._pieces]
@@ -126,7 +126,7 @@ class Parts:
             dist.all_reduce(found)
         return found.cpu()
 
-    def own(self, i: int, tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
+    def own(self, i: int, tensor: Tensor, piece: Piece | None) -> Tensor:
         """The elements of one piece that this process counts; if the model is sharded, each element has one process.
 
         Args:
@@ -166,13 +166,19 @@ def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> 
     ]
 
 
-def cut(tensor: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
-    """The part of a fused weight; of a sharded one, put together first."""
+def cut(tensor: Tensor, piece: Piece | None) -> Tensor:
+    """The part of a fused weight, a view in which stretches of it have a dimension of their own if there are several.
+
+    Of a sharded tensor, put together first.
+    """
     if piece is None:
         return tensor
     if is_sharded(tensor):
         tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    return tensor.narrow(*piece)
+    dim, start, length, repeats = piece
+    if repeats == 1:
+        return tensor.narrow(dim, start, length)
+    return torch.unflatten(tensor, dim, (repeats, -1)).narrow(dim + 1, start, length)
 
 
 def layer_of(name: str) -> str:
@@ -187,7 +193,7 @@ def layer_of(name: str) -> str:
     return OUTSIDE if number is None else ".".join(parts[: number + 1])
 
 
-def _pieces(entry: Assignment) -> list[tuple[str, Block, tuple[int, int, int] | None]]:
+def _pieces(entry: Assignment) -> list[tuple[str, Block, Piece | None]]:
     if entry.block is not Block.QKV or not entry.slices or not entry.parts:
         return [("", entry.block, None)]
     return [(f":{part}", entry.parts[part], piece) for part, piece in entry.slices.items()]

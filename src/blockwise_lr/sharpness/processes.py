@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from blockwise_lr.blocks.block import Piece
+
 
 def total(count: int, device: torch.device) -> int:
     """The sum over all processes of a number that each of them has."""
@@ -76,13 +78,13 @@ def check_sharding(model: nn.Module, name: str, parameter: nn.Parameter) -> None
         )
 
 
-def own_elements(parameter: Tensor, shard: Tensor, piece: tuple[int, int, int] | None) -> Tensor:
+def own_elements(parameter: Tensor, shard: Tensor, piece: Piece | None) -> Tensor:
     """What this process's shard holds of a part of the parameter; nothing if another process has the same shard.
 
     Args:
         parameter: sharded as :func:`check_sharding` wants it.
         shard: this process's, of the parameter or of anything sharded like it.
-        piece: (dimension, start, length) in the whole parameter, or None for all of it.
+        piece: where the part lies in the whole parameter, or None for all of it.
     """
     mesh, placement = parameter.device_mesh, parameter.placements[-1]  # type: ignore[attr-defined]
     last = mesh.ndim - 1
@@ -90,13 +92,12 @@ def own_elements(parameter: Tensor, shard: Tensor, piece: tuple[int, int, int] |
         return shard.flatten()[:0]
     if piece is None:
         return shard
-    dimension, start, length = piece
-    if not placement.is_shard(dimension):
-        return shard.narrow(*piece)
-    rows = -(-parameter.shape[dimension] // mesh.size(last))  # all shards but the last ones are of this size
-    first = mesh.get_local_rank(last) * rows
-    begin, end = (min(max(at - first, 0), shard.shape[dimension]) for at in (start, start + length))
-    return shard.narrow(dimension, begin, end - begin)
+    size, first = parameter.shape[piece.dim], 0
+    if placement.is_shard(piece.dim):  # all shards but the last ones are of this size
+        first = mesh.get_local_rank(last) * -(-size // mesh.size(last))
+    places = (torch.arange(shard.shape[piece.dim], device=shard.device) + first) % (size // piece.repeats)
+    inside = (places >= piece.start) & (places < piece.start + piece.length)
+    return shard.index_select(piece.dim, inside.nonzero().flatten())
 
 
 def gradient_divisor(model: nn.Module) -> float:

@@ -1,0 +1,137 @@
+"""How known classes lay several parts out in one weight, where that is not all of q, then all of k, then all of v.
+
+To add a class, write one line in `LAYOUTS` and one case in tests/cases.py. A layout cannot be read off the weights, so
+a class that is not here and fuses parts head by head is refused by `split_fused` if its names show that, and taken
+for one that lays them out one after another if not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_local_heads")
+
+
+class Layout(NamedTuple):
+    """Parts with their widths over all repeats, and how often they follow one another (None: not known)."""
+
+    parts: tuple[tuple[str, int], ...]
+    repeats: int | None = 1
+
+
+Rule = Callable[[nn.Module, int], Layout]
+"""`rule(attention, width)`: the layout of a weight with so many outputs."""
+
+
+def setting(module: nn.Module, *names: str) -> int:
+    """The first of these settings that a module or its configuration has; 0 if neither has any."""
+    for holder in (module, getattr(module, "config", None)):
+        for name in names:
+            if isinstance(value := getattr(holder, name, None), int) and not isinstance(value, bool):
+                return value
+    return 0
+
+
+def _by_head(*parts: str) -> Rule:
+    """Equal parts, head by head."""
+
+    def rule(attention: nn.Module, width: int) -> Layout:
+        heads = setting(attention, *HEADS)
+        equal = tuple((part, width // len(parts)) for part in parts)
+        return Layout(equal, heads if heads and width % (heads * len(parts)) == 0 else None)
+
+    return rule
+
+
+def _falcon(attention: nn.Module, width: int) -> Layout:
+    """By group of queries with their key and value, all queries and one key and value, or by head."""
+    heads, head_dim = setting(attention, "num_heads"), setting(attention, "head_dim")
+    if not (
+        getattr(attention, "new_decoder_architecture", False) or getattr(attention, "multi_query", False)
+    ):
+        return _by_head("q", "k", "v")(attention, width)
+    groups = setting(attention, "num_kv_heads")
+    return Layout((("q", heads * head_dim), ("k", groups * head_dim), ("v", groups * head_dim)), groups)
+
+
+def _codegen(attention: nn.Module, width: int) -> Layout:
+    """By shard of the four TPU cores that it was trained on, the values before the keys."""
+    return Layout((("q", width // 3), ("v", width // 3), ("k", width // 3)), 4)
+
+
+def _bigcode(attention: nn.Module, width: int) -> Layout:
+    if not getattr(attention, "multi_query", False):
+        return _by_head("q", "k", "v")(attention, width)
+    keys = setting(attention, "kv_dim")
+    return Layout((("q", width - 2 * keys), ("k", keys), ("v", keys)))
+
+
+def _latent_and_rope(attention: nn.Module, width: int) -> Layout:
+    """MLA: the latent of all keys and values, then the rotated part of the key that all heads share."""
+    rope = setting(attention, "qk_rope_head_dim")
+    return Layout((("latent", width - rope), ("k", rope)) if rope else (("latent", width),))
+
+
+def _keys_and_values_of_heads(attention: nn.Module, width: int) -> Layout:
+    """MLA: from the latent, the key without rotation and the value, head by head."""
+    heads, values = setting(attention, *HEADS), setting(attention, "v_head_dim")
+    keys = width // heads - values if heads else 0
+    known = heads and values and keys > 0 and width % heads == 0
+    return Layout((("k", keys * heads), ("v", width - keys * heads)), heads if known else None)
+
+
+def _query_and_gate_of_heads(attention: nn.Module, width: int) -> Layout:
+    """The query and the gate of the head's output, head by head."""
+    heads = setting(attention, *HEADS)
+    gate = setting(attention, "v_head_dim", "head_dim")
+    known = heads and gate and width % heads == 0 and width > heads * gate
+    return Layout((("q", width - heads * gate), ("gate", heads * gate)), heads if known else None)
+
+
+def _delta_qkv(attention: nn.Module, width: int) -> Layout:
+    keys, values = setting(attention, "key_dim"), setting(attention, "value_dim")
+    return Layout((("q", keys), ("k", keys), ("v", values)))
+
+
+def _delta_qkvz(attention: nn.Module, width: int) -> Layout:
+    """Group of heads by group: query, key, values, output gates."""
+    keys, values = setting(attention, "key_dim"), setting(attention, "value_dim")
+    return Layout(
+        (("q", keys), ("k", keys), ("v", values), ("gate", values)), setting(attention, "num_k_heads")
+    )
+
+
+# "Class.child" -> layout.
+LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
+    (re.compile(pattern), rule)
+    for pattern, rule in (
+        (r"Falcon(Flash)?Attention\.query_key_value", _falcon),
+        (r"(GPTNeoX|Bloom|Persimmon)\w*\.query_key_value", _by_head("q", "k", "v")),
+        (r"MiniMaxLightningAttention\.qkv_proj", _by_head("q", "k", "v")),
+        (r"CodeGenAttention\.qkv_proj", _codegen),
+        (r"GPTBigCodeAttention\.c_attn", _bigcode),
+        (r".*\.(kv_a_proj_with_mqa|kv_a_proj|wkv_a)", _latent_and_rope),
+        (r".*\.(kv_b_proj|wkv_b)", _keys_and_values_of_heads),
+        (r"DeepseekV4Attention\.kv_proj", lambda attention, width: Layout((("kv", width),))),
+        (r"Qwen\w+Attention\.q_proj|\w+\.q_gate_proj", _query_and_gate_of_heads),
+        (r"\w*GatedDeltaNet\.in_proj_qkv", _delta_qkv),
+        (r"\w*GatedDeltaNet\.in_proj_qkvz", _delta_qkvz),
+        # Some layout by head or by shard, of a class that is not above.
+        (r".*\.query_key_value", lambda attention, width: Layout(_thirds(width), None)),
+    )
+)
+
+
+def _thirds(width: int) -> tuple[tuple[str, int], ...]:
+    return tuple((part, width // 3) for part in ("q", "k", "v"))
+
+
+def known_layout(attention: nn.Module, child: str, width: int) -> Layout | None:
+    """The layout of the weight that is called `child` in `attention`, None if the table has no line for it."""
+    key = f"{type_before_parametrizations(attention).__name__}.{child}"
+    return next((rule(attention, width) for pattern, rule in LAYOUTS if pattern.fullmatch(key)), None)
