@@ -13,19 +13,20 @@ from blockwise_lr.blocks.projection import Projection
 from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
-ROLES = {
-    role: re.compile(names, re.IGNORECASE)
-    for role, names in {
-        "q": r"q|wq|query(_key)?|to_q|project_q|q_(lin|attn)|(pos_)?(query|q)_proj|q_[ab]_proj|wq_[ab]|q_gate_proj",
-        "k": r"k|wk|key|to_k|project_k|k_(lin|attn)|(pos_)?(key|k)_proj|k_[ab]_proj",
-        "v": r"v|wv|value|to_v|project_v|v_(lin|attn)|value_proj|v_proj(_current|_delayed)?|v_[ab]_proj",
-        "kv": r"kv|wkv|to_kv|kv_proj|key_value",
-        "latent": r"kv_a_proj(_with_mqa)?|wkv_a|kv_b_proj|wkv_b",
-        "qkv": r"qkv(_proj)?|wqkv|c_attn|in_proj_qkvz?|query_key_value|w_pack",
-        "o": r"o|wo|o_proj|o_[ab]_proj|out_proj|out_lin|to_out|dense|attention_out|c_proj|proj",
-        "gate": r"g|gate|g_proj|gate_proj|output_gate|g_[ab]_proj|in_proj_z|ogate(_preact)?",
-    }.items()
+_NAMES = {
+    "q": "q wq query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
+    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj",
+    "k": "k wk key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
+    "pos_k_proj pos_key_proj",
+    "v": "v wv value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
+    "v_proj_current v_proj_delayed",
+    "kv": "kv wkv kv_proj to_kv key_value",
+    "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
+    "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv",
+    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj",
+    "gate": "g gate g_proj gate_proj g_a_proj g_b_proj output_gate in_proj_z ogate_preact",
 }
+ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # A module that does not say how many heads it has is an attention only if its names say so.
 ATTENTION_NAMES = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 # What chooses the keys that an attention sees has queries and keys of its own, and is a router.
@@ -59,8 +60,7 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
 
 def role_of(path: str) -> str | None:
     """What a linear layer in an attention makes, by its name alone."""
-    name = path.rpartition(".")[2]
-    return next((role for role, names in ROLES.items() if names.fullmatch(name)), None)
+    return ROLES.get(path.rpartition(".")[2].lower())
 
 
 def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
@@ -76,10 +76,11 @@ def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _P
         queries = next((matrices[c][0] for c, r in roles.items() if r == "o"), 0)
         parts[child] = _layout(module, child, role, matrices[child][1], roles, queries)
     rest = [child for child in matrices if child not in roles]
-    widths = _widths(parts)
+    made = {width for layout in parts.values() for part, width in layout.parts if part in ("q", "v")}
+    made.add(_widths(parts).get("v", 0))
     if "o" not in roles.values():
         beside = rest if len(rest) == 1 else _beside(tree, path) if not rest else []
-        fitting = [c for c in beside if _input_width(tree, c) in (widths.get("q"), widths.get("v"))]
+        fitting = [c for c in beside if _input_width(tree, c) in made]
         parts |= {child: Layout((("o", _output_width(tree, child)),)) for child in fitting}
     return _with_gate(module, parts, matrices)
 
@@ -92,6 +93,8 @@ def _is_complete(roles: set[str], module: nn.Module, tree: Tree, path: str) -> b
     # Keys and values of another layer, keys that are the values, or a fused weight beside more than the output.
     if says and (("q" in roles and "o" in roles) or roles == {"kv"}):
         return True
+    if says and roles == {"qkv"}:  # the output is made beside it
+        return bool(_beside(tree, path))
     return says and {"qkv", "o"} <= roles and (len(tree.matrices(path)) > 2 or not tree.is_plain(path))
 
 

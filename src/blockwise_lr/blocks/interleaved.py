@@ -112,7 +112,7 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
     for pattern, rule in (
         (r"Falcon(Flash)?Attention\.query_key_value", _falcon),
         (r"(GPTNeoX|Bloom|Persimmon)\w*\.query_key_value", _by_head("q", "k", "v")),
-        (r"MiniMaxLightningAttention\.qkv_proj", _by_head("q", "k", "v")),
+        (r"MiniMaxLightningAttention\.qkv_proj|DisentangledSelfAttention\.in_proj", _by_head("q", "k", "v")),
         (r"CodeGenAttention\.qkv_proj", _codegen),
         (r"GPTBigCodeAttention\.c_attn", _bigcode),
         (r".*\.(kv_a_proj_with_mqa|kv_a_proj|wkv_a)", _latent_and_rope),

@@ -37,6 +37,12 @@ NAMES: tuple[Named, ...] = (
     _line(Block.QK, r":XLNet\w*Attention\.(q|k|r|r_\w_bias)$", "makes queries or keys of {module}"),
     _line(Block.VO, r":XLNet\w*Attention\.[vo]$", "makes values or the output of {module}"),
     _line(
+        Block.QK,
+        r":\w*Attention\.(q_bias|r_kernel|r_\w_bias)$",
+        "{leaf} of {module}: moves its queries or keys",
+    ),
+    _line(Block.VO, r":\w*Attention\.v_bias$", "{leaf} of {module}: the bias of its values"),
+    _line(
         Block.QK, r"attention\.experts\.input_linear:", "makes the queries of the attention experts {module}"
     ),
     _line(
@@ -51,7 +57,7 @@ NAMES: tuple[Named, ...] = (
     _line(
         Block.POS,
         r"\.rel(ative)?_(pos|attention_bias)|(RelativeAttentionBias|RelativeLogits)\.|\brelative_pos\w*:"
-        r"|\.position_bias$|position_embeddings\.weights:|attn\w*:\w+\.seg_embed$",
+        r"|\.position_bias$|position_embeddings\.weights:|position_bias_mlp\.|Attention\.seg_embed$",
         "{leaf} of {module}: relative positions",
     ),
     # Mixture of experts.
@@ -84,28 +90,45 @@ NAMES: tuple[Named, ...] = (
         r"\b(shared_)?mlps?\.(\d+\.)?((in|out)put_linear|\w+\.linear):",
         "a matrix named as a feed-forward layer's",
     ),
+    _line(
+        Block.FFN,
+        r"\.pwconv\d:",
+        "{module} is a pointwise convolution that widens or narrows, as in a feed-forward",
+    ),
+    _line(
+        Block.FFN,
+        r"(?<!attention)\.(intermediate|output)\.dense:",
+        "a matrix named as a feed-forward layer's",
+    ),
+    _line(Block.NORM, r"GRN\.(weight|bias)$", "{leaf} of {module}, a {type}: global response normalization"),
     # Embeddings, and what leads from them to the model's width.
     _line(
         Block.EMB,
-        r"\.(cls|mask|dist|class|distillation|register|reg)_(token|emb|embed|embedding)s?$",
+        r"\.(cls|mask|masked_spec|dist|class|distillation|register|reg)_(token|emb|embed|embedding)s?$",
         "{leaf} of {module}: the embedding of one token",
     ),
     _line(Block.EMB, r":\w*Embedding\.weight$", "{module} is an embedding: rows that are looked up by index"),
     _line(
         Block.OTHER,
         r"projector|multi_?modal|img_projection|vision_embed|visual_projection|embed\w*_proj(ect(ion)?)?\b"
-        r"|\bproject_(in|out):|hidden_mapping|map_inputs|model_projection|proj_for|feature_extensor|encoder\.embed\.out:",
+        r"|\bproject_(in|out):|hidden_mapping|map_inputs|model_projection|proj_for|feature_extensor|feature_projection|patch_embedding:|embedding_transformation|embeddings\.projection:|decoder_embed:|encoder\.embed\.out:",
         "{module} leads from an embedding, or another modality, to the model's width",
     ),
     # Heads.
     _line(
         Block.HEAD,
-        r"(^|\.)(\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense:",
+        r"(^|\.)(\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:|vocab_transform:|decoder_pred:|embedding_decoder:",
         "{module}: in a head",
     ),
     _line(Block.HEAD, r"\b(lm_)?heads\.\d+:", "{module} is one of several output heads"),
     _line(Block.OTHER, r"\bpooler\b", "{module} makes one vector of the sequence, for a classifier"),
-    _line(Block.OTHER, r"\.probe$", "{leaf} of {module}: the query that pools the sequence"),
+    _line(
+        Block.OTHER,
+        r"(text|visual)_projection:|contact_head\.|quantizer\b|\bproject_(hid|q):",
+        "{module} serves the loss",
+    ),
+    _line(Block.OTHER, r"downsample\.reduction:|bottleneck\.", "{module} narrows the stream between layers"),
+    _line(Block.OTHER, r"\.(probe|latents)$", "{leaf} of {module}: the query that pools the sequence"),
     # Scales, gates and mixtures of the residual stream.
     _line(
         Block.OTHER,
@@ -114,7 +137,7 @@ NAMES: tuple[Named, ...] = (
     ),
     _line(
         Block.OTHER,
-        r"(_residual|scale|_gate|gate_bias|residual_bias|hidden_states_bias|layer_scalar|\.gamma\w*|lambda\w*)$",
+        r"(_residual|scale|scale_parameter|logit_bias|_gate|gate_bias|residual_bias|hidden_states_bias|layer_scalar|\.gamma\w*|lambda\w*)$",
         "{leaf} of {module}: scales a branch of the residual stream",
     ),
     _line(Block.OTHER, r"act_fn:", "{leaf} of {module}: the shape of an activation function"),

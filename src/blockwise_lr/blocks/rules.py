@@ -24,7 +24,7 @@ _POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?
 _FFN_AROUND = re.compile(r"(mlp|ffn|ff)(s|_block)?|feed_?forward|(shared_)?(experts?|mlp)")
 _FFN_CHILD = re.compile(
     r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
-    r"|dense_(h_to_4h|4h_to_h)|(lin(ear)?|layer|pwconv)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
+    r"|dense_(h_to_4h|4h_to_h)|(lin(ear)?|layer|dense)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
 )
 _HEAD_NAME = re.compile(r"lm_head|unembed(ding)?|embed_out|score|classifier|(output_)?head")
 
