@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
+import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.models.auto.modeling_auto import (
@@ -16,7 +19,7 @@ CAUSAL = tuple(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 _NAMES = {
     32: "hidden_size d_model n_embd dim embed_dim emb_dim embedding_size lru_width attention_hidden_size "
     "linear_attention_hidden_size hidden_size_per_layer_input ple_embed_dim router_hidden_size hidden_size_global "
-    "adapter_in_dim adapter_out_dim adapter_input_size",
+    "adapter_in_dim adapter_out_dim adapter_input_size projection_size projection_dim",
     64: "intermediate_size ffn_dim n_inner encoder_ffn_dim decoder_ffn_dim ffn_hidden_size dff intermediate_size_mlp "
     "mlp_hidden_size hidden_dim max_position_embeddings n_positions n_ctx mamba_d_ssm max_seq_len model_max_length",
     24: "moe_intermediate_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
@@ -35,6 +38,10 @@ _NAMES = {
 SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
 LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
 
+_SWIN = {
+    "image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
+    "out_features": None, "out_indices": None,
+}  # fmt: skip
 # What the rule below does not get right, or the defaults leave open.
 SPECIAL: dict[str, dict[str, Any]] = {
     "cohere_compass_text": {
@@ -68,6 +75,13 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
     "dots3_note_text": {"head_dim": 12},
+    "beit": {"out_features": None, "out_indices": None},
+    "dinov2": {"out_features": None, "out_indices": None},
+    "convnext": {"image_size": 64, "hidden_sizes": [8, 8, 16, 16]},
+    "convnextv2": {"image_size": 64, "hidden_sizes": [8, 8, 16, 16]},
+    "swin": _SWIN,
+    "swinv2": _SWIN,
+    "esm": {"vocab_size": 96, "mask_token_id": 4, "pad_token_id": 1},
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
@@ -119,8 +133,50 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
+# Encoders, encoder-decoders and models of images and speech that people pre-train.
+OTHERS = (
+    ("albert", "MaskedLM"), ("bart", "Seq2SeqLM"), ("beit", "ImageClassification"), ("bert", "PreTraining"),
+    ("clip", ""), ("convnext", "ImageClassification"), ("convnextv2", "ImageClassification"),
+    ("cvt", "ImageClassification"), ("deberta", "MaskedLM"), ("deberta-v2", "MaskedLM"),
+    ("dinov2", "ImageClassification"),
+    ("distilbert", "MaskedLM"), ("electra", "PreTraining"), ("esm", "MaskedLM"),
+    ("eurobert", "MaskedLM"), ("fnet", "MaskedLM"), ("funnel", "MaskedLM"), ("hubert", ""), ("longformer", "MaskedLM"),
+    ("longt5", "Seq2SeqLM"), ("modernbert", "MaskedLM"), ("mpnet", "MaskedLM"),
+    ("mt5", "Seq2SeqLM"), ("nomic_bert", "MaskedLM"), ("roberta", "MaskedLM"), ("siglip", ""),
+    ("swin", "ImageClassification"), ("swinv2", "ImageClassification"), ("t5", "Seq2SeqLM"), ("umt5", "Seq2SeqLM"),
+    ("vit", "ImageClassification"), ("vit_mae", "PreTraining"), ("wav2vec2", "PreTraining"),
+    ("whisper", "SpeechSeq2Seq"), ("xlm-roberta", "MaskedLM"),
+)  # fmt: skip
+
+
+def build_other(model_type: str, task: str) -> nn.Module:
+    """A tiny model of `OTHERS`, by its auto class; without a task, the body alone."""
+    auto = getattr(transformers, f"AutoModelFor{task}" if task else "AutoModel")
+    model: nn.Module = auto.from_config(tiny_config(model_type), attn_implementation="eager")
+    return model.eval()
+
+
+def inputs_of(model: nn.Module) -> dict[str, Any]:
+    """Something that a forward pass of any of these models takes."""
+    config: Any = model.config
+    tokens = torch.randint(3, 90, (2, 12))
+    taken = inspect.signature(model.forward).parameters
+    vision = getattr(config, "vision_config", config)
+    side, found = getattr(vision, "image_size", 32), {}
+    for name in taken:
+        if name in ("input_ids", "decoder_input_ids"):
+            found[name] = tokens
+        elif name == "pixel_values":
+            found[name] = torch.randn(2, 3, side, side)
+        elif name == "input_values":
+            found[name] = torch.randn(2, 2000)
+        elif name == "input_features":
+            found[name] = torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions)
+    return found
+
+
 def build(model_type: str) -> nn.Module:
-    """The tiny model, with attention computed by plain matrix products."""
+    """The tiny causal model, with attention computed by plain matrix products."""
     config = tiny_config(model_type)
     if model_type.startswith("musicgen"):  # the causal model is its decoder
         config = config.decoder

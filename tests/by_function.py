@@ -151,7 +151,22 @@ def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
                 if names:
                     watched = _watched(function, names, record)
                     exits.enter_context(patch.object(sys.modules[name], attribute, watched))
+        for attribute in ("_in_projection_packed", "_in_projection"):  # nn.MultiheadAttention's
+            watched = _made(getattr(functional, attribute), record)
+            exits.enter_context(patch.object(functional, attribute, watched))
         yield
+
+
+def _made(function: Any, record: Record) -> Any:
+    """Of a function that returns queries, keys and values."""
+
+    @functools.wraps(function)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        query, key, value = out = function(*args, **kwargs)
+        record([query, key], [value])
+        return out
+
+    return watched
 
 
 def _named_parameters(function: Any) -> tuple[str, str, str] | None:
