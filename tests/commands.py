@@ -1,4 +1,4 @@
-"""The command line in processes of its own."""
+"""The command line, in this process and in processes of its own."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from blockwise_lr.cli import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line, called in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:

@@ -6,20 +6,8 @@ import sys
 
 import pytest
 
-from blockwise_lr.cli import main
 from blockwise_lr.pretrain.presets import PRESETS
-from commands import run_command
-
-
-def call(capsys, *arguments):
-    """Exit code, stdout and stderr of a call in this process."""
-    try:
-        main(arguments)
-        code = 0
-    except SystemExit as exit:
-        code = exit.code or 0
-    out, err = capsys.readouterr()
-    return code, out, err
+from commands import call, run_command
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["help"]])
@@ -31,7 +19,7 @@ def test_help_lists_the_commands(capsys, arguments):
         "compare PRESET",
         "eval RUN",
         "sharpness MODEL",
-        "inspect PRESET",
+        "inspect MODEL",
         "presets",
     ):
         assert command in out

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from blockwise_lr import DirectionalReport
-from blockwise_lr.cli import main
 from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.run import train
+from commands import call
 
 FAST = ("--directional", "--batches", "3", "--device", "cpu")
 
@@ -24,16 +24,6 @@ def run(tiny, tmp_path, monkeypatch):
         tmp_path / "run",
     )
     return tmp_path / "run"
-
-
-def call(capsys, *arguments):
-    """Exit code, stdout and stderr of a call in this process."""
-    try:
-        main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as exit:
-        code = exit.code or 0
-    return code, *capsys.readouterr()
 
 
 def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsys):

@@ -21,7 +21,9 @@ except ModuleNotFoundError:
         "blockwise-lr: the command line needs more than the core: pip install 'blockwise-lr[train]'"
     ) from None
 
+from blockwise_lr.blocks import Block
 from blockwise_lr.errors import NonFiniteLossError, UserError
+from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
 from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_settings
@@ -35,11 +37,12 @@ A learning rate of its own for every block type of a Transformer.
   compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
   eval RUN          losses of a checkpoint on the held-out text
   sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
-  inspect PRESET    which parameter is in which block, and why
+  inspect MODEL     which parameter is in which block, and why
   presets           the names of the presets
 
 PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
-MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id.
+MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id;
+for inspect also module:function, a function of yours that returns the model.
 `blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
 """
 
@@ -234,20 +237,42 @@ def _sharpness(arguments: list[str]) -> None:
 
 @dataclass(frozen=True)
 class InspectCommand:
-    """Which parameter of a preset's model is in which block."""
+    """Which parameter of a model is in which block; nothing but its configuration is read."""
 
     verbose: bool = False
     """Show every parameter with the reason for its block."""
     json: bool = False
     """Print JSON."""
+    ratios: str = "paper"
+    """The ratios to show beside the blocks, as for train."""
+    blocks: tuple[str, ...] = ()
+    """Blocks of parameters, before all rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
+    trust_remote_code: bool = False
+    """Run the code that a Hugging Face model brings along."""
 
 
 def _inspect(arguments: list[str]) -> None:
-    preset, rest = _preset("inspect", arguments)
-    parsed = _parse(InspectCommand, f"inspect {preset.preset}", rest)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UserError(
+            "inspect needs a model first: a preset, a folder or id of Hugging Face, or module:function"
+        )
+    asks = arguments[0] in ("-h", "--help")
+    name, rest = ("MODEL", arguments) if asks else (arguments[0], arguments[1:])
+    parsed = _parse(InspectCommand, f"inspect {name}", rest)
+    from blockwise_lr.pretrain.inspected import model_to_inspect
     from blockwise_lr.pretrain.inspection import inspect_model
+    from blockwise_lr.pretrain.overrides import read_overrides
 
-    inspect_model(preset.model, verbose=parsed.verbose, as_json=parsed.json)
+    overrides, ratios = read_overrides(parsed.blocks), _ratios(parsed.ratios)
+    model = model_to_inspect(name, trust_remote_code=parsed.trust_remote_code)
+    inspect_model(model, overrides=overrides, ratios=ratios, verbose=parsed.verbose, as_json=parsed.json)
+
+
+def _ratios(text: str) -> dict[Block, float]:
+    try:
+        return parse_ratios(text)
+    except ValueError as error:
+        raise UserError(f"--{error}") from None
 
 
 def _presets(arguments: list[str]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.overrides import read_overrides
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class MeasureConfig:
     seed: int = 0
     """Seed of sampled labels, random signs, masked tokens, and of a preset's initial weights."""
     blocks: tuple[str, ...] = ()
-    """Blocks of parameters that the rules do not know, each REGEX=BLOCK, such as 'transform=other'."""
+    """Blocks of parameters, before all rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
     directional: bool = False
     """Measure along the optimizer's own update instead: the learning rate that each block could take (runs only)."""
     histogram: bool = False
@@ -41,15 +42,8 @@ class MeasureConfig:
 
     @property
     def overrides(self) -> dict[str | type[Any], Block]:
-        """`blocks` as ``classify`` takes them. Raises UserError: one is not REGEX=BLOCK."""
-        found: dict[str | type[Any], Block] = {}
-        for each in self.blocks:
-            pattern, _, block = each.rpartition("=")
-            if not pattern or block not in set(Block):
-                known = ", ".join(Block)
-                raise UserError(f"--blocks {each!r} is not REGEX=BLOCK; the blocks are {known}")
-            found[pattern] = Block(block)
-        return found
+        """`blocks` as ``classify`` takes them. Raises UserError: not such pairs."""
+        return read_overrides(self.blocks)
 
     def check(self) -> None:
         """Raises UserError: a value out of range, or one that the estimator does not have."""

@@ -136,7 +136,7 @@ def _checkpoint(folder: Path) -> Subject:
 def _hugging_face(name: str) -> Subject:
     from transformers import AutoConfig
 
-    config = _from_hub(name, lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
+    config = from_hub(name, lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
     masked = _is_masked(config, name)
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
@@ -197,7 +197,7 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
         from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
         auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model, info = _from_hub(
+        model, info = from_hub(
             name,
             lambda: auto.from_pretrained(
                 name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
@@ -214,7 +214,8 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
     return load
 
 
-def _from_hub(name: str, load: Callable[[], Any]) -> Any:
+def from_hub(name: str, load: Callable[[], Any]) -> Any:
+    """What `load` loads, with one line for whatever goes wrong. Raises UserError."""
     logging.getLogger("huggingface_hub").setLevel(
         logging.ERROR
     )  # its retries; what comes of them is said below

@@ -1,0 +1,59 @@
+"""Overrides of the blocks, as command lines and files spell them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.errors import UserError
+
+
+def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
+    """What ``classify`` takes, from ``REGEX=BLOCK`` pairs and JSON files of ``{"REGEX": "BLOCK"}``, in their order.
+
+    Args:
+        given: each a pair, or the path of a file that ends in ``.json``.
+
+    Raises:
+        UserError: neither of the two; a file that cannot be read or holds something else; an unknown block.
+
+    Example:
+        >>> read_overrides(["transform=other"])
+        {'transform': <Block.OTHER: 'other'>}
+    """
+    found: dict[str | type[Any], Block] = {}
+    for each in given:
+        if each.endswith(".json"):
+            found |= {
+                pattern: _block(block, f"{each}: {pattern!r}") for pattern, block in _file(each).items()
+            }
+            continue
+        pattern, _, block = each.rpartition("=")
+        if not pattern:
+            raise UserError(f"--blocks {each!r} is neither REGEX=BLOCK nor a .json file of such pairs")
+        found[pattern] = _block(block, f"--blocks {each!r}")
+    return found
+
+
+def _block(given: Any, where: str) -> Block:
+    try:
+        return Block(given)
+    except ValueError:
+        raise UserError(
+            f"{where} names {given!r}, which is no block; the blocks are {', '.join(Block)}"
+        ) from None
+
+
+def _file(path: str) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the overrides in {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f'{path} holds {type(values).__name__}; expected an object, {{"REGEX": "BLOCK", ...}}'
+        )
+    return values
