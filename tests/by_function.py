@@ -67,7 +67,9 @@ def moved_by(model: nn.Module, blocks: BlockMap, **inputs: Any) -> Proof:
         path: {name for name in labelled if name.startswith(f"{path}.")} for path in paths.values() if path
     }
     feeding = {name for name, block in blocks.items() if block is Block.FFN}
-    layers = {path for path in inside if any(name.startswith(f"{path}.") for name in feeding)}
+    # A layer around an attention is not it, but one that holds queries and keys itself may feed forward, too.
+    direct = {_owner(name).rpartition(".")[0] for name in labelled}
+    layers = {path for path in set(inside) - direct if any(name.startswith(f"{path}.") for name in feeding)}
     seen: dict[str, Moved] = {}
     finished: set[str] = set()
     ran: set[str] = set()
@@ -104,10 +106,15 @@ def moved_by(model: nn.Module, blocks: BlockMap, **inputs: Any) -> Proof:
     missed = [
         name
         for name in queries
-        if name.partition(".parametrizations.")[0].rpartition(".")[0] in ran
-        and not any(name.startswith(f"{path}.") for path in seen)
+        if _owner(name) in ran and not any(name.startswith(f"{path}.") for path in seen)
     ]
     return Proof(seen, missed)
+
+
+def _owner(name: str) -> str:
+    """The path of the module that a parameter belongs to, split or not."""
+    path, split, _ = name.partition(".parametrizations.")
+    return path if split else path.rpartition(".")[0]
 
 
 def problems(blocks: BlockMap, proof: Proof) -> list[str]:

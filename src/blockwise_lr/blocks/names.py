@@ -57,7 +57,7 @@ NAMES: tuple[Named, ...] = (
     _line(
         Block.POS,
         r"\.rel(ative)?_(pos|attention_bias)|(RelativeAttentionBias|RelativeLogits)\.|\brelative_pos\w*:"
-        r"|\.position_bias$|position_embeddings\.weights:|position_bias_mlp\.|Attention\.seg_embed$",
+        r"|\.position_bias$|position_embeddings\.weights:|(position_bias|cpb)_mlp\.|Attention\.seg_embed$",
         "{leaf} of {module}: relative positions",
     ),
     # Mixture of experts.
@@ -84,6 +84,9 @@ NAMES: tuple[Named, ...] = (
     # Feed-forward.
     _line(
         Block.FFN, r"feed_forward\.(key|value|receptance):", "{module} is a matrix of RWKV's channel mixing"
+    ),
+    _line(
+        Block.FFN, r"attn_pool\.mlp\.fc\d:", "{module} is a feed-forward matrix behind the pooling attention"
     ),
     _line(
         Block.FFN,
@@ -120,7 +123,7 @@ NAMES: tuple[Named, ...] = (
         r"(^|\.)(\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:|vocab_transform:|decoder_pred:|embedding_decoder:",
         "{module}: in a head",
     ),
-    _line(Block.HEAD, r"\b(lm_)?heads\.\d+:", "{module} is one of several output heads"),
+    _line(Block.HEAD, r"\b(lm_)?heads\.\d+:|(^|\.)head(\.fc|_dist):", "{module} is an output head"),
     _line(Block.OTHER, r"\bpooler\b", "{module} makes one vector of the sequence, for a classifier"),
     _line(
         Block.OTHER,
@@ -128,7 +131,7 @@ NAMES: tuple[Named, ...] = (
         "{module} serves the loss",
     ),
     _line(Block.OTHER, r"downsample\.reduction:|bottleneck\.", "{module} narrows the stream between layers"),
-    _line(Block.OTHER, r"\.(probe|latents)$", "{leaf} of {module}: the query that pools the sequence"),
+    _line(Block.OTHER, r"\.(probe|latents?)$", "{leaf} of {module}: the query that pools the sequence"),
     # Scales, gates and mixtures of the residual stream.
     _line(
         Block.OTHER,

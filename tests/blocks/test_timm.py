@@ -1,0 +1,44 @@
+"""timm's vision models, where timm is installed: claimed completely, attention by function."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from blockwise_lr.blocks import classify, split_fused
+from by_function import moved_by, problems
+
+timm = pytest.importorskip("timm")
+
+ATTENTIONS = {
+    "vit_tiny_patch16_224": 12,
+    "deit_tiny_distilled_patch16_224": 12,
+    "deit3_small_patch16_224": 12,
+    "swin_tiny_patch4_window7_224": 12,
+    "swinv2_tiny_window8_256": 12,
+    "eva02_tiny_patch14_224": 12,
+    "vit_base_patch16_siglip_224": 13,
+    "vit_small_patch16_dinov3": 12,
+    "convnext_tiny": 0,
+    "convnextv2_atto": 0,
+}
+
+
+@pytest.mark.parametrize(("name", "attentions"), ATTENTIONS.items())
+def test_every_parameter_is_claimed_and_attention_is_as_autograd_says(name: str, attentions: int) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if (parameter == parameter.flatten()[0]).all():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    images = torch.randn(1, *model.default_cfg["input_size"])
+    with torch.no_grad():
+        before = model(images)
+        split_fused(model)
+        assert torch.equal(model(images), before)
+    blocks = classify(model)
+    assert set(blocks) == {name for name, _ in model.named_parameters()}
+    proof = moved_by(model, blocks, x=images)
+    assert problems(blocks, proof) == []
+    assert len(proof.attentions) == attentions
