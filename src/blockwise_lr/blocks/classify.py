@@ -83,6 +83,9 @@ def _by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
 
 
 def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
+    for adapted in facts.adapted(site):
+        if (found := _first_rule(adapted, facts)) is not None:
+            return _adapter(site, adapted, found)
     where = f"{site.path}:{site.type_name}.{site.leaf}"
     rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
     if rule is None:
@@ -109,6 +112,14 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     return Assignment(
         rule.block, reason, site.param.numel(), fused, projection.slices if projection else None
     )
+
+
+def _adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
+    """The block of a LoRA factor: that of the weight it adapts; of a fused one's, the sharper block of its parts."""
+    reason = f"a LoRA adapter of {weight.path}.{weight.leaf}, which {found.reason}"
+    if found.block is not Block.QKV:
+        return Assignment(found.block, reason, site.param.numel())
+    return Assignment(Block.VO, f"{reason}: the sharper block of the two", site.param.numel())
 
 
 def _checked(overrides: Overrides, facts: ModelFacts) -> list[tuple[str | type[nn.Module], Block]]:

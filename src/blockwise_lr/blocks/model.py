@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
-from torch import nn
+from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention import find_projections, is_attention_like
 from blockwise_lr.blocks.projection import Projection
@@ -21,6 +22,7 @@ _POSITION_SIZES = (
     "max_seq_len",
 )
 _POSITION_NAME = re.compile(r"(^|_)(wpe|pe|pos)(_|$)|pos_?emb|position")
+_ADAPTER = re.compile(r"(?P<adapted>.+)\.lora_(embedding_)?(A|B|magnitude_vector)\.[^.]+(\.\w+)?")
 _STATE = re.compile(r"A_log|dt_bias|time_decay|recurrent_param")
 _MIXER_OUTPUT = re.compile(r"o|(o|out)_proj|output")
 _SEGMENT_NAME = re.compile(r"token_type|segment")
@@ -40,7 +42,20 @@ class ModelFacts:
 
     def projection(self, site: Site) -> Projection | None:
         """What a parameter of an attention module makes, None outside of attention."""
-        return self.projections.get((site.path, site.leaf))
+        return self.projections.get((site.path.removesuffix(".base_layer"), site.leaf))
+
+    def adapted(self, site: Site) -> list[Site]:
+        """The weight that a LoRA factor adapts, as the sites where rules may find it; none for another parameter."""
+        found = _ADAPTER.fullmatch(f"{site.path}.{site.leaf}")
+        if found is None:
+            return []
+        inside, around = f"{found['adapted']}.base_layer", found["adapted"]
+        return [
+            replace(site, path=path, leaf="weight", module=self.tree.modules[path], param=weight, part=None)
+            for path in (inside, around)
+            if path in self.tree.modules
+            and isinstance(weight := getattr(self.tree.modules[path], "weight", None), Tensor)
+        ]
 
     def parts(self, site: Site) -> tuple[str, ...]:
         """The attention parts in a parameter: ("q",), ("q", "k", "v") if fused; one once split."""
