@@ -44,7 +44,9 @@ SEEDS = {"llama": (0, 1, 2), "gpt2": (0, 1, 2), "llama-long": (0,), "llama-vocab
 def case(name: str) -> TrainConfig:
     """The quickstart's settings with the paper's own decay, warm-up and clipping."""
     preset = get_preset("quickstart")
-    optim = replace(preset.optim, base_lr=BASE_LR, weight_decay=0.1, warmup_fraction=0.05, clip=1.0)
+    optim = replace(
+        preset.optim, ratios="uniform", base_lr=BASE_LR, weight_decay=0.1, warmup_fraction=0.05, clip=1.0
+    )
     config = replace(preset, steps=600, optim=optim, device="cpu")
     if name == "gpt2":
         return replace(config, model=replace(config.model, family="gpt2", tied=True))

@@ -48,6 +48,7 @@ ARMS = (
 def settings() -> dict[str, TrainConfig]:
     """By name: "fitted" is where the ratios were searched, all others are held out."""
     quickstart = replace(get_preset("quickstart"), device="cpu", report_to="none", save_every=0)
+    quickstart = replace(quickstart, optim=replace(quickstart.optim, ratios="uniform", base_lr=4e-3))
     model = quickstart.model
     gpt2 = {"family": "gpt2", "tied": True}
     wide = {"hidden_size": 256, "heads": 4}

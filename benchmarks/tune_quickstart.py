@@ -91,6 +91,7 @@ def tune_base_lrs(out: Path) -> None:
 def try_edges(out: Path) -> None:
     """Beyond the edges, one setting at a time, on both sides (warm-up further: it went on helping the baseline)."""
     preset = replace(get_preset("quickstart"), device="cpu", report_to="none")
+    preset = replace(preset, optim=replace(preset.optim, ratios="uniform", base_lr=4e-3))
     arms: dict[str, list[dict[str, Any]]] = {
         "uniform": [
             {}, *({"warmup_fraction": share} for share in (0.25, 0.4, 0.6, 0.8)),

@@ -4,6 +4,7 @@ function.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,57 +12,40 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 
-from architectures import CAUSAL, OTHERS, build, build_other, inputs_of
+from architecture_rows import PAGE, row
+from architectures import CAUSAL, OTHERS, build, build_other
 from blockwise_lr.blocks import BlockMap, classify, split_fused
 from by_function import moved_by, problems
+from cases_by_hand import BY_HAND
+from proofs import (
+    IDLE,
+    NOT_INTERCEPTED,
+    SERVES_BOTH,
+    UNBUILDABLE,
+    WITHOUT_ATTENTION,
+    excused,
+    inputs_for,
+    varied,
+)
 
 # The models' own notices, about kernels that are not there, say nothing about us.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-UNBUILDABLE = dict.fromkeys(
-    ("gemma4_assistant", "gemma4_unified_assistant"),
-    "all layers of this drafter share the cache of another model, which its own configuration refuses",
-) | {"gemma3n": "its vision tower is timm's, which is not installed"}
-
-WITHOUT_ATTENTION = dict.fromkeys(
-    ("falcon_mamba", "mamba", "mamba2", "rwkv", "convnext", "convnextv2", "fnet"),
-    "no attention and nothing that has queries, keys and values",
-)
-NOT_INTERCEPTED = {
-    "longformer": "its scores are cut into chunks and shifted before they meet the values: hand-written case",
-    "minimax": "lightning attention multiplies q, k and v in place: hand-written case",
-    "reformer": "LSH attention runs in an autograd function of its own: hand-written case",
-    "xlstm": "its kernels are autograd functions of their own: hand-written case",
-}
-# What serves scores and values both, and is in the sharper of the two blocks.
-SERVES_BOTH = {"doge": ("v_proj",)}
-# What has no effect in a causal model of tokens alone.
-IDLE = {"xlnet": ("r_s_bias",)}
-
-
-def varied(model_type: str, task: str | None = None) -> nn.Module:
-    """The tiny model with no weight left at a constant: a gate at zero would hide what is behind it."""
-    torch.manual_seed(0)
-    model = build(model_type) if task is None else build_other(model_type, task)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if (parameter == parameter.flatten()[0]).all():
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
 
 @pytest.mark.parametrize("model_type", [name for name in CAUSAL if name not in UNBUILDABLE])
 def test_every_causal_model_is_claimed_and_its_attention_is_as_autograd_says(model_type: str) -> None:
-    prove(model_type, varied(model_type), {"input_ids": torch.randint(3, 90, (4, 12)), "use_cache": False})
+    prove(model_type, None)
 
 
 @pytest.mark.parametrize(("model_type", "task"), OTHERS)
 def test_other_models_are_claimed_and_their_attention_is_as_autograd_says(model_type: str, task: str) -> None:
+    prove(model_type, task)
+
+
+def prove(model_type: str, task: str | None) -> None:
     model = varied(model_type, task)
-    prove(model_type, model, inputs_of(model))
+    inputs = inputs_for(model, task)
 
-
-def prove(model_type: str, model: nn.Module, inputs: dict[str, Any]) -> None:
     def output() -> Tensor:
         torch.manual_seed(0)  # of masks that some draw
         with torch.no_grad():
@@ -71,13 +55,14 @@ def prove(model_type: str, model: nn.Module, inputs: dict[str, Any]) -> None:
     output()  # some change themselves in their first pass
     before = output()
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert set(classify(model)) == names
+    whole = classify(model)
+    assert set(whole) == names
     split_fused(model)
     assert torch.equal(output(), before)
     blocks = classify(model)
     proof = moved_by(model, blocks, **inputs)
-    excused = (*SERVES_BOTH.get(model_type, ()), *IDLE.get(model_type, ()))
-    found = [each for each in problems(blocks, proof) if not any(name in each for name in excused)]
+    assert row(model_type, task, whole, proof) in PAGE.read_text(encoding="utf-8").splitlines()
+    found = [each for each in problems(blocks, proof) if not excused(model_type, each)]
     if model_type in NOT_INTERCEPTED:
         assert found
         assert all("not intercepted" in each for each in found)
@@ -120,3 +105,21 @@ def test_the_proof_finds_a_fused_weight_split_in_the_wrong_places() -> None:
             parametrization[0].repeats = 1  # as if all of q came before all of k
     proof = moved_by(model, blocks, input_ids=torch.randint(3, 90, (2, 12)))
     assert len(problems(blocks, proof)) == 12
+
+
+@pytest.mark.parametrize(("model_type", "task"), BY_HAND)
+def test_blocks_are_those_written_out_by_hand(model_type: str, task: str | None) -> None:
+    model = split_fused(build(model_type) if task is None else build_other(model_type, task))
+    found: dict[str, set[str]] = {}
+    for name, block in classify(model).items():
+        found.setdefault(block.value, set()).add(as_in_cases(model, name))
+    assert found == {block: set(names.split()) for block, names in BY_HAND[model_type, task].items()}
+
+
+def as_in_cases(model: nn.Module, name: str) -> str:
+    """A name with N for numbers, and a part of a fused weight as weight:q."""
+    if split := re.fullmatch(r"(.*)\.parametrizations\.(\w+)\.original(\d+)", name):
+        path, leaf, index = split.groups()
+        parametrized: Any = model.get_submodule(path)
+        name = f"{path}.{leaf}:{parametrized.parametrizations[leaf][0].part_names[int(index)]}"
+    return re.sub(r"(?<=\.)\d+(?=\.)", "N", name)

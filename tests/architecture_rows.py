@@ -1,0 +1,94 @@
+"""docs/reference/architectures.md, a row for each architecture: `python tests/architecture_rows.py` writes it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+import transformers
+
+from architectures import CAUSAL, OTHERS
+from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
+from by_function import Proof, moved_by, problems
+from cases import CASES
+from cases_by_hand import BY_HAND
+from proofs import NOT_INTERCEPTED, UNBUILDABLE, excused, inputs_for, varied
+
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "architectures.md"
+
+
+def main() -> None:
+    transformers.logging.set_verbosity_error()
+    rows, proved = [], 0
+    every = [*((name, None) for name in CAUSAL if name not in UNBUILDABLE), *OTHERS]
+    for model_type, task in every:
+        model = varied(model_type, task)
+        inputs = inputs_for(model, task)
+        with torch.no_grad():
+            model(**inputs)
+        whole = classify(model)
+        blocks = classify(split_fused(model))
+        proof = moved_by(model, blocks, **inputs)
+        ours = [each for each in problems(blocks, proof) if not excused(model_type, each)]
+        proved += not ours and bool(proof.attentions)
+        rows.append(row(model_type, task, whole, proof))
+        print(rows[-1], flush=True)
+    counts = (
+        f"Of transformers {transformers.__version__}: {len(CAUSAL)} types of causal language model, of which "
+        f"{len(CAUSAL) - len(UNBUILDABLE)} can be built and are claimed completely, and {len(OTHERS)} other models, "
+        f"claimed completely; {proved} of these {len(every)} proved by function. {len(CASES) + len(BY_HAND)} models "
+        "with the block of every parameter written out by hand."
+    )
+    print(counts)
+    PAGE.parent.mkdir(exist_ok=True)
+    PAGE.write_text(page(counts, rows), encoding="utf-8")
+
+
+def page(counts: str, rows: list[str]) -> str:
+    unbuilt = "\n".join(f"- `{name}`: {why}." for name, why in UNBUILDABLE.items())
+    return f"""# Architectures
+
+{counts}
+
+A tiny model of each, with a layer of every kind that the type has, is built, classified, split, and run: outputs stay
+equal to the bit, and autograd says which parameters move queries and keys, and which values.
+`python tests/architecture_rows.py` writes this page; `tests/blocks/test_architectures.py` holds every row to its model.
+
+Not built:
+
+{unbuilt}
+
+| model | blocks | fused weights, and the parts in them | how the blocks of attention are known |
+| --- | --- | --- | --- |
+{chr(10).join(rows)}
+"""
+
+
+def row(model_type: str, task: str | None, whole: BlockMap, proof: Proof) -> str:
+    """The line of one architecture."""
+    name = f"`{model_type}`" if task is None else f"`{model_type}` ({task or 'body'})"
+    found = [block.value for block in whole.counts() if block is not Block.QKV]
+    return f"| {name} | {' '.join(found)} | {fused(whole)} | {known(model_type, proof)} |"
+
+
+def fused(whole: BlockMap) -> str:
+    """Fused weights by what their names have in common: parts in order, and how often they repeat."""
+    found = {}
+    for name in whole:
+        entry = whole.assignment(name)
+        if entry.parts and entry.slices and name.endswith("weight"):
+            repeats = next(iter(entry.slices.values())).repeats
+            how = f", {repeats} times in turn" if repeats > 1 else ""
+            found[re.sub(r".*\.(\w+\.\w+)\.\w+$", r"\1", name)] = f"{' '.join(entry.parts)}{how}"
+    return "; ".join(f"`{name}`: {parts}" for name, parts in found.items())
+
+
+def known(model_type: str, proof: Proof) -> str:
+    if model_type in NOT_INTERCEPTED:
+        return NOT_INTERCEPTED[model_type]
+    return f"by function, in {len(proof.attentions)} attentions" if proof.attentions else "no attention"
+
+
+if __name__ == "__main__":
+    main()
