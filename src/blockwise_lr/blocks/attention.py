@@ -154,9 +154,7 @@ def _widths(parts: _Parts) -> dict[str, int]:
 
 def _beside(tree: Tree, path: str) -> list[str]:
     """The linear layers around an attention that are in no other place than the module around it."""
-    parent = path.rpartition(".")[0]
-    inside = (p for p in tree.modules if p.startswith(f"{parent}.") and not f"{p}.".startswith(f"{path}."))
-    linear = [p for p in inside if tree.is_matrix(p)]
+    linear = [p for p in tree.inside(path.rpartition(".")[0], without=path) if tree.is_matrix(p)]
     return linear if path and len(linear) == 1 else []
 
 

@@ -40,7 +40,7 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
     if module is None or isinstance(module, (nn.Embedding, nn.Bilinear, *CONVOLUTIONS)):
         return None
     for names in (("in_features", "out_features"), ("nx", "nf")):
-        widths = tuple(getattr(module, name, None) for name in names)
+        widths = tuple(_own(module, name) for name in names)
         if isinstance(widths[0], int) and isinstance(widths[1], int):
             return widths[0], widths[1]
     return None
@@ -48,12 +48,19 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
 
 def output_dim(module: nn.Module) -> int:
     """The dimension of a linear layer's weight that counts its outputs: 0, or 1 for transformers' Conv1D."""
-    return 1 if isinstance(getattr(module, "nf", None), int) else 0
+    return 1 if isinstance(_own(module, "nf"), int) else 0
 
 
 def has_heads(module: nn.Module) -> bool:
     """Whether a module says how many attention heads it has. (`config` does not count: an MLP has one.)"""
-    return any(isinstance(getattr(module, name, None), int) for name in _HEAD_ATTRIBUTES)
+    return any(isinstance(_own(module, name), int) for name in _HEAD_ATTRIBUTES)
+
+
+def _own(module: nn.Module, name: str) -> object:
+    """An attribute that is no parameter and no module; None, without the time that nn.Module takes to say so."""
+    if name in module.__dict__:
+        return module.__dict__[name]
+    return getattr(module, name, None) if hasattr(type(module), name) else None
 
 
 @dataclass(frozen=True)
@@ -135,6 +142,13 @@ class Tree:
             child: matrix_shape(self.modules[self.linear(child)]) for child in self.children.get(path, ())
         }
         return {child: shape for child, shape in shapes.items() if shape is not None}
+
+    def inside(self, path: str, without: str) -> Iterator[str]:
+        """The paths of all modules in a module but one and what is in that."""
+        for child in self.children.get(path, ()):
+            if child != without:
+                yield child
+                yield from self.inside(child, without)
 
     def linear(self, path: str) -> str:
         """The path of the linear layer that is all that a module holds; otherwise the module's own."""

@@ -152,7 +152,7 @@ _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
                 "adamw:uniform:2N": Setting(8e-3, 0.6),
                 "adamw:paper:N": Setting(2e-3, 0.6),
                 "adamw:measured:N": Setting(2e-3, 0.15),
-                "adamw:auto:N": Setting(2e-3, 0.15),  # it begins with the measured ratios
+                "adamw:auto:N": Setting(1.41e-3, 0.15),
             }
         )
     }
