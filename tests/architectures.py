@@ -32,7 +32,7 @@ _NAMES = {
     8: "head_dim kv_channels d_kv attention_head_dim qk_nope_head_dim v_head_dim state_size mamba_d_state "
     "ssm_state_size linear_key_head_dim linear_value_head_dim linear_head_dim index_head_dim image_size",
     16: "q_lora_rank kv_lora_rank mamba_d_head mamba_head_dim mamba_headdim gated_norm_rank hc_lowrank",
-    96: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab",
+    101: "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab",
     1: "n_group topk_group num_expert_group",
 }  # fmt: skip
 SMALL = {name: size for size, names in _NAMES.items() for name in names.split()}
@@ -81,7 +81,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "convnextv2": {"image_size": 64, "hidden_sizes": [8, 8, 16, 16]},
     "swin": _SWIN,
     "swinv2": _SWIN,
-    "esm": {"vocab_size": 96, "mask_token_id": 4, "pad_token_id": 1},
+    "esm": {"vocab_size": 101, "mask_token_id": 4, "pad_token_id": 1},
     "bamba": {"attn_layer_indices": [1]},
     "jamba": {"num_hidden_layers": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},

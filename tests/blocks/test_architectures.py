@@ -12,7 +12,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 
-from architecture_rows import PAGE, row
+from architecture_rows import PAGE, row, without_names
 from architectures import CAUSAL, OTHERS, build, build_other
 from blockwise_lr.blocks import BlockMap, classify, split_fused
 from by_function import moved_by, problems
@@ -123,3 +123,8 @@ def as_in_cases(model: nn.Module, name: str) -> str:
         parametrized: Any = model.get_submodule(path)
         name = f"{path}.{leaf}:{parametrized.parametrizations[leaf][0].part_names[int(index)]}"
     return re.sub(r"(?<=\.)\d+(?=\.)", "N", name)
+
+
+@pytest.mark.slow
+def test_how_little_names_decide_is_what_the_page_says() -> None:
+    assert without_names() in PAGE.read_text(encoding="utf-8")

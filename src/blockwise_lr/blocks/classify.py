@@ -54,7 +54,7 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or _by_rules(sites, facts)
+        found = _overridden(sites, checked, facts) or by_rules(sites, facts)
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -64,7 +64,7 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
     return BlockMap(assignments)
 
 
-def _by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
+def by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
     """The assignment of a parameter from all the places where it is used, or what is wrong, in words."""
     found = [_first_rule(site, facts) for site in sites]
     known = [assignment for assignment in found if assignment is not None]

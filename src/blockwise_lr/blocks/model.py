@@ -24,7 +24,6 @@ _POSITION_SIZES = (
 _POSITION_NAME = re.compile(r"(^|_)(wpe|pe|pos)(_|$)|pos_?emb|position")
 _ADAPTER = re.compile(r"(?P<adapted>.+)\.lora_(embedding_)?(A|B|magnitude_vector)\.[^.]+(\.\w+)?")
 _STATE = re.compile(r"A_log|dt_bias|time_decay|recurrent_param")
-_MIXER_OUTPUT = re.compile(r"o|(o|out)_proj|output")
 _SEGMENT_NAME = re.compile(r"token_type|segment")
 
 
@@ -186,20 +185,23 @@ class ModelFacts:
 
     @cached_property
     def mixers(self) -> set[str]:
-        """Sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others."""
+        """Sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others.
+
+        A recurrence without a matrix, or the gate of a linear attention, belongs to the mixer around it. What holds an
+        attention is a layer or a stack, not a mixer.
+        """
         found: set[str] = set()
         for path, module in self.tree.modules.items():
-            children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
-            convolves = any(isinstance(m, CONVOLUTIONS) for m in module._modules.values())
             if any(_STATE.fullmatch(name) for name in module._parameters):
                 found.add(path)
-                if not any(
-                    _MIXER_OUTPUT.fullmatch(child) for child in children
-                ):  # only the recurrence or its gate
-                    found.add(path.rpartition(".")[0])
-            elif convolves and {"in_proj", "out_proj"} <= children:
-                found.add(path)
-        return found - {""}
+                around = path.rpartition(".")[0]
+                if around in self.attentions or not self.tree.matrices(path):
+                    found.add(around)
+            elif any(isinstance(m, CONVOLUTIONS) for m in module._modules.values()):
+                children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
+                if {"in_proj", "out_proj"} <= children:
+                    found.add(path)
+        return found - self._around_attention - {""}
 
     @cached_property
     def _around_attention(self) -> set[str]:
