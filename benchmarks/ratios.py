@@ -1,6 +1,7 @@
 """Which rule for the ratios beats a tuned uniform learning rate, at which sizes, and by how much?
 
     python benchmarks/ratios.py run llama-2m --out runs/ratios
+    python benchmarks/ratios.py edges --out runs/ratios
     python benchmarks/ratios.py report
 
 `run SETTING`: `blockwise-lr compare` of the arms, each tuned over GRID times WARMUPS and then refined by a factor of
@@ -8,7 +9,8 @@ sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. 
 along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
 --powers those by powers of sharpness, as measured at the end of a uniform run. Every arm has the same grid and number
 of runs. Runs are cached in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its
-figures. `report`: results/ratios/README.md out of all of them.
+figures. `edges`: the uniform baseline with a warm-up beyond the grid's longest, at seed 0; results/ratios/edges.json.
+`report`: results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -20,14 +22,19 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+from _runs import run
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.measured import ratios_from_sharpness
 from blockwise_lr.optim.ratios import parse_ratios, spell_ratios
 from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.presets import get_preset
 from blockwise_lr.sharpness import SharpnessReport
 
@@ -35,6 +42,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "ratios"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUPS = (0.15, 0.6)
 SEEDS = (0, 1, 2)
+EDGES = (("llama-5m", 2.83e-3, 0.8), ("llama-5m", 4e-3, 0.8), ("gpt2-1m", 8e-3, 0.8))
 UNTIED_ARMS = ("paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",)  # tied, the head is the embedding
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
@@ -82,12 +90,16 @@ def main() -> None:
     runs.add_argument("--arms", nargs="+", help="default: ARMS")
     runs.add_argument("--powers", nargs="*", default=[], choices=list(POWERS))
     runs.add_argument("--own", action="store_true")
+    beyond = phases.add_parser("edges")
+    beyond.add_argument("--out", type=Path, default=Path("runs/ratios"))
     phases.add_parser("report")
     arguments = parser.parse_args()
     if arguments.phase == "report":
         from ratios_report import write_report
 
         write_report(RESULTS)
+    elif arguments.phase == "edges":
+        try_edges(arguments.out / "edges")
     else:
         study(arguments)
 
@@ -113,6 +125,22 @@ def study(arguments: argparse.Namespace) -> None:
     for pattern in ("compare.json", "*.png", "report.md", "along/sharpness/directional.*"):
         for file in out.glob(pattern):
             shutil.copy(file, kept)
+
+
+def try_edges(out: Path) -> None:
+    """EDGES, beside what the study chose for the same baseline: {"runs": [{"point", "tune_loss", "val_loss"}]}."""
+    out.mkdir(parents=True, exist_ok=True)
+
+    def one(setting: str, base_lr: float, warmup: float) -> dict[str, Any]:
+        config = config_of(setting, out)
+        optim = replace(config.optim, base_lr=base_lr, warmup_fraction=warmup)
+        point = {"setting": setting, "base_lr": base_lr, "warmup": warmup}
+        return run(out, replace(config, optim=optim), point)
+
+    with ThreadPoolExecutor(2) as pool:
+        runs = list(pool.map(lambda edge: one(*edge), EDGES))
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
+    write_json_atomic(RESULTS / "edges.json", {**about, "runs": runs})
 
 
 def arm(name: str, ratios: Mapping[Block, float]) -> str:
