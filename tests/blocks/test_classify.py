@@ -216,3 +216,28 @@ def test_a_wrong_override_is_refused(overrides: dict, error: type[Exception], me
 def test_a_parameter_that_was_not_classified_is_named() -> None:
     with pytest.raises(KeyError, match="no parameter named 'nowhere' was classified"):
         classify(gpt2())["nowhere"]
+
+
+class FusedSelfAttention(nn.Module):
+    """Queries, and half as many keys and values, in one weight; the output is made outside of it."""
+
+    num_heads = 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(WIDTH, 2 * WIDTH)
+
+
+def test_queries_are_as_wide_as_the_output_takes_also_where_that_is_made_beside_the_attention() -> None:
+    output = nn.ModuleDict({"dense": nn.Linear(WIDTH, WIDTH), "norm": nn.LayerNorm(WIDTH)})
+    model = split_fused(nn.ModuleDict({"self": FusedSelfAttention(), "output": output}))
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    parts = [shapes[f"self.in_proj.parametrizations.weight.original{i}"] for i in range(3)]
+    assert parts == [(WIDTH, WIDTH), (WIDTH // 2, WIDTH), (WIDTH // 2, WIDTH)]
+    assert classify(model)["output.dense.weight"] is Block.VO
+
+
+def test_a_name_that_is_bound_to_a_class_says_nothing_elsewhere() -> None:
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.ModuleDict({"linear": nn.Linear(3, 5)})])})
+    with pytest.raises(ValueError, match=r"layers\.0\.linear\.weight"):
+        classify(model)

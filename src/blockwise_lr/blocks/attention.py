@@ -73,7 +73,8 @@ def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _P
         return {}
     parts: _Parts = {}
     for child, role in roles.items():
-        queries = next((matrices[c][0] for c, r in roles.items() if r == "o"), 0)
+        outputs = [c for c, r in roles.items() if r == "o"] or _beside(tree, path)
+        queries = tree.shape(outputs[0])[0] if outputs else 0
         parts[child] = _layout(module, child, role, matrices[child][1], roles, queries)
     rest = [child for child in matrices if child not in roles]
     made = {width for layout in parts.values() for part, width in layout.parts if part in ("q", "v")}
@@ -106,7 +107,9 @@ def _layout(
         return known_layout(module, child, width) or Layout((("latent", width),))
     if role == "qkv":
         rest = (width - queries) // 2
-        return known_layout(module, child, width) or Layout((("q", queries), ("k", rest), ("v", rest)))
+        known = 0 < queries < width and width == queries + 2 * rest
+        plain = Layout((("q", queries), ("k", rest), ("v", rest)), 1 if known else None)
+        return known_layout(module, child, width) or plain
     if role == "kv":
         halves = Layout((("k", width // 2), ("v", width // 2)))
         return known_layout(module, child, width) or halves if role_of(child) == "kv" else halves

@@ -163,8 +163,8 @@ class Tree:
         return matrix_shape(self.modules[path]) is not None
 
     def shape(self, path: str) -> tuple[int, int]:
-        """(input width, output width) of a linear layer."""
-        shape = matrix_shape(self.modules[path])
+        """(input width, output width) of a linear layer, or of a module that holds nothing else."""
+        shape = matrix_shape(self.modules[self.linear(path)])
         assert shape is not None, f"{path} is no linear layer"
         return shape
 
