@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from synthetic_comparison import BASE, TRAINER, quiet, synthetic_run
 
-from blockwise_lr.compare import Arm, Plan
+from blockwise_lr.compare import Arm, Plan, execute
 from blockwise_lr.compare.execute import run_all
 from blockwise_lr.compare.progress import ComparisonProgress, format_seconds, last_metrics
 from blockwise_lr.errors import UserError
@@ -119,6 +119,23 @@ def test_an_interrupted_comparison_ends_its_children_says_how_to_go_on_and_goes_
     assert not written(tmp_path)
     run_all(PLAN, tmp_path, 2, quiet(), runner=synthetic_run)
     assert len(written(tmp_path)) == 9
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_of_a_start_leaves_no_child_behind(tmp_path, monkeypatch, sent):
+    started, start = [], execute._start
+
+    def interrupted(*arguments):
+        started.append(start(*arguments))
+        signal.raise_signal(sent)
+        return started[-1]
+
+    monkeypatch.setattr(execute, "_start", interrupted)
+    monkeypatch.setenv("SYNTHETIC_SECONDS", "60")
+    with pytest.raises(KeyboardInterrupt):
+        run_all(PLAN, tmp_path, 2, quiet(), runner=synthetic_run)
+    (child,) = started
+    assert child.poll() is not None
 
 
 def test_without_a_terminal_each_event_is_one_line(tmp_path, capsys):

@@ -99,8 +99,9 @@ def _run_missing(
     try:
         while pending or active:
             while pending and len(active) < jobs:
-                run = pending.pop(0)
-                active[_start(run, out, jobs, runner)] = run
+                with _interrupts_wait():  # or a child that is nobody's would go on by itself
+                    run = pending[0]
+                    active[_start(run, out, jobs, runner)] = pending.pop(0)
                 progress.started(run)
             for process in [process for process in active if process.poll() is not None]:
                 run = active.pop(process)
@@ -172,6 +173,26 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Ctrl-C and SIGTERM take effect at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {
+        number: signal.signal(number, lambda signum, frame: came.append(signum)) for number in numbers
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 @contextlib.contextmanager
