@@ -25,6 +25,7 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.folder import read_configuration
 from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_settings
 
@@ -306,14 +307,7 @@ def _preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]
     path = Path(arguments[0])
     if path.suffix != ".json":
         return get_preset(arguments[0]), arguments[1:]
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"the configuration {path} holds {type(values).__name__}; expected an object of fields"
-        )
+    values = read_configuration(path)
     fields = values.get("train", values)
     if not isinstance(fields, dict):
         raise UserError(

@@ -88,6 +88,19 @@ def holds_run(folder: Path) -> bool:
     return path.is_file() and isinstance(content := _read_json(path), dict) and "train" in content
 
 
+def read_configuration(path: Path) -> dict[str, Any]:
+    """The object in a configuration's JSON file. Raises UserError: it cannot be read, or holds something else."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the configuration {path}: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(
+            f"the configuration {path} holds {type(values).__name__}; expected an object of fields"
+        )
+    return values
+
+
 def read_run_config(out: Path) -> TrainConfig:
     """The configuration of the run in `out`.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from torch import nn
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import ModelConfig, config_from_dict
-from blockwise_lr.pretrain.folder import CONFIG, holds_run, read_run_config
+from blockwise_lr.pretrain.folder import CONFIG, holds_run, read_configuration, read_run_config
 from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.pretrain.presets import PRESETS
 from blockwise_lr.pretrain.subjects import from_hub
@@ -42,7 +41,7 @@ def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module
         return _ours(PRESETS[name].model)
     if holds_run(path):
         return _ours(read_run_config(path).model)
-    if path.name.endswith(".json") and (values := _json(path)).keys() & {"model", "train"}:
+    if path.name.endswith(".json") and (values := read_configuration(path)).keys() & {"model", "train"}:
         return _ours(config_from_dict(values.get("train", values)).model)
     if ":" in name and not path.exists():
         return _of_object(name)
@@ -52,18 +51,6 @@ def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module
 def _ours(config: ModelConfig) -> nn.Module:
     with torch.device("meta"):
         return build_model(config, seed=0)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the configuration {path}: {error}") from None
-    if not isinstance(values, dict):
-        raise UserError(
-            f"the configuration {path} holds {type(values).__name__}; expected an object of fields"
-        )
-    return values
 
 
 def _of_object(name: str) -> nn.Module:
