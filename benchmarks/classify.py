@@ -3,14 +3,19 @@
     python benchmarks/classify.py
 
 Models of 1 000 layers, by transformers' classes; the best of REPEATS in CPU seconds of this process, which other work
-on the machine lengthens less than wall-clock time. Writes benchmarks/results/classify.json.
+on the machine lengthens less than wall-clock time. Of `blockwise-lr inspect` on the configuration of a LLaMA of 70B
+parameters: CPU seconds and peak memory of the whole command, and of the same with one narrow layer, which is the time
+to import. Writes benchmarks/results/classify.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +37,6 @@ from transformers import (
 from blockwise_lr.blocks import classify, split_fused
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.inspected import model_to_inspect
 
 RESULTS = Path(__file__).parent / "results" / "classify.json"
 REPEATS = 3
@@ -41,6 +45,7 @@ LLAMA_70B = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28_672,
     "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 128_256,
 }  # fmt: skip
+ONE_LAYER = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1}
 
 
 def main() -> None:
@@ -63,17 +68,34 @@ def main() -> None:
         found[name]["split_fused"] = best(partial(split_fused, model), 1)
         found[name]["classify, split"] = best(partial(classify, model))
         print(name, found[name], flush=True)
-    folder = Path(sys.argv[0]).parent / "results" / "llama-70b"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(LLAMA_70B))
-    found["inspect a LLaMA of 70B"] = {
-        "build and classify": best(lambda: classify(model_to_inspect(str(folder))))
-    }
-    (folder / "config.json").unlink()
-    folder.rmdir()
-    print(found["inspect a LLaMA of 70B"])
+    inspected = inspect({"70B": LLAMA_70B, "one narrow layer": {**LLAMA_70B, **ONE_LAYER}})
+    print(inspected)
     about = {"command": "python benchmarks/classify.py", **describe_environment("cpu")}
-    write_json_atomic(RESULTS, {**about, "cpu_seconds": found})
+    write_json_atomic(RESULTS, {**about, "cpu_seconds": found, "inspect": inspected})
+
+
+def inspect(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """CPU seconds and peak memory of the command for each configuration; the best of REPEATS."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, config in configs.items():
+            path = Path(folder, "config.json")
+            path.write_text(json.dumps(config))
+            runs = [measured("inspect", str(path)) for _ in range(REPEATS)]
+            found[name] = {key: min(run[key] for run in runs) for key in runs[0]}
+    return found
+
+
+def measured(*arguments: str) -> dict[str, float]:
+    """Of one command in a process of its own."""
+    process = subprocess.Popen([sys.executable, "-m", "blockwise_lr", *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"blockwise-lr {' '.join(arguments)} failed")
+    return {
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
+    }
 
 
 def best(run: Callable[[], Any], repeats: int = REPEATS) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +34,7 @@ def main() -> None:
             model(**inputs)
         whole = classify(model)
         blocks = classify(split_fused(model))
-        proof = moved_by(model, blocks, **inputs)
+        proof = moved_by(model, blocks, partial(model, **inputs))
         ours = [each for each in problems(blocks, proof) if not excused(model_type, each)]
         proved += not ours and bool(proof.attentions)
         rows.append(row(model_type, task, whole, proof))

@@ -48,14 +48,16 @@ class Proof:
     Args:
         attentions: path of an attention -> what moved it.
         missed: parameters in QK whose module ran, in an attention that was not intercepted.
+        matrices: parameters that are no vectors: those that move an attention are in a block for it.
     """
 
     attentions: dict[str, Moved]
     missed: list[str]
+    matrices: set[str]
 
 
-def moved_by(model: nn.Module, blocks: BlockMap, **inputs: Any) -> Proof:
-    """Of every attention that ran, what moved it.
+def moved_by(model: nn.Module, blocks: BlockMap, run: Callable[[], object]) -> Proof:
+    """Of every attention that ran when `run` ran the model, what moved it.
 
     Only parameters inside that module are asked for, and of a module that is used several times only the first time
     counts: later, its own earlier outputs move it.
@@ -101,14 +103,14 @@ def moved_by(model: nn.Module, blocks: BlockMap, **inputs: Any) -> Proof:
             exits.callback(module.register_forward_hook(leave).remove)
         exits.enter_context(_functions_watched(model, record))
         exits.enter_context(_Watch(record))
-        model(**inputs)
+        run()
     queries = [name for name, block in blocks.items() if block is Block.QK]
     missed = [
         name
         for name in queries
         if _owner(name) in ran and not any(name.startswith(f"{path}.") for path in seen)
     ]
-    return Proof(seen, missed)
+    return Proof(seen, missed, {name for name, parameter in parameters.items() if parameter.ndim > 1})
 
 
 def _owner(name: str) -> str:
@@ -118,7 +120,10 @@ def _owner(name: str) -> str:
 
 
 def problems(blocks: BlockMap, proof: Proof) -> list[str]:
-    """What the blocks say otherwise than autograd: QK moves scores and no values, VO no scores, nothing both."""
+    """What the blocks say otherwise than autograd: QK moves scores and no values, VO no scores, nothing both.
+
+    Any other matrix that moves an attention is a convolution or of positions.
+    """
     found = [f"{name} is qk, and its attention was not intercepted" for name in proof.missed]
     for path, moved in proof.attentions.items():
         for name in sorted(moved.scores | moved.values | {n for n in blocks if n.startswith(f"{path}.")}):
@@ -128,7 +133,9 @@ def problems(blocks: BlockMap, proof: Proof) -> list[str]:
                 Block.VO: scores and "the sharper block of the two" not in blocks.reason(name),
                 Block.QKV: True,
                 Block.FFN: scores or values,
-            }.get(block, False)
+                Block.CONV: False,
+                Block.POS: False,
+            }.get(block, (scores or values) and name in proof.matrices)
             if wrong:
                 found.append(f"{name} is {block}; moves scores: {scores}, values: {values}")
     return found

@@ -1,61 +1,18 @@
 """Tiny models with the block of every parameter written out by hand.
 
 A case says what `classify` must answer, and what it must answer after `split_fused`. To add an architecture,
-add a case here and, if it needs one, a line in `blocks/rules.py` or `blocks/attention.py`.
+add a case here (or, of a model written by hand, in tests/handwritten_cases.py) and, if it needs one, a line in
+`blocks/rules.py`, `blocks/names.py` or `blocks/attention.py`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention, silu
 
-VOCAB, CONTEXT, WIDTH = 40, 12, 8
-
-
-@dataclass(frozen=True)
-class Case:
-    """One model.
-
-    Args:
-        name: what it is called in a test's id.
-        build: makes the model, seeded.
-        blocks: name of every trainable parameter -> its block's value, before splitting, in order.
-        split: name of every parameter that split_fused replaces -> blocks of its parts.
-        run: the model's output for seeded inputs; None: token ids in, `.logits` or a tensor out.
-    """
-
-    name: str
-    build: Callable[[], nn.Module]
-    blocks: dict[str, str]
-    split: dict[str, list[str]] = field(default_factory=dict)
-    run: Callable[[nn.Module], Tensor] | None = None
-
-    def model(self) -> nn.Module:
-        torch.manual_seed(0)
-        return self.build()
-
-    def output(self, model: nn.Module) -> Tensor:
-        """The model's output for inputs that are always the same."""
-        torch.manual_seed(1)
-        if self.run is not None:
-            return self.run(model)
-        out = model(torch.randint(VOCAB, (2, CONTEXT - 1)))
-        return out if isinstance(out, Tensor) else out.logits
-
-    def split_blocks(self) -> dict[str, str]:
-        """The blocks of the split model's parameters."""
-        found = {name: block for name, block in self.blocks.items() if name not in self.split}
-        for name, parts in self.split.items():
-            path, _, leaf = name.rpartition(".")
-            prefix = f"{path}.parametrizations.{leaf}" if path else f"parametrizations.{leaf}"
-            found |= {f"{prefix}.original{i}": block for i, block in enumerate(parts)}
-        return found
-
+from case import CONTEXT, NORM_PAIR, QKV_PARTS, VOCAB, WIDTH, Case, prefixed
+from handwritten_cases import HANDWRITTEN
+from nano import NanoGPT, TitanLlama
 
 # Models ---------------------------------------------------------------------------------
 
@@ -100,141 +57,6 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(MixtralConfig(num_hidden_layers=1, vocab_size=VOCAB, **sizes, **experts)).eval()
 
 
-class NanoAttention(nn.Module):
-    """Causal self-attention with one Linear for q, k, v, as in nanoGPT."""
-
-    def __init__(
-        self, width: int = WIDTH, heads: int = 2, kv_heads: int | None = None, bias: bool = True
-    ) -> None:
-        super().__init__()
-        self.n_head, self.n_kv_head = heads, kv_heads or heads
-        self.kv_width = width // heads * self.n_kv_head
-        self.c_attn = nn.Linear(width, width + 2 * self.kv_width, bias=bias)
-        self.c_proj = nn.Linear(width, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        q, k, v = self.c_attn(x).split([width, self.kv_width, self.kv_width], dim=2)
-        q, k, v = (t.view(batch, length, -1, width // self.n_head).transpose(1, 2) for t in (q, k, v))
-        group = self.n_head // self.n_kv_head
-        k, v = (t.repeat_interleave(group, dim=1) for t in (k, v))
-        scores = q @ k.transpose(-1, -2) / math.sqrt(k.shape[-1])
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        mixed = scores.masked_fill(future, -math.inf).softmax(-1) @ v
-        return self.c_proj(mixed.transpose(1, 2).reshape(batch, length, width))
-
-
-class NanoNorm(nn.Module):
-    """A LayerNorm with an optional bias, whose class name says nothing."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.bias = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return layer_norm(x, self.weight.shape, self.weight, self.bias)
-
-
-class NanoMLP(nn.Module):
-    def __init__(self, width: int, bias: bool = True) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width, bias=bias)
-        self.c_proj = nn.Linear(4 * width, width, bias=bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(gelu(self.c_fc(x)))
-
-
-class NanoBlock(nn.Module):
-    def __init__(self, width: int, kv_heads: int | None, bias: bool) -> None:
-        super().__init__()
-        self.ln_1, self.attn = NanoNorm(width), NanoAttention(width, kv_heads=kv_heads, bias=bias)
-        self.ln_2, self.mlp = NanoNorm(width), NanoMLP(width, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
-
-
-class NanoGPT(nn.Module):
-    """nanoGPT's layout: a ModuleDict, and a head that shares the token embedding's weight."""
-
-    def __init__(
-        self, layers: int = 1, kv_heads: int | None = None, bias: bool = True, tied: bool = True
-    ) -> None:
-        super().__init__()
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(VOCAB, WIDTH),
-                "wpe": nn.Embedding(CONTEXT, WIDTH),
-                "h": nn.ModuleList([NanoBlock(WIDTH, kv_heads, bias) for _ in range(layers)]),
-                "ln_f": NanoNorm(WIDTH),
-            }
-        )
-        self.lm_head = nn.Linear(WIDTH, VOCAB, bias=False)
-        if tied:
-            self.transformer.wte.weight = self.lm_head.weight
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        positions = torch.arange(tokens.shape[1])
-        x = self.transformer.wte(tokens) + self.transformer.wpe(positions)
-        for block in self.transformer.h:
-            x = block(x)
-        return self.lm_head(self.transformer.ln_f(x))
-
-
-class TitanAttention(nn.Module):
-    """Grouped-query attention with wq, wk, wv, wo, as in torchtitan and the LLaMA reference code."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.wq, self.wk = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH // 2, bias=False)
-        self.wv, self.wo = nn.Linear(WIDTH, WIDTH // 2, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (layer(x).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.wq, self.wk, self.wv))
-        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        return self.wo(mixed.transpose(1, 2).flatten(2))
-
-
-class TitanFeedForward(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.w1, self.w2 = nn.Linear(WIDTH, 20, bias=False), nn.Linear(20, WIDTH, bias=False)
-        self.w3 = nn.Linear(WIDTH, 20, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.w2(silu(self.w1(x)) * self.w3(x))
-
-
-class TitanBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention, self.feed_forward = TitanAttention(), TitanFeedForward()
-        self.attention_norm, self.ffn_norm = nn.RMSNorm(WIDTH), nn.RMSNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.feed_forward(self.ffn_norm(x))
-
-
-class TitanLlama(nn.Module):
-    """torchtitan's layout: layers in a ModuleDict, an untied head called `output`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tok_embeddings = nn.Embedding(VOCAB, WIDTH)
-        self.layers = nn.ModuleDict({"0": TitanBlock()})
-        self.norm, self.output = nn.RMSNorm(WIDTH), nn.Linear(WIDTH, VOCAB, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.tok_embeddings(tokens)
-        for layer in self.layers.values():
-            x = layer(x)
-        return self.output(self.norm(x))
-
-
 def _run_encoder(model: nn.Module) -> Tensor:
     return model(torch.randn(2, 5, WIDTH))
 
@@ -249,15 +71,6 @@ def _run_attention(model: nn.Module) -> Tensor:
 
 
 # Blocks ---------------------------------------------------------------------------------
-
-QKV_PARTS = ["qk", "qk", "vo"]
-
-_NORM_PAIR = {"weight": "norm", "bias": "norm"}
-
-
-def _prefixed(prefix: str, blocks: dict[str, str]) -> dict[str, str]:
-    return {f"{prefix}.{name}": block for name, block in blocks.items()}
-
 
 _GPT2_LAYER = {
     "ln_1.weight": "norm",
@@ -276,7 +89,7 @@ _GPT2_LAYER = {
 _GPT2 = {
     "transformer.wte.weight": "emb",
     "transformer.wpe.weight": "pos",
-    **_prefixed("transformer.h.0", _GPT2_LAYER),
+    **prefixed("transformer.h.0", _GPT2_LAYER),
     "transformer.ln_f.weight": "norm",
     "transformer.ln_f.bias": "norm",
 }
@@ -301,7 +114,7 @@ _LLAMA_ATTENTION = {
 _LLAMA_NORMS = {"input_layernorm.weight": "norm", "post_attention_layernorm.weight": "norm"}
 _LLAMA_TIED = {
     "model.embed_tokens.weight": "emb",
-    **_prefixed(
+    **prefixed(
         "model.layers.0",
         {
             **_LLAMA_ATTENTION,
@@ -330,7 +143,7 @@ _TORCH_FEED_FORWARD = {
 _NANO = {
     "transformer.wte.weight": "emb",
     "transformer.wpe.weight": "pos",
-    **_prefixed(
+    **prefixed(
         "transformer.h.0", {k: b for k, b in _GPT2_LAYER.items() if not k.startswith("ln") or "weight" in k}
     ),
     "transformer.ln_f.weight": "norm",
@@ -347,7 +160,7 @@ CASES: tuple[Case, ...] = (
     Case(
         "gpt2-cross-attention",
         lambda: gpt2(add_cross_attention=True),
-        {**_GPT2, **_prefixed("transformer.h.0", _GPT2_CROSS_LAYER)},
+        {**_GPT2, **prefixed("transformer.h.0", _GPT2_CROSS_LAYER)},
         {
             **_GPT2_SPLIT,
             "transformer.h.0.crossattention.c_attn.weight": ["qk", "vo"],
@@ -362,7 +175,7 @@ CASES: tuple[Case, ...] = (
         phi3,
         {
             "model.embed_tokens.weight": "emb",
-            **_prefixed(
+            **prefixed(
                 "model.layers.0",
                 {
                     "self_attn.o_proj.weight": "vo",
@@ -382,7 +195,7 @@ CASES: tuple[Case, ...] = (
         mixtral,
         {
             "model.embed_tokens.weight": "emb",
-            **_prefixed(
+            **prefixed(
                 "model.layers.0",
                 {
                     **_LLAMA_ATTENTION,
@@ -400,10 +213,10 @@ CASES: tuple[Case, ...] = (
         "torch-encoder-layer",
         lambda: nn.TransformerEncoderLayer(WIDTH, 2, 20, batch_first=True, dropout=0.0),
         {
-            **_prefixed("self_attn", _TORCH_ATTENTION),
+            **prefixed("self_attn", _TORCH_ATTENTION),
             **_TORCH_FEED_FORWARD,
-            **_prefixed("norm1", _NORM_PAIR),
-            **_prefixed("norm2", _NORM_PAIR),
+            **prefixed("norm1", NORM_PAIR),
+            **prefixed("norm2", NORM_PAIR),
         },
         {"self_attn.in_proj_weight": QKV_PARTS, "self_attn.in_proj_bias": QKV_PARTS},
         _run_encoder,
@@ -411,15 +224,15 @@ CASES: tuple[Case, ...] = (
     Case(
         "torch-decoder",
         lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(WIDTH, 2, 20, 0.0, batch_first=True), 1),
-        _prefixed(
+        prefixed(
             "layers.0",
             {
-                **_prefixed("self_attn", _TORCH_ATTENTION),
-                **_prefixed("multihead_attn", _TORCH_ATTENTION),
+                **prefixed("self_attn", _TORCH_ATTENTION),
+                **prefixed("multihead_attn", _TORCH_ATTENTION),
                 **_TORCH_FEED_FORWARD,
-                **_prefixed("norm1", _NORM_PAIR),
-                **_prefixed("norm2", _NORM_PAIR),
-                **_prefixed("norm3", _NORM_PAIR),
+                **prefixed("norm1", NORM_PAIR),
+                **prefixed("norm2", NORM_PAIR),
+                **prefixed("norm3", NORM_PAIR),
             },
         ),
         {
@@ -462,7 +275,7 @@ CASES: tuple[Case, ...] = (
         TitanLlama,
         {
             "tok_embeddings.weight": "emb",
-            **_prefixed(
+            **prefixed(
                 "layers.0",
                 {
                     "attention.wq.weight": "qk",
@@ -480,6 +293,7 @@ CASES: tuple[Case, ...] = (
             "output.weight": "head",
         },
     ),
+    *HANDWRITTEN,
 )
 
 FUSED_CASES = tuple(case for case in CASES if case.split)

@@ -5,6 +5,7 @@ function.
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ from torch import Tensor, nn
 
 from architecture_rows import PAGE, row, without_names
 from architectures import CAUSAL, OTHERS, build, build_other
-from blockwise_lr.blocks import BlockMap, classify, split_fused
+from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
 from by_function import moved_by, problems
+from case import Case
+from cases import CASES
 from cases_by_hand import BY_HAND
 from proofs import (
     IDLE,
+    MOVES_SCORES,
     NOT_INTERCEPTED,
     SERVES_BOTH,
     UNBUILDABLE,
@@ -26,6 +30,7 @@ from proofs import (
     excused,
     inputs_for,
     varied,
+    vary,
 )
 
 # The models' own notices, about kernels that are not there, say nothing about us.
@@ -60,7 +65,7 @@ def prove(model_type: str, task: str | None) -> None:
     split_fused(model)
     assert torch.equal(output(), before)
     blocks = classify(model)
-    proof = moved_by(model, blocks, **inputs)
+    proof = moved_by(model, blocks, partial(model, **inputs))
     assert row(model_type, task, whole, proof) in PAGE.read_text(encoding="utf-8").splitlines()
     found = [each for each in problems(blocks, proof) if not excused(model_type, each)]
     if model_type in NOT_INTERCEPTED:
@@ -78,7 +83,7 @@ def test_what_cannot_be_built_is_still_so(model_type: str) -> None:
 
 
 def test_the_lists_of_exceptions_name_types_that_there_are() -> None:
-    listed = {*UNBUILDABLE, *WITHOUT_ATTENTION, *NOT_INTERCEPTED, *SERVES_BOTH, *IDLE}
+    listed = {*UNBUILDABLE, *WITHOUT_ATTENTION, *NOT_INTERCEPTED, *SERVES_BOTH, *MOVES_SCORES, *IDLE}
     assert listed <= {*CAUSAL, *dict(OTHERS)}
 
 
@@ -89,11 +94,19 @@ def test_the_proof_finds_what_is_in_the_wrong_block() -> None:
     queries, values = (f"model.layers.0.self_attn.{part}_proj.weight" for part in ("q", "v"))
     entries[queries], entries[values] = entries[values], entries[queries]
     wrong = BlockMap(entries)
-    proof = moved_by(model, wrong, input_ids=torch.randint(3, 90, (2, 12)))
+    proof = moved_by(model, wrong, lambda: model(torch.randint(3, 90, (2, 12))))
     assert problems(wrong, proof) == [
         f"{queries} is vo; moves scores: True, values: False",
         f"{values} is qk; moves scores: False, values: True",
     ]
+
+
+def test_the_proof_finds_a_matrix_of_attention_in_a_block_for_something_else() -> None:
+    model = varied("llama")
+    values = "model.layers.0.self_attn.v_proj.weight"
+    wrong = classify(model, overrides={re.escape(values): Block.SSM})
+    proof = moved_by(model, wrong, lambda: model(torch.randint(3, 90, (2, 12))))
+    assert problems(wrong, proof) == [f"{values} is ssm; moves scores: False, values: True"]
 
 
 def test_the_proof_finds_a_fused_weight_split_in_the_wrong_places() -> None:
@@ -103,8 +116,20 @@ def test_the_proof_finds_a_fused_weight_split_in_the_wrong_places() -> None:
     for module in model.modules():
         for parametrization in getattr(module, "parametrizations", {}).values():
             parametrization[0].repeats = 1  # as if all of q came before all of k
-    proof = moved_by(model, blocks, input_ids=torch.randint(3, 90, (2, 12)))
+    proof = moved_by(model, blocks, lambda: model(torch.randint(3, 90, (2, 12))))
     assert len(problems(blocks, proof)) == 12
+
+
+INSIDE_LAYERS = [case for case in CASES if case.name != "torch-attention-of-three-widths"]  # is one itself
+
+
+@pytest.mark.parametrize("case", INSIDE_LAYERS, ids=lambda case: case.name)
+def test_attention_of_the_cases_by_hand_is_as_autograd_says(case: Case) -> None:
+    model = vary(split_fused(case.model()))
+    blocks = classify(model)
+    proof = moved_by(model, blocks, lambda: case.output(model))
+    assert problems(blocks, proof) == []
+    assert bool(proof.attentions) == (case.name != "hyena")
 
 
 @pytest.mark.parametrize(("model_type", "task"), BY_HAND)

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
-from cases import CASES, CONTEXT, VOCAB, WIDTH, Case, NanoAttention, NanoGPT, gpt2, llama
+from case import CONTEXT, VOCAB, WIDTH, Case
+from cases import CASES, gpt2, llama
+from nano import NanoAttention, NanoGPT
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

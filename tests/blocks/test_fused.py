@@ -16,7 +16,9 @@ from torch.nn.utils import parametrizations, parametrize
 from blockwise_lr.blocks import classify, merge_fused, split_fused
 from blockwise_lr.blocks.fused import ModelFacts
 from blockwise_lr.blocks.layout import Concatenation, merge_module, split_module
-from cases import FUSED_CASES, VOCAB, WIDTH, Case, NanoAttention, NanoGPT, gpt2, llama
+from case import VOCAB, WIDTH, Case
+from cases import FUSED_CASES, gpt2, llama
+from nano import NanoAttention, NanoGPT
 
 by_name = pytest.mark.parametrize("case", FUSED_CASES, ids=lambda case: case.name)
 
@@ -51,7 +53,9 @@ def test_gradients_of_the_parts_are_the_slices_of_the_fused_gradient(case: Case)
     for name, blocks in case.split.items():
         path, _, leaf = name.rpartition(".")
         projection = facts.projections[path, leaf]
-        slices = fused[name].grad.split([size for _, size in projection.parts], dim=projection.dim)
+        lengths, dim = [size // projection.repeats for _, size in projection.parts], projection.dim
+        by_repeat = fused[name].grad.unflatten(dim, (projection.repeats, -1)).split(lengths, dim + 1)
+        slices = [piece.flatten(dim, dim + 1) for piece in by_repeat]
         prefix = f"{path}.parametrizations" if path else "parametrizations"
         for i, expected in enumerate(slices):
             assert torch.equal(parts[f"{prefix}.{leaf}.original{i}"].grad, expected), (name, blocks[i])

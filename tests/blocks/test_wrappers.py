@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 from blockwise_lr.blocks import BlockMap, canonical_name, classify, merge_fused, split_fused
-from cases import VOCAB, NanoBlock, NanoGPT
+from case import VOCAB
+from nano import NanoBlock, NanoGPT
 
 
 def by_canonical_name(blocks: BlockMap) -> dict[str, str]:
@@ -27,8 +29,21 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model, backend="eager")
 
 
+def prepared(model: nn.Module) -> nn.Module:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # the settings of one process are one object
+    try:
+        return Accelerator(cpu=True, dynamo_backend="eager").prepare(model)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize("split", [False, True])
-@pytest.mark.parametrize("wrap", [checkpointed, compiled, lambda model: compiled(checkpointed(model))])
+@pytest.mark.parametrize(
+    "wrap", [checkpointed, compiled, prepared, lambda model: compiled(checkpointed(model))]
+)
 def test_wrapping_changes_no_block_and_no_output(wrap, split: bool) -> None:
     torch.manual_seed(0)
     model = split_fused(NanoGPT()) if split else NanoGPT()
@@ -117,6 +132,21 @@ def two_processes(rank: int, port: int, out: str) -> None:
         torch.save(plain.state_dict(), out)
     with pytest.raises(ValueError, match="already wrapped in DistributedDataParallel"):
         split_fused(DistributedDataParallel(NanoGPT()))
+
+    # The same through accelerate.
+    from accelerate import Accelerator
+
+    launched = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(value) for name, value in launched.items()})
+    prepared = Accelerator(cpu=True).prepare(split_fused(NanoGPT(layers=2)))
+    assert isinstance(prepared, DistributedDataParallel)
+    assert by_canonical_name(classify(prepared)) == by_canonical_name(blocks)
 
     # FSDP2: the same blocks; sharded parts keep the split layout, and say so when asked for another.
     sharded = split_fused(NanoGPT(layers=2))

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from blockwise_lr import Block, classify, measure_sharpness, merge_fused, split_fused
-from cases import NanoGPT
+from nano import NanoGPT
 from sharpness.references import VOCAB, gpt2, llama, means, next_tokens, spread, tokens
 
 ESTIMATORS = {

@@ -14,11 +14,11 @@ from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
 _NAMES = {
-    "q": "q wq query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
+    "q": "q wq c_q query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
     "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj",
-    "k": "k wk key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
+    "k": "k wk c_k key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
     "pos_k_proj pos_key_proj",
-    "v": "v wv value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
+    "v": "v wv c_v value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
     "v_proj_current v_proj_delayed",
     "kv": "kv wkv kv_proj to_kv key_value",
     "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
@@ -112,7 +112,9 @@ def _layout(
         return known_layout(module, child, width) or plain
     if role == "kv":
         halves = Layout((("k", width // 2), ("v", width // 2)))
-        return known_layout(module, child, width) or halves if role_of(child) == "kv" else halves
+        return (known_layout(module, child, width) if role_of(child) == "kv" else None) or halves
+    if child == "q_gate_proj":
+        return known_layout(module, child, width) or Layout((("q", width),))
     if role == "k" and not {"v", "latent", "kv"} & set(roles.values()):
         return Layout((("kv", width),))
     return Layout(((role, width),))
@@ -125,25 +127,15 @@ def _with_gate(module: nn.Module, parts: _Parts, matrices: Mapping[str, tuple[in
     outputs = [child for child, part in of.items() if part == "o" and child in matrices]
     whole = len(queries) == len(outputs) == 1 and {"k", "v"} <= set(widths) and "latent" not in widths
     if not whole:
-        return _with_named_gate(module, parts)
+        return parts
     width, values = matrices[queries[0]][1], matrices[outputs[0]][0]
     if width * widths["v"] == values * widths["k"]:
-        return _with_named_gate(module, parts)
+        return parts
     if width * widths["v"] != 2 * values * widths["k"]:
         return {}
     child = queries[0].rpartition(".")[2]
     unknown = Layout((("q", width - values), ("gate", values)), None)
     return parts | {queries[0]: known_layout(module, child, width) or unknown}
-
-
-def _with_named_gate(module: nn.Module, parts: _Parts) -> _Parts:
-    """A query that says that a gate is in it."""
-    return {
-        path: known_layout(module, path.rpartition(".")[2], layout.parts[0][1]) or layout
-        if path.endswith("q_gate_proj")
-        else layout
-        for path, layout in parts.items()
-    }
 
 
 def _widths(parts: _Parts) -> dict[str, int]:

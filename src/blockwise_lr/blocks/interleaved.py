@@ -71,6 +71,14 @@ def _bigcode(attention: nn.Module, width: int) -> Layout:
     return Layout((("q", width - 2 * keys), ("k", keys), ("v", keys)))
 
 
+def _litgpt(attention: nn.Module, width: int) -> Layout:
+    """By group of queries with their key and value, as LitGPT did before it called this weight `qkv`."""
+    heads, groups = setting(attention, "n_head"), setting(attention, "n_query_groups")
+    size = width // (heads + 2 * groups) if heads else 0
+    parts = (("q", heads * size), ("k", groups * size), ("v", groups * size))
+    return Layout(parts, groups) if groups else Layout(_thirds(width), None)
+
+
 def _latent_and_rope(attention: nn.Module, width: int) -> Layout:
     """MLA: the latent of all keys and values, then the rotated part of the key that all heads share."""
     rope = setting(attention, "qk_rope_head_dim")
@@ -115,6 +123,7 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
         (r"MiniMaxLightningAttention\.qkv_proj|DisentangledSelfAttention\.in_proj", _by_head("q", "k", "v")),
         (r"CodeGenAttention\.qkv_proj", _codegen),
         (r"GPTBigCodeAttention\.c_attn", _bigcode),
+        (r"CausalSelfAttention\.attn", _litgpt),
         (r".*\.(kv_a_proj_with_mqa|kv_a_proj|wkv_a)", _latent_and_rope),
         (r".*\.(kv_b_proj|wkv_b)", _keys_and_values_of_heads),
         (r"DeepseekV4Attention\.kv_proj", lambda attention, width: Layout((("kv", width),))),

@@ -34,7 +34,7 @@ NAMES: tuple[Named, ...] = (
     _line(Block.QK, "{leaf} of {module}: makes or moves its queries or keys",
           r":XLNet\w*Attention\.(q|k|r)$", r":\w*Attention\.(q_bias|r_kernel|r_\w_bias)$"),
     _line(Block.VO, "{leaf} of {module}: makes or moves its values or output",
-          r":XLNet\w*Attention\.[vo]$", r":\w*Attention\.(v_bias|dense_bias)$", r":\w*MoA\.bias$"),
+          r":XLNet\w*Attention\.[vo]$", r":\w*Attention\.(v_bias|dense_bias)$", r":\w*MoA\.bias$", r"\.ve_gate:"),
     _line(Block.QK, "makes the queries of the attention experts {module}", r"attention\.experts\.input_linear:"),
     _line(Block.VO, "makes the output of the attention experts {module}", r"attention\.experts\.output_linear:"),
     _line(Block.OTHER, "{leaf} of {module}: sinks of the attention", r"\.sinks?$", r"attn\.sink_proj:"),
@@ -53,7 +53,8 @@ NAMES: tuple[Named, ...] = (
     # Sequence mixers that are no attention.
     _line(Block.CONV, "{leaf} of {module}: a convolution's", r"ShortConv", r":\w*Conv\.b\d$"),
     _line(Block.SSM, "{module} makes a gate of an xLSTM's memory", r"^xLSTM\w* .*\.[if]gate_preact:"),
-    _line(Block.OTHER, "{leaf} of {module}: how much of the token before is mixed in", r":Rwkv\w*\.time_mix_"),
+    _line(Block.OTHER, "{leaf} of {module}: how much of the token before is mixed in",
+          r":Rwkv\w*\.time_mix_", r"\bsmear_gate:"),
     # Feed-forward.
     _line(Block.FFN, "{module} is a matrix of RWKV's channel mixing",
           r"^Rwkv\w* .*feed_forward\.(key|value|receptance):"),
@@ -90,7 +91,7 @@ NAMES: tuple[Named, ...] = (
           r"\bper_layer_(input_gate|projection):", r"^Zamba\w* .*\.linear:"),
     _line(Block.OTHER, "{leaf} of {module}: scales a branch of the residual stream",
           r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r"\.\w*(gate|residual|hidden_states)_bias$",
-          r"\.layer_scalar$", r"(LayerScale|Layer|Block)\.(gamma|lambda)_?\d?$"),
+          r"\.layer_scalar$", r"\.\w+_lambdas?$", r"(LayerScale|Layer|Block)\.(gamma|lambda)_?\d?$"),
     _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:"),
     _line(Block.OTHER, "{module} gates the output of a norm", r"^\w*GateMLP .*norm\.mlp\."),
 )  # fmt: skip

@@ -39,10 +39,9 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
     """
     if module is None or isinstance(module, (nn.Embedding, nn.Bilinear, *CONVOLUTIONS)):
         return None
-    for names in (("in_features", "out_features"), ("nx", "nf")):
-        widths = tuple(_own(module, name) for name in names)
-        if isinstance(widths[0], int) and isinstance(widths[1], int):
-            return widths[0], widths[1]
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
+        if isinstance(narrow := _own(module, inputs), int) and isinstance(wide := _own(module, outputs), int):
+            return narrow, wide
     return None
 
 
@@ -102,20 +101,25 @@ class Tree:
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.children: dict[str, list[str]] = {}
+        self._parameters: dict[str, Tensor] = {}
+        self._owners: set[str] = set()
         for name, module in model.named_modules(remove_duplicate=False):
             path = canonical_name(f"{name}.").rstrip(".")
+            for leaf, param in module._parameters.items():  # as named_parameters() gives them, in one pass
+                if param is not None:
+                    self._parameters[f"{name}.{leaf}" if name else leaf] = param
+                    self._owners.add(path)
             if "parametrizations" in path.split("."):
                 continue
             if path not in self.modules and path:
                 self.children.setdefault(path.rpartition(".")[0], []).append(path)
             self.modules[path] = module
-        self._model = model
 
     @cached_property
     def sites(self) -> dict[str, list[Site]]:
         """First name of every trainable parameter -> all the places where it is used."""
         by_id: dict[int, list[Site]] = {}
-        for name, param in self._model.named_parameters(remove_duplicate=False):
+        for name, param in self._parameters.items():
             if param.requires_grad:
                 by_id.setdefault(id(param), []).append(self._site(name, param))
         return {sites[0].name: sites for sites in by_id.values()}
@@ -152,11 +156,14 @@ class Tree:
 
     def linear(self, path: str) -> str:
         """The path of the linear layer that is all that a module holds; otherwise the module's own."""
-        inside = [
-            c for c in self.children.get(path, ()) if next(self.modules[c].parameters(), None) is not None
-        ]
+        inside = [child for child in self.children.get(path, ()) if child in self._holders]
         alone = len(inside) == 1 and not any(p is not None for p in self.modules[path]._parameters.values())
         return inside[0] if alone and self.is_matrix(inside[0]) else path
+
+    @cached_property
+    def _holders(self) -> set[str]:
+        """The modules that have parameters, in them or further inside."""
+        return self._owners.union(*map(ancestors, self._owners))
 
     def is_matrix(self, path: str) -> bool:
         """Whether a module is a linear layer."""
