@@ -9,6 +9,7 @@ from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fu
 from blockwise_lr.optim import (
     MEASURED_RATIOS,
     PAPER_RATIOS,
+    AdamMini,
     AutoRatios,
     AutoRule,
     DirectionalReport,
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MEASURED_RATIOS",
     "PAPER_RATIOS",
+    "AdamMini",
     "AutoRatios",
     "AutoRule",
     "Block",

@@ -1,5 +1,6 @@
 """What does each block get?"""
 
+from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
@@ -14,6 +15,7 @@ __all__ = [
     "MEASURED_RATIOS",
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
+    "AdamMini",
     "AutoRatios",
     "AutoRule",
     "BlockwiseSchedule",

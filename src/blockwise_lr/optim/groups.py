@@ -11,6 +11,7 @@ from torch import nn
 from blockwise_lr.blocks import Block, BlockMap, classify
 from blockwise_lr.blocks.block import Assignment
 from blockwise_lr.optim.auto_rule import AutoRule
+from blockwise_lr.optim.partitions import Partition, partitions
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, resolve_ratios
 
 NoDecay = Iterable[Block] | Iterable[str] | Literal["1d"]
@@ -50,7 +51,8 @@ def param_groups(
     Returns:
         Group dicts for ``torch.optim.AdamW`` and the like; NORM first, none empty. Beside ``params`` each has
         ``lr`` and ``initial_lr`` (ratio * base), ``weight_decay``, ``block`` (a plain str), ``lr_ratio``,
-        ``decay`` and ``names`` (the parameters' names, in the order of ``params``).
+        ``decay``, ``names`` (the parameters' names, in the order of ``params``) and ``partitions`` (how
+        :class:`blockwise_lr.AdamMini` cuts each of them; other optimizers do not look at it).
 
     Raises:
         ValueError: lr or weight_decay out of range; an unknown block in ratios or no_decay; a fused QKV
@@ -71,6 +73,7 @@ def param_groups(
     ratio_of = resolve_ratios(ratios)
     exempt = _resolve_no_decay(no_decay)
     blocks = classify(model) if blocks is None else blocks
+    cut = partitions(model, blocks)
 
     members: dict[tuple[Block, bool], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -100,9 +103,14 @@ def param_groups(
                 "lr_ratio": ratio,
                 "decay": decay,
                 "names": [name for name, _ in members[block, decayed]],
+                "partitions": [_as_list(cut[name]) for name, _ in members[block, decayed]],
             }
         )
     return groups
+
+
+def _as_list(partition: Partition | None) -> list[int] | None:
+    return None if partition is None else list(partition)  # as torch.load with weights_only takes it
 
 
 def _resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
