@@ -43,7 +43,7 @@ def test_a_ratio_that_is_not_above_zero_is_refused(bad):
 
 @pytest.mark.parametrize("bad", ["4", None, True])
 def test_a_ratio_that_is_no_number_is_refused(bad):
-    with pytest.raises(ValueError, match="ratios: qk is .*; expected a number above 0"):
+    with pytest.raises(ValueError, match="ratios: qk is .*; expected a finite number above 0"):
         resolve_ratios({"qk": bad})
 
 
