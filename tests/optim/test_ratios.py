@@ -79,3 +79,10 @@ def test_a_file_that_holds_no_ratios_is_refused_by_name(tmp_path, text, message)
     path.write_text(text)
     with pytest.raises(ValueError, match=f"mine.json {message}"):
         parse_ratios(str(path))
+
+
+def test_pairs_that_are_none_or_there_twice_are_refused():
+    with pytest.raises(ValueError, match="ratios: 'vo' is no pair such as \"emb=4\" \\(in 'emb=4,vo'\\)"):
+        parse_ratios("emb=4,vo")
+    with pytest.raises(ValueError, match="ratios: emb is there twice .*; expected every block once"):
+        parse_ratios("emb=4,emb=8")

@@ -15,7 +15,7 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
-from blockwise_lr.optim.groups import NoDecay
+from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -25,9 +25,9 @@ def blockwise_optimizer(
     *,
     lr: float,
     ratios: Ratios = PAPER_RATIOS,
-    weight_decay: float = 0.1,
+    weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
-    decay: Literal["coupled", "constant"] = "coupled",
+    decay: Decay = "coupled",
     blocks: BlockMap | None = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
@@ -70,6 +70,8 @@ class BlockwiseTrainer(Trainer):
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
+        weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
+            "constant", take ``args.weight_decay``. Default: that for all.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
             since the paper's do.
         blocks: a BlockMap, where the model needs overrides. Default: ``classify(model)``.
@@ -92,8 +94,9 @@ class BlockwiseTrainer(Trainer):
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
+        weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
-        decay: Literal["coupled", "constant"] = "coupled",
+        decay: Decay = "coupled",
         blocks: BlockMap | None = None,
         **kwargs: Any,
     ) -> None:
@@ -109,6 +112,7 @@ class BlockwiseTrainer(Trainer):
         self._floor = floor
         self._floor_mode = floor_mode
         self._warmup = warmup
+        self._weight_decay = weight_decay
         self._no_decay = no_decay
         self._decay = decay
         self._blocks = blocks
@@ -151,13 +155,16 @@ class BlockwiseTrainer(Trainer):
                     )
             else:
                 optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+            base = self.args.weight_decay
+            given = base if self._weight_decay is None else self._weight_decay
+            decays, decay = resolve_decay(given, self._decay, base)
             groups = param_groups(
                 target,
                 self.args.learning_rate,
                 self._ratios,
-                weight_decay=self.args.weight_decay,
+                weight_decay=decays,
                 no_decay=self._no_decay,
-                decay=self._decay,
+                decay=decay,
                 blocks=self._blocks,
             )
             self.optimizer = optimizer_cls(groups, **kwargs)

@@ -13,7 +13,8 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.curves import block_lr
-from blockwise_lr.optim.groups import NoDecay, param_groups
+from blockwise_lr.optim.decay import NoDecay
+from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.config import TrainConfig
