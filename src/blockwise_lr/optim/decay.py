@@ -48,7 +48,7 @@ def resolve_decay(
     if decay not in ("coupled", "constant"):
         raise ValueError(f'decay is {decay!r}; expected "coupled" or "constant"')
     if isinstance(weight_decay, Mapping):
-        given = check_by_block(weight_decay, "weight_decay", _in_range, _EXPECTED)
+        given = check_weight_decays(weight_decay)
         rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked(base))
         return rest | given, decay
     if isinstance(weight_decay, str):
@@ -61,6 +61,13 @@ def resolve_decay(
             raise ValueError('weight_decay is "coupled" and decay is "constant"; expected one of the two')
         decay, weight_decay = weight_decay, base
     return dict.fromkeys(Block, _checked(weight_decay)), decay
+
+
+def check_weight_decays(
+    values: Mapping[Block, float] | Mapping[str, float], name: str = "weight_decay"
+) -> dict[Block, float]:
+    """The weight decays of single blocks. Raises ValueError as :func:`resolve_decay`; `name` is theirs in messages."""
+    return check_by_block(values, name, _in_range, _EXPECTED)
 
 
 def decay_of(name: str, entry: Assignment, decays: Mapping[Block, float]) -> float:
