@@ -161,8 +161,10 @@ def test_an_unlimited_block_is_untouched_even_if_its_norm_is_infinite():
 
 def test_parameters_without_gradient_are_left_out():
     model = with_gradients(small())
+    groups = param_groups(model, lr=1e-3)
     model["wte"].weight.grad = None
     assert set(clip_grad_norm_by_block(model, 1.0)) == {Block.NORM}
+    assert set(clip_grad_norm_by_block(model, 1.0, blocks=groups)) == {Block.NORM}
     model["ln_f"].requires_grad_(False)
     assert clip_grad_norm_by_block(model, 1.0) == {}
     assert clip_grad_norm_by_block(model.requires_grad_(True).zero_grad() or model, 1.0) == {}
