@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 LEAVES = {
     "how-to/sharpness.md": (None, "out/sharpness.jsonl", "evolution.png"),
     "concepts/ratios.md": (None,),
+    "concepts/learning-rates.md": (None,),
 }
 
 

@@ -113,7 +113,9 @@ def test_two_processes_train_as_one_and_hand_over_to_one(tmp_path: Path) -> None
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
-    model = models()["llama"]  # one process keeps the original names of what is split, sharded parts their own
+    model = models()[
+        "llama"
+    ]  # one process keeps the original names of what is split, sharded parts their own
     alone = copy.deepcopy(model)
     train(alone, optimizer_of(alone), slice(0, 4), STEPS + 2)
     load(model, other := optimizer_of(model), os.fspath(tmp_path / "llama"))

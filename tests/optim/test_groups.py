@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from blockwise_lr import PAPER_RATIOS, Block, classify, param_groups, split_fused
+from blockwise_lr import PAPER_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
+from blockwise_lr.optim import cosine
 from blockwise_lr.optim.ratios import parse_ratios
 
 
@@ -71,6 +72,90 @@ def test_without_decay_there_is_one_group_a_block():
     assert len(param_groups(split_fused(gpt2()), lr=1e-3, weight_decay=0.0, no_decay="1d")) == 6
 
 
+def decay_by_block(groups):
+    return {g["block"]: g["weight_decay"] for g in groups}
+
+
+def test_a_block_has_the_weight_decay_it_was_given_and_the_others_keep_the_default():
+    groups = param_groups(llama(), lr=1e-3, weight_decay={"emb": 0, Block.FFN: 0.3})
+    assert decay_by_block(groups) == {"norm": 0.1, "emb": 0.0, "qk": 0.1, "vo": 0.1, "ffn": 0.3, "head": 0.1}
+    assert decay_by_block(param_groups(llama(), lr=1e-3, weight_decay={})) == decay_by_block(
+        param_groups(llama(), lr=1e-3)
+    )
+
+
+def test_the_documented_way_to_give_every_block_a_value():
+    groups = param_groups(llama(), lr=1e-3, weight_decay={**dict.fromkeys(Block, 0.05), "norm": 0})
+    assert decay_by_block(groups) == {
+        "norm": 0.0, "emb": 0.05, "qk": 0.05, "vo": 0.05, "ffn": 0.05, "head": 0.05,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("decay", ["coupled", "constant"])
+def test_the_name_of_a_way_to_decay_is_the_default_decay_in_that_way(decay):
+    named = param_groups(llama(), lr=1e-3, weight_decay=decay)
+    spelled = param_groups(llama(), lr=1e-3, weight_decay=0.1, decay=decay)
+    assert decay_by_block(named) == decay_by_block(spelled)
+    assert {g["decay"] for g in named} == {decay}
+
+
+def test_constant_decay_divides_each_blocks_own_by_its_ratio():
+    decays = {"emb": 0.2, "norm": 0, "ffn": 0.3}
+    for group in param_groups(llama(), lr=1e-3, weight_decay=decays, decay="constant"):
+        expected = 1e-3 * decays.get(group["block"], 0.1)
+        assert group["lr"] * group["weight_decay"] == pytest.approx(expected)
+
+
+def test_constant_decay_by_block_stays_that_of_the_base_learning_rate_at_every_step():
+    decays = {"emb": 0.2, "norm": 0, "ffn": 0.3}
+    optimizer = torch.optim.AdamW(param_groups(llama(), 1e-3, weight_decay=decays, decay="constant"), lr=1e-3)
+    schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=10, floor=1e-4)
+    for step in range(1, 10):
+        optimizer.step()
+        schedule.step()
+        base = cosine(step, peak=1e-3, warmup_steps=2, total_steps=10, floor=1e-4)
+        for group in optimizer.param_groups:
+            expected = base * decays.get(group["block"], 0.1)
+            assert group["lr"] * group["weight_decay"] == pytest.approx(expected)
+
+
+def test_an_adamw_step_without_gradient_shrinks_each_block_by_its_own_decay():
+    model = llama()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    groups = param_groups(model, lr=1e-3, ratios={"ffn": 2}, weight_decay={"emb": 0, "ffn": 0.5})
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    torch.optim.AdamW(groups, lr=1e-3).step()
+    factors = {"emb": 1.0, "ffn": 1 - 2e-3 * 0.5}
+    for group in groups:
+        for name, p in zip(group["names"], group["params"], strict=True):
+            torch.testing.assert_close(p, before[name] * factors.get(group["block"], 1 - 1e-3 * 0.1))
+
+
+def test_no_decay_is_stronger_than_a_blocks_weight_decay():
+    groups = param_groups(llama(), lr=1e-3, weight_decay={"norm": 0.3, "emb": 0.3}, no_decay=["norm"])
+    assert decay_by_block(groups)["norm"] == 0.0
+    assert decay_by_block(groups)["emb"] == 0.3
+
+
+def test_a_fused_weight_takes_the_decay_that_its_parts_share_or_that_qkv_was_given():
+    for decays, expected in [
+        ({"qk": 0.2, "vo": 0.2}, 0.2),
+        ({"qk": 0.2, "qkv": 0.4}, 0.4),
+        ({"ffn": 0}, 0.1),
+    ]:
+        assert decay_by_block(param_groups(gpt2(), 1e-3, {}, weight_decay=decays))["qkv"] == expected
+
+
+def test_a_fused_weight_whose_parts_need_different_decays_is_refused_by_name():
+    message = (
+        r"h\.0\.attn\.c_attn\.weight is a fused QKV weight whose parts need different weight decays "
+        r"\(q 0\.2, k 0\.2, v 0\.1\).*call split_fused\(model\) first.*or name qkv in weight_decay"
+    )
+    with pytest.raises(ValueError, match=message):
+        param_groups(gpt2(), 1e-3, {}, weight_decay={"qk": 0.2})
+
+
 def test_frozen_parameters_are_left_out():
     model = llama()
     model.lm_head.weight.requires_grad_(False)
@@ -135,6 +220,23 @@ def test_a_block_map_of_your_own_is_used():
         (
             {"lr": 1e-3, "no_decay": ["norms"]},
             "no_decay: 'norms' is not a valid Block; the blocks are emb, qk",
+        ),
+        ({"lr": 1e-3, "weight_decay": {"mlp": 0}}, "weight_decay: 'mlp' is not a block; the blocks are emb"),
+        (
+            {"lr": 1e-3, "weight_decay": {"emb": -1}},
+            "weight_decay: emb is -1; expected a finite number, 0 or above",
+        ),
+        (
+            {"lr": 1e-3, "weight_decay": {"emb": "0"}},
+            "weight_decay: emb is '0'; expected a finite number, 0 or above",
+        ),
+        (
+            {"lr": 1e-3, "weight_decay": "none"},
+            "weight_decay is 'none'; expected a number, numbers by block such as .*\"coupled\" or",
+        ),
+        (
+            {"lr": 1e-3, "weight_decay": "coupled", "decay": "constant"},
+            'weight_decay is "coupled" and decay is "constant"; expected one of the two',
         ),
         ({"lr": 1e-3, "ratios": {"mlp": 2}}, "ratios: 'mlp' is not a block"),
     ],

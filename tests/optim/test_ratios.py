@@ -43,7 +43,7 @@ def test_a_ratio_that_is_not_above_zero_is_refused(bad):
 
 @pytest.mark.parametrize("bad", ["4", None, True])
 def test_a_ratio_that_is_no_number_is_refused(bad):
-    with pytest.raises(ValueError, match="ratios: qk is .*; expected a number above 0"):
+    with pytest.raises(ValueError, match="ratios: qk is .*; expected a finite number above 0"):
         resolve_ratios({"qk": bad})
 
 
@@ -79,3 +79,10 @@ def test_a_file_that_holds_no_ratios_is_refused_by_name(tmp_path, text, message)
     path.write_text(text)
     with pytest.raises(ValueError, match=f"mine.json {message}"):
         parse_ratios(str(path))
+
+
+def test_pairs_that_are_none_or_there_twice_are_refused():
+    with pytest.raises(ValueError, match="ratios: 'vo' is no pair such as \"emb=4\" \\(in 'emb=4,vo'\\)"):
+        parse_ratios("emb=4,vo")
+    with pytest.raises(ValueError, match="ratios: emb is there twice .*; expected every block once"):
+        parse_ratios("emb=4,emb=8")

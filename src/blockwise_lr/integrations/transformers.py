@@ -12,10 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
-from blockwise_lr.optim.groups import NoDecay
+from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -25,9 +27,9 @@ def blockwise_optimizer(
     *,
     lr: float,
     ratios: Ratios = PAPER_RATIOS,
-    weight_decay: float = 0.1,
+    weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
-    decay: Literal["coupled", "constant"] = "coupled",
+    decay: Decay = "coupled",
     blocks: BlockMap | None = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
@@ -70,14 +72,22 @@ class BlockwiseTrainer(Trainer):
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
+        weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
+            "constant", take ``args.weight_decay``. Default: that for all.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
             since the paper's do.
+        clip_by_block: largest gradient norm of each block, as ``max_norm`` of
+            :func:`blockwise_lr.clip_grad_norm_by_block`. It takes the place of ``max_grad_norm``, which is then not
+            looked at. Every block's norm is logged as ``grad_norm/<block>``; of a gradient that was not finite a
+            warning names step, blocks and parameters (not under fp16, whose scaling expects some). Default: None,
+            Trainer's own clipping.
         blocks: a BlockMap, where the model needs overrides. Default: ``classify(model)``.
         optimizer_cls_and_kwargs: the kind of optimizer where ``args.optim`` does not know it, without ``params``.
 
     Raises:
         ValueError: ``optimizers`` given, since this class makes both; and as :func:`blockwise_lr.param_groups`,
-            first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this.
+            first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this;
+            clip_by_block out of range, or under DeepSpeed, FSDP version 1 or XLA.
 
     Example:
         >>> trainer = BlockwiseTrainer(split_fused(model), args, train_dataset=data)  # doctest: +SKIP
@@ -92,8 +102,10 @@ class BlockwiseTrainer(Trainer):
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
+        weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
-        decay: Literal["coupled", "constant"] = "coupled",
+        decay: Decay = "coupled",
+        clip_by_block: MaxNorm | None = None,
         blocks: BlockMap | None = None,
         **kwargs: Any,
     ) -> None:
@@ -109,10 +121,14 @@ class BlockwiseTrainer(Trainer):
         self._floor = floor
         self._floor_mode = floor_mode
         self._warmup = warmup
+        self._weight_decay = weight_decay
         self._no_decay = no_decay
         self._decay = decay
+        self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
         super().__init__(*args, **kwargs)
+        if self._clipping is not None:
+            check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self._lr_record = _LearningRateRecord()
         self.add_callback(self._lr_record)
 
@@ -135,6 +151,17 @@ class BlockwiseTrainer(Trainer):
                 self.auto.watch(float(whole))
         return loss
 
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
+        # Only called where max_grad_norm is above 0, so the clipping by block is left to _get_grad_norm.
+        return super()._clip_grad_norm(model) if self._clipping is None else None  # type: ignore[no-untyped-call]
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        if self._clipping is None:
+            return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        self.accelerator.unscale_gradients()  # of fp16
+        optimizer = cast("Optimizer", self.optimizer)
+        return self._clipping.clip(model, optimizer.param_groups, self.state.global_step)
+
     def _sharpness_callbacks(self) -> list[SharpnessCallback]:
         return [each for each in self.callback_handler.callbacks if isinstance(each, SharpnessCallback)]
 
@@ -151,13 +178,16 @@ class BlockwiseTrainer(Trainer):
                     )
             else:
                 optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+            base = self.args.weight_decay
+            given = base if self._weight_decay is None else self._weight_decay
+            decays, decay = resolve_decay(given, self._decay, base)
             groups = param_groups(
                 target,
                 self.args.learning_rate,
                 self._ratios,
-                weight_decay=self.args.weight_decay,
+                weight_decay=decays,
                 no_decay=self._no_decay,
-                decay=self._decay,
+                decay=decay,
                 blocks=self._blocks,
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
@@ -186,6 +216,10 @@ class BlockwiseTrainer(Trainer):
         """Trainer's log, with the learning rate of every block beside the loss."""
         if "loss" in logs:
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
+            if self._clipping is not None:
+                warn = self.accelerator.scaler is None and self.is_world_process_zero()
+                norms = self._clipping.read(warn=warn)
+                logs.update({f"grad_norm/{block.value}": norm for block, norm in norms.items()})
             if self.auto is not None:
                 logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})
         super().log(logs, start_time)

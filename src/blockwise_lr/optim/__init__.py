@@ -3,11 +3,13 @@
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.auto_rule import AutoRule
+from blockwise_lr.optim.clipping import clip_grad_norm_by_block
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport, Slope
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
+from blockwise_lr.optim.nonfinite import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 
@@ -24,9 +26,11 @@ __all__ = [
     "Ratios",
     "Slope",
     "block_lr",
+    "clip_grad_norm_by_block",
     "cosine",
     "cosine_schedule",
     "measure_directional",
+    "nonfinite_gradients",
     "param_groups",
     "ratios_from_sharpness",
     "resolve_ratios",

@@ -11,6 +11,7 @@ from typing import Any
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
+from blockwise_lr.optim.by_block import check_by_block, parse_pairs, spell_pairs
 from blockwise_lr.optim.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
@@ -66,19 +67,10 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         ratios = ratios_from_sharpness(ratios)
     elif isinstance(ratios, AutoRule):
         ratios = starting_ratios(ratios)
-    resolved = dict.fromkeys(Block, 1.0)
-    for key, value in ratios.items():
-        try:
-            block = Block(key)
-        except ValueError:
-            known = ", ".join(b.value for b in Block)
-            raise ValueError(f"ratios: {key!r} is not a block; the blocks are {known}") from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"ratios: {block.value} is {value!r}; expected a number above 0")
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"ratios: {block.value} is {value}; expected a finite number above 0")
-        resolved[block] = float(value)
-    return resolved
+    given = check_by_block(
+        ratios, "ratios", lambda value: math.isfinite(value) and value > 0, "a finite number above 0"
+    )
+    return dict.fromkeys(Block, 1.0) | given
 
 
 NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
@@ -132,13 +124,12 @@ def parse_ratios(text: str) -> dict[Block, float]:
             )
         measured = "estimator" in values or values.get("kind") == DIRECTIONAL
         return dict(ratios_from_sharpness(_report(text, values))) if measured else _named(values)
-    pairs = [pair.partition("=") for pair in text.split(",")]
-    try:
-        return _named(
-            {name.strip(): float(value) for name, equals, value in pairs if equals or _refuse(text)}
+    if "=" not in text:
+        raise ValueError(
+            f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
+            f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
         )
-    except ValueError as error:
-        raise ValueError(str(error) if "ratios:" in str(error) else f"ratios: {text!r}: {error}") from None
+    return _named(parse_pairs(text, "ratios"))
 
 
 def canonical_ratios(text: str) -> str:
@@ -162,10 +153,8 @@ def spell_ratios(ratios: Ratios) -> str:
         >>> spell_ratios(PAPER_RATIOS)
         'emb=10,qk=8,vo=4,ffn=6'
     """
-    pairs = [
-        f"{block.value}={_digits(ratio)}" for block, ratio in resolve_ratios(ratios).items() if ratio != 1
-    ]
-    return ",".join(pairs) or "uniform"
+    unequal = {block: ratio for block, ratio in resolve_ratios(ratios).items() if ratio != 1}
+    return spell_pairs(unequal) or "uniform"
 
 
 def _report(
@@ -187,18 +176,6 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def _digits(ratio: float) -> str:
-    short = f"{ratio:g}"
-    return short if float(short) == ratio else repr(ratio)
-
-
 def _named(values: Mapping[str, float]) -> dict[Block, float]:
     resolved = resolve_ratios(values)
     return {Block(name): resolved[Block(name)] for name in values}
-
-
-def _refuse(text: str) -> bool:
-    raise ValueError(
-        f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
-        f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
-    )

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from blockwise_lr.blocks import split_fused
+from blockwise_lr.blocks import Block, split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.auto_rule import parse_auto
+from blockwise_lr.optim.by_block import digits, parse_pairs, spell_pairs
+from blockwise_lr.optim.clipping import resolve_max_norm
 from blockwise_lr.optim.curves import block_lr
-from blockwise_lr.optim.groups import NoDecay, param_groups
+from blockwise_lr.optim.decay import NoDecay, check_weight_decays, resolve_decay
+from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.config import TrainConfig
@@ -65,8 +69,13 @@ def check_config(config: TrainConfig) -> TrainConfig:
     _check_reports(config)
     check_measurements(config)
     optim = config.optim
-    ratios = canonical_ratios(optim.ratios)
-    return replace(config, device=resolve_device(config.device), optim=replace(optim, ratios=ratios))
+    resolved = replace(
+        optim,
+        ratios=canonical_ratios(optim.ratios),
+        weight_decay_by_block=spell_pairs(parse_weight_decay(optim.weight_decay_by_block)),
+        clip_by_block=spell_max_norm(parse_clip(optim.clip_by_block)),
+    )
+    return replace(config, device=resolve_device(config.device), optim=resolved)
 
 
 def _check_optim(config: TrainConfig) -> None:
@@ -96,6 +105,8 @@ def _check_optim(config: TrainConfig) -> None:
         if auto is not None and optim.optimizer != "adamw":
             raise ValueError(f"--ratios auto reads AdamW's state; --optimizer is {optim.optimizer}")
         optimizer_class(optim.optimizer)
+        parse_weight_decay(optim.weight_decay_by_block)
+        parse_clip(optim.clip_by_block)
         for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
             block_lr(
                 0,
@@ -125,11 +136,14 @@ def _check_model(config: TrainConfig) -> None:
 def groups_of_run(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
     """The parameter groups of a run, on its model. Raises ValueError as :func:`blockwise_lr.param_groups`."""
     optim = config.optim
+    given = parse_weight_decay(optim.weight_decay_by_block)
     return param_groups(
         model,
         optim.base_lr,
         parse_ratios(optim.ratios),
-        weight_decay=optim.weight_decay,
+        weight_decay=resolve_decay(given, optim.decay, optim.weight_decay)[0]
+        if given
+        else optim.weight_decay,
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
     )
@@ -154,6 +168,40 @@ def report_names(config: TrainConfig) -> list[str]:
 def parse_no_decay(text: str) -> NoDecay:
     """`OptimConfig.no_decay` as `param_groups` takes it."""
     return "1d" if text == "1d" else [block.strip() for block in text.split(",") if block.strip()]
+
+
+def parse_weight_decay(text: str) -> dict[Block, float]:
+    """`OptimConfig.weight_decay_by_block`: the blocks that are named.
+
+    Raises:
+        ValueError: no pairs, an unknown block, or a decay out of range.
+    """
+    name = "--weight-decay-by-block"
+    return check_weight_decays(parse_pairs(text, name), name) if text else {}
+
+
+def parse_clip(text: str) -> float | dict[Block, float] | None:
+    """`OptimConfig.clip_by_block` as `clip_grad_norm_by_block` takes it; None: no clipping by block.
+
+    Raises:
+        ValueError: neither a number nor pairs, an unknown block, or a norm out of range.
+    """
+    name = "--clip-by-block"
+    if not text:
+        return None
+    try:
+        limit = float(text)
+    except ValueError:
+        return resolve_max_norm(parse_pairs(text, name), name)
+    resolve_max_norm(limit, name)
+    return limit
+
+
+def spell_max_norm(max_norm: float | Mapping[Block, float] | None) -> str:
+    """The inverse of :func:`parse_clip`, so that the same limits are the same configuration."""
+    if max_norm is None:
+        return ""
+    return spell_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)
 
 
 def warmup_steps(config: TrainConfig) -> int:

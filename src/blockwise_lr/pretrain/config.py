@@ -82,6 +82,8 @@ class OptimConfig:
     """Added to the square root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled weight decay, per unit of learning rate."""
+    weight_decay_by_block: str = ""
+    """The same for single blocks, as pairs such as emb=0,norm=0,ffn=0.2; the others keep weight_decay."""
     decay: Literal["coupled", "constant"] = "coupled"
     """"coupled": a block's decay is lr * weight_decay, so it grows with its ratio (the paper's way);
     "constant": every block decays as at the base learning rate."""
@@ -89,6 +91,9 @@ class OptimConfig:
     """Blocks without weight decay, comma-separated ("norm,emb"), or "1d" for all vectors; empty: none."""
     clip: float = 1.0
     """Largest L2 norm of the whole gradient; 0: no clipping."""
+    clip_by_block: str = ""
+    """Largest L2 norm of each block's gradient, in the place of clip: one number for all (1.0), or pairs such as
+    emb=0.5,ffn=1, the other blocks then not being clipped; empty: clip as a whole."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Shape of the learning rate over the steps."""
     warmup_fraction: float = 0.02
@@ -168,7 +173,11 @@ FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", 
 """Fields on which no number of a run depends: they may differ between a run and its resumption."""
 
 
-_LATER_FIELDS: Mapping[str, Any] = {"optim.re_measure": 0}
+_LATER_FIELDS: Mapping[str, Any] = {
+    "optim.re_measure": 0,
+    "optim.weight_decay_by_block": "",
+    "optim.clip_by_block": "",
+}
 """Fields that came later, with the value that changes nothing: runs from before are the same runs."""
 
 

@@ -24,7 +24,14 @@ from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
-from blockwise_lr.pretrain.checks import check_config, parse_no_decay, report_names, warmup_steps
+from blockwise_lr.pretrain.checks import (
+    check_config,
+    parse_clip,
+    parse_no_decay,
+    parse_weight_decay,
+    report_names,
+    warmup_steps,
+)
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
@@ -236,8 +243,10 @@ def _trainer(
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
+        weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
+        clip_by_block=parse_clip(optim.clip_by_block),
         metrics=metrics,
         run_dir=out,
         keep_checkpoints=config.keep_checkpoints,

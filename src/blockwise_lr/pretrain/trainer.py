@@ -97,6 +97,7 @@ class PretrainTrainer(BlockwiseTrainer):
             "lr": _by_block(logs, "lr/"),
             **({"ratios": ratios} if (ratios := _by_block(logs, "ratio/")) else {}),
             "grad_norm": logs.get("grad_norm"),
+            **({"grad_norms": norms} if (norms := _by_block(logs, "grad_norm/")) else {}),
             "seconds": round(self.seconds, 3),
         }
         if not math.isfinite(logs["loss"]):

@@ -1,0 +1,93 @@
+"""Clipping by block inside transformers' Trainer, in the place of its own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.optim.clipping import MaxNorm, clip_members, resolve_max_norm
+from blockwise_lr.optim.gradients import GradientNorms, members
+
+_HOOKS = ("_clip_grad_norm", "_get_grad_norm")
+_SHOWN = 3  # parameters of a block that the warning names
+
+
+class TrainerClipping:
+    """Clips each step's gradients, and keeps their norms on the device until Trainer logs.
+
+    Args:
+        max_norm: as :func:`blockwise_lr.clip_grad_norm_by_block` takes it.
+
+    Raises:
+        ValueError: as that function.
+        RuntimeError: this version of transformers lacks the methods that have to be overridden.
+    """
+
+    def __init__(self, max_norm: MaxNorm) -> None:
+        missing = [hook for hook in _HOOKS if not hasattr(Trainer, hook)]
+        if missing:
+            raise RuntimeError(
+                f"clip_by_block overrides Trainer.{missing[0]}, which this version of transformers does not have, so "
+                "it would clip globally: install transformers 5.23, or leave clip_by_block out"
+            )
+        self._limits = resolve_max_norm(max_norm, "clip_by_block")
+        self._since: list[tuple[int, GradientNorms]] = []
+
+    def clip(self, model: Any, groups: Sequence[Mapping[str, Any]], step: int) -> Tensor:
+        """Clip the gradients of the optimizer's groups; returns the norm of the whole gradient before.
+
+        Args:
+            model: the model, wrapped as Trainer has it.
+            groups: the optimizer's, of :func:`blockwise_lr.param_groups`.
+            step: optimizer steps taken before.
+        """
+        norms = clip_members(members(model, groups), self._limits)
+        self._since.append((step, norms))
+        return norms.total
+
+    def read(self, *, warn: bool) -> dict[Block, float]:
+        """The norms of the last step, by block.
+
+        Args:
+            warn: of the first step since the last reading whose gradient was not finite.
+        """
+        if not self._since:
+            return {}
+        if warn:
+            for step, norms in self._since:
+                if found := norms.nonfinite():
+                    warnings.warn(_describe(step, found), stacklevel=2)
+                    break  # what follows, follows from it
+        self._since = self._since[-1:]
+        return {block: float(norm) for block, norm in self._since[0][1].by_block.items()}
+
+
+def check_engine(kind: str, *, fsdp2: bool) -> None:
+    """Whether gradients are where this library can see them, whole or as DTensors.
+
+    Args:
+        kind: accelerate's ``DistributedType``.
+        fsdp2: whether "FSDP" is its version 2.
+
+    Raises:
+        ValueError: an engine that keeps them elsewhere.
+    """
+    if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA") or (kind == "FSDP" and not fsdp2):
+        name = "FSDP version 1" if kind == "FSDP" else str(kind).removeprefix("DistributedType.")
+        raise ValueError(
+            f"clip_by_block cannot see the gradients of single parameters under {name}; it works on one device, under "
+            "DDP and under FSDP version 2: use one of these, or max_grad_norm in its place"
+        )
+
+
+def _describe(step: int, found: Mapping[Block, Sequence[str]]) -> str:
+    told = []
+    for block, names in found.items():
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        told.append(f"{block.value}: {', '.join(names[:_SHOWN]) or 'finite, but too large to square'}{more}")
+    return f"the gradient of step {step + 1} was not finite. {'; '.join(told)}"

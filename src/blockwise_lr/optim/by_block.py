@@ -1,0 +1,84 @@
+"""One number for every block: what a mapping has to look like, and how a command line spells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blockwise_lr.blocks import Block
+
+
+def check_by_block(
+    values: Mapping[Any, Any], name: str, allowed: Callable[[float], bool], expected: str
+) -> dict[Block, float]:
+    """The mapping with Blocks as keys and floats as values.
+
+    Args:
+        values: a number by Block or its string.
+        name: what the numbers are called in messages.
+        allowed: whether a number is in range.
+        expected: the same in words.
+
+    Raises:
+        ValueError: a key that is no block, or a value that is no number or out of range.
+
+    Example:
+        >>> check_by_block({"qk": 2}, "ratios", lambda value: value > 0, "a number above 0")
+        {<Block.QK: 'qk'>: 2.0}
+    """
+    checked = {}
+    for key, value in values.items():
+        try:
+            block = Block(key)
+        except ValueError:
+            known = ", ".join(b.value for b in Block)
+            raise ValueError(f"{name}: {key!r} is not a block; the blocks are {known}") from None
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(value):
+            raise ValueError(f"{name}: {block.value} is {value!r}; expected {expected}")
+        checked[block] = float(value)
+    return checked
+
+
+def parse_pairs(text: str, name: str) -> dict[str, float]:
+    """``"emb=4,vo=0.5"`` as a mapping; whether its keys are blocks is for :func:`check_by_block`.
+
+    Raises:
+        ValueError: something between two commas is not ``block=number``, or a block is there twice.
+
+    Example:
+        >>> parse_pairs("emb=4, vo=0.5", "ratios")
+        {'emb': 4.0, 'vo': 0.5}
+    """
+    values: dict[str, float] = {}
+    for pair in text.split(","):
+        block, equals, value = (part.strip() for part in pair.partition("="))
+        if not equals:
+            raise ValueError(f'{name}: {pair.strip()!r} is no pair such as "emb=4" (in {text!r})')
+        if block in values:
+            raise ValueError(f"{name}: {block} is there twice (in {text!r}); expected every block once")
+        try:
+            values[block] = float(value)
+        except ValueError as error:
+            raise ValueError(f"{name}: {text!r}: {error}") from None
+    return values
+
+
+def spell_pairs(values: Mapping[Block, float]) -> str:
+    """The inverse of :func:`parse_pairs`, in the order of :class:`Block`.
+
+    Example:
+        >>> spell_pairs({Block.VO: 0.5, Block.EMB: 4.0})
+        'emb=4,vo=0.5'
+    """
+    return ",".join(f"{block.value}={digits(values[block])}" for block in Block if block in values)
+
+
+def digits(value: float) -> str:
+    """The number in as few digits as give it back.
+
+    Example:
+        >>> digits(4.0), digits(0.1 + 0.2)
+        ('4', '0.30000000000000004')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -1,0 +1,126 @@
+"""Weight decay by block: one value, a value a block, and the blocks that have none."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.blocks.block import Assignment
+from blockwise_lr.optim.by_block import check_by_block
+
+Decay = Literal["coupled", "constant"]
+WeightDecay = float | Mapping[Block, float] | Mapping[str, float] | Decay
+NoDecay = Iterable[Block] | Iterable[str] | Literal["1d"]
+
+WEIGHT_DECAY = 0.1
+"""The authors' (METHOD section 3)."""
+
+_EXPECTED = "a finite number, 0 or above"
+
+
+def resolve_decay(
+    weight_decay: WeightDecay, decay: Decay, base: float = WEIGHT_DECAY
+) -> tuple[dict[Block, float], Decay]:
+    """The weight decay of every block, and how it goes with the learning rate.
+
+    Naming a block changes that block and no other: the rest keep `base`, what they would have without the mapping.
+
+    Args:
+        weight_decay: a number, for all blocks; numbers by Block or its string; or "coupled" or "constant", which stand
+            for `base` with that `decay`.
+        decay: as in :func:`blockwise_lr.param_groups`.
+        base: of the blocks that a mapping does not name.
+
+    Returns:
+        The decays, and "coupled" or "constant". QKV is among them only if it was named, or if all blocks have one
+        value: otherwise the parts of a fused weight decide.
+
+    Raises:
+        ValueError: a value out of range, an unknown block, or `weight_decay` and `decay` at odds.
+
+    Example:
+        >>> decays, _ = resolve_decay({"norm": 0}, "coupled")
+        >>> decays[Block.NORM], decays[Block.FFN]
+        (0.0, 0.1)
+    """
+    if decay not in ("coupled", "constant"):
+        raise ValueError(f'decay is {decay!r}; expected "coupled" or "constant"')
+    if isinstance(weight_decay, Mapping):
+        given = check_weight_decays(weight_decay)
+        rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked(base))
+        return rest | given, decay
+    if isinstance(weight_decay, str):
+        if weight_decay not in ("coupled", "constant"):
+            raise ValueError(
+                f"weight_decay is {weight_decay!r}; expected a number, "
+                'numbers by block such as {"norm": 0}, "coupled" or "constant"'
+            )
+        if decay == "constant" and weight_decay == "coupled":
+            raise ValueError('weight_decay is "coupled" and decay is "constant"; expected one of the two')
+        decay, weight_decay = weight_decay, base
+    return dict.fromkeys(Block, _checked(weight_decay)), decay
+
+
+def check_weight_decays(
+    values: Mapping[Block, float] | Mapping[str, float], name: str = "weight_decay"
+) -> dict[Block, float]:
+    """The weight decays of single blocks. Raises ValueError as :func:`resolve_decay`; `name` is theirs in messages."""
+    return check_by_block(values, name, _in_range, _EXPECTED)
+
+
+def decay_of(name: str, entry: Assignment, decays: Mapping[Block, float]) -> float:
+    """The weight decay of a parameter; of a fused weight that was not split, the one that its parts share.
+
+    Raises:
+        ValueError: they share none.
+    """
+    if entry.block in decays:
+        return decays[entry.block]
+    parts = entry.parts or {"q, k": Block.QK, "v": Block.VO}
+    if len({decays[block] for block in parts.values()}) > 1:
+        wanted = ", ".join(f"{part} {decays[block]:g}" for part, block in parts.items())
+        raise ValueError(
+            f"{name} is a fused QKV weight whose parts need different weight decays ({wanted}), and one parameter can "
+            f"have only one: call split_fused(model) first, before the optimizer is made, or name qkv in weight_decay"
+        )
+    return decays[next(iter(parts.values()))]
+
+
+def resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
+    """The blocks without decay; None stands for "1d"."""
+    if no_decay == "1d":
+        return None
+    if isinstance(no_decay, str):
+        raise ValueError(
+            f'no_decay is {no_decay!r}; expected a list of blocks, such as ["norm", "emb"], or "1d"'
+        )
+    try:
+        return frozenset(Block(block) for block in no_decay)
+    except ValueError as error:
+        known = ", ".join(b.value for b in Block)
+        raise ValueError(f"no_decay: {error}; the blocks are {known}") from None
+
+
+def is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
+    """Whether no_decay names the parameter's block; of a fused weight, the blocks of all its parts."""
+    if entry.block is not Block.QKV or Block.QKV in exempt:
+        return entry.block in exempt
+    parts = {block in exempt for block in (entry.parts or {}).values()}
+    if len(parts) > 1:
+        raise ValueError(
+            f"{name} is a fused QKV weight, and no_decay names only some of its parts: "
+            f"call split_fused(model) first, before the optimizer is made"
+        )
+    return parts == {True}
+
+
+def _in_range(value: float) -> bool:
+    return math.isfinite(value) and value >= 0
+
+
+def _checked(value: float) -> float:
+    if not _in_range(value):
+        raise ValueError(f"weight_decay is {value}; expected {_EXPECTED}")
+    return value

@@ -1,0 +1,62 @@
+"""Where a gradient is not finite: blocks, parameters, and what is in them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.optim.gradients import GradientNorms, Groups, Members, members, together, whole
+
+_SHOWN = 3  # parameters of a block that a message names
+
+
+def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = None) -> dict[Block, list[str]]:
+    """The parameters with a NaN or an infinite element in their gradient, by block; waits for the device.
+
+    Args:
+        model, blocks: as for :func:`clip_grad_norm_by_block`.
+
+    Returns:
+        Names by block; blocks without such a parameter are left out.
+
+    Example:
+        >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
+        >>> (model["wte"](torch.arange(4)) * torch.inf).sum().backward()
+        >>> nonfinite_gradients(model)
+        {<Block.EMB: 'emb'>: ['wte.weight']}
+    """
+    counts = _count_nonfinite(members(model, blocks))
+    return {block: list(of) for block, of in counts.items()}
+
+
+def _count_nonfinite(found: Members) -> dict[Block, dict[str, tuple[int, int]]]:
+    """(NaN, infinite) elements of the gradients that have any."""
+    names = [(block, name) for block, of in found.items() for name in of]
+    gradients = [p.grad for of in found.values() for p in of.values() if p.grad is not None]
+    counts = [count(gradient).sum() for count in (torch.isnan, torch.isinf) for gradient in gradients]
+    numbers = together(whole(counts)).tolist()
+    result: dict[Block, dict[str, tuple[int, int]]] = {}
+    for (block, name), nan, inf in zip(names, numbers, numbers[len(names) :]):
+        if nan or inf:
+            result.setdefault(block, {})[name] = (nan, inf)
+    return result
+
+
+def describe_nonfinite(found: Members, norms: GradientNorms, norm_type: float) -> str:
+    """What is in the gradients of the blocks whose norm is not finite, in words."""
+    told = []
+    for block, of in _count_nonfinite(found).items():
+        shown = [
+            f"{name} ({nan:,} nan, {inf:,} inf of {found[block][name].numel():,})"
+            for name, (nan, inf) in list(of.items())[:_SHOWN]
+        ]
+        more = f" and {len(of) - _SHOWN} more" if len(of) > _SHOWN else ""
+        told.append(f"{block.value}: {', '.join(shown)}{more}")
+    if not told:
+        dtype = str(norms.total.dtype).removeprefix("torch.")
+        told = [
+            f"{block.value}: every element is finite, but the norm of order {norm_type:g} overflows {dtype}"
+            for block in norms.nonfinite()
+        ]
+    return "; ".join(told)
