@@ -65,6 +65,18 @@ def literal_cosines(training: Training) -> dict[Block, float]:
     return {block: dot / math.sqrt(gg * uu) for block, (dot, gg, uu) in sums.items()}
 
 
+def test_constant_decay_stays_so_while_the_ratios_move():
+    training = Training(rule(gain=40.0, stop=1.0))
+    groups = param_groups(training.model, lr=1e-2, ratios=rule(), decay="constant")
+    training.optimizer = torch.optim.AdamW(groups)
+    training.schedule = cosine_schedule(training.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3)
+    training.auto = AutoRatios(training.optimizer, training.schedule, rule(gain=40.0, stop=1.0))
+    training.run(9)
+    assert len({round(ratio, 6) for ratio in training.auto.ratios.values()}) > 3
+    decays = [group["lr"] * group["weight_decay"] for group in training.optimizer.param_groups]
+    assert decays == pytest.approx([decays[0]] * len(decays), rel=1e-9)
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family):
     training = Training(rule(gain=40.0, stop=1.0), family).run(9)

@@ -160,7 +160,10 @@ class AutoRatios:
         groups = self._groups
         for block, log in logs.items():
             for group in groups[block]:
-                group["initial_lr"] *= math.exp(log) / group["lr_ratio"]
+                factor = math.exp(log) / group["lr_ratio"]
+                group["initial_lr"] *= factor
+                if "peak_weight_decay" in group:  # decay="constant": the same decay a step at any ratio
+                    group["peak_weight_decay"] /= factor
                 group["lr_ratio"] = math.exp(log)
 
 
