@@ -89,8 +89,8 @@ class Muon(Optimizer):
         momentum: mu, with Nesterov's form. Default 0.95.
         ns_steps: iterations of Newton-Schulz. Default 5.
         adjust_lr_fn: "match_rms_adamw" (default) scales the update by ``0.2 sqrt(max(a, b))``, so that its root mean
-            square is AdamW's and one base learning rate and decay serve both halves; "original" by
-            ``sqrt(max(1, a / b))``, which wants a learning rate of its own for the matrices.
+            square is 0.2 whatever the shape, as AdamW's about is, and one base learning rate and decay serve both
+            halves; "original" by ``sqrt(max(1, a / b))``, which wants a learning rate of its own for the matrices.
         min_side: see above. Default 8.
 
     Raises:
@@ -229,6 +229,8 @@ class Muon(Optimizer):
 def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
     """The group's parts by rule, none empty, Muon's first."""
     if "algorithm" in group:
+        if group["algorithm"] not in ("muon", "adamw"):
+            raise ValueError(f'a group\'s algorithm is {group["algorithm"]!r}; expected "muon" or "adamw"')
         yield group
         return
     if "block" not in group:

@@ -112,8 +112,8 @@ _ENTRIES = (
         note="the first step only sets up the preconditioner",
     ),
     OptimizerEntry(
-        "sophia", "pytorch_optimizer:SophiaH", "arXiv 2305.14342", betas=(0.96, 0.99), eps=1e-12, weight_decay=0.2,
-        lr_factor=80.0, note="the clip of 0.01 lies inside the learning rate, hence its size",
+        "sophia", "pytorch_optimizer:SophiaH", "arXiv 2305.14342", betas=(0.96, 0.99), eps=1e-12, weight_decay=0.002,
+        lr_factor=80.0, note="steps are clipped at 0.01 lr, not at lr: hence 100 times the rate and 1/100 of the decay",
         own_loop="it needs loss.backward(create_graph=True), which Trainer does not do: call build_optimizer in a loop "
         "of your own",
     ),
