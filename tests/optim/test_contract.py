@@ -42,14 +42,14 @@ ALLOWED: dict[str, dict[str, str]] = {
     },
     "accumulation": {"soap": _SOAP},
     "ddp": {
-        "sophia": "DDP's hooks leave no graph on the gradients, and its curvature estimate needs one",
+        "sophia": "it needs gradients with a graph, and DDP averages them in place, which torch refuses",
         "soap": _SOAP,
     },
     "fsdp2": {
         "adafactor": "torch's Adafactor does not take sharded parameters",
         "adan": "torch has no rule for _foreach_copy_ of sharded tensors",
         "sophia": "FSDP2's hooks leave no graph on the gradients, and its curvature estimate needs one",
-        "soap": "its preconditioners are those of each process's shard, not of the whole matrix",
+        "soap": "its preconditioners are plain tensors, which torch refuses to mix with sharded gradients",
     },
 }
 
