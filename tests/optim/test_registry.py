@@ -100,6 +100,30 @@ def test_what_is_refused(name: str, options: dict[str, Any], message: str) -> No
     assert "\n" not in str(error.value)
 
 
+def test_the_page_shows_the_defaults_there_are() -> None:
+    def spelled(value: float | None) -> str:
+        return "-" if value is None else format(value, "g")
+
+    page = (Path(__file__).parents[2] / "docs/how-to/optimizers.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "| `" in line
+    ]
+    shown = {row[0].strip("`"): row[1:] for row in rows if len(row) == 8}
+    for name in OPTIMIZERS:
+        entry = optimizer_entry(name)
+        assert shown.pop(name) == [
+            f"`{entry.path}`",
+            ", ".join(map(spelled, entry.betas)) if entry.betas else "-",
+            spelled(entry.eps),
+            spelled(entry.weight_decay),
+            spelled(entry.lr_factor),
+            entry.reference,
+            entry.note or "-",
+        ]
+        assert f'build_optimizer("{name}", model' in page
+    assert not shown
+
+
 def test_an_option_that_would_be_swallowed_is_refused() -> None:
     pytest.importorskip("pytorch_optimizer")
     with pytest.raises(ValueError, match="optimizer lion takes no eps; it takes lr, betas, weight_decay"):

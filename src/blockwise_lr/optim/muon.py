@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
 
 # torch.optim.Muon refuses 3-D stacks and knows no second rule; the function that it steps with is what is used here.
 from torch.optim._muon import muon as torch_muon
@@ -15,6 +14,10 @@ from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.sharpness.processes import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Algorithm = Literal["muon", "adamw"]
 
@@ -181,7 +184,7 @@ class Muon(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
             assert p.grad is not None
             sharded: tuple[Tensor, ...] = (p.detach(), p.grad, state["momentum_buffer"])
-            whole = [t.full_tensor() if isinstance(t, DTensor) else t for t in sharded]
+            whole = [cast("DTensor", t).full_tensor() if is_sharded(t) else t for t in sharded]
             torch_muon(
                 *(list(_matrices(tensor)) for tensor in whole),
                 lr=group["lr"],
@@ -194,8 +197,8 @@ class Muon(Optimizer):
                 adjust_lr_fn=group["adjust_lr_fn"],
                 has_complex=False,
             )
-            if isinstance(p, DTensor):
-                _write(p, whole[0])
+            if is_sharded(p):
+                _write(cast("DTensor", p), whole[0])
                 _write(state["momentum_buffer"], whole[2])
 
     def _step_adamw(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
@@ -256,9 +259,10 @@ def _matrices(tensor: Tensor) -> Sequence[Tensor]:
     return (tensor,) if tensor.ndim == 2 else tensor.unbind(0)
 
 
-def _write(sharded: Tensor, whole: Tensor) -> None:
+def _write(sharded: DTensor, whole: Tensor) -> None:
     """Put this process's shard of `whole`, which every process has, into `sharded`."""
-    assert isinstance(sharded, DTensor)
+    from torch.distributed.tensor import DTensor, Replicate  # a second to import, and it is there by now
+
     mesh = sharded.device_mesh
     cut = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
     sharded.to_local().copy_(cut.redistribute(placements=sharded.placements).to_local())
