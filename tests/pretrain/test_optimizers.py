@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -158,3 +159,25 @@ def test_a_run_with_an_optimizer_by_import_path(tiny, tmp_path):
     optimizer = load_optimizer(config, build_model(config.model, seed=0), tmp_path / "run" / "checkpoint-8")
     assert type(optimizer) is torch.optim.RAdam
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+
+
+def test_a_presets_weight_decay_can_be_taken_back(monkeypatch, tmp_path):
+    from blockwise_lr import cli
+    from blockwise_lr.pretrain import run
+
+    ran = []
+
+    def record(config, out, command):
+        ran.append(config.optim)
+        return {"steps": 0, "terminal_val_loss": 0.0, "terminal_tune_loss": 0.0, "seconds": 0.0}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "train", record)
+    cli.main(["train", "quickstart", "--optimizer", "muon", "--weight-decay", "None"])
+    cli.main(["train", "quickstart", "--optimizer", "muon"])
+    assert [optim.resolved().weight_decay for optim in ran] == [0.1, 0.03]
+
+
+def test_the_help_names_every_optimizer_that_train_can_run():
+    listed = inspect.getsource(OptimConfig).split("Name of the optimizer (")[1].split(")")[0]
+    assert listed.replace("\n", " ").replace("  ", " ").split(", ") == IN_TRAIN

@@ -116,12 +116,12 @@ def _check_optim(config: TrainConfig) -> None:
 def check_optimizer(optim: OptimConfig) -> None:
     """Raises UserError: no such optimizer, one that `train` cannot run, or a setting that it does not take."""
     try:
+        if reason := optimizer_entry(optim.optimizer).own_loop:
+            raise UserError(f"--optimizer {optim.optimizer} cannot be trained by this command: {reason}")
         optimizer_of_run(optim)
         resolve_weight_decay(optim.optimizer, optim.weight_decay)
     except (ValueError, ImportError) as error:
         raise UserError(f"--{error}" if str(error).startswith("optimizer") else str(error)) from None
-    if reason := optimizer_entry(optim.optimizer).own_loop:
-        raise UserError(f"--optimizer {optim.optimizer} cannot be trained by this command: {reason}")
 
 
 def optimizer_of_run(optim: OptimConfig) -> tuple[type[Optimizer], dict[str, Any]]:
