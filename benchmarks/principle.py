@@ -105,7 +105,7 @@ def train_and_measure(name: str, seed: int, out: Path, steps: int | None) -> Non
     keep_freed_memory()
     config = case(name)
     config = replace(config, steps=steps or config.steps, seed=seed)
-    optim, context = config.optim, config.model.context
+    optim, context = config.optim.resolved(), config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)
     model = split_fused(build_model(config.model, seed=seed)).train()
     groups = param_groups(model, optim.base_lr, {}, weight_decay=optim.weight_decay)

@@ -73,7 +73,7 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
     from blockwise_lr.pretrain.checks import warmup_steps
     from blockwise_lr.pretrain.models import build_model
 
-    optim, context = config.optim, config.model.context
+    optim, context = config.optim.resolved(), config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)
     stream = TrainingStream(data.train, context, config.seed, n_samples=config.steps * config.batch_size)
     model: PreTrainedModel = split_fused(build_model(config.model, seed=config.seed)).train()

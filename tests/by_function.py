@@ -101,7 +101,7 @@ def moved_by(model: nn.Module, blocks: BlockMap, run: Callable[[], object]) -> P
         for module in paths:
             exits.callback(module.register_forward_pre_hook(enter).remove)
             exits.callback(module.register_forward_hook(leave).remove)
-        exits.enter_context(_functions_watched(model, record))
+        exits.enter_context(functions_watched(model, record))
         exits.enter_context(_Watch(record))
         run()
     queries = [name for name, block in blocks.items() if block is Block.QK]
@@ -154,7 +154,7 @@ Record = Callable[[list[Tensor], list[Tensor]], None]
 
 
 @contextmanager
-def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
+def functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
     """Functions of the model's python modules with queries, keys and values among their parameters."""
     with ExitStack() as exits:
         for name in {type(module).__module__ for module in model.modules()}:

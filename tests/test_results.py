@@ -25,7 +25,7 @@ SEARCH = json.loads((QUICKSTART / "search.json").read_text())
 
 def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
     assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
-    optim = get_preset("quickstart").optim
+    optim = get_preset("quickstart").optim.resolved()
     assert {name: getattr(optim, name) for name in SEARCH["baseline"]["best"]} == SEARCH["baseline"]["best"]
 
 

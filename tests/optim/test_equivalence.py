@@ -10,7 +10,6 @@ from torch.nn import functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from blockwise_lr import cosine_schedule, param_groups, split_fused
-from blockwise_lr.optim.registry import OPTIMIZERS, optimizer_class
 
 VOCAB, CONTEXT, WIDTH, HEADS, LAYERS = 61, 12, 16, 2, 2
 LR, FLOOR, WARMUP = 1e-3, 5e-5, 10
@@ -80,33 +79,6 @@ def plain_and_blockwise_losses(make_model, clip=None, steps=200):
     plain_losses = train(plain, plain_optimizer, plain_schedule, steps, clip)
     our_losses = train(ours, optimizer, ours_schedule, steps, clip)
     return plain, ours, plain_losses, our_losses
-
-
-def with_head_at(ratio, lr, cls, options):
-    """Ten steps of the optimizer: the head at `ratio` times `lr` by our groups, then by a group made by hand."""
-    models = llama(), llama()
-    groups = param_groups(models[0], lr, ratios={"head": ratio}, weight_decay=0.1)
-    head = models[1].lm_head.weight
-    by_hand = [
-        {"params": [p for p in models[1].parameters() if p is not head]},
-        {"params": [head], "lr": ratio * lr},
-    ]
-    optimizers = [cls(groups, lr=lr, **options), cls(by_hand, lr=lr, weight_decay=0.1, **options)]
-    for model, optimizer in zip(models, optimizers):
-        for ids in batches(10):
-            model(input_ids=ids, labels=ids).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    return models
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("ratio", [1.0, 3.0])
-def test_every_optimizer_by_name_gives_a_block_what_a_larger_rate_by_hand_would(name, ratio):
-    cls, options = optimizer_class(name)
-    ours, by_hand = with_head_at(ratio, 1e-3, cls, options)
-    for (name, p), q in zip(ours.named_parameters(), by_hand.parameters()):
-        assert torch.equal(p, q), name
 
 
 @pytest.mark.parametrize("make_model", [llama, gpt2])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import canonical_ratios
-from blockwise_lr.optim.registry import OPTIMIZERS
+from blockwise_lr.optim.registry import OPTIMIZERS, optimizer_entry
 
 HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
 """Lengths of a run, in units of the preset's steps N."""
@@ -24,6 +24,8 @@ class Arm:
     def parse(cls, text: str) -> Arm:
         """Read "adamw:paper", or "name=adamw:paper"; without a name, the text is the name.
 
+        An optimizer by its import path has a colon of its own: "torch.optim:RAdam:paper".
+
         Raises:
             UserError: the text is not of this form, or the name is empty or holds unprintable characters.
 
@@ -33,6 +35,9 @@ class Arm:
         """
         head, colon, ratios = text.partition(":")
         name, equals, optimizer = head.rpartition("=")
+        attribute, second, behind = ratios.partition(":")
+        if second and optimizer.strip() not in OPTIMIZERS and attribute.strip().isidentifier():
+            optimizer, ratios = f"{optimizer.strip()}:{attribute.strip()}", behind
         name = name.strip() if equals else text.strip()
         arm = cls(name, optimizer.strip(), ratios.strip())
         if not (colon and arm.name and arm.optimizer and arm.ratios) or not arm.name.isprintable():
@@ -66,10 +71,8 @@ def resolve_arm(arm: Arm) -> Arm:
     Raises:
         UserError: the optimizer or the ratios are unknown (with the known ones), before hours of other runs.
     """
-    if arm.optimizer not in OPTIMIZERS:
-        known = ", ".join(OPTIMIZERS)
-        raise UserError(f"arm {arm.name!r}: no optimizer named {arm.optimizer!r}; there are {known}")
     try:
+        optimizer_entry(arm.optimizer).load()
         return Arm(arm.name, arm.optimizer, canonical_ratios(arm.ratios))
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise UserError(f"arm {arm.name!r}: {error}") from None

@@ -210,6 +210,13 @@ def _check_values(plan: Plan) -> None:
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
+    from blockwise_lr.pretrain.checks import check_optimizer  # not at the top: it brings transformers
+
+    for arm in plan.arms:
+        try:
+            check_optimizer(dataclasses.replace(plan.base.optim, optimizer=arm.optimizer))
+        except UserError as error:
+            raise UserError(f"arm {arm.name!r}: {error}") from None
     contents = [
         (arm.optimizer, resolve_ratios(parse_ratios(arm.ratios)), parse_auto(arm.ratios)) for arm in plan.arms
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
@@ -19,7 +21,7 @@ from blockwise_lr.compare.report import build_content
 from blockwise_lr.compare.results import read_results
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.presets import Setting
 
 
@@ -119,10 +121,30 @@ def render(out: str | Path) -> dict[str, Any]:
     return content
 
 
+def _with_own_settings(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
+    """The settings with what each optimizer brings itself, spelled out where the arms have several."""
+    own = {}
+    for name in sorted(optimizers):
+        # One from elsewhere may not be installed where a report is drawn anew.
+        with contextlib.suppress(UserError):
+            own[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
+    spelled = dict(optim)
+    for key in ("beta1", "beta2", "eps", "weight_decay"):
+        if optim.get(key) is None:
+            values = {name: settings[key] for name, settings in own.items()}
+            same = len(set(values.values())) == 1
+            each = ", ".join(
+                f"{name} {'none' if v is None else format(v, 'g')}" for name, v in values.items()
+            )
+            spelled[key] = next(iter(values.values())) if same else each
+    return spelled
+
+
 def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
     config = content["config"]
     tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
-    optim = {k: v for k, v in config["optim"].items() if k not in {"optimizer", "ratios"} | tuned}
+    shared = _with_own_settings(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
+    optim = {k: v for k, v in shared.items() if k not in {"optimizer", "ratios"} | tuned}
     run = {
         "preset": content["preset"],
         "steps N": f"{content['steps']:,}",

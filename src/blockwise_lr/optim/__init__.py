@@ -9,12 +9,15 @@ from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport, Slope
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
+from blockwise_lr.optim.muon import Muon
 from blockwise_lr.optim.nonfinite import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
+from blockwise_lr.optim.registry import OPTIMIZERS, build_optimizer, optimizer_entry
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 
 __all__ = [
     "MEASURED_RATIOS",
+    "OPTIMIZERS",
     "PAPER_RATIOS",
     "UNIFORM_RATIOS",
     "AdamMini",
@@ -23,14 +26,17 @@ __all__ = [
     "BlockwiseSchedule",
     "DirectionalReport",
     "MeasuredRatios",
+    "Muon",
     "Ratios",
     "Slope",
     "block_lr",
+    "build_optimizer",
     "clip_grad_norm_by_block",
     "cosine",
     "cosine_schedule",
     "measure_directional",
     "nonfinite_gradients",
+    "optimizer_entry",
     "param_groups",
     "ratios_from_sharpness",
     "resolve_ratios",

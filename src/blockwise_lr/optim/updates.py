@@ -107,7 +107,8 @@ def _undone(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], before: Sequence[Tensor]
 ) -> Iterator[None]:
     state = {p: copy.deepcopy(value) for p, value in optimizer.state.items()}
-    decays = [group.get("weight_decay") for group in optimizer.param_groups]
+    # All of a group: pytorch_optimizer's count their steps there.
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     gradients = [parameter.grad for parameter in parameters]
     for group in optimizer.param_groups:
         if "weight_decay" in group:
@@ -121,9 +122,10 @@ def _undone(
                 parameter.grad = gradient
         optimizer.state.clear()
         optimizer.state.update(state)
-        for group, decay in zip(optimizer.param_groups, decays):
-            if "weight_decay" in group:
-                group["weight_decay"] = decay
+        for group, setting in zip(optimizer.param_groups, settings):
+            members = group["params"]
+            group.clear()
+            group.update(params=members, **setting)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block, split_fused
 from blockwise_lr.errors import UserError
@@ -19,8 +20,8 @@ from blockwise_lr.optim.curves import block_lr
 from blockwise_lr.optim.decay import NoDecay, check_weight_decays, resolve_decay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
-from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.optim.registry import optimizer_class, optimizer_entry, resolve_weight_decay
+from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
 
@@ -91,9 +92,9 @@ def _check_optim(config: TrainConfig) -> None:
         "beta1": optim.beta1,
         "beta2": optim.beta2,
     }.items():
-        if not 0 <= share < 1:
+        if share is not None and not 0 <= share < 1:
             raise UserError(f"--{name} is {share}; expected 0 or more and below 1")
-    if not (math.isfinite(optim.eps) and optim.eps > 0):
+    if optim.eps is not None and not (math.isfinite(optim.eps) and optim.eps > 0):
         raise UserError(f"--eps is {optim.eps}; expected a finite number above 0")
     try:
         auto = parse_auto(optim.ratios)
@@ -104,7 +105,7 @@ def _check_optim(config: TrainConfig) -> None:
             )
         if auto is not None and optim.optimizer != "adamw":
             raise ValueError(f"--ratios auto reads AdamW's state; --optimizer is {optim.optimizer}")
-        optimizer_class(optim.optimizer)
+        check_optimizer(optim)
         parse_weight_decay(optim.weight_decay_by_block)
         parse_clip(optim.clip_by_block)
         for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
@@ -123,27 +124,64 @@ def _check_optim(config: TrainConfig) -> None:
         raise UserError(str(error)) from None
 
 
+def check_optimizer(optim: OptimConfig) -> None:
+    """Raises UserError: no such optimizer, one that `train` cannot run, or a setting that it does not take."""
+    try:
+        if reason := optimizer_entry(optim.optimizer).own_loop:
+            raise UserError(f"--optimizer {optim.optimizer} cannot be trained by this command: {reason}")
+        optimizer_of_run(optim)
+        resolve_weight_decay(optim.optimizer, optim.weight_decay)
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--{error}" if str(error).startswith("optimizer") else str(error)) from None
+
+
+def optimizer_of_run(optim: OptimConfig) -> tuple[type[Optimizer], dict[str, Any]]:
+    """Class and keyword arguments of a run's optimizer. Raises as :func:`optimizer_class`."""
+    return optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
+
+
+def optimizer_notices(optim: OptimConfig) -> list[str]:
+    """What a user who comes from AdamW should know of a run's settings before it starts, a line each."""
+    entry = optimizer_entry(optim.optimizer)
+    notices = []
+    if entry.lr_factor not in (None, 1.0):
+        notices.append(
+            f"{entry.name}: its base learning rate is usually about {entry.lr_factor:g} times AdamW's; this run's is "
+            f"{optim.base_lr:g}"
+        )
+    if optim.weight_decay is not None and entry.name != "adamw" and optim.weight_decay != entry.weight_decay:
+        notices.append(
+            f"{entry.name}: the weight decay is this configuration's, {optim.weight_decay:g}; its own default is "
+            f"{entry.weight_decay or 0.0:g}"
+        )
+    return notices
+
+
 def _check_model(config: TrainConfig) -> None:
-    """Build the model without its weights, and its groups."""
+    """Build the model without its weights, its groups, and its optimizer, whose constructor checks what it is given."""
     try:
         with torch.device("meta"):
             model = split_fused(build_model(config.model, seed=0))
-        groups_of_run(config, model)
+        groups = groups_of_run(config, model)
     except ValueError as error:
         raise UserError(str(error)) from None
+    cls, options = optimizer_of_run(config.optim)
+    try:
+        cls(groups, **options)
+    except Exception as error:  # whatever the constructor of another package raises
+        raise UserError(f"--optimizer {config.optim.optimizer} on this model: {error}") from None
 
 
 def groups_of_run(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
     """The parameter groups of a run, on its model. Raises ValueError as :func:`blockwise_lr.param_groups`."""
     optim = config.optim
     given = parse_weight_decay(optim.weight_decay_by_block)
+    base = resolve_weight_decay(optim.optimizer, optim.weight_decay)
     return param_groups(
         model,
         optim.base_lr,
         parse_ratios(optim.ratios),
-        weight_decay=resolve_decay(given, optim.decay, optim.weight_decay)[0]
-        if given
-        else optim.weight_decay,
+        weight_decay=resolve_decay(given, optim.decay, base)[0] if given else base,
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
     )

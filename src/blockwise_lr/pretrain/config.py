@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 import tyro
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.optim.registry import optimizer_entry
 from blockwise_lr.sharpness import Estimator
 
 
@@ -65,7 +66,8 @@ class OptimConfig:
     """The optimizer, the learning rate of each block, and their schedule."""
 
     optimizer: str = "adamw"
-    """Name of the optimizer."""
+    """Name of the optimizer (adamw, nadamw, adafactor, sgd, muon, adam-mini, lion, soap, ademamix, adan), or the import
+    path of any other, module:Class, such as torch.optim:RAdam."""
     base_lr: float = 6e-4
     """Peak learning rate of a block whose ratio is 1."""
     ratios: str = "paper"
@@ -74,14 +76,14 @@ class OptimConfig:
     measured, moved in the first part of the run."""
     re_measure: int = 0
     """With --ratios auto: go on after the first part, every so many steps; 0: the ratios then rest."""
-    beta1: float = 0.9
-    """Decay of the first moment's moving average, per step."""
-    beta2: float = 0.95
-    """Decay of the second moment's moving average, per step."""
-    eps: float = 1e-8
-    """Added to the square root of the second moment."""
-    weight_decay: float = 0.1
-    """Decoupled weight decay, per unit of learning rate."""
+    beta1: float | None = None
+    """Decay of the first moment's moving average, per step; None: the optimizer's own (AdamW: 0.9)."""
+    beta2: float | None = None
+    """Decay of the second moment's moving average, per step; None: the optimizer's own (AdamW: 0.95)."""
+    eps: float | None = None
+    """Added to the square root of the second moment; None: the optimizer's own (AdamW: 1e-8)."""
+    weight_decay: float | None = None
+    """Decoupled weight decay, per unit of learning rate; None: the optimizer's own (AdamW: 0.1)."""
     weight_decay_by_block: str = ""
     """The same for single blocks, as pairs such as emb=0,norm=0,ffn=0.2; the others keep weight_decay."""
     decay: Literal["coupled", "constant"] = "coupled"
@@ -106,6 +108,25 @@ class OptimConfig:
     """Final learning rate as a share of base_lr."""
     floor: Literal["shared", "proportional"] = "shared"
     """"shared": all blocks end at one learning rate (the paper's way); "proportional": at their peak's share."""
+
+    def resolved(self) -> OptimConfig:
+        """The same with numbers for what is None, where the optimizer has such a thing.
+
+        Raises:
+            UserError: an unknown optimizer, or one whose package is missing.
+
+        Example:
+            >>> OptimConfig(optimizer="lion", beta2=0.99).resolved().beta1
+            0.95
+        """
+        try:
+            entry = optimizer_entry(self.optimizer)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"--{error}") from None
+        own = {name: getattr(entry, name) for name in ("beta1", "beta2", "eps", "weight_decay")}
+        return dataclasses.replace(
+            self, **{name: value for name, value in own.items() if getattr(self, name) is None}
+        )
 
 
 @dataclass(frozen=True)
@@ -188,8 +209,9 @@ def identity(config: TrainConfig) -> dict[str, Any]:
         >>> identity(TrainConfig(report_to="none")) == identity(TrainConfig())
         True
     """
-    # Through config_from_dict, so that 1 and 1.0 are the same configuration.
-    fields = _flatten(config_from_dict(config.to_dict()).to_dict())
+    # Through config_from_dict, so that 1 and 1.0 are the same configuration; and None is what it stands for.
+    same = config_from_dict(config.to_dict())
+    fields = _flatten(dataclasses.replace(same, optim=same.optim.resolved()).to_dict())
     return {
         name: value
         for name, value in fields.items()
@@ -241,7 +263,8 @@ def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         elif get_origin(hint) is tuple:
             fields[name] = tuple(value)
         else:
-            fields[name] = float(value) if hint is float else value
+            is_number = hint is float or (float in get_args(hint) and value is not None)
+            fields[name] = float(value) if is_number else value
     return cls(**fields)
 
 

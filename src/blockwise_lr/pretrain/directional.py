@@ -18,8 +18,7 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.directional_show import plot_directional
-from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.pretrain.checks import groups_of_run
+from blockwise_lr.pretrain.checks import groups_of_run, optimizer_of_run
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.folder import read_run_config
 from blockwise_lr.pretrain.subjects import Subject
@@ -71,8 +70,7 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
     Raises:
         UserError: the checkpoint holds no optimizer, or one of other groups.
     """
-    optim = config.optim
-    kind, options = optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
+    kind, options = optimizer_of_run(config.optim)
     optimizer = kind(groups_of_run(config, model), **options)
     path = checkpoint / OPTIMIZER
     try:

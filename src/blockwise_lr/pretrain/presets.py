@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.config import MEASUREMENT_FIELDS, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from blockwise_lr.pretrain.config import (
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    identity,
+)
 
 _VOCAB = 50_304  # GPT-2's 50 257 tokens, rounded up to a multiple of 64 (METHOD section 3)
 
@@ -177,9 +183,5 @@ def tuned_settings(config: TrainConfig) -> Mapping[str, Setting] | None:
     preset = PRESETS.get(config.preset)
     if preset is None or config.preset not in _TUNED:
         return None
-    tuned_for = replace(
-        config, seed=preset.seed, device=preset.device, log_every=preset.log_every, save_every=preset.save_every,
-        report_to=preset.report_to, keep_checkpoints=preset.keep_checkpoints, data=replace(config.data, cache=None),
-        **{name: getattr(preset, name) for name in MEASUREMENT_FIELDS},
-    )  # fmt: skip
-    return _TUNED[config.preset] if tuned_for == preset else None
+    tuned_for = replace(config, seed=preset.seed, device=preset.device, log_every=preset.log_every)
+    return _TUNED[config.preset] if identity(tuned_for) == identity(preset) else None

@@ -22,10 +22,11 @@ from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
-from blockwise_lr.optim.registry import optimizer_class
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
 from blockwise_lr.pretrain.checks import (
     check_config,
+    optimizer_notices,
+    optimizer_of_run,
     parse_clip,
     parse_no_decay,
     parse_weight_decay,
@@ -68,6 +69,8 @@ def train(
     """
     console = console or Console(stderr=True)
     config = check_config(config)
+    notices = optimizer_notices(config.optim)
+    config = replace(config, optim=config.optim.resolved())
     make_folder(out)
     lock = FileLock(out / ".lock")
     if _is_main():
@@ -88,6 +91,8 @@ def train(
                     text += f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
                 console.print(text, highlight=False, soft_wrap=True)
             return done
+        for notice in notices if _is_main() else ():
+            console.print(notice, highlight=False, soft_wrap=True)
         return _train(config, out, command, console)
     finally:
         lock.release()
@@ -189,10 +194,7 @@ def _training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=optim.base_lr,
-        weight_decay=optim.weight_decay,
-        adam_beta1=optim.beta1,
-        adam_beta2=optim.beta2,
-        adam_epsilon=optim.eps,
+        weight_decay=optim.weight_decay or 0.0,  # None: of an optimizer that takes none
         max_grad_norm=optim.clip,
         warmup_steps=warmup_steps(config),
         seed=data_seed,
@@ -235,9 +237,7 @@ def _trainer(
         eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
         processing_class=data.tokenizer,
         data_collator=default_data_collator,  # windows are of one length: nothing to pad
-        optimizer_cls_and_kwargs=optimizer_class(
-            optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps
-        ),
+        optimizer_cls_and_kwargs=optimizer_of_run(optim),
         ratios=_auto_rule(config) or parse_ratios(optim.ratios),
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
