@@ -46,6 +46,7 @@ format: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/classify.py
+	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/split_forward.py
 	$(BIN)/python benchmarks/train_throughput.py
 	$(BIN)/python benchmarks/tokenizing.py

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -125,6 +126,25 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         [min(values), quartiles[1], max(values), quartiles[0], quartiles[2]]
     )
     return {"median": median, "min": low, "max": high, "iqr": [quarter, three_quarters]}
+
+
+def usage_of(*command: str) -> tuple[float, float]:
+    """CPU seconds and peak memory in GiB of a command, its output dropped.
+
+    A small process starts it: Linux counts the memory of the process that forks as the child's own.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    code = (
+        "import os, subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL); "
+        "_, status, u = os.wait4(p.pid, 0); print(status, u.ru_utime + u.ru_stime, u.ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, check=True)
+    status, seconds, kilobytes = done.stdout.split()
+    if int(status):
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return round(float(seconds), 2), round(float(kilobytes) / 2**20, 3)
 
 
 def finish(

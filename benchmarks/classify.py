@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _measure import usage_of
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -88,14 +87,8 @@ def inspect(configs: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def measured(*arguments: str) -> dict[str, float]:
     """Of one command in a process of its own."""
-    process = subprocess.Popen([sys.executable, "-m", "blockwise_lr", *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"blockwise-lr {' '.join(arguments)} failed")
-    return {
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_gib": round(usage.ru_maxrss / 2**20, 2),
-    }
+    seconds, peak = usage_of(sys.executable, "-m", "blockwise_lr", *arguments)
+    return {"cpu_seconds": seconds, "peak_gib": peak}
 
 
 def best(run: Callable[[], Any], repeats: int = REPEATS) -> float:

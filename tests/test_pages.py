@@ -12,7 +12,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 # Of each page whose code stands alone: the file that each block of code leaves, if any.
 LEAVES = {
     "how-to/sharpness.md": (None, "out/sharpness.jsonl", "evolution.png"),
-    "how-to/optimizers.md": (None, None),
+    "how-to/optimizers.md": (None, None, None, None),
     "concepts/ratios.md": (None,),
     "concepts/learning-rates.md": (None,),
 }

@@ -1,6 +1,7 @@
 """What does each block get?"""
 
 from blockwise_lr.optim.adam_mini import AdamMini
+from blockwise_lr.optim.adopt import adopt_state
 from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.clipping import clip_grad_norm_by_block
@@ -29,6 +30,7 @@ __all__ = [
     "Muon",
     "Ratios",
     "Slope",
+    "adopt_state",
     "block_lr",
     "build_optimizer",
     "clip_grad_norm_by_block",
