@@ -7,13 +7,17 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
+from torch.optim import Optimizer
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.pretrain.config import ModelConfig
@@ -126,6 +130,24 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         [min(values), quartiles[1], max(values), quartiles[0], quartiles[2]]
     )
     return {"median": median, "min": low, "max": high, "iqr": [quarter, three_quarters]}
+
+
+def with_gradients(model: nn.Module) -> nn.Module:
+    """The model with random gradients, for steps of an optimizer alone."""
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter).mul_(1e-3)
+    return model
+
+
+def timed_step(optimizer: Optimizer) -> Callable[[], float]:
+    """The seconds of a step, as :func:`in_turns` calls it."""
+
+    def step() -> float:
+        begin = time.perf_counter()
+        optimizer.step()
+        return time.perf_counter() - begin
+
+    return step
 
 
 def usage_of(*command: str) -> tuple[float, float]:

@@ -10,13 +10,19 @@ fp32, random gradients set once. Needs about 4.5 GB of memory. Writes results/op
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import GPT2_SMALL, GPT2_TINY, argument_parser, finish, in_turns, ratio
-from torch import nn
+from _measure import (
+    GPT2_SMALL,
+    GPT2_TINY,
+    argument_parser,
+    finish,
+    in_turns,
+    ratio,
+    timed_step,
+    with_gradients,
+)
 from torch.optim import AdamW
 
 from blockwise_lr import param_groups, split_fused
@@ -24,21 +30,6 @@ from blockwise_lr.pretrain.models import build_model
 
 LR = 6e-4
 SETTINGS: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}
-
-
-def with_gradients(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter).mul_(1e-3)
-    return model
-
-
-def timed_step(optimizer: AdamW) -> Callable[[], float]:
-    def step() -> float:
-        begin = time.perf_counter()
-        optimizer.step()
-        return time.perf_counter() - begin
-
-    return step
 
 
 def main() -> None:

@@ -15,12 +15,21 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio, usage_of
+from _measure import (
+    GPT2_SMALL,
+    GPT2_TINY,
+    Ratio,
+    argument_parser,
+    finish,
+    in_turns,
+    ratio,
+    timed_step,
+    usage_of,
+    with_gradients,
+)
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -113,21 +122,6 @@ def make(name: str, model: nn.Module, shape: ModelConfig) -> Optimizer:
         )
         return found
     return build_optimizer(name, model, LR)
-
-
-def with_gradients(model: nn.Module) -> nn.Module:
-    for parameter in model.parameters():
-        parameter.grad = torch.randn_like(parameter).mul_(1e-3)
-    return model
-
-
-def timed_step(optimizer: Optimizer) -> Callable[[], float]:
-    def step() -> float:
-        begin = time.perf_counter()
-        optimizer.step()
-        return time.perf_counter() - begin
-
-    return step
 
 
 def state_bytes(optimizer: Optimizer) -> int:

@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed import checkpoint
@@ -15,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from blockwise_lr import AdamMini, param_groups, split_fused
+from blockwise_lr import AdamMini, adopt_state, param_groups, split_fused
 from cases import gpt2, llama
 
 RATIOS = {"emb": 10.0, "qk": 8.0, "ffn": 6.0, "vo": 4.0}
@@ -86,6 +87,9 @@ def two_processes(rank: int, port: int, folder: str) -> None:
         # Of the state, only m is as large as the parameters, and it is sharded.
         for state in optimizer.state.values():
             assert isinstance(state["exp_avg"], DTensor)
+
+        with pytest.raises(ValueError, match="is sharded: adopt the full state before fully_shard"):
+            adopt_state(optimizer.state_dict(), shards, optimizer_of(shards))
 
         # Saved here by two processes, it goes on in two, and (below) in one.
         weights, moments = get_state_dict(shards, optimizer)

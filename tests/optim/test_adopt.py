@@ -178,6 +178,17 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_changed(
     assert not new.state
 
 
+def test_a_moment_that_cannot_be_cut_as_its_weight_was_is_refused() -> None:
+    model = NanoGPT()
+    old = one_group(model)
+    train(model, old, 1)
+    state = copy.deepcopy(old.state_dict())
+    place = [name for name, _ in model.named_parameters()].index("transformer.h.0.attn.c_attn.weight")
+    state["state"][place]["exp_avg"] = torch.ones(5, 8)
+    with pytest.raises(ValueError, match=r"a moment of shape \(5, 8\) cannot be split into \(8, 8, 8\)"):
+        adopt_state(state, model, adamw(uniform(split_fused(model))))
+
+
 def test_another_models_state_and_groups_without_names_are_refused() -> None:
     model, other = NanoGPT(), NanoGPT(layers=2)
     old = adamw(uniform(other))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.optim.adam_mini_kernel import Pieces, compiled_step, foreach_step
-from blockwise_lr.optim.adam_mini_sharded import across_processes, is_whole, sharded_step, sharded_zeros
+from blockwise_lr.optim.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
 from blockwise_lr.sharpness.processes import is_sharded, local
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -118,8 +118,8 @@ class AdamMini(Optimizer):
             cut += [each for each in pieces if not each.whole]
         for group, pieces in whole:
             (compiled_step if group["compile"] else foreach_step)(pieces)
-        if cut:  # one sum over the processes for the pieces that are cut between them
-            sharded_step(cut, across_processes(cut))
+        if cut:
+            sharded_step(cut)
         return loss
 
     def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:

@@ -36,9 +36,9 @@ def sharded_zeros(parameter: Any, partition: Sequence[int], dtype: torch.dtype) 
     return torch.zeros(list(partition), dtype=dtype, device=local(parameter).device)
 
 
-def across_processes(pieces: Sequence[Pieces]) -> list[Tensor]:
+def _across_processes(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> list[Tensor]:
     """The mean of the gradient's square over each piece, over all processes, with one sum for all parameters."""
-    sums = [_sums(each) for each in pieces]
+    sums = [_sums(each, index) for each, index in zip(pieces, indices)]
     by_groups: dict[tuple[int, ...], list[int]] = {}
     groups: dict[int, Any] = {}
     for i, each in enumerate(pieces):
@@ -54,10 +54,10 @@ def across_processes(pieces: Sequence[Pieces]) -> list[Tensor]:
     return [total.mul_(total.numel() / each.parameter.numel()) for total, each in zip(sums, pieces)]
 
 
-def _sums(each: Pieces) -> Tensor:
+def _sums(each: Pieces, indices: list[Tensor]) -> Tensor:
     """The sum of the squares of this process's part of the gradient, by piece of the whole parameter."""
     found = each.gradient.to(each.first.dtype).square()
-    for dim, (index, pieces) in enumerate(zip(_piece_of(each), each.partition)):
+    for dim, (index, pieces) in enumerate(zip(indices, each.partition)):
         if pieces == 1:
             found = found.sum(dim, keepdim=True)
         else:
@@ -78,14 +78,15 @@ def _piece_of(each: Pieces) -> list[Tensor]:
     ]
 
 
-def sharded_step(pieces: Sequence[Pieces], means: Sequence[Tensor]) -> None:
-    """The step of parameters whose pieces lie in several processes."""
-    for each, mean in zip(pieces, means):
+def sharded_step(pieces: Sequence[Pieces]) -> None:
+    """The step of parameters whose pieces lie in several processes, which exchange one sum for all of them."""
+    indices = [_piece_of(each) for each in pieces]
+    for each, index_of, mean in zip(pieces, indices, _across_processes(pieces, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
         each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)
         step = each.second.sqrt().mul_(each.root).add_(each.eps).reciprocal_().mul_(-each.rate)
-        for dim, (index, count) in enumerate(zip(_piece_of(each), each.partition)):
+        for dim, (index, count) in enumerate(zip(index_of, each.partition)):
             if count > 1:
                 step = step.index_select(dim, index)
         move(local(each.parameter.detach()), each.first, step, each.decay)
