@@ -2,15 +2,18 @@
 
     python benchmarks/ratios.py run llama-2m --out runs/ratios
     python benchmarks/ratios.py edges --out runs/ratios
+    python benchmarks/ratios.py longer --out runs/ratios
     python benchmarks/ratios.py report
 
 `run SETTING`: `blockwise-lr compare` of the arms, each tuned over GRID times WARMUPS and then refined by a factor of
 sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. With --own, also the ratios measured
 along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
---powers those by powers of sharpness, as measured at the end of a uniform run. Every arm has the same grid and number
-of runs. Runs are cached in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its
-figures. `edges`: the uniform baseline with a warm-up beyond the grid's longest, at seed 0; results/ratios/edges.json.
-`report`: results/ratios/README.md out of all of them.
+--powers those by powers of sharpness, as measured at the end of a uniform run; with --ratios-of those that --own
+measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
+in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its figures. `edges`: the
+uniform baseline with a warm-up beyond the grid's longest, at seed 0; results/ratios/edges.json. `longer`: uniform and
+`measured` over four times the quickstart's steps, the same grid and seeds; results/ratios/longer.json. `report`:
+results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -27,12 +30,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import run
+from _runs import run, tune_loss
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.measured import ratios_from_sharpness
-from blockwise_lr.optim.ratios import parse_ratios, spell_ratios
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios, spell_ratios
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.presets import get_preset
@@ -43,13 +46,14 @@ GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUPS = (0.15, 0.6)
 SEEDS = (0, 1, 2)
 EDGES = (("llama-5m", 2.83e-3, 0.8), ("llama-5m", 4e-3, 0.8), ("gpt2-1m", 8e-3, 0.8))
+LONGER = 4  # times the steps along which `measured` was found
 UNTIED_ARMS = ("paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",)  # tied, the head is the embedding
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
     "uniform=adamw:uniform",
     "paper=adamw:paper",
     "searched=adamw:quickstart",
-    "measured=adamw:emb=16,qk=4,vo=0.5,norm=32,head=16",
+    f"measured=adamw:{spell_ratios(MEASURED_RATIOS)}",
 )
 
 
@@ -61,6 +65,7 @@ def settings() -> dict[str, TrainConfig]:
     gpt2 = {"family": "gpt2", "tied": True}
     wide = {"hidden_size": 256, "heads": 4}
     return {
+        "llama-600k": replace(quickstart, model=replace(model, hidden_size=64, heads=1)),
         "llama-2m": quickstart,
         "gpt2-1m": replace(quickstart, model=replace(model, **gpt2)),
         "llama-5m": replace(quickstart, model=replace(model, **wide)),
@@ -87,11 +92,15 @@ def main() -> None:
     runs.add_argument("setting", choices=list(settings()))
     runs.add_argument("--out", type=Path, default=Path("runs/ratios"))
     runs.add_argument("--base-lrs", type=float, nargs="+", default=list(GRID))
+    runs.add_argument("--warmups", type=float, nargs="+", default=list(WARMUPS))
     runs.add_argument("--arms", nargs="+", help="default: ARMS")
     runs.add_argument("--powers", nargs="*", default=[], choices=list(POWERS))
     runs.add_argument("--own", action="store_true")
+    runs.add_argument("--ratios-of", nargs="*", default=[], metavar="SETTING", choices=list(settings()))
     beyond = phases.add_parser("edges")
     beyond.add_argument("--out", type=Path, default=Path("runs/ratios"))
+    longer = phases.add_parser("longer")
+    longer.add_argument("--out", type=Path, default=Path("runs/ratios"))
     phases.add_parser("report")
     arguments = parser.parse_args()
     if arguments.phase == "report":
@@ -100,6 +109,8 @@ def main() -> None:
         write_report(RESULTS)
     elif arguments.phase == "edges":
         try_edges(arguments.out / "edges")
+    elif arguments.phase == "longer":
+        train_longer(arguments.out / "longer")
     else:
         study(arguments)
 
@@ -111,15 +122,19 @@ def study(arguments: argparse.Namespace) -> None:
     path = out / "config.json"
     write_json_atomic(path, config.to_dict())
     arms = arguments.arms or [*ARMS, *(() if config.model.tied else UNTIED_ARMS)]
-    compare(path, out, arms, arguments.base_lrs)
+    tuning = ("--base-lrs", *arguments.base_lrs, "--warmups", *arguments.warmups)
+    compare(path, out, arms, tuning)
     further = []
     if arguments.own:
         further.append(arm("own", parse_ratios(str(along_uniform(path, out)))))
+    for other in arguments.ratios_of:
+        found = arguments.out / other / "along" / "sharpness" / "directional.json"
+        further.append(arm(f"own of {other}", parse_ratios(str(found))))
     if arguments.powers:
         report = SharpnessReport.from_json(at_the_end_of_uniform(path, out))
         further += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
     if further:
-        compare(path, out, [*arms, *further], arguments.base_lrs)
+        compare(path, out, [*arms, *further], tuning)
     kept = RESULTS / arguments.setting
     kept.mkdir(parents=True, exist_ok=True)
     for pattern in ("compare.json", "*.png", "report.md", "along/sharpness/directional.*"):
@@ -141,6 +156,32 @@ def try_edges(out: Path) -> None:
         runs = list(pool.map(lambda edge: one(*edge), EDGES))
     about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
     write_json_atomic(RESULTS / "edges.json", {**about, "runs": runs})
+
+
+def train_longer(out: Path) -> None:
+    """Uniform and `measured` over LONGER times the quickstart's steps: each tuned at seed 0, then every seed.
+
+    Writes {"steps", "runs": [{"point", "diverged", "tune_loss", "val_loss"}]}; the first run of a rule is that chosen.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    config = settings()["llama-2m"]
+    config = replace(config, steps=LONGER * config.steps)
+
+    def one(rule: str, base_lr: float, warmup: float, seed: int) -> dict[str, Any]:
+        optim = replace(config.optim, ratios=rule, base_lr=base_lr, warmup_fraction=warmup)
+        point = {"rule": rule, "base_lr": base_lr, "warmup": warmup, "seed": seed}
+        return run(out, replace(config, optim=optim, seed=seed), point)
+
+    runs: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(2) as pool:
+        for rule in ("uniform", "measured"):
+            grid = [(rule, lr, warmup, SEEDS[0]) for lr in GRID for warmup in WARMUPS]
+            tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
+            best = tuning[0]["point"]
+            seeds = [(rule, best["base_lr"], best["warmup"], seed) for seed in SEEDS[1:]]
+            runs += [tuning[0], *pool.map(lambda of: one(*of), seeds), *tuning[1:]]
+    about = {"command": " ".join(sys.argv), "steps": config.steps, **describe_environment("cpu")}
+    write_json_atomic(RESULTS / "longer.json", {**about, "runs": runs})
 
 
 def arm(name: str, ratios: Mapping[Block, float]) -> str:
@@ -186,9 +227,8 @@ def chosen_for_uniform(out: Path) -> tuple[float, float]:
     return uniform["base_lr"], uniform["warmup_fraction"]
 
 
-def compare(config: Path, out: Path, arms: list[str], base_lrs: list[float]) -> None:
-    tuning = ("--base-lrs", *base_lrs, "--warmups", *WARMUPS, "--refine")
-    command("compare", config, "--arms", *arms, *tuning, "--seeds", *SEEDS, "--out", out)
+def compare(config: Path, out: Path, arms: list[str], tuning: tuple[object, ...]) -> None:
+    command("compare", config, "--arms", *arms, *tuning, "--refine", "--seeds", *SEEDS, "--out", out)
 
 
 def command(*arguments: object) -> None:
