@@ -13,10 +13,11 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed import checkpoint
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import AdamMini, adopt_state, param_groups, split_fused
+from blockwise_lr.optim.updates import unit_updates
 from cases import gpt2, llama
 
 RATIOS = {"emb": 10.0, "qk": 8.0, "ffn": 6.0, "vo": 4.0}
@@ -73,7 +74,8 @@ def two_processes(rank: int, port: int, folder: str) -> None:
     own = slice(2 * rank, 2 * rank + 2)
     for name, model in models().items():
         alone = copy.deepcopy(model)
-        train(alone, optimizer_of(alone), slice(0, 4), STEPS)
+        one_optimizer = optimizer_of(alone)
+        train(alone, one_optimizer, slice(0, 4), STEPS)
         replicated = DistributedDataParallel(copy.deepcopy(model))
         train(replicated, optimizer_of(replicated), own, STEPS)
         assert_same(replicated, by_name(alone))
@@ -83,6 +85,17 @@ def two_processes(rank: int, port: int, folder: str) -> None:
         assert all(isinstance(parameter, DTensor) for parameter in shards.parameters())
         train(shards, optimizer, own, STEPS)
         assert_same(shards, by_name(alone))
+
+        # The update, read from the state of a whole model and of its shards, also where a shard cuts a head.
+        expected = unit_updates(one_optimizer, list(alone.parameters()))
+        found = unit_updates(optimizer, list(shards.parameters()))
+        assert expected is not None
+        assert found is not None
+        for (label, parameter), one, part in zip(shards.named_parameters(), expected, found):
+            if label.endswith("bias.original1"):
+                continue
+            spread = distribute_tensor(one, parameter.device_mesh, parameter.placements).to_local()
+            torch.testing.assert_close(part, spread, rtol=1e-3, atol=1e-3)
 
         # Of the state, only m is as large as the parameters, and it is sharded.
         for state in optimizer.state.values():

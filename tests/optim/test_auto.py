@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blockwise_lr import AutoRatios, AutoRule, Block, classify, cosine_schedule, param_groups, split_fused
+from blockwise_lr import (
+    AdamMini,
+    AutoRatios,
+    AutoRule,
+    Block,
+    classify,
+    cosine_schedule,
+    param_groups,
+    split_fused,
+)
 from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios
 from blockwise_lr.pretrain.config import ModelConfig
@@ -25,12 +34,14 @@ def rule(**options) -> AutoRule:
 
 
 class Training:
-    """A tiny LLaMA or GPT-2 under AdamW and the rule, one batch a step."""
+    """A tiny LLaMA or GPT-2 under an optimizer and the rule, one batch a step."""
 
-    def __init__(self, by: AutoRule | None = None, family: str = "llama") -> None:
+    def __init__(
+        self, by: AutoRule | None = None, family: str = "llama", kind: type = torch.optim.AdamW
+    ) -> None:
         config = ModelConfig(family, hidden_size=16, layers=2, heads=2, vocab_size=31, context=12)
         self.model = split_fused(build_model(config, seed=0))
-        self.optimizer = torch.optim.AdamW(param_groups(self.model, lr=1e-2, ratios=by or AutoRule()))
+        self.optimizer = kind(param_groups(self.model, lr=1e-2, ratios=by or AutoRule()))
         self.schedule = cosine_schedule(self.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3)
         self.auto = AutoRatios(self.optimizer, self.schedule, by)
 
@@ -58,7 +69,10 @@ def literal_cosines(training: Training) -> dict[Block, float]:
         state = training.optimizer.state[parameter]
         beta1, beta2 = group["betas"]
         t = int(state["step"])
-        u = state["exp_avg"] / (1 - beta1**t) / ((state["exp_avg_sq"] / (1 - beta2**t)).sqrt() + group["eps"])
+        second = state["exp_avg_sq"]
+        for dim, size in enumerate(parameter.shape):  # of Adam-mini: one for each piece
+            second = second.repeat_interleave(size // second.shape[dim], dim)
+        u = state["exp_avg"] / (1 - beta1**t) / ((second / (1 - beta2**t)).sqrt() + group["eps"])
         total = sums.setdefault(blocks[name], [0.0, 0.0, 0.0])
         for i, (a, b) in enumerate(((parameter.grad, u), (parameter.grad, parameter.grad), (u, u))):
             total[i] += float((a.double() * b.double()).sum())
@@ -77,9 +91,10 @@ def test_constant_decay_stays_so_while_the_ratios_move():
     assert decays == pytest.approx([decays[0]] * len(decays), rel=1e-9)
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamMini])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family):
-    training = Training(rule(gain=40.0, stop=1.0), family).run(9)
+def test_ratios_follow_the_cosines_of_gradients_and_last_updates(family, kind):
+    training = Training(rule(gain=40.0, stop=1.0), family, kind).run(9)
     before = training.auto.ratios
     training.gradients()
     expected = literal_cosines(training)
@@ -241,14 +256,14 @@ def test_what_cannot_be_measured_is_refused():
     model = Training().model
     groups = param_groups(model, lr=1e-2, ratios={})
     sgd = torch.optim.SGD(groups, lr=0.1)
-    with pytest.raises(ValueError, match="from the state of Adam or AdamW, and this is SGD"):
+    with pytest.raises(ValueError, match="from the state of Adam, AdamW or AdamMini, and this is SGD"):
         AutoRatios(sgd, cosine_schedule(sgd, warmup_steps=1, total_steps=9))
 
     class Own(torch.optim.AdamW):
         """May step otherwise than its parent."""
 
     own = Own(groups)
-    with pytest.raises(ValueError, match="from the state of Adam or AdamW, and this is Own"):
+    with pytest.raises(ValueError, match="from the state of Adam, AdamW or AdamMini, and this is Own"):
         AutoRatios(own, cosine_schedule(own, warmup_steps=1, total_steps=9))
     plain = torch.optim.AdamW(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match=r"has no block: make them with param_groups\(model, lr\)"):

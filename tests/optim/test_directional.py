@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import (
+    AdamMini,
     Block,
     DirectionalReport,
     classify,
@@ -40,11 +41,13 @@ def logits_and_labels(model: nn.Module, batch: torch.Tensor) -> tuple[torch.Tens
     return model(input_ids=batch).logits[:, :-1], batch[:, 1:]
 
 
-def trained(family: str) -> tuple[nn.Module, torch.optim.Optimizer, list[torch.Tensor]]:
-    """A model in float64 after some steps of AdamW, and batches that it has not seen."""
+def trained(
+    family: str, kind: type[torch.optim.Optimizer] = torch.optim.AdamW
+) -> tuple[nn.Module, torch.optim.Optimizer, list[torch.Tensor]]:
+    """A model in float64 after some steps of the optimizer, and batches that it has not seen."""
     torch.manual_seed(0)
     model = split_fused(build_model(TINY[family], seed=0).double()).train()
-    optimizer = torch.optim.AdamW(param_groups(model, lr=2e-3), lr=2e-3)
+    optimizer = kind(param_groups(model, lr=2e-3), lr=2e-3)
     for _ in range(8):
         ids = torch.randint(11, (2, 6))
         logits, labels = logits_and_labels(model, ids)
@@ -115,8 +118,10 @@ def test_model_and_optimizer_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_an_update_seen_in_a_step_is_the_one_read_from_the_state() -> None:
-    model, optimizer, _ = trained("llama")
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamMini])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_an_update_seen_in_a_step_is_the_one_read_from_the_state(family, kind) -> None:
+    model, optimizer, _ = trained(family, kind)
     parameters = list(model.parameters())
     gradients = [torch.randn_like(p) for p in parameters]
     before = copy.deepcopy(model.state_dict())

@@ -70,7 +70,10 @@ def test_two_processes_find_the_ratios_of_one(tiny, tmp_path):
     [
         ({"ratios": "paper", "re_measure": 5}, "--re-measure is 5 with --ratios paper; expected 0"),
         ({"re_measure": -1}, "--re-measure is -1 with --ratios auto"),
-        ({"optimizer": "nadamw"}, "--ratios auto reads AdamW's state; --optimizer is nadamw"),
+        (
+            {"optimizer": "nadamw"},
+            "AdamW or Adam-mini; --optimizer is nadamw: give it ratios that do not move",
+        ),
         ({"ratios": "auto:gian=1"}, "auto: no option 'gian'; there are begin, gain"),
     ],
 )

@@ -84,7 +84,7 @@ def test_what_is_not_set_is_the_optimizers_own_and_the_same_run_as_if_it_were_se
         ({"optimizer": "torch.optim:Muon"}, "--optimizer torch.optim:Muon on this model: Muon only supports 2D"),
         ({"optimizer": "torch.optim:LBFGS"}, "--optimizer torch.optim:LBFGS on this model: LBFGS doesn't support"),
         ({"optimizer": "sophia"}, r"--optimizer sophia cannot be trained by this command: .*create_graph=True"),
-        ({"optimizer": "muon", "ratios": "auto"}, "--ratios auto reads AdamW's state; --optimizer is muon"),
+        ({"optimizer": "muon", "ratios": "auto"}, "Adam-mini; --optimizer is muon: give it ratios"),
         ({"optimizer": "lion", "beta1": -1.0}, "--beta1 is -1.0; expected 0 or more and below 1"),
     ],
 )  # fmt: skip

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.optim.adam_mini_kernel import Pieces, move
+from blockwise_lr.optim.partitions import spread
 from blockwise_lr.sharpness.processes import is_sharded, local
 
 
@@ -66,27 +67,39 @@ def _sums(each: Pieces, indices: list[Tensor]) -> Tensor:
     return found
 
 
-def _piece_of(each: Pieces) -> list[Tensor]:
+def _piece_of(parameter: Any, partition: Sequence[int]) -> list[Tensor]:
     """For each dimension, the piece of each index of this process's part."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    whole: Any = each.parameter
-    shape, offset = compute_local_shape_and_global_offset(whole.shape, whole.device_mesh, whole.placements)
+    mesh, placements = parameter.device_mesh, parameter.placements
+    shape, offset = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
     return [
-        (torch.arange(length, device=each.gradient.device) + start) // (size // pieces)
-        for length, start, size, pieces in zip(shape, offset, whole.shape, each.partition)
+        (torch.arange(length, device=local(parameter).device) + start) // (size // pieces)
+        for length, start, size, pieces in zip(shape, offset, parameter.shape, partition)
     ]
+
+
+def local_second(second: Tensor, parameter: Tensor, partition: Sequence[int]) -> Tensor:
+    """The second moment of every element of this process's part of a parameter, whole or a DTensor."""
+    if is_whole(parameter, partition):
+        return spread(local(second), local(parameter).shape)
+    return _at(second, _piece_of(parameter, partition))
+
+
+def _at(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
+    """What each index's piece has; a dimension of one piece broadcasts."""
+    for dim, index in enumerate(index_of):
+        if by_piece.shape[dim] > 1:
+            by_piece = by_piece.index_select(dim, index)
+    return by_piece
 
 
 def sharded_step(pieces: Sequence[Pieces]) -> None:
     """The step of parameters whose pieces lie in several processes, which exchange one sum for all of them."""
-    indices = [_piece_of(each) for each in pieces]
+    indices = [_piece_of(each.parameter, each.partition) for each in pieces]
     for each, index_of, mean in zip(pieces, indices, _across_processes(pieces, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
         each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)
         step = each.second.sqrt().mul_(each.root).add_(each.eps).reciprocal_().mul_(-each.rate)
-        for dim, (index, count) in enumerate(zip(index_of, each.partition)):
-            if count > 1:
-                step = step.index_select(dim, index)
-        move(local(each.parameter.detach()), each.first, step, each.decay)
+        move(local(each.parameter.detach()), each.first, _at(step, index_of), each.decay)

@@ -14,6 +14,7 @@ from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import Concatenation, any_sharded, split_state
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.optim.adam_mini import AdamMini
+from blockwise_lr.optim.partitions import spread
 
 State = dict[str, Any]
 _PART = re.compile(r"(?P<before>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d+)")
@@ -210,7 +211,7 @@ def _joined(states: Sequence[State], layout: Concatenation) -> State:
         values = [state[key] for state in states]
         if isinstance(first, Tensor) and first.ndim:
             shapes = [_spread_shape(value, size, layout.dim) for value, size in zip(values, layout.sizes)]
-            joined[key] = layout.fuse([_spread(value, shape) for value, shape in zip(values, shapes)])
+            joined[key] = layout.fuse([spread(value, shape) for value, shape in zip(values, shapes)])
         else:
             joined[key] = first
     return joined
@@ -240,16 +241,8 @@ def _fitted(name: str, key: str, value: Any, parameter: Tensor, partition: Seque
                 f"{key} of {name} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: "
                 "is it this model's?"
             )
-        value = _averaged(_spread(value, parameter.shape), wanted)
+        value = _averaged(spread(value, parameter.shape), wanted)
     return value.detach().to(parameter.device).clone(memory_format=torch.contiguous_format)
-
-
-def _spread(value: Tensor, shape: torch.Size) -> Tensor:
-    """Each second moment repeated over its piece."""
-    for dim, size in enumerate(shape):
-        if value.shape[dim] != size:
-            value = value.repeat_interleave(size // value.shape[dim], dim)
-    return value
 
 
 def _averaged(value: Tensor, pieces: torch.Size) -> Tensor:

@@ -42,7 +42,7 @@ class AutoRatios:
     run goes on to the bit.
 
     Args:
-        optimizer: torch's Adam or AdamW on the groups of :func:`blockwise_lr.param_groups`.
+        optimizer: torch's Adam or AdamW, or AdamMini, on the groups of :func:`blockwise_lr.param_groups`.
         schedule: of :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`; its step and total are
             what shares of the run are of.
         rule: how the ratios move. Default: ``AutoRule()``.
@@ -62,8 +62,8 @@ class AutoRatios:
     ) -> None:
         if type(optimizer) not in READABLE:
             raise ValueError(
-                f"auto reads the last update from the state of Adam or AdamW, and this is {type(optimizer).__name__}: "
-                "measure ratios with AdamW and give them as numbers"
+                f"auto reads the last update from the state of Adam, AdamW or AdamMini, and this is "
+                f"{type(optimizer).__name__}: give it ratios that do not move, such as measured"
             )
         if any("block" not in group for group in optimizer.param_groups):
             raise ValueError("a parameter group has no block: make them with param_groups(model, lr)")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Sequence
+
+from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.interleaved import HEADS, setting
@@ -52,6 +54,24 @@ def partitions(model: nn.Module, blocks: BlockMap) -> dict[str, Partition | None
     """
     facts = ModelFacts(model)
     return {name: _partition(sites[0], blocks[name], facts) for name, sites in facts.tree.sites.items()}
+
+
+def spread(value: Tensor, shape: Sequence[int]) -> Tensor:
+    """One number for each piece, repeated over the piece.
+
+    Args:
+        value: by piece, of as many dimensions as the parameter.
+        shape: the parameter's, a multiple of value's in each dimension.
+
+    Example:
+        >>> import torch
+        >>> spread(torch.tensor([[1.0], [2.0]]), (4, 1)).flatten().tolist()
+        [1.0, 1.0, 2.0, 2.0]
+    """
+    for dim, size in enumerate(shape):
+        if value.shape[dim] != size:
+            value = value.repeat_interleave(size // value.shape[dim], dim)
+    return value
 
 
 def _partition(site: Site, block: Block, facts: ModelFacts) -> Partition | None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.optim.adam_mini import AdamMini
+from blockwise_lr.optim.adam_mini_sharded import local_second
 from blockwise_lr.sharpness.parts import local
 
-READABLE = (torch.optim.Adam, torch.optim.AdamW)
+READABLE = (torch.optim.Adam, torch.optim.AdamW, AdamMini)
 """Whose last update is read from the state. Not their subclasses, which may step otherwise."""
 
 
@@ -25,7 +27,7 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
     Weight decay is left out where it is decoupled (AdamW). Nothing is computed or changed.
 
     Args:
-        optimizer: torch.optim's Adam or AdamW (subclasses may step otherwise, so they are not read).
+        optimizer: torch.optim's Adam or AdamW, or AdamMini (subclasses may step otherwise, so they are not read).
         parameters: the model's; each must be the optimizer's and have been stepped.
 
     Returns:
@@ -48,9 +50,12 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
             )
         beta1, beta2 = group["betas"]
         step = float(state["step"])
-        second = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
+        second = local(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
+        if isinstance(optimizer, AdamMini):
+            place = next(i for i, each in enumerate(group["params"]) if each is parameter)
+            second = local_second(state["exp_avg_sq"], parameter, group["partitions"][place])
         first = _wide(local(state["exp_avg"])) / (1 - beta1**step)
-        updates.append(first / ((_wide(local(second)) / (1 - beta2**step)).sqrt() + group["eps"]))
+        updates.append(first / ((_wide(second) / (1 - beta2**step)).sqrt() + group["eps"]))
     return updates
 
 

@@ -21,6 +21,7 @@ from blockwise_lr.optim.decay import NoDecay, check_weight_decays, resolve_decay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class, optimizer_entry, resolve_weight_decay
+from blockwise_lr.optim.updates import READABLE
 from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
@@ -103,9 +104,12 @@ def _check_optim(config: TrainConfig) -> None:
                 f"--re-measure is {optim.re_measure} with --ratios {optim.ratios}; expected 0, or a number of steps "
                 "with --ratios auto"
             )
-        if auto is not None and optim.optimizer != "adamw":
-            raise ValueError(f"--ratios auto reads AdamW's state; --optimizer is {optim.optimizer}")
         check_optimizer(optim)
+        if auto is not None and optimizer_entry(optim.optimizer).load() not in READABLE:
+            raise ValueError(
+                "--ratios auto reads the last update from the state of Adam, AdamW or Adam-mini; --optimizer is "
+                f"{optim.optimizer}: give it ratios that do not move, such as measured"
+            )
         parse_weight_decay(optim.weight_decay_by_block)
         parse_clip(optim.clip_by_block)
         for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
