@@ -10,9 +10,10 @@ sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. 
 along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
 --powers those by powers of sharpness, as measured at the end of a uniform run; with --ratios-of those that --own
 measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
-in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its figures. `edges`: the
-uniform baseline with a warm-up beyond the grid's longest, at seed 0; results/ratios/edges.json. `longer`: uniform and
-`measured` over four times the quickstart's steps, the same grid and seeds; results/ratios/longer.json. `report`:
+in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what
+lies beyond choices at the grid's edge, at seed 0; results/ratios/edges.json. `longer`: uniform and
+`measured` over four times the quickstart's steps, tuned over GRID with the warm-up that won there and then tried with
+the other, the same seeds; results/ratios/longer.json. `report`:
 results/ratios/README.md out of all of them.
 """
 
@@ -45,9 +46,19 @@ RESULTS = Path(__file__).parents[1] / "results" / "ratios"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUPS = (0.15, 0.6)
 SEEDS = (0, 1, 2)
-EDGES = (("llama-5m", 2.83e-3, 0.8), ("llama-5m", 4e-3, 0.8), ("gpt2-1m", 8e-3, 0.8))
+PAPER_HEAD = "emb=10,qk=8,vo=4,ffn=6,head=10"
+EDGES = (
+    ("llama-5m", "uniform", 2.83e-3, 0.8),
+    ("llama-5m", "uniform", 4e-3, 0.8),
+    ("gpt2-1m", "uniform", 8e-3, 0.8),
+    ("llama-2m", PAPER_HEAD, 5e-4, 0.6),
+)
 LONGER = 4  # times the steps along which `measured` was found
-UNTIED_ARMS = ("paper, head 10=adamw:emb=10,qk=8,vo=4,ffn=6,head=10",)  # tied, the head is the embedding
+LONGER_WARMUPS = {
+    "uniform": (0.6, 0.15),
+    "measured": (0.15, 0.6),
+}  # the choice at the quickstart's steps first
+UNTIED_ARMS = (f"paper, head 10=adamw:{PAPER_HEAD}",)  # tied, the head is the embedding
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
     "uniform=adamw:uniform",
@@ -146,10 +157,10 @@ def try_edges(out: Path) -> None:
     """EDGES, beside what the study chose for the same baseline: {"runs": [{"point", "tune_loss", "val_loss"}]}."""
     out.mkdir(parents=True, exist_ok=True)
 
-    def one(setting: str, base_lr: float, warmup: float) -> dict[str, Any]:
+    def one(setting: str, ratios: str, base_lr: float, warmup: float) -> dict[str, Any]:
         config = config_of(setting, out)
-        optim = replace(config.optim, base_lr=base_lr, warmup_fraction=warmup)
-        point = {"setting": setting, "base_lr": base_lr, "warmup": warmup}
+        optim = replace(config.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
+        point = {"setting": setting, "ratios": ratios, "base_lr": base_lr, "warmup": warmup}
         return run(out, replace(config, optim=optim), point)
 
     with ThreadPoolExecutor(2) as pool:
@@ -175,8 +186,11 @@ def train_longer(out: Path) -> None:
     runs: list[dict[str, Any]] = []
     with ThreadPoolExecutor(2) as pool:
         for rule in ("uniform", "measured"):
-            grid = [(rule, lr, warmup, SEEDS[0]) for lr in GRID for warmup in WARMUPS]
+            chosen, other = LONGER_WARMUPS[rule]
+            grid = [(rule, lr, chosen, SEEDS[0]) for lr in GRID]
             tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
+            tuning.append(one(rule, tuning[0]["point"]["base_lr"], other, SEEDS[0]))
+            tuning.sort(key=tune_loss)
             best = tuning[0]["point"]
             seeds = [(rule, best["base_lr"], best["warmup"], seed) for seed in SEEDS[1:]]
             runs += [tuning[0], *pool.map(lambda of: one(*of), seeds), *tuning[1:]]

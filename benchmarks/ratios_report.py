@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.compare.speedup import loss_gap
 from blockwise_lr.drawing import figure, save
 from blockwise_lr.files import write_text_atomic
 
-COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#000000", "#56B4E9", "#E69F00", "#999999", "#8a6d3b")
+WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
 FITTED = ("llama-2m",)
 
 
@@ -24,6 +25,8 @@ def write_report(results: Path) -> None:
         sections += ["## Every rule against tuned uniform AdamW", table_of_gaps(studies)]
         sections += ["![Loss gap of every rule](loss_gaps.png)"]
         sections += [section(name, study) for name, study in studies.items()]
+    if (longer := results / "longer.json").exists():
+        sections += ["## Four times the steps", table_of_longer(json.loads(longer.read_text()))]
     sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
     if (cousins := results / "cousins.json").exists():
         sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
@@ -88,6 +91,33 @@ def section(name: str, study: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
 
 
+def table_of_longer(found: dict[str, Any]) -> str:
+    """`measured` against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried."""
+    rules = {
+        rule: [run for run in found["runs"] if run["point"]["rule"] == rule]
+        for rule in ("uniform", "measured")
+    }
+    seeds = {rule: dict.fromkeys(run["point"]["seed"] for run in runs) for rule, runs in rules.items()}
+    chosen = {rule: runs[: len(seeds[rule])] for rule, runs in rules.items()}
+    won = loss_gap(*([run["val_loss"] for run in runs] for runs in chosen.values()))
+    lines = [
+        f"`llama-2m` over {found['steps']} steps, {found['date'][:10]}, {found['hardware'].get('cpu')} "
+        f"(`{found['command']}`). `measured` wins {won.mean:+.3f} nats ({won.ci95[0]:+.3f} .. {won.ci95[1]:+.3f}).",
+        "",
+        "| ratios | base LR | warm-up | seed | tune loss | val loss |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for rule, runs in rules.items():
+        for run in runs:
+            p = run["point"]
+            shown = [
+                "diverged" if run[loss] is None else f"{run[loss]:.3f}" for loss in ("tune_loss", "val_loss")
+            ]
+            tuned = f"{p['base_lr']:g} | {p['warmup']:.0%} | {p['seed']}"
+            lines.append(f"| {rule} | {tuned} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def table_of_trials(trials: dict[str, Any]) -> str:
     """The single-seed leads of benchmarks/along.py, the lowest loss of each setting first."""
     lines = [
@@ -129,22 +159,21 @@ def table_of_cousins(tried: list[dict[str, Any]]) -> str:
 
 
 def draw_gaps(studies: dict[str, Any], path: Path) -> None:
-    """Bars of the loss gaps, settings side by side."""
+    """One panel a setting, one row a rule: the gap with its interval, right of the line where it wins."""
     arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
-    width, named = 0.8 / len(arms), set()
-    with figure((max(5.0, 2.2 * len(studies) + 2), 4.2)) as made:
-        axes = made.subplots()
-        for i, arm in enumerate(arms):
-            for at, study in enumerate(studies.values()):
+    with figure((2.0 + 1.9 * len(studies), 1.0 + 0.28 * len(arms))) as made:
+        panels = made.subplots(1, len(studies), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, (name, study) in zip(panels, studies.items()):
+            for row, arm in enumerate(arms):
                 gap = comparisons(study).get(arm, {}).get("loss_gap", {})
                 if gap.get("mean") is None:
                     continue
                 error = 0.0 if gap["ci95"] is None else gap["ci95"][1] - gap["mean"]
-                axes.bar(at + i * width, gap["mean"], width, yerr=error, color=COLOURS[i % len(COLOURS)],
-                         ecolor="#333333", label=None if arm in named else arm)  # fmt: skip
-                named.add(arm)
-        axes.axhline(0, color="#333333", linewidth=0.8)
-        axes.set_xticks([at + 0.4 - width / 2 for at in range(len(studies))], list(studies))
-        axes.set_ylabel("nats won against tuned uniform AdamW")
-        made.legend(fontsize=8, ncols=4, loc="outside lower center")
+                colour = WINS if gap["mean"] > error else LOSES if gap["mean"] < -error else UNDECIDED
+                axes.errorbar(gap["mean"], row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
+            axes.axvline(0, color="#333333", linewidth=0.8)
+            axes.set_title(f"{name}\n(fitted)" if name in FITTED else f"{name}\n", fontsize=9)
+        panels[0].set_yticks(range(len(arms)), arms)
+        panels[0].invert_yaxis()
+        made.supxlabel("nats won against tuned uniform AdamW (95 % intervals over seeds)", fontsize=9)
         save(made, path)
