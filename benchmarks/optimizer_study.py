@@ -1,0 +1,159 @@
+"""What blockwise learning rates are worth in each optimizer, and how decay and clipping should go with them.
+
+    python benchmarks/optimizer_study.py run adam-mini --out runs/optimizers     # lion, muon, wsd too
+    python benchmarks/optimizer_study.py settings --out runs/optimizers
+    python benchmarks/optimizer_study.py report
+
+On the quickstart's model and text. `run`: `blockwise-lr compare` of uniform, paper, measured (and, where the updates of
+the optimizer can be read, auto) in one optimizer, or, `wsd`, of uniform and measured in AdamW under the schedule that
+decays in the last third. Every arm is tuned over the same four base learning rates, then a factor of sqrt 2 to either
+side of its best, with the warm-up of 60 % that AdamW's uniform baseline wants (the measured ratios lose 0.03 nats by it
+there; under wsd 15 % and 33 %, the longest it allows, are tried); three seeds at what the tune loss chose, the baseline
+for 2N steps too. AdamW under the cosine schedule is results/ratios/llama-2m, tuned over two warm-ups. `settings`: the
+measured ratios in AdamW with each of VARIANTS of weight decay and clipping, tuned over SETTINGS_LRS, three seeds. Runs
+are cached in --out. Writes results/optimizers/NAME/compare.json, results/optimizers/settings.json, and the bytes of
+state that each optimizer keeps of this model, state.json; `report`: results/optimizers/README.md out of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _runs import run, tune_loss
+from optimizers import state_bytes
+from ratios import SEEDS, settings
+
+from blockwise_lr import build_optimizer
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
+from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.pretrain.models import build_model
+
+RESULTS = Path(__file__).parents[1] / "results" / "optimizers"
+GRID = (1e-3, 2e-3, 4e-3, 8e-3)
+WARMUP = 0.6
+MEASURED = spell_ratios(MEASURED_RATIOS)
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adam-mini": {},
+    "lion": {"weight_decay": 0.3},  # a tenth of the learning rate, so ten times the decay
+    "muon": {},
+    "wsd": {"optimizer": "adamw", "schedule": "wsd"},
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "decay coupled, clipped as a whole": {},
+    "decay constant": {"decay": "constant"},
+    "decay of matrices only": {"weight_decay_by_block": "emb=0,head=0,norm=0"},
+    "no decay": {"weight_decay": 0.0},
+    "each block clipped at 0.3": {"clip_by_block": "0.3"},
+    "each block clipped at 0.1": {"clip_by_block": "0.1"},
+    "not clipped": {"clip": 0.0},
+}
+SETTINGS_LRS = (1e-3, 2e-3, 4e-3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    phases = parser.add_subparsers(dest="phase", required=True)
+    runs = phases.add_parser("run")
+    runs.add_argument("name", choices=list(OPTIMIZERS))
+    runs.add_argument("--out", type=Path, default=Path("runs/optimizers"))
+    tried = phases.add_parser("settings")
+    tried.add_argument("--out", type=Path, default=Path("runs/optimizers"))
+    phases.add_parser("report")
+    arguments = parser.parse_args()
+    if arguments.phase == "run":
+        compare(arguments.name, arguments.out / arguments.name)
+    elif arguments.phase == "settings":
+        try_settings(arguments.out / "settings")
+    else:
+        from optimizer_report import write_report
+
+        write_report(RESULTS)
+
+
+def config_of(**optim: Any) -> TrainConfig:
+    """The quickstart under another optimizer or setting."""
+    config = settings()["llama-2m"]
+    given = {"warmup_fraction": WARMUP, **optim}
+    return replace(config, optim=replace(config.optim, **given))
+
+
+def compare(name: str, out: Path) -> None:
+    """One optimizer: its arms, compared, and what is kept of it."""
+    optim = {"optimizer": name, **OPTIMIZERS[name]}
+    optimizer = optim["optimizer"]
+    rules = {"uniform": "uniform", "paper": "paper", "measured": MEASURED, "auto": "auto"}
+    if name == "wsd":
+        rules = {rule: rules[rule] for rule in ("uniform", "measured")}
+    elif name != "adam-mini":
+        del rules["auto"]
+    scale = 0.1 if name == "lion" else 1.0
+    warmups = (0.15, 0.33) if name == "wsd" else (WARMUP,)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(out / "config.json", config_of(**optim).to_dict())
+    command = [
+        sys.executable, "-m", "blockwise_lr", "compare", out / "config.json",
+        "--arms", *(f"{rule}={optimizer}:{ratios}" for rule, ratios in rules.items()),
+        "--base-lrs", *(f"{scale * lr:g}" for lr in GRID), "--warmups", *warmups, "--refine",
+        "--seeds", *SEEDS, "--out", out,
+    ]  # fmt: skip
+    subprocess.run([str(part) for part in command], check=True)
+    kept = RESULTS / name
+    kept.mkdir(parents=True, exist_ok=True)
+    for pattern in ("compare.json", "report.md", "*.png"):
+        for file in out.glob(pattern):
+            shutil.copy(file, kept)
+    states = RESULTS / "state.json"
+    known = json.loads(states.read_text()) if states.exists() else {}
+    write_json_atomic(states, known | {each: bytes_of_state(each) for each in ("adamw", optimizer)})
+
+
+def bytes_of_state(optimizer: str) -> int:
+    """Of the quickstart's model, after one step."""
+    model = build_model(config_of().model, seed=0)
+    made = build_optimizer(optimizer, model, 1e-3)
+    ids = torch.arange(16)[None]
+    model(input_ids=ids, labels=ids).loss.backward()
+    made.step()
+    return state_bytes(made)
+
+
+def try_settings(out: Path) -> None:
+    """Each variant tuned at the first seed, then the other seeds at its best.
+
+    Writes {"runs": [{"point", "diverged", "tune_loss", "val_loss"}]}; the first of a variant are those at its choice.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    base = {"ratios": "measured", "warmup_fraction": 0.15}  # the warm-up that these ratios are best at
+
+    def one(variant: str, base_lr: float, seed: int) -> dict[str, Any]:
+        config = replace(config_of(**{**base, "base_lr": base_lr, **VARIANTS[variant]}), seed=seed)
+        return run(out, config, {"variant": variant, "base_lr": base_lr, "seed": seed})
+
+    runs: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(2) as pool:
+        for variant in VARIANTS:
+            grid = [(variant, lr, SEEDS[0]) for lr in SETTINGS_LRS]
+            tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
+            best = tuning[0]["point"]["base_lr"]
+            others = [(variant, best, seed) for seed in SEEDS[1:]]
+            runs += [tuning[0], *pool.map(lambda of: one(*of), others), *tuning[1:]]
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(RESULTS / "settings.json", {**about, "runs": runs})
+
+
+if __name__ == "__main__":
+    main()
