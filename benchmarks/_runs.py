@@ -1,12 +1,17 @@
-"""One training run in a process of its own, cached: what the studies over many runs share."""
+"""Training runs in processes of their own, cached, and kept in the repository: what the studies share."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +45,43 @@ def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]
 def tune_loss(run: dict[str, Any]) -> float:
     """What runs are chosen by; a diverged one is never chosen."""
     return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
+
+
+KEPT = ("config.json", "metrics.jsonl", "result.json")
+"""The files of a finished run that a comparison reads: a few kilobytes."""
+
+
+@contextmanager
+def kept(archive: Path, runs: Path) -> Iterator[None]:
+    """The runs in `archive` are put into `runs`, and at the end, however it comes, all finished ones into `archive`.
+
+    So a study goes on from a fresh clone, and a further arm is held against the very same baseline.
+
+    SIGTERM comes as KeyboardInterrupt meanwhile.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if archive.exists():
+        with tarfile.open(archive) as packed:
+            packed.extractall(runs, filter="data")
+    try:
+        yield
+    finally:
+        pack(runs, archive)
+        signal.signal(signal.SIGTERM, before)
+
+
+def pack(runs: Path, archive: Path) -> None:
+    """Write KEPT of every finished run; the same runs give the same bytes."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    temporary = archive.with_name(f"{archive.name}.tmp")
+    with (
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", 9, raw, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as packed,
+    ):
+        for path in sorted(result.with_name(name) for result in runs.glob("*/result.json") for name in KEPT):
+            about = tarfile.TarInfo(f"{path.parent.name}/{path.name}")
+            about.size, about.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                packed.addfile(about, file)
+    temporary.replace(archive)

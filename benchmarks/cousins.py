@@ -10,7 +10,8 @@ along it, relative to FFN:
 
 and the IN_RUN rules move ratios that begin at 1 (AutoRatios: the cosine between a gradient and the update before it).
 Ratios are kept within 0.01 and 100. Each rule is then trained with from scratch over LRS at seed 0, warm-up 15 %: as
-many runs as each other. Writes results/ratios/cousins.json. Runs are cached in --out.
+many runs as each other. Writes results/ratios/cousins.json. Runs are cached in --out. Two go side by side: on two cores
+call it with OMP_NUM_THREADS=1, or their threads wait for each other.
 """
 
 from __future__ import annotations

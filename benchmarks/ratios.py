@@ -10,11 +10,11 @@ sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. 
 along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
 --powers those by powers of sharpness, as measured at the end of a uniform run; with --ratios-of those that --own
 measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
-in --out, so an interrupted study goes on. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what
-lies beyond choices at the grid's edge, at seed 0; results/ratios/edges.json. `longer`: uniform and
-`measured` over four times the quickstart's steps, tuned over GRID with the warm-up that won there and then tried with
-the other, the same seeds; results/ratios/longer.json. `report`:
-results/ratios/README.md out of all of them.
+in --out and kept in results/ratios/SETTING/runs.tar.gz, so an interrupted study goes on, from a fresh clone too, and
+further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond choices
+at the grid's edge, at seed 0; results/ratios/edges.json. `longer`: uniform and `measured` over four times the
+quickstart's steps, tuned over GRID with the warm-up that won there and then tried with the other, the same seeds;
+results/ratios/longer.json. `report`: results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import run, tune_loss
+from _runs import kept, run, tune_loss
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
@@ -134,23 +134,28 @@ def study(arguments: argparse.Namespace) -> None:
     write_json_atomic(path, config.to_dict())
     arms = arguments.arms or [*ARMS, *(() if config.model.tied else UNTIED_ARMS)]
     tuning = ("--base-lrs", *arguments.base_lrs, "--warmups", *arguments.warmups)
-    compare(path, out, arms, tuning)
-    further = []
-    if arguments.own:
-        further.append(arm("own", parse_ratios(str(along_uniform(path, out)))))
-    for other in arguments.ratios_of:
-        found = arguments.out / other / "along" / "sharpness" / "directional.json"
-        further.append(arm(f"own of {other}", parse_ratios(str(found))))
-    if arguments.powers:
-        report = SharpnessReport.from_json(at_the_end_of_uniform(path, out))
-        further += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
-    if further:
-        compare(path, out, [*arms, *further], tuning)
-    kept = RESULTS / arguments.setting
-    kept.mkdir(parents=True, exist_ok=True)
+    results = RESULTS / arguments.setting
+    with kept(results / "runs.tar.gz", out / "runs"):
+        compare(path, out, arms, tuning)
+        if further := further_arms(arguments, path, out):
+            compare(path, out, [*arms, *further], tuning)
     for pattern in ("compare.json", "*.png", "report.md", "along/sharpness/directional.*"):
         for file in out.glob(pattern):
-            shutil.copy(file, kept)
+            shutil.copy(file, results)
+
+
+def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list[str]:
+    """Those that need what the comparison chose for uniform: --own, --ratios-of, --powers."""
+    further = []
+    if arguments.own:
+        further.append(arm("own", parse_ratios(str(along_uniform(config, out)))))
+    for other in arguments.ratios_of:
+        found = RESULTS / other / "directional.json"
+        further.append(arm(f"own of {other}", parse_ratios(str(found))))
+    if arguments.powers:
+        report = SharpnessReport.from_json(at_the_end_of_uniform(config, out))
+        further += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]
+    return further
 
 
 def try_edges(out: Path) -> None:

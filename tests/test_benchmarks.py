@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -230,3 +232,29 @@ def test_a_ratio_is_taken_repeat_by_repeat_and_judged_by_its_median(measure):
 def test_no_repeats_are_refused(measure):
     with pytest.raises(ValueError, match="repeats is 0; expected 1 or more"):
         measure.in_turns({"a": float}, 0)
+
+
+def test_the_runs_of_a_study_are_kept_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from _runs import KEPT, kept
+
+    def finish(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        for name in (*KEPT, "model.safetensors"):
+            (folder / name).write_text(f"{name} of {folder.name}")
+
+    archive, runs = tmp_path / "results" / "runs.tar.gz", tmp_path / "runs"
+    finish(runs / "one")
+    (runs / "unfinished").mkdir()
+    with pytest.raises(KeyboardInterrupt), kept(archive, runs):
+        finish(runs / "two")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    first = archive.read_bytes()
+
+    again = tmp_path / "a fresh clone"
+    with kept(archive, again):
+        assert {path.name for path in again.iterdir()} == {"one", "two"}
+        assert {path.name for path in (again / "two").iterdir()} == set(KEPT)
+        assert (again / "two" / "result.json").read_text() == "result.json of two"
+    assert archive.read_bytes() == first
