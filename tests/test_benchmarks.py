@@ -246,10 +246,15 @@ def test_the_runs_of_a_study_are_kept_and_come_back(tmp_path, monkeypatch):
     archive, runs = tmp_path / "results" / "runs.tar.gz", tmp_path / "runs"
     finish(runs / "one")
     (runs / "unfinished").mkdir()
-    with pytest.raises(KeyboardInterrupt), kept(archive, runs):
-        finish(runs / "two")
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+
+    def interrupted() -> None:
+        with kept(archive, runs):
+            finish(runs / "two")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     first = archive.read_bytes()
 
     again = tmp_path / "a fresh clone"
