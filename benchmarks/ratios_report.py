@@ -16,9 +16,7 @@ FITTED = ("llama-2m",)
 
 def write_report(results: Path) -> None:
     """README.md and loss_gaps.png in `results`, from the compare.json of each setting there and README.head.md."""
-    studies = {
-        path.parent.name: json.loads(path.read_text()) for path in sorted(results.glob("*/compare.json"))
-    }
+    studies = {path.parent.name: read_study(path) for path in sorted(results.glob("*/compare.json"))}
     sections = [(results / "README.head.md").read_text(encoding="utf-8").rstrip()]
     if studies:
         draw_gaps(studies, results / "loss_gaps.png")
@@ -31,6 +29,16 @@ def write_report(results: Path) -> None:
     if (cousins := results / "cousins.json").exists():
         sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
+
+
+def read_study(path: Path) -> dict[str, Any]:
+    """A setting's compare.json, with the arms of further.json beside it (benchmarks/further.py) if there are any."""
+    study: dict[str, Any] = json.loads(path.read_text())
+    if (beside := path.with_name("further.json")).exists():
+        study["further"] = further = json.loads(beside.read_text())
+        study["arms"] |= further["arms"]
+        study["comparisons"] += further["comparisons"]
+    return study
 
 
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -87,6 +95,14 @@ def section(name: str, study: dict[str, Any]) -> str:
         warmup = found.get("warmup_fraction") or study["config"]["optim"]["warmup_fraction"]
         tuned = f"{found['base_lr']:g} | {warmup:.0%}"
         lines.append(f"| {arm} | {found['ratios']} | {tuned} | {mean} |")
+    if further := study.get("further"):
+        again = further["again"]
+        lines += [
+            "",
+            f"{', '.join(further['arms'])}: later, {further['date'][:10]}, {further['hardware'].get('cpu')}, against "
+            f"the same runs of uniform (`{further['command']}`); `measured` at seed 0, trained once more there, "
+            f"ended at {again['here']:.4f} ({again['committed']:.4f} before).",
+        ]
     edges = [warning for warning in study["warnings"] if "edge" in warning]
     return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
 

@@ -263,3 +263,29 @@ def test_the_runs_of_a_study_are_kept_and_come_back(tmp_path, monkeypatch):
         assert {path.name for path in (again / "two").iterdir()} == set(KEPT)
         assert (again / "two" / "result.json").read_text() == "result.json of two"
     assert archive.read_bytes() == first
+
+
+def test_a_further_arm_is_held_against_the_committed_losses_of_its_seeds(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from further import compare
+
+    def arm(steps: int, role: str, *losses: float) -> dict:
+        seeds = [{"seed": i, "terminal_val_loss": loss} for i, loss in enumerate(losses)]
+        return {"steps": steps, "role": role, "seeds": seeds}
+
+    study = {
+        "steps": 100,
+        "arms": {
+            "uniform": arm(100, "baseline", 3.0, 4.0),
+            "uniform 2N": arm(200, "baseline", 2.0, 3.0),
+            "measured": arm(100, "arm", 1.0, 1.0),
+        },
+    }
+    found = compare(study, arm(100, "arm", 2.5, 3.5))
+    assert found["loss_gap"]["mean"] == pytest.approx(0.5)
+    assert found["loss_gap"]["ci95"] == pytest.approx((0.5, 0.5))
+    assert found["speedup_decayed"]["value"] == pytest.approx(
+        2**0.5
+    )  # half way in the logarithm of the steps
+    assert found["speedup"]["value"] is None
+    assert compare(study, arm(100, "arm", 2.5, None))["loss_gap"]["mean"] is None

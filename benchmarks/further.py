@@ -1,0 +1,130 @@
+"""Further rules on a setting of ratios.py whose runs are gone: tuned alike, held against its committed losses.
+
+    python benchmarks/further.py llama-5m paper=paper searched=quickstart --out runs/further
+    python benchmarks/further.py llama-5m --ratios-of llama-600k --out runs/further
+
+Each arm NAME=RATIOS is tuned over the base learning rates and warm-ups of results/ratios/SETTING/compare.json, refined
+by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --ratios-of SETTING adds the ratios that
+`ratios.py run SETTING --own` measured there. The loss gap and the speed-up between fully decayed runs are against the
+uniform runs of compare.json; the paper's speed-up needs their curves, and is not given. First the chosen run of
+`measured` at the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
+results/ratios/SETTING/further.json. Runs are cached in --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from _runs import run, tune_loss
+from ratios import RESULTS, arm, config_of, settings
+
+from blockwise_lr.compare.speedup import decayed_speedup, loss_gap, speedup_over_seeds
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.pretrain.environment import describe_environment
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("setting", choices=list(settings()))
+    parser.add_argument("arms", nargs="*", metavar="NAME=RATIOS")
+    parser.add_argument("--ratios-of", nargs="*", default=[], metavar="SETTING", choices=list(settings()))
+    parser.add_argument("--out", type=Path, default=Path("runs/further"))
+    arguments = parser.parse_args()
+    arms = [each.split("=", 1) for each in arguments.arms]
+    for other in arguments.ratios_of:
+        spelled = arm("", parse_ratios(str(RESULTS / other / "directional.json"))).partition(":")[2]
+        arms.append([f"own of {other}", spelled])
+    out = arguments.out / arguments.setting
+    out.mkdir(parents=True, exist_ok=True)
+    study = json.loads((RESULTS / arguments.setting / "compare.json").read_text())
+    path = RESULTS / arguments.setting / "further.json"
+    found = json.loads(path.read_text()) if path.exists() else {"arms": {}, "comparisons": []}
+    found["again"] = again(arguments.setting, study, out)
+    for name, ratios in arms:
+        found["arms"][name] = trained = train(arguments.setting, study, ratios, out)
+        compared = {"arm": name, "against": "uniform", **compare(study, trained)}
+        found["comparisons"] = [c for c in found["comparisons"] if c["arm"] != name] + [compared]
+        found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
+        write_json_atomic(path, found)
+
+
+def one(setting: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path) -> dict[str, Any]:
+    config = config_of(setting, out)
+    optim = replace(config.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
+    point = {"ratios": ratios, "base_lr": base_lr, "warmup": warmup, "seed": seed}
+    return run(out, replace(config, seed=seed, optim=optim), point)
+
+
+def again(setting: str, study: dict[str, Any], out: Path) -> dict[str, float]:
+    """The validation loss of `measured` at the first seed, as committed and as it comes out here."""
+    before = study["arms"]["measured"]
+    seed = before["seeds"][0]
+    here = one(setting, before["ratios"], before["base_lr"], before["warmup_fraction"], seed["seed"], out)
+    return {"committed": seed["terminal_val_loss"], "here": here["val_loss"]}
+
+
+def train(setting: str, study: dict[str, Any], ratios: str, out: Path) -> dict[str, Any]:
+    """One arm in the form of compare.json's, with its tuning."""
+    first, *others = study["seeds"]
+    with ThreadPoolExecutor(2) as pool:
+
+        def try_all(lrs: list[float], warmups: list[float]) -> list[dict[str, Any]]:
+            points = [(lr, warmup) for warmup in warmups for lr in lrs]
+            return list(pool.map(lambda p: one(setting, ratios, *p, first, out), points))
+
+        tuning = try_all(study["base_lrs"], study["warmups"])
+        best = min(tuning, key=tune_loss)["point"]
+        near = [float(f"{best['base_lr'] * factor:.3g}") for factor in (2**-0.5, 2**0.5)]
+        tuning += try_all(near, [best["warmup"]])
+        chosen = min(tuning, key=tune_loss)
+        best = chosen["point"]
+        final = [
+            chosen,
+            *pool.map(lambda s: one(setting, ratios, best["base_lr"], best["warmup"], s, out), others),
+        ]
+    return {
+        "optimizer": "adamw",
+        "ratios": ratios,
+        "base_lr": best["base_lr"],
+        "warmup_fraction": best["warmup"],
+        "steps": study["steps"],
+        "seeds": [{"seed": r["point"]["seed"], "terminal_val_loss": r["val_loss"]} for r in final],
+        "tuning": tuning,
+    }
+
+
+def compare(study: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+    """The arm against the baseline of compare.json, seed by seed."""
+    horizons = {arm["steps"]: losses(arm) for arm in study["arms"].values() if arm["role"] == "baseline"}
+    ours, n_steps = losses(trained), study["steps"]
+    decayed = speedup_over_seeds(
+        [
+            decayed_speedup({steps: of[i] for steps, of in horizons.items()}, target, n_steps=n_steps)
+            for i, target in enumerate(ours)
+        ]
+    )
+    return {
+        "loss_gap": asdict(loss_gap(horizons[n_steps], ours)),
+        "speedup": {"value": None, "bound": None, "ci95": None},
+        "speedup_decayed": asdict(decayed),
+    }
+
+
+def losses(arm: dict[str, Any]) -> list[float]:
+    """Terminal validation loss of each seed; a diverged run's is infinite."""
+    found = [seed["terminal_val_loss"] for seed in arm["seeds"]]
+    return [math.inf if loss is None else loss for loss in found]
+
+
+if __name__ == "__main__":
+    main()
