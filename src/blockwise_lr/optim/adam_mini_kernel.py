@@ -132,12 +132,18 @@ def compiled_step(pieces: Sequence[Pieces]) -> None:
             if each.gradient.numel() < _LARGE:
                 continue
             view, rate, root, decay = _views(each), scalar(each.rate), scalar(each.root), scalar(each.decay)
-            size = (view.gradient, view.second, view.within, each.betas[1], each.eps, rate, root)
+            size = (view.second, each.betas[1], each.eps, rate, root)
             moved = (view.parameter, view.gradient, view.first, each.betas[0], decay)
             if view.within in ((), (1,)):
-                _compiled(_one_step)(size, moved)
-            else:  # in one piece of code the sizes, here along the rows, would be computed anew in each row
-                _compiled(_move_by)(_compiled(_step_size)(*size), *moved)
+                _compiled(_one_step)(view.within, size, moved)
+                continue
+            # In one piece of code with the move the sizes, here along the rows, would be computed anew in each row.
+            if view.within == (0, 2):
+                some = _divisor(len(view.gradient), _ROWS)
+                sizes = _compiled(_step_size_of_columns)(view.gradient, some, *size)
+            else:
+                sizes = _compiled(_step_size)(view.gradient, view.within, *size)
+            _compiled(_move_by)(sizes, *moved)
 
 
 @cache
@@ -145,27 +151,34 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, dynamic=True)
 
 
-def _one_step(size: tuple[Any, ...], moved: tuple[Any, ...]) -> None:
-    _move_by(_step_size(*size), *moved)
+def _divisor(number: int, at_most: int) -> int:
+    """The largest that is not above `at_most`."""
+    return next(n for n in range(min(at_most, number), 0, -1) if number % n == 0)
 
 
-def _step_size(
-    gradient: Tensor,
-    second: Tensor,
-    within: tuple[int, ...],
-    beta2: float,
-    eps: float,
-    rate: Tensor,
-    root: Tensor,
-) -> Tensor:
+def _one_step(within: tuple[int, ...], size: tuple[Any, ...], moved: tuple[Any, ...]) -> None:
+    _move_by(_step_size(moved[1], within, *size), *moved)
+
+
+def _step_size(gradient: Tensor, within: tuple[int, ...], second: Tensor, *rest: Any) -> Tensor:
     """What each piece's first moment is to be multiplied by; moves `second`."""
     square = gradient * gradient
-    count = gradient.numel() // second.numel()
-    if 0 in within:  # a stretch of some rows at a time, then over the stretches
-        rows = gradient.shape[0]
-        some = next(n for n in range(min(_ROWS, rows), 0, -1) if rows % n == 0)
-        square = square.view(rows // some, some, *gradient.shape[1:]).sum(1)
     total = square.sum(within, keepdim=True) if within else square
+    return _step_size_from(total, gradient.numel() // second.numel(), second, *rest)
+
+
+def _step_size_of_columns(gradient: Tensor, some: int, second: Tensor, *rest: Any) -> Tensor:
+    """The same of (rows, pieces, columns of a piece), in the order of the memory: over `some` rows at a time, over
+    these stretches, then over a piece's columns."""
+    rows, pieces, width = gradient.shape
+    by_row = gradient.reshape(rows // some, some, pieces * width)
+    total = (by_row * by_row).sum(1).sum(0).view(1, pieces, width).sum(2, keepdim=True)
+    return _step_size_from(total, gradient.numel() // second.numel(), second, *rest)
+
+
+def _step_size_from(
+    total: Tensor, count: int, second: Tensor, beta2: float, eps: float, rate: Tensor, root: Tensor
+) -> Tensor:
     second.mul_(beta2).add_(total * ((1 - beta2) / count))
     kind: dict[str, Any] = {"dtype": second.dtype}
     return rate.to(**kind) / (second.sqrt() * root.to(**kind) + eps)
