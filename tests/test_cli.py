@@ -18,6 +18,7 @@ def test_help_lists_the_commands(capsys, arguments):
         "train PRESET",
         "compare PRESET",
         "eval RUN",
+        "generate RUN",
         "sharpness MODEL",
         "inspect MODEL",
         "presets",
@@ -44,7 +45,10 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["trian"], "no command 'trian'; the commands are train, compare, eval, sharpness, inspect, presets"),
+        (
+            ["trian"],
+            "no command 'trian'; the commands are train, compare, eval, generate, sharpness, inspect, presets",
+        ),
         (["train"], "train needs the name of a preset first, such as: blockwise-lr train quickstart"),
         (
             ["train", "quikstart"],

