@@ -26,16 +26,25 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 
 
 def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:
+    return script_line("-m", "blockwise_lr", *arguments, processes=processes)
+
+
+def script_line(*arguments: str | Path, processes: int = 1) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    return [*launcher, "-m", "blockwise_lr", *map(str, arguments)]
+    return [*launcher, *map(str, arguments)]
 
 
 def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
     """`blockwise-lr ARGUMENTS` in a process of its own."""
+    return run_script("-m", "blockwise_lr", *arguments, processes=processes)
+
+
+def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in a process of its own."""
     process = subprocess.Popen(
-        command_line(*arguments, processes=processes),
+        script_line(*arguments, processes=processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ except ModuleNotFoundError:
     ) from None
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.errors import NonFiniteLossError, UserError
+from blockwise_lr.errors import NonFiniteLossError, Terminated, UserError
 from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.config import DataConfig, TrainConfig, config_from_dict
 from blockwise_lr.pretrain.folder import read_configuration
@@ -52,7 +53,7 @@ T = TypeVar("T")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 1 anything else."""
+    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 143 SIGTERM, 1 anything else."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -75,6 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except NonFiniteLossError as error:
         _fail(str(error), 1)
+    except Terminated as stopped:  # every process of a run was; one says it
+        if os.environ.get("RANK", "0") != "0":
+            raise SystemExit(128 + signal.SIGTERM) from None
+        _fail(str(stopped), 128 + signal.SIGTERM)
 
 
 def _fail(message: str, code: int) -> None:
@@ -95,20 +100,29 @@ def _train(arguments: list[str]) -> None:
     preset, rest = _preset("train", arguments)
     default = TrainCommand(Path("runs") / preset.preset, preset)
     parsed = _parse(TrainCommand, f"train {preset.preset}", rest, default)
-    import torch.distributed as dist
-
     from blockwise_lr.pretrain.allocator import keep_freed_memory
     from blockwise_lr.pretrain.run import train
 
     if parsed.config.device != "cuda":  # "auto" may be either: harmless where a GPU does the work
         keep_freed_memory()
-    result = train(parsed.config, parsed.out, command=_command("train", arguments))
+    try:
+        result = train(parsed.config, parsed.out, command=_command("train", arguments))
+    except Terminated:
+        _leave_processes()
+        raise
     if os.environ.get("RANK", "0") == "0":
         print(
             f"{parsed.out}: {result['steps']} steps, val loss {result['terminal_val_loss']:.4f}, "
             f"tune loss {result['terminal_tune_loss']:.4f}, {result['seconds']:.0f} s"
         )
-    if dist.is_initialized():  # Trainer started it; left open, its threads abort the exit once in a while
+    _leave_processes()
+
+
+def _leave_processes() -> None:
+    """End torch.distributed, which Trainer started: left open, its threads abort the exit once in a while."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
         dist.barrier()  # one that is gone while another still listens aborts that one
         dist.destroy_process_group()
 

@@ -6,15 +6,33 @@ class UserError(ValueError):
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite, so the run cannot go on. The command line exits with 1.
+    """The loss or its gradient became NaN or infinite, so the run cannot go on. The command line exits with 1.
 
     Args:
         step: the optimizer step by which it was seen.
+        what: "loss" or "gradient".
+        where: blocks and parameters, in words; empty where they are not known.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, what: str = "loss", where: str = "") -> None:
+        culprits = f"; {where}" if where else ""
         super().__init__(
-            f"the loss was no longer finite at step {step}: the run diverged; lower --base-lr or the largest ratio, "
-            f"or warm up for longer (the last whole checkpoint is kept)"
+            f"the {what} was no longer finite at step {step}: the run diverged; lower --base-lr or the largest ratio, "
+            f"or warm up for longer (the last whole checkpoint is kept){culprits}"
         )
+        self.step = step
+        self.what = what
+        self.where = where
+
+
+class Terminated(Exception):  # noqa: N818 (what was asked for is no error)
+    """SIGTERM ended a run after a step, with a checkpoint. The command line exits with 143, 128 + SIGTERM.
+
+    Args:
+        step: the step that was saved.
+        checkpoint: its folder.
+    """
+
+    def __init__(self, step: int, checkpoint: object) -> None:
+        super().__init__(f"SIGTERM: saved step {step} in {checkpoint}; the same command goes on from there")
         self.step = step

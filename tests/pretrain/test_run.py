@@ -253,14 +253,13 @@ def test_a_run_that_went_back_behind_damaged_checkpoints_keeps_what_it_saves_nex
 
 def test_a_non_finite_loss_stops_the_run_with_what_to_do(tiny, tmp_path):
     wild = replace(tiny, optim=replace(tiny.optim, base_lr=1e30, weight_decay=0.0))
-    message = r"the loss was no longer finite at step \d+: the run diverged; lower --base-lr"
+    message = r"the (loss|gradient) was no longer finite at step \d+: the run diverged; lower --base-lr"
     for _ in range(2):  # asked again, it says so again
         with pytest.raises(NonFiniteLossError, match=message):
             train(wild, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["diverged"]
     assert result["terminal_val_loss"] is None
-    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train_loss"] is None
     # What was saved before is whole.
     assert all(problem_with(c) is None for c in checkpoints(tmp_path / "run"))
 

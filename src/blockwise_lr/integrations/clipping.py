@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,8 +11,8 @@ from torch import Tensor
 from transformers import Trainer
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.clipping import MaxNorm, clip_members, resolve_max_norm
-from blockwise_lr.optim.gradients import GradientNorms, members
+from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_members
+from blockwise_lr.optim.gradients import GradientNorms, gradient_norms, members
 
 _HOOKS = ("_clip_grad_norm", "_get_grad_norm")
 _SHOWN = 3  # parameters of a block that the warning names
@@ -38,16 +39,23 @@ class TrainerClipping:
         self._limits = resolve_max_norm(max_norm, "clip_by_block")
         self._since: list[tuple[int, GradientNorms]] = []
 
-    def clip(self, model: Any, groups: Sequence[Mapping[str, Any]], step: int) -> Tensor:
+    def clip(
+        self, model: Any, groups: Sequence[Mapping[str, Any]], step: int, *, leave_nonfinite: bool = False
+    ) -> Tensor:
         """Clip the gradients of the optimizer's groups; returns the norm of the whole gradient before.
 
         Args:
             model: the model, wrapped as Trainer has it.
             groups: the optimizer's, of :func:`blockwise_lr.param_groups`.
             step: optimizer steps taken before.
+            leave_nonfinite: neither scale nor remember a gradient whose norm is not finite, which waits for the device.
         """
-        norms = clip_members(members(model, groups), self._limits)
-        self._since.append((step, norms))
+        found = members(model, groups)
+        refuse_unsplit(found, self._limits)
+        norms = gradient_norms(found)
+        if not (leave_nonfinite and not math.isfinite(norms.total)):
+            scale_members(found, norms, self._limits)
+            self._since.append((step, norms))
         return norms.total
 
     def read(self, *, warn: bool) -> dict[Block, float]:

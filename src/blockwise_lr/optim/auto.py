@@ -105,11 +105,14 @@ class AutoRatios:
         """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.
 
         Args:
-            loss: in nats; smoothed here, so that one bad batch changes nothing.
+            loss: in nats; smoothed here, so that one bad batch changes nothing. One that is not finite is left out, or
+                the mean would never be finite again.
 
         Returns:
             Whether the ratios were backed off; the losses of then are where the guard starts anew.
         """
+        if not math.isfinite(loss):
+            return False
         memory = self._optimizer.param_groups[0]  # saved with the optimizer
         smoothed: float = loss + _SMOOTHING * (memory.get("auto_loss", loss) - loss)
         rose: bool = smoothed > memory.get("auto_lowest", smoothed) + self.rule.guard

@@ -93,7 +93,7 @@ def clip_members(
     """What :func:`clip_grad_norm_by_block` does, on parameters that were looked up."""
     if isinstance(norm_type, bool) or not norm_type > 0:
         raise ValueError(f"norm_type is {norm_type!r}; expected a number above 0, such as 2 or inf")
-    _refuse_unsplit(found, limits)
+    refuse_unsplit(found, limits)
     norms = gradient_norms(found, norm_type)
     if error_if_nonfinite and not bool(together(list(norms.by_block.values())).isfinite().all()):
         raise RuntimeError(
@@ -101,6 +101,12 @@ def clip_members(
             f"{describe_nonfinite(found, norms, norm_type)}. Leave this step out with optimizer.zero_grad(), or lower "
             "the learning rate of these blocks or warm up for longer; error_if_nonfinite=False clips all the same"
         )
+    scale_members(found, norms, limits)
+    return norms
+
+
+def scale_members(found: Members, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
+    """Scale the gradients of every block in `limits` whose norm is above its own down to it."""
     for block, norm in norms.by_block.items():
         limit = limits.get(block, math.inf)
         if limit < math.inf:
@@ -109,10 +115,10 @@ def clip_members(
                 alike.setdefault(mesh_of(parameter), []).append(parameter)
             for these in alike.values():  # one foreach call cannot take sharded tensors and others
                 nn.utils.clip_grads_with_norm_(these, limit, norm)
-    return norms
 
 
-def _refuse_unsplit(found: Members, limits: Mapping[Block, float]) -> None:
+def refuse_unsplit(found: Members, limits: Mapping[Block, float]) -> None:
+    """Raises ValueError: a fused QKV weight, where only blocks of its parts have a limit."""
     if Block.QKV in found and Block.QKV not in limits and (Block.QK in limits or Block.VO in limits):
         raise ValueError(
             f"{next(iter(found[Block.QKV]))} is a fused QKV weight, and max_norm names only blocks of its parts: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.optim.gradients import GradientNorms, Groups, Members, members, together, whole
@@ -30,11 +32,28 @@ def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = Non
     return {block: list(of) for block, of in counts.items()}
 
 
-def _count_nonfinite(found: Members) -> dict[Block, dict[str, tuple[int, int]]]:
-    """(NaN, infinite) elements of the gradients that have any."""
+def nonfinite_weights(found: Members) -> dict[Block, list[str]]:
+    """The parameters with a NaN or an infinite element in themselves, by block; waits for the device.
+
+    Args:
+        found: parameters by block and name.
+    """
+    counts = _count_nonfinite(found, lambda parameter: parameter.detach())
+    return {block: list(of) for block, of in counts.items()}
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    assert parameter.grad is not None  # of Members
+    return parameter.grad
+
+
+def _count_nonfinite(
+    found: Members, tensor: Callable[[nn.Parameter], Tensor] = _gradient
+) -> dict[Block, dict[str, tuple[int, int]]]:
+    """(NaN, infinite) elements of the gradients, or of what `tensor` gives, that have any."""
     names = [(block, name) for block, of in found.items() for name in of]
-    gradients = [p.grad for of in found.values() for p in of.values() if p.grad is not None]
-    counts = [count(gradient).sum() for count in (torch.isnan, torch.isinf) for gradient in gradients]
+    tensors = [tensor(p) for of in found.values() for p in of.values()]
+    counts = [count(each).sum() for count in (torch.isnan, torch.isinf) for each in tensors]
     numbers = together(whole(counts)).tolist()
     result: dict[Block, dict[str, tuple[int, int]]] = {}
     for (block, name), nan, inf in zip(names, numbers, numbers[len(names) :]):

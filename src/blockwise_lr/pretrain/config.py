@@ -96,6 +96,9 @@ class OptimConfig:
     clip_by_block: str = ""
     """Largest L2 norm of each block's gradient, in the place of clip: one number for all (1.0), or pairs such as
     emb=0.5,ffn=1, the other blocks then not being clipped; empty: clip as a whole."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or a gradient that is NaN or infinite: "stop" the run, with the block and the parameter named, or
+    "skip" that update and count it. Either way it never reaches the optimizer."""
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Shape of the learning rate over the steps."""
     warmup_fraction: float = 0.02
@@ -198,6 +201,7 @@ _LATER_FIELDS: Mapping[str, Any] = {
     "optim.re_measure": 0,
     "optim.weight_decay_by_block": "",
     "optim.clip_by_block": "",
+    "optim.on_nonfinite": "stop",
 }
 """Fields that came later, with the value that changes nothing: runs from before are the same runs."""
 

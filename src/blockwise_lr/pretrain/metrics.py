@@ -24,6 +24,7 @@ class MetricsFile:
         self._path = path
         rows = [row for row in read_metrics(path) if row["step"] <= resume_step] if resume_step else []
         self.seconds = float(rows[-1]["seconds"]) if rows else 0.0
+        self.skipped = sum(row.get("skipped", 0) for row in rows)
         write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
-from blockwise_lr.errors import NonFiniteLossError, UserError
+from blockwise_lr.errors import NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
@@ -41,6 +42,8 @@ from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
+from blockwise_lr.pretrain.termination import StopOnSigterm
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
 
@@ -65,9 +68,11 @@ def train(
 
     Raises:
         UserError: the configuration, the data or the folder is not usable; says what to change.
-        NonFiniteLossError: the loss became NaN or infinite. result.json then says ``"diverged": true``.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then says ``"diverged": true``.
+        Terminated: SIGTERM was received. A checkpoint was saved, and the run is not finished.
     """
     console = console or Console(stderr=True)
+    say = _speaker(console)
     config = check_config(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
@@ -84,25 +89,38 @@ def train(
         done = finished_result(config, out)
         if done is not None:
             if done.get("diverged"):
-                raise NonFiniteLossError(done["diverged_at_step"])
-            if _is_main():
-                text = f"{out} holds this run, finished: nothing to do"
-                if is_measured(config) and not (out / SHARPNESS).exists():
-                    text += f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
-                console.print(text, highlight=False, soft_wrap=True)
+                raise NonFiniteLossError(done["diverged_at_step"], **done.get("not_finite", {}))
+            text = f"{out} holds this run, finished: nothing to do"
+            if is_measured(config) and not (out / SHARPNESS).exists():
+                text += (
+                    f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
+                )
+            say(text)
             return done
-        for notice in notices if _is_main() else ():
-            console.print(notice, highlight=False, soft_wrap=True)
-        return _train(config, out, command, console)
+        for notice in notices:
+            say(notice)
+        return _train(config, out, command, console, say)
     finally:
         lock.release()
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints one line as it is, names of files with brackets included; on the main process alone."""
+
+    def say(text: str) -> None:
+        if _is_main():
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    return say
 
 
 def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _train(config: TrainConfig, out: Path, command: str, console: Console) -> dict[str, Any]:
+def _train(
+    config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
+) -> dict[str, Any]:
     # Trainer and accelerate tell developers about defaults; a user of this command cannot act on them.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -110,7 +128,7 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
     arguments = _training_arguments(config, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
         # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
-        console.print(
+        say(
             f"{arguments.n_gpu} GPUs seen, one used; for all: "
             f"torchrun --nproc-per-node={arguments.n_gpu} -m blockwise_lr train ..."
         )
@@ -131,31 +149,37 @@ def _train(config: TrainConfig, out: Path, command: str, console: Console) -> di
             "data": data.describe(),
         },
         main=_is_main(),
-        say=lambda text: console.print(text, highlight=False, soft_wrap=True) if _is_main() else None,
+        say=say,
     )
     metrics = (
         MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0)
         if _is_main()
         else None
     )
-    trainer = _trainer(config, out, arguments, data, metrics, sharpness, console)
+    guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
+    trainer = _trainer(config, out, arguments, data, metrics, sharpness, guard)
+    sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
+    trainer.add_callback(sigterm)
+    if _is_main():
+        trainer.add_callback(progress_shown)
     try:
         if resume and checkpoint_step(resume) == config.steps:
             # Killed between the last checkpoint and result.json: only the closing evaluation is missing.
             trainer._load_from_checkpoint(str(resume))
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if sigterm.stopped_at is not None:
+            raise Terminated(sigterm.stopped_at, out / f"checkpoint-{sigterm.stopped_at}")
         tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
         tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
         if not math.isfinite(tune_loss):
             raise NonFiniteLossError(config.steps)
     except NonFiniteLossError as error:
-        _write_result(config, out, trainer, diverged_at_step=error.step)
+        _write_result(config, out, trainer, diverged=error)
         raise
     finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, TrainingProgress):
-                callback.close()
+        sigterm.close()
+        progress_shown.close()
     return _write_result(config, out, trainer, tune_loss=tune_loss)
 
 
@@ -165,20 +189,23 @@ def _write_result(
     trainer: PretrainTrainer,
     *,
     tune_loss: float | None = None,
-    diverged_at_step: int | None = None,
+    diverged: NonFiniteLossError | None = None,
 ) -> dict[str, Any]:
     """result.json, the last file of a run; of one that diverged, with null for its losses."""
-    diverged = diverged_at_step is not None
+    rows = read_metrics(out / "metrics.jsonl")
     result: dict[str, Any] = {
         "finished": True,
         "steps": config.steps,
-        "tokens": (config.steps if diverged_at_step is None else diverged_at_step) * trainer.tokens_per_step,
-        "terminal_val_loss": None if diverged else read_metrics(out / "metrics.jsonl")[-1]["val_loss"],
+        "tokens": (diverged.step if diverged else config.steps) * trainer.tokens_per_step,
+        "terminal_val_loss": None if diverged else rows[-1]["val_loss"],
         "terminal_tune_loss": tune_loss,
         "seconds": round(trainer.seconds, 3),
     }
+    if skipped := sum(row.get("skipped", 0) for row in rows):
+        result["skipped_steps"] = skipped
     if diverged:
-        result |= {"diverged": True, "diverged_at_step": diverged_at_step}
+        result |= {"diverged": True, "diverged_at_step": diverged.step}
+        result["not_finite"] = {"what": diverged.what, "where": diverged.where}
     if _is_main():
         write_json_atomic(out / RESULT, result)
     return result
@@ -224,7 +251,7 @@ def _trainer(
     data: TokenData,
     metrics: MetricsFile | None,
     sharpness: SharpnessCallback | None,
-    console: Console,
+    guard: NonFiniteGuard,
 ) -> PretrainTrainer:
     optim, context = config.optim, config.model.context
     sequences = config.batch_size * config.accumulation * arguments.world_size
@@ -252,13 +279,12 @@ def _trainer(
         keep_checkpoints=config.keep_checkpoints,
         tokens_per_step=sequences * context,
         autocast_bf16=config.precision == "bf16",
+        guard=guard,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EvaluateAtTheEnd())
     if sharpness is not None:
         trainer.add_callback(sharpness)
-    if _is_main():
-        trainer.add_callback(TrainingProgress(trainer.tokens_per_step, console))
     return trainer
 
 

@@ -19,6 +19,8 @@ from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.pretrain import checkpoint
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.metrics import MetricsFile
+from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
+from blockwise_lr.pretrain.unlogged import UnloggedSteps
 
 
 class PretrainTrainer(BlockwiseTrainer):
@@ -31,6 +33,7 @@ class PretrainTrainer(BlockwiseTrainer):
         tokens_per_step: tokens of one optimizer step over all processes.
         autocast_bf16: forward under bf16 autocast, weights and evaluation in fp32. (Trainer's own ``bf16=True`` patches
             the model's forward, so that evaluation could not leave it, and copies the logits once more.)
+        guard: what happens at a gradient that is not finite.
     """
 
     def __init__(
@@ -41,9 +44,15 @@ class PretrainTrainer(BlockwiseTrainer):
         keep_checkpoints: int,
         tokens_per_step: int,
         autocast_bf16: bool,
+        guard: NonFiniteGuard,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._guard = guard
+        self.skipped_since_row = 0
+        self._row_before = 0  # step of the last row, as Trainer had it before it went on to log another
+        self._unlogged = UnloggedSteps(self, run_dir)
+        self.add_callback(self._unlogged)
         self._metrics = metrics
         self._run_dir = run_dir
         self._keep_checkpoints = keep_checkpoints
@@ -71,6 +80,37 @@ class PretrainTrainer(BlockwiseTrainer):
         # Trainer's own walks over all parameters at every micro-batch, for a number that only its log shows.
         return 0
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._guard.before_micro_batch(self._tr_loss)
+        return super().training_step(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """Left to _get_grad_norm, which Trainer calls at every step whatever the clipping is."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+        """The norm of the whole gradient; clips it, in the two halves of torch's ``clip_grad_norm_``.
+
+        Between them is the last moment to see a NaN: the second half spreads it over all parameters. Trainer needs the
+        norm anyway; looking at it is the one thing that waits for the device.
+        """
+        self._row_before = self._globalstep_last_logged
+        groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
+        if self._clipping is not None:
+            norm = self._clipping.clip(model, groups, self.state.global_step, leave_nonfinite=True)
+            finite = math.isfinite(norm)
+        else:
+            parameters = [p for p in model.parameters() if p.grad is not None]
+            norm = nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])
+            finite = math.isfinite(norm)
+            if finite and self.args.max_grad_norm > 0:
+                nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+        if finite:
+            self._guard.after_step()
+        else:
+            self._guard.refuse(model, groups, self._tr_loss, self.state.global_step + 1)
+            self.skipped_since_row += 1
+        return norm
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validation loss in fp32; completes the row of metrics.jsonl that was waiting for it."""
         windows = cast("Dataset[dict[str, torch.Tensor]]", self.eval_dataset)
@@ -86,9 +126,15 @@ class PretrainTrainer(BlockwiseTrainer):
         return metrics
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        skipped = self.skipped_since_row
+        if "loss" in logs and skipped:
+            # Trainer divides by all steps since the last row; the sum holds the losses of those that were not skipped.
+            steps = self.state.global_step - self._row_before
+            logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
         super().log(logs, start_time)
         if "loss" not in logs:
             return
+        self.skipped_since_row = 0
         row = {
             "step": self.state.global_step,
             "tokens": self.state.global_step * self.tokens_per_step,
@@ -98,9 +144,10 @@ class PretrainTrainer(BlockwiseTrainer):
             **({"ratios": ratios} if (ratios := _by_block(logs, "ratio/")) else {}),
             "grad_norm": logs.get("grad_norm"),
             **({"grad_norms": norms} if (norms := _by_block(logs, "grad_norm/")) else {}),
+            **({"skipped": skipped} if skipped else {}),
             "seconds": round(self.seconds, 3),
         }
-        if not math.isfinite(logs["loss"]):
+        if not math.isfinite(logs["loss"]) and not skipped:
             self._write(row)
             raise NonFiniteLossError(self.state.global_step)
         if self.control.should_evaluate:
@@ -126,6 +173,7 @@ class PretrainTrainer(BlockwiseTrainer):
             checkpoint.remove(target)
         _barrier()
         super()._save_checkpoint(model, trial)
+        self._unlogged.save(target)
         _barrier()
         if self.is_world_process_zero():
             checkpoint.seal(target)

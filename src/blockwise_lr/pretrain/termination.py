@@ -1,0 +1,62 @@
+"""SIGTERM, by which schedulers take a machine back: the running step ends, a checkpoint is saved, the process exits.
+
+transformers has a callback for it too (``enable_jit_checkpoint``). It saves three seconds after the signal, whatever
+step each process is at by then, and in the middle of a step; here all processes stop after the same one.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+
+class StopOnSigterm(TrainerCallback):
+    """Ends training, with a checkpoint, after the step in which any process of the run was sent SIGTERM.
+
+    Under torch.distributed the processes compare notes at the end of every step: one exchange of a single number, on
+    the CPU, so that no process waits for its device. Further signals change nothing, since schedulers and torchrun
+    each send their own. Outside of training, SIGTERM does what it did before.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_at: int | None = None
+        """The step that was saved; None where nothing was received, or at the last step, where a run ends anyway."""
+        self._received = False
+        self._previous: Any = None
+        self._group: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+            self._previous = signal.signal(signal.SIGTERM, self._receive)
+        if dist.is_initialized():
+            self._group = dist.new_group(backend="gloo")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._received_by_any() and state.global_step < state.max_steps:
+            self.stopped_at = state.global_step
+            control.should_save = control.should_training_stop = True
+
+    def _received_by_any(self) -> bool:
+        if self._group is None:
+            return self._received
+        flag = torch.tensor(int(self._received))
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group)
+        return bool(flag)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give SIGTERM back; also after an error."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
