@@ -38,6 +38,7 @@ A learning rate of its own for every block type of a Transformer.
   compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
   eval RUN          losses of a checkpoint on the held-out text
   sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
+  export CHECKPOINT a plain Hugging Face folder of a sharded checkpoint, or of a run
   inspect MODEL     which parameter is in which block, and why
   presets           the names of the presets
 
@@ -208,6 +209,25 @@ def _eval(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
+class ExportCommand:
+    """The model of a checkpoint as a plain folder, in the original layout, whatever the number of its processes."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A sharded checkpoint, the folder of a run (its newest checkpoint), or one of its checkpoints."""
+    out: Path
+    """The new folder."""
+    to: Literal["huggingface"] = "huggingface"
+    """The format: what transformers' from_pretrained loads."""
+
+
+def _export(arguments: list[str]) -> None:
+    parsed = _parse(ExportCommand, "export", arguments)
+    from blockwise_lr.integrations.export import export_checkpoint
+
+    print(f"{parsed.out}: the model of {export_checkpoint(parsed.checkpoint, parsed.out)}")
+
+
+@dataclass(frozen=True)
 class SharpnessCommand:
     """How sharp each block of a model is: S(b) = tr(H_b) / #(b), with its standard error.
 
@@ -290,6 +310,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "compare": _compare,
     "eval": _eval,
+    "export": _export,
     "sharpness": _sharpness,
     "inspect": _inspect,
     "presets": _presets,
