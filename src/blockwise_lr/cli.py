@@ -40,6 +40,7 @@ A learning rate of its own for every block type of a Transformer.
   eval RUN          losses and bits per byte of a checkpoint, on the held-out text or on any other (--data)
   generate RUN      a sample from a checkpoint, behind --prompt
   sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
+  export CHECKPOINT a plain Hugging Face folder of a sharded checkpoint, or of a run
   inspect MODEL     which parameter is in which block, and why
   presets           the names of the presets
 
@@ -303,6 +304,25 @@ def _generate(arguments: list[str]) -> None:
 
 
 @dataclass(frozen=True)
+class ExportCommand:
+    """The model of a checkpoint as a plain folder, in the original layout, whatever the number of its processes."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """A sharded checkpoint, the folder of a run (its newest checkpoint), or one of its checkpoints."""
+    out: Path
+    """The new folder."""
+    to: Literal["huggingface"] = "huggingface"
+    """The format: what transformers' from_pretrained loads."""
+
+
+def _export(arguments: list[str]) -> None:
+    parsed = _parse(ExportCommand, "export", arguments)
+    from blockwise_lr.integrations.export import export_checkpoint
+
+    print(f"{parsed.out}: the model of {export_checkpoint(parsed.checkpoint, parsed.out)}")
+
+
+@dataclass(frozen=True)
 class SharpnessCommand:
     """How sharp each block of a model is: S(b) = tr(H_b) / #(b), with its standard error.
 
@@ -386,6 +406,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compare": _compare,
     "eval": _eval,
     "generate": _generate,
+    "export": _export,
     "sharpness": _sharpness,
     "inspect": _inspect,
     "presets": _presets,

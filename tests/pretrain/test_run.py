@@ -332,6 +332,12 @@ class TestBadInput:
         ):
             train(replace(tiny, steps=4, optim=replace(tiny.optim, base_lr=2e-2)), tmp_path / "run")
 
+    def test_fsdp_on_the_cpu(self, tiny, tmp_path, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(UserError, match=r"FSDP was asked for .* where accelerate runs DDP instead"):
+            train(tiny, tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
     def test_a_file_in_the_place_of_the_folder(self, tiny, tmp_path):
         (tmp_path / "run").write_text("precious")
         with pytest.raises(UserError, match=r"run cannot be made \(File exists\): choose another --out"):

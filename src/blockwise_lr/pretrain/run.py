@@ -74,6 +74,7 @@ def train(
     console = console or Console(stderr=True)
     say = _speaker(console)
     config = check_config(config)
+    _refuse_fsdp_on_the_cpu(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
     make_folder(out)
@@ -112,6 +113,16 @@ def _speaker(console: Console) -> Callable[[str], None]:
             console.print(text, highlight=False, soft_wrap=True, markup=False)
 
     return say
+
+
+def _refuse_fsdp_on_the_cpu(config: TrainConfig) -> None:
+    """Accelerate would silently replicate (DDP) what was asked to be sharded."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    if asked and (config.device == "cpu" or not torch.cuda.is_available()):
+        raise UserError(
+            "FSDP was asked for (ACCELERATE_USE_FSDP, accelerate launch --use_fsdp) and the device is the CPU, where "
+            "accelerate runs DDP instead: start without it, for DDP, or train on GPUs"
+        )
 
 
 def _is_main() -> bool:

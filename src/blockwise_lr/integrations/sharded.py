@@ -1,0 +1,225 @@
+"""Checkpoints of fully_shard training that any number of processes can take up again, by parameter name.
+
+Everything is stored in the split layout under the parameters' names: sharded parts cannot be merged, and a position in
+a group would change its meaning with the groups.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import canonical_name
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.adam_mini import AdamMini
+from blockwise_lr.optim.adam_mini_sharded import sharded_zeros
+from blockwise_lr.optim.schedules import BlockwiseSchedule
+from blockwise_lr.pretrain.checkpoint import problem_with, seal
+from blockwise_lr.sharpness.processes import is_sharded
+
+LAYOUT = "sharded.json"
+_GROUP = ("block", "lr", "initial_lr", "lr_ratio", "weight_decay", "decay", "names")
+
+
+def save_sharded(
+    folder: str | Path, model: nn.Module, optimizer: Optimizer, schedule: BlockwiseSchedule | None = None
+) -> None:
+    """Save a model and its optimizer, each process its own shards. Called by every process.
+
+    The folder appears when it is whole: until then it has a name that begins with a dot.
+
+    Args:
+        folder: ``.../checkpoint-STEP``, on a disk that all processes see; it must not exist.
+        model: after ``split_fused`` and ``fully_shard``, or not sharded at all.
+        optimizer: on groups of :func:`blockwise_lr.param_groups`.
+        schedule: of this library; its step is saved.
+
+    Raises:
+        UserError: the folder exists or has another kind of name; groups without names.
+
+    Example:
+        >>> save_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if not (folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()):
+        raise UserError(
+            f"the folder is named {folder.name}; expected checkpoint-STEP, such as checkpoint-100"
+        )
+    if folder.exists():
+        raise UserError(f"{folder} is there already: choose another, or remove it")
+    groups = [{key: group.get(key) for key in _GROUP} for group in _named_groups(optimizer)]
+    tensors = {f"model.{name}": value for name, value in weights_of(model)}
+    for name, parameter in _parameters(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    hidden = folder.with_name(f".{folder.name}")
+    if _is_main():
+        shutil.rmtree(hidden, ignore_errors=True)  # of a save that was cut short
+        hidden.mkdir(parents=True)
+    _wait()
+    save(cast("dict[str, Any]", tensors), checkpoint_id=hidden, no_dist=not dist.is_initialized())
+    if _is_main():
+        step = None if schedule is None else schedule.last_epoch
+        write_json_atomic(hidden / LAYOUT, {"groups": groups, "schedule": step})
+        if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
+            config.save_pretrained(hidden)
+        seal(hidden)
+        hidden.rename(folder)
+    _wait()
+
+
+def load_sharded(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: BlockwiseSchedule | None = None,
+    *,
+    changed: Literal["error", "adopt"] = "error",
+) -> None:
+    """Load what :func:`save_sharded` saved, into any number of processes. Called by every process.
+
+    Args:
+        folder: of :func:`save_sharded`.
+        model: the same model, split as it was, sharded in any way. Changed in place.
+        optimizer: a new one of the same kind, before its first step. Its moments are found by parameter name.
+        schedule: a new one; goes on at the saved step.
+        changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
+            parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
+            keeps the new groups, with the old moments where there are some.
+
+    Raises:
+        UserError: the checkpoint is not whole, is of another model or optimizer, or has other groups.
+
+    Example:
+        >>> load_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if problem := problem_with(folder):
+        raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint")
+    layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
+    saved = {name: group for group in layout["groups"] for name in map(canonical_name, group["names"])}
+    differences = list(_differences(saved, optimizer))
+    if differences and changed == "error":
+        raise UserError(
+            f"{folder} was saved with other groups: {'; '.join(differences[:3])}"
+            f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}; make the groups as they were, or "
+            'load with changed="adopt" to go on with the new ones'
+        )
+    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    targets: dict[str, Any] = {f"model.{name}": value for name, value in weights_of(model)}
+    check_model(folder, targets, stored)
+    states: dict[Tensor, Any] = {}
+    known = dict(_parameters(optimizer))
+    for full, about in stored.items():
+        if full.startswith("optimizer."):
+            _, key, name = full.split(".", 2)
+            if name in known and isinstance(about, TensorStorageMetadata):
+                target = _empty(key, about, known[name], optimizer)
+                states.setdefault(known[name], {})[key] = targets[full] = target
+    load(targets, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    optimizer.state.update(states)
+    if not differences:
+        for group in optimizer.param_groups:
+            own = saved[canonical_name(group["names"][0])]
+            group.update(lr=own["lr"], weight_decay=own["weight_decay"])
+    if schedule is not None and layout["schedule"] is not None:
+        schedule.last_epoch = layout["schedule"]
+        schedule._last_lr = schedule.get_lr()
+        for group, lr in zip(optimizer.param_groups, schedule._last_lr):
+            group["lr"] = lr
+
+
+def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
+    said: set[str] = set()
+    names = set()
+    for group in _named_groups(optimizer):
+        for name in map(canonical_name, group["names"]):
+            names.add(name)
+            if name not in saved:
+                yield f"{name} ({group['block']}) was not trained there and is here"
+                continue
+            old = saved[name]
+            if old["block"] != group["block"]:
+                yield f"{name} was in block {old['block']} there and is in {group['block']} here"
+            for key in ("lr_ratio", "initial_lr", "decay"):
+                if old[key] != group.get(key):
+                    text = f"{key} of {group['block']} is {old[key]} there and {group.get(key)} here"
+                    if text not in said:
+                        said.add(text)
+                        yield text
+    for name in saved:
+        if name not in names:
+            yield f"{name} ({saved[name]['block']}) was trained there and is not here"
+
+
+def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
+    """Refuse tensors of a model that are not those of the checkpoint, by name and shape."""
+    there = {name: tuple(about.size) for name, about in stored.items() if name.startswith("model.")}
+    here = {name: tuple(value.shape) for name, value in targets.items()}
+    for name in sorted(there | here):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{folder} is of another model: {name.removeprefix('model.')} has shape "
+                f"{there.get(name, 'none')} there and {here.get(name, 'none')} here; expected the same model, and "
+                "split_fused called as it was then"
+            )
+
+
+def _empty(key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
+    """A tensor to load a moment into, sharded as the optimizer keeps it."""
+    dtype = about.properties.dtype
+    if isinstance(optimizer, AdamMini) and key == "exp_avg_sq" and is_sharded(parameter):
+        return sharded_zeros(parameter, about.size, dtype)
+    if about.size == parameter.shape and about.size:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    counts = not about.size and not (group.get("fused") or group.get("capturable"))
+    return torch.empty(about.size, dtype=dtype, device="cpu" if counts else parameter.device)
+
+
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by canonical name; of tied ones, the first."""
+    for name, parameter in model.named_parameters():
+        yield canonical_name(name), parameter.detach()
+    skipped = {
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+    }
+    for name, buffer in model.named_buffers():
+        if name not in skipped:
+            yield canonical_name(name), buffer
+
+
+def _named_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    if not all("names" in group for group in optimizer.param_groups):
+        raise UserError("a group of the optimizer has no names: make the groups with param_groups(model, lr)")
+    return optimizer.param_groups
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in _named_groups(optimizer):
+        for name, parameter in zip(group["names"], group["params"]):
+            yield canonical_name(name), parameter
+
+
+def _is_main() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait() -> None:
+    if dist.is_initialized():
+        dist.barrier()

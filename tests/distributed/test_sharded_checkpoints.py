@@ -1,0 +1,207 @@
+"""Checkpoints of sharded training: saved by two processes, taken up by one and by two again."""
+
+from __future__ import annotations
+
+import functools
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from blockwise_lr import AdamMini, cosine_schedule, param_groups, split_fused
+from blockwise_lr.errors import UserError
+from blockwise_lr.integrations.sharded import load_sharded, save_sharded
+from blockwise_lr.optim.muon import Muon
+from cases import gpt2, llama
+from commands import call
+
+RATIOS = {"emb": 4.0, "qk": 2.0, "vo": 0.5}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "adamw": functools.partial(torch.optim.AdamW, lr=1e-3),
+    "adam-mini": AdamMini,
+    "muon": functools.partial(Muon, lr=1e-3),
+}
+
+
+def started(kind: str, name: str, ratios: Any = RATIOS, seed: int = 0) -> tuple[Any, Any, Any]:
+    torch.manual_seed(seed)
+    quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    model: Any = split_fused(gpt2(**quiet)) if kind == "gpt2" else llama(num_key_value_heads=2)
+    if distributed.is_initialized():
+        fully_shard((model.model.layers if kind == "llama" else model.transformer.h)[0])
+        fully_shard(model)
+        assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    optimizer = OPTIMIZERS[name](param_groups(model, 1e-3, ratios))
+    return model, optimizer, cosine_schedule(optimizer, warmup_steps=2, total_steps=20, floor=0.0)
+
+
+def steps(model: nn.Module, optimizer: Any, schedule: Any, numbers: range) -> list[float]:
+    """Losses of the global batch; each process takes its rows."""
+    losses = []
+    rank, world = (
+        (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    )
+    for i in numbers:
+        ids = torch.randint(3, 40, (4, 8), generator=torch.Generator().manual_seed(i)).chunk(world)[rank]
+        loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        mean = loss.detach().clone() / world
+        if world > 1:
+            distributed.all_reduce(mean)
+        losses.append(mean.item())
+    return losses
+
+
+def whole(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in model.named_parameters()
+    }
+
+
+CASES = [(kind, name) for kind in ("gpt2", "llama") for name in OPTIMIZERS]
+
+
+def save_and_go_on(folder: Path, found: dict[str, Any]) -> None:
+    for kind, name in CASES:
+        model, optimizer, schedule = started(kind, name)
+        steps(model, optimizer, schedule, range(3))
+        save_sharded(folder / f"{kind}-{name}" / "checkpoint-3", model, optimizer, schedule)
+        found[f"{kind} {name}"] = whole(model), steps(model, optimizer, schedule, range(3, 6))
+
+
+def take_up(folder: Path, found: dict[str, Any], again: str = "") -> None:
+    for kind, name in CASES:
+        model, optimizer, schedule = started(kind, name, seed=1)
+        load_sharded(folder / f"{kind}-{name}" / "checkpoint-3", model, optimizer, schedule)
+        loaded = whole(model)
+        if again:
+            save_sharded(folder / again / f"{kind}-{name}" / "checkpoint-3", model, optimizer, schedule)
+        found[f"{kind} {name}"] = loaded, steps(model, optimizer, schedule, range(3, 6))
+
+
+def worker(rank: int, world: int, port: int, folder: Path, job: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    found: dict[str, Any] = {}
+    if job == "save":
+        save_and_go_on(folder, found)
+    else:
+        take_up(folder / job, found)
+    if rank == 0:
+        torch.save(found, folder / f"found-{world}-{job}.pt")
+    distributed.destroy_process_group()
+
+
+def on(world: int, folder: Path, job: str) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(worker, (world, port, folder, job), nprocs=world)
+    found: dict[str, Any] = torch.load(folder / f"found-{world}-{job}.pt", weights_only=True)
+    return found
+
+
+def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for case, (weights, losses) in expected.items():
+        assert all(torch.equal(weights[name], value) for name, value in found[case][0].items()), case
+        assert found[case][1] == pytest.approx(losses, abs=1e-5 if "muon" in case else 1e-6), case
+
+
+def test_saved_on_two_it_goes_on_on_one_and_on_two_again(tmp_path: Path) -> None:
+    expected = on(2, tmp_path, "save")
+    alone: dict[str, Any] = {}
+    take_up(tmp_path, alone, again="one")
+    same(alone, expected)
+    same(on(2, tmp_path, "one"), expected)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_export_gives_a_folder_that_transformers_loads(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model, optimizer, schedule = started(kind, "adamw")
+    steps(model, optimizer, schedule, range(3))
+    saved, out = tmp_path / "checkpoint-3", tmp_path / "plain"
+    save_sharded(saved, model, optimizer, schedule)
+    code, printed, errors = call(capsys, "export", saved, "--to", "huggingface", "--out", out)
+    assert (code, printed) == (0, f"{out}: the model of {saved}\n"), errors
+    loaded = AutoModelForCausalLM.from_pretrained(out).eval()
+    assert not any("parametrizations" in name for name, _ in loaded.named_parameters())
+    ids = torch.arange(3, 11)[None]
+    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    code, _, errors = call(capsys, "export", saved, "--out", out)
+    assert code == 2
+    assert "has files already: choose another --out" in errors
+    (saved / "sharded.json").write_text("{}")
+    code, _, errors = call(capsys, "export", saved, "--out", tmp_path / "other")
+    assert code == 2
+    assert "is not whole: sharded.json has 2 bytes" in errors
+    assert not (tmp_path / "other").exists()
+
+
+class TestChanges:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        model, optimizer, schedule = started("llama", "adamw")
+        steps(model, optimizer, schedule, range(3))
+        save_sharded(tmp_path / "checkpoint-3", model, optimizer, schedule)
+        return tmp_path / "checkpoint-3"
+
+    def test_other_ratios_are_named_and_adopted_when_asked(self, folder: Path) -> None:
+        model, optimizer, schedule = started("llama", "adamw", {**RATIOS, "vo": 0.25}, seed=1)
+        with pytest.raises(UserError, match=r'lr_ratio of vo is 0\.5 there and 0\.25 here.*changed="adopt"'):
+            load_sharded(folder, model, optimizer, schedule)
+        assert not optimizer.state
+        load_sharded(folder, model, optimizer, schedule, changed="adopt")
+        lr = {group["block"]: group["lr"] for group in optimizer.param_groups}
+        assert lr["vo"] == pytest.approx(0.25 * lr["norm"])
+        assert all("exp_avg" in optimizer.state[p] for p in model.parameters())
+
+    def test_a_group_removed_and_one_added(self, folder: Path, tmp_path: Path) -> None:
+        model, _, _ = started("llama", "adamw", seed=1)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = "norm" not in name
+        fewer = OPTIMIZERS["adamw"](param_groups(model, 1e-3, RATIOS))
+        with pytest.raises(UserError, match=r"layernorm\.weight \(norm\) was trained there and is not here"):
+            load_sharded(folder, model, fewer)
+        load_sharded(folder, model, fewer, changed="adopt")
+        save_sharded(tmp_path / "checkpoint-4", model, fewer)
+        model, optimizer, _ = started("llama", "adamw", seed=2)
+        with pytest.raises(UserError, match=r"\(norm\) was not trained there and is here"):
+            load_sharded(tmp_path / "checkpoint-4", model, optimizer)
+        load_sharded(tmp_path / "checkpoint-4", model, optimizer, changed="adopt")
+        assert model.model.norm.weight not in optimizer.state
+        assert model.lm_head.weight in optimizer.state
+
+    def test_another_model_and_a_damaged_folder(self, folder: Path) -> None:
+        model, optimizer, _ = started("gpt2", "adamw")
+        with pytest.raises(UserError, match=r"was saved with other groups"):
+            load_sharded(folder, model, optimizer)
+        with pytest.raises(UserError, match=r"is of another model: .* has shape"):
+            load_sharded(folder, model, optimizer, changed="adopt")
+        next(folder.glob("*.distcp")).unlink()
+        with pytest.raises(UserError, match=r"is not whole: .*distcp is missing"):
+            load_sharded(folder, *started("llama", "adamw")[:2])
+
+    def test_names(self, folder: Path) -> None:
+        model, optimizer, _ = started("llama", "adamw")
+        with pytest.raises(UserError, match=r"is there already"):
+            save_sharded(folder, model, optimizer)
+        with pytest.raises(UserError, match=r"is named last; expected checkpoint-STEP"):
+            save_sharded(folder.with_name("last"), model, optimizer)
+        with pytest.raises(UserError, match=r"has no names: make the groups with param_groups"):
+            save_sharded(folder.with_name("checkpoint-5"), model, torch.optim.SGD(model.parameters(), lr=1.0))
+        assert json.loads((folder / "sharded.json").read_text())["schedule"] == 3
