@@ -206,3 +206,36 @@ class TestGenerate:
             code, _, err = call(capsys, "generate", *arguments)
             assert (code, err.count("\n")) == (2, 1), err
             assert message in err
+
+
+class TestExport:
+    @pytest.mark.parametrize("which", ["run", "checkpoint-20"])
+    def test_a_run_becomes_a_folder_that_is_the_model_and_nothing_else(self, capsys, run, tmp_path, which):
+        source = run if which == "run" else run / which
+        code, out, err = call(capsys, "export", source, "--to", "huggingface", "--out", tmp_path / "plain")
+        assert code == 0, err
+        read = run / ("checkpoint-40" if which == "run" else which)
+        assert out == f"{tmp_path / 'plain'}: the model of {read}\n"
+        assert not list((tmp_path / "plain").glob("optimizer*"))
+        text = tmp_path / "text.jsonl"
+        text.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        there, here = (evaluated(capsys, folder, "--data", text) for folder in (tmp_path / "plain", read))
+        assert there["nats"] == here["nats"]
+
+    def test_what_cannot_be_exported_is_one_line(self, capsys, run, tmp_path):
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "mine.txt").write_text("mine")
+        for arguments, message in (
+            (
+                (run, "--out", tmp_path / "full"),
+                f"the folder {tmp_path / 'full'} has files already: choose another --out",
+            ),
+            (
+                (tmp_path / "no", "--out", tmp_path / "plain"),
+                f"no folder {tmp_path / 'no'}: expected a run's folder",
+            ),
+        ):
+            code, out, err = call(capsys, "export", *arguments, "--to", "huggingface")
+            assert (code, out, len(err.splitlines())) == (2, "", 1)
+            assert message in err
+        assert (tmp_path / "full" / "mine.txt").read_text() == "mine"

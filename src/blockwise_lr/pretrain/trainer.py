@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from blockwise_lr.errors import NonFiniteLossError
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
+from blockwise_lr.optim.gradients import whole
 from blockwise_lr.pretrain import checkpoint
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.metrics import MetricsFile
@@ -100,7 +101,7 @@ class PretrainTrainer(BlockwiseTrainer):
             finite = math.isfinite(norm)
         else:
             parameters = [p for p in model.parameters() if p.grad is not None]
-            norm = nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])
+            (norm,) = whole([nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])])
             finite = math.isfinite(norm)
             if finite and self.args.max_grad_norm > 0:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)

@@ -1,0 +1,60 @@
+"""What the commands share: reading flags and presets, and one line for bad ones."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
+from blockwise_lr.pretrain.folder import read_configuration
+from blockwise_lr.pretrain.presets import get_preset
+
+T = TypeVar("T")
+
+
+def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
+    """The configuration that the first argument names, and the other arguments."""
+    if arguments and arguments[0] in ("-h", "--help"):
+        return get_preset("quickstart"), arguments
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(
+            f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart"
+        )
+    path = Path(arguments[0])
+    if path.suffix != ".json":
+        return get_preset(arguments[0]), arguments[1:]
+    values = read_configuration(path)
+    fields = values.get("train", values)
+    if not isinstance(fields, dict):
+        raise UserError(
+            f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
+        )
+    return config_from_dict(fields), arguments[1:]
+
+
+def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
+    """Parse flags with tyro; bad ones give one line."""
+    given: dict[str, Any] = {} if default is None else {"default": default}
+    complaints = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaints):
+            parsed: T = tyro.cli(cls, prog=f"blockwise-lr {command}", args=arguments, **given)
+            return parsed
+    except SystemExit as exit:
+        if exit.code in (0, None):
+            raise
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue())
+        untitled = re.sub(r"^[╭+].*$", "", plain, flags=re.MULTILINE)  # the frame's title says it once more
+        text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
+        raise UserError(" ".join(text.split())) from None
+
+
+def command_line(name: str, arguments: list[str]) -> str:
+    return shlex.join(["blockwise-lr", name, *arguments])
