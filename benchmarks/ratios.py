@@ -14,7 +14,7 @@ in --out and kept in results/ratios/SETTING/runs.tar.gz, so an interrupted study
 further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond choices
 at the grid's edge, at seed 0; results/ratios/edges.json. `longer`: uniform and `measured` over four times the
 quickstart's steps, tuned over GRID with the warm-up that won there and then tried with the other, the same seeds;
-results/ratios/longer.json. `report`: results/ratios/README.md out of all of them.
+results/ratios/longer.json (the runs so far: longer/runs.tar.gz). `report`: results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def train_longer(out: Path) -> None:
         return run(out, replace(config, optim=optim, seed=seed), point)
 
     runs: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(2) as pool:
+    with kept(RESULTS / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
         for rule in ("uniform", "measured"):
             chosen, other = LONGER_WARMUPS[rule]
             grid = [(rule, lr, chosen, SEEDS[0]) for lr in GRID]
