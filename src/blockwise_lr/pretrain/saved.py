@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import transformers
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.checkpoint import MANIFEST, problem_with
 from blockwise_lr.pretrain.folder import holds_run
 from blockwise_lr.pretrain.subjects import Subject, find_subject, holds_tokenizer
 from blockwise_lr.pretrain.vocabulary import Encoder, end_of_text_id, load_tokenizer
@@ -30,6 +31,8 @@ def find_model(path: Path) -> tuple[Subject, Path, int | None]:
             f"no folder {path}: expected a run's folder (train --out), one of its checkpoint-* folders, or that of a "
             "Hugging Face model"
         )
+    if (path / MANIFEST).exists() and (problem := problem_with(path)):  # also where its run is not beside it
+        raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
     # Libraries tell developers about loading; a user of a command cannot act on it.
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
