@@ -13,6 +13,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 LEAVES = {
     "how-to/sharpness.md": (None, "out/sharpness.jsonl", "evolution.png"),
     "how-to/optimizers.md": (None, None, None, None),
+    "how-to/sharded.md": ("run/checkpoint-2/__0_0.distcp",),
     "concepts/ratios.md": (None,),
     "concepts/learning-rates.md": (None,),
 }
