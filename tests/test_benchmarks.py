@@ -54,10 +54,22 @@ SCRIPTS = {
     "train_throughput": {
         "tokens/s: train / bare",
         "tokens/s: train / bare, memory kept",
+        "tokens/s: train, compiled / bare, compiled",
+        "tokens/s: train, compiled / train",
         "peak memory: train / bare",
         "whole process: train / bare",
     },
+    "train_parts": {
+        "imports to first step / 10 s: text in the cache",
+        "imports to first step / 10 s: text to tokenize",
+        "loader / training, tokens/s: 4 x 16 tokens",
+        "loader / training, tokens/s: 15 x 64 tokens",
+        "evaluation / training: quickstart",
+        "checkpoint / training: quickstart",
+        "evaluation / training: gpt2-small (computed)",
+    },
 }
+SLOW = {"train_throughput"}  # compiles
 
 
 def run_script(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -77,7 +89,9 @@ def measure():
     del sys.modules["_measure"]
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SCRIPTS]
+)
 def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name, tmp_path):
     done = run_script(BENCHMARKS / f"{name}.py", "--quick", "--repeats", "1", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -97,6 +111,35 @@ def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name,
     for arms in result["measurements"].values():
         assert all(len(values) == 1 for values in arms.values())
     assert all(ratio in done.stdout for ratio in SCRIPTS[name])
+    if name == "train_parts":
+        shares = result["measurements"]["share of the training"]
+        assert set(shares) == {"data", "forward", "backward", "clipping", "optimizer", "logging", "rest"}
+        assert all(share > 0 for (share,) in shares.values())
+        assert sum(share for (share,) in shares.values()) == pytest.approx(1, abs=1e-3)
+        assert all(seconds > 0 for (seconds,) in result["measurements"]["seconds of the run"].values())
+
+
+def test_a_part_inside_another_has_its_own_seconds_only(monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    from _clock import Clock
+
+    class Work:
+        def outer(self) -> None:
+            time.sleep(0.05)
+            self.inner()
+
+        def inner(self) -> None:
+            time.sleep(0.5)
+
+    clock = Clock()
+    clock.of(Work, "outer", "outer")
+    clock.of(Work, "inner", "inner")
+    Work().outer()
+    assert 0.05 <= clock.seconds["outer"] < 0.5 <= clock.seconds["inner"]
+    with pytest.raises(ZeroDivisionError), clock.part("failing"):
+        _ = 1 / 0
+    Work().inner()  # the part that failed is over
+    assert clock.seconds["inner"] >= 1.0
 
 
 def test_the_sharpness_benchmark_compares_every_method_on_the_same_blocks(tmp_path):
