@@ -48,7 +48,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/classify.py
 	$(BIN)/python benchmarks/optimizers.py
 	$(BIN)/python benchmarks/split_forward.py
-	$(BIN)/python benchmarks/train_throughput.py --repeats 3
+	$(BIN)/python benchmarks/train_throughput.py --repeats 3 --steps 80
 	$(BIN)/python benchmarks/train_parts.py
 	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/sharpness.py
