@@ -28,8 +28,8 @@ def generate(
     """The prompt and what the model goes on with, by transformers' own ``generate``, in fp32.
 
     The prompt is the beginning of a document: it stands behind an end-of-text token, as in training (with other models
-    behind the bos token, where they have one). Sampling stops at
-    the document's end. Prompt, that token and sample must fit into the model's context together: nothing is cut off.
+    behind the bos token, where they have one). Sampling stops at the document's end. Prompt, that token and sample must
+    fit into the model's context together: nothing is cut off.
 
     Args:
         path: folder of a run (its newest whole checkpoint is taken), of a checkpoint or of a Hugging Face model.
