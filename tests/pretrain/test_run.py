@@ -198,6 +198,20 @@ def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_
 
 
 @pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"files": {}}', "lists no files"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"files": [1]}', "cannot be read"),
+        ("", "cannot be read"),
+    ],
+)
+def test_a_manifest_that_vouches_for_nothing_is_not_believed(tmp_path, content, said):
+    (tmp_path / "manifest.json").write_text(content)
+    assert problem_with(tmp_path) == f"manifest.json {said}"
+
+
+@pytest.mark.parametrize(
     ("damage", "said"),
     [
         (lambda f: f.write_bytes(f.read_bytes()[:-1]), "bytes instead of"),

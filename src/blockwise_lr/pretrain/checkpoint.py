@@ -31,6 +31,8 @@ def problem_with(checkpoint: Path) -> str | None:
     """Why a checkpoint is not whole, in words; None if it is: every file there, of its size and checksum."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if not files:
+            return f"{MANIFEST} lists no files"
         for name, expected in files.items():
             path = checkpoint / name
             if not path.is_file():
@@ -41,7 +43,7 @@ def problem_with(checkpoint: Path) -> str | None:
                 return f"{name} does not have the checksum it was saved with"
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving it was interrupted"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 
