@@ -19,7 +19,7 @@ except ModuleNotFoundError:
 
 from blockwise_lr.cli_flags import command_line, named_preset, parse
 from blockwise_lr.cli_models import run_eval, run_export, run_generate, run_inspect, run_sharpness
-from blockwise_lr.errors import NonFiniteLossError, Terminated, UserError
+from blockwise_lr.errors import LostProcessError, NonFiniteLossError, StorageError, Terminated, UserError
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, tuned_settings
 
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail("interrupted" + (goes_on if arguments[0] in ("train", "compare") else ""), 1)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except NonFiniteLossError as error:
+    except (NonFiniteLossError, StorageError, LostProcessError) as error:
         _fail(str(error), 1)
     except Terminated as stopped:  # every process of a run was; one says it
         if os.environ.get("RANK", "0") != "0":
@@ -93,7 +93,8 @@ def _train(arguments: list[str]) -> None:
     default = TrainCommand(Path("runs") / preset.preset, preset)
     parsed = parse(TrainCommand, f"train {preset.preset}", rest, default)
     from blockwise_lr.pretrain.allocator import keep_freed_memory
-    from blockwise_lr.pretrain.run import train
+    from blockwise_lr.pretrain.lost import is_to_say
+    from blockwise_lr.pretrain.run import LOCK, train
 
     if parsed.config.device != "cuda":  # "auto" may be either: harmless where a GPU does the work
         keep_freed_memory()
@@ -101,6 +102,10 @@ def _train(arguments: list[str]) -> None:
         result = train(parsed.config, parsed.out, command=command_line("train", arguments))
     except Terminated:
         _leave_processes()
+        raise
+    except LostProcessError:
+        if not is_to_say(parsed.out / LOCK):
+            raise SystemExit(1) from None
         raise
     if os.environ.get("RANK", "0") == "0":
         print(

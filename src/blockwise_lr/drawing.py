@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.files import storing
 
 BLOCK_COLOURS = {
     "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
@@ -100,14 +101,16 @@ def save(made: Any, path: str | Path) -> Path:
 
     Raises:
         ValueError: the name ends otherwise.
+        StorageError: it cannot be written.
     """
     path = Path(path)
     if path.suffix not in _NO_DATE:
         raise ValueError(f"{path}: a figure's name ends in .png, .svg or .pdf, not in {path.suffix!r}")
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
     try:
-        made.savefig(temporary, dpi=160, metadata=_NO_DATE[path.suffix])
-        temporary.replace(path)
+        with storing(path):
+            made.savefig(temporary, dpi=160, metadata=_NO_DATE[path.suffix])
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -5,6 +5,21 @@ class UserError(ValueError):
     """Bad input. The message is one line; the command line prints it without a traceback and exits with 2."""
 
 
+class StorageError(RuntimeError):
+    """A file could not be written: a full disk, most often. The command line exits with 1.
+
+    Args:
+        path: the file, or the folder it belongs to.
+        reason: what the system said.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(
+            f"cannot write {path} ({reason}): make room or choose another folder, then give the same command again; "
+            "what was whole before still is"
+        )
+
+
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became NaN or infinite, so the run cannot go on. The command line exits with 1.
 
@@ -23,6 +38,16 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
         self.what = what
         self.where = where
+
+
+class LostProcessError(RuntimeError):
+    """Another process of a run under torchrun is gone, so this one cannot go on. The command line exits with 1."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "another process of this run has ended, so all end: what it said stands above, or torchrun says how it was "
+            "killed; the same command goes on from the last checkpoint"
+        )
 
 
 class Terminated(Exception):  # noqa: N818 (what was asked for is no error)

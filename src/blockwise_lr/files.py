@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.errors import UserError
+from blockwise_lr.errors import StorageError, UserError
 
 
 def make_folder(path: Path, flag: str = "--out") -> None:
@@ -25,19 +27,45 @@ def make_folder(path: Path, flag: str = "--out") -> None:
         ) from None
 
 
+@contextlib.contextmanager
+def storing(path: str | Path) -> Iterator[None]:
+    """While `path` is written: what the system has against it becomes one line that names the file.
+
+    Raises:
+        StorageError: instead of an OSError, and of what torch and safetensors make of one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(path, error.strerror or str(error)) from error
+    except Exception as error:
+        # Neither library has a class of errors for this; both lose the number that the system gave.
+        words = f"{type(error).__name__}: {error}"
+        if any(
+            sign in words for sign in ("inline_container", "PytorchStreamWriter", "I/O error", "iostream")
+        ):
+            reason = next(iter(str(error).splitlines()), "no reason given")
+            raise StorageError(path, f"is the disk full? {reason}") from error
+        raise
+
+
 def write_text_atomic(path: str | Path, text: str) -> None:
     """Write `text` (UTF-8) to `path` by way of a temporary name beside it and a rename.
 
     The data reach the disk before the rename, so that a crash cannot leave the new name on an empty file.
+
+    Raises:
+        StorageError: it cannot be written; what `path` held before, it still holds.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with storing(path):
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

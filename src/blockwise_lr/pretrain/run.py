@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, de
 from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
-from blockwise_lr.errors import NonFiniteLossError, Terminated, UserError
+from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
@@ -39,6 +39,7 @@ from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, 
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
+from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.models import build_model
@@ -46,6 +47,8 @@ from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
 from blockwise_lr.pretrain.termination import StopOnSigterm
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
+
+LOCK = ".lock"  # in a run's folder, held by rank 0 while it lives
 
 
 def train(
@@ -70,6 +73,8 @@ def train(
         UserError: the configuration, the data or the folder is not usable; says what to change.
         NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then says ``"diverged": true``.
         Terminated: SIGTERM was received. A checkpoint was saved, and the run is not finished.
+        LostProcessError: another process of the run is gone.
+        StorageError: a file cannot be written.
     """
     console = console or Console(stderr=True)
     say = _speaker(console)
@@ -78,7 +83,7 @@ def train(
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
     make_folder(out)
-    lock = FileLock(out / ".lock")
+    lock = FileLock(out / LOCK)
     if _is_main():
         try:
             lock.acquire(timeout=0)
@@ -188,6 +193,11 @@ def _train(
     except NonFiniteLossError as error:
         _write_result(config, out, trainer, diverged=error)
         raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        sigterm.ignore()  # torchrun sends it to those that are left
+        raise LostProcessError from error
     finally:
         sigterm.close()
         progress_shown.close()

@@ -55,6 +55,12 @@ class StopOnSigterm(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.close()
 
+    def ignore(self) -> None:
+        """From here on SIGTERM is ignored, :meth:`close` or not: of a process that is about to say why it ends."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            self._previous = None
+
     def close(self) -> None:
         """Give SIGTERM back; also after an error."""
         if self._previous is not None:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy.typing as npt
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.files import storing, write_json_atomic
 from blockwise_lr.pretrain.progress import documents_bar
 from blockwise_lr.pretrain.shards import SPLITS, split_of, write_header
 from blockwise_lr.pretrain.sources import Source
@@ -89,21 +89,23 @@ class _ShardWriter:
         self.next += 1
         if not len(tokens):
             return
-        if split not in self._files:
-            path = self.folder / self._name(split)
-            path.parent.mkdir(exist_ok=True)
-            self._files[split] = path.open("wb")
         data = tokens.tobytes()
-        self._files[split].write(data)
+        path = self.folder / self._name(split)
+        with storing(path):
+            if split not in self._files:
+                path.parent.mkdir(exist_ok=True)
+                self._files[split] = path.open("wb")
+            self._files[split].write(data)
         self._hashes[split].update(data)
         self._tokens[split] += len(tokens)
         self._documents[split] += 1
 
     def close(self) -> dict[str, Any]:
-        for file in self._files.values():
-            file.flush()
-            os.fsync(file.fileno())
-            file.close()
+        for split, file in self._files.items():
+            with storing(self.folder / self._name(split)):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
         return {
             "first": self.first,
             "next": self.next,
@@ -144,6 +146,7 @@ def write_shards(
 
     Raises:
         UserError: a split came out empty.
+        StorageError: the disk is full; the shards that are whole are kept, and the next call goes on after them.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Mapping, Sized
@@ -14,7 +15,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
-from blockwise_lr.errors import NonFiniteLossError
+from blockwise_lr.errors import NonFiniteLossError, StorageError
+from blockwise_lr.files import storing
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.optim.gradients import whole
 from blockwise_lr.pretrain import checkpoint
@@ -173,11 +175,21 @@ class PretrainTrainer(BlockwiseTrainer):
             # Left by a run that was killed while saving: never mix two saves in one folder.
             checkpoint.remove(target)
         _barrier()
-        super()._save_checkpoint(model, trial)
-        self._unlogged.save(target)
-        _barrier()
+        try:
+            with storing(target):
+                super()._save_checkpoint(model, trial)
+                self._unlogged.save(target)
+                _barrier()
+                if self.is_world_process_zero():
+                    if self._metrics:
+                        self._metrics.sync()
+                    checkpoint.seal(target)
+        except StorageError:
+            if self.is_world_process_zero():  # half of one is of no use, and in the way where a disk is full
+                with contextlib.suppress(OSError):
+                    checkpoint.remove(target)
+            raise
         if self.is_world_process_zero():
-            checkpoint.seal(target)
             checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
 
 

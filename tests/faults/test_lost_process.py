@@ -1,0 +1,70 @@
+"""A process of a run that dies: all others end soon, one of them says so, and the same command goes on."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from commands import run_command
+from faults.processes import last_step, report, result, rows, start, wait_for, written
+
+
+def children(pid: int) -> dict[int, int]:
+    """Processes by their rank, below torchrun's."""
+    found = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            variables = (stat.parent / "environ").read_bytes().split(b"\0")
+        except (OSError, IndexError):  # gone meanwhile
+            continue
+        ranks = [int(v.partition(b"=")[2]) for v in variables if v.startswith(b"RANK=")]
+        if parent == pid and ranks:
+            found[ranks[0]] = int(stat.parent.name)
+    return found
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", [0, 1])
+def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property, lost):
+    config = replace(tiny, steps=600, log_every=10, eval_every=100, save_every=50)
+    config = replace(config, optim=replace(config.optim, base_lr=3e-3))
+    arguments = ("train", written(config, tmp_path), "--out")
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    process = start(*arguments, out, processes=2)
+    wait_for(lambda: last_step(out) >= 100, process)
+    ranks = children(process.pid)
+    assert sorted(ranks) == [0, 1]
+    os.kill(ranks[lost], signal.SIGKILL)
+    since = time.monotonic()
+    _, said = process.communicate(timeout=100)
+    seconds = time.monotonic() - since
+    assert process.returncode
+    assert seconds < 60
+    assert not any(alive(pid) for pid in ranks.values())
+    lines = [line for line in said.splitlines() if line.startswith("blockwise-lr: ")]
+    assert len(lines) == 1, said
+    assert "another process of this run has ended" in lines[0]
+    again = run_command(*arguments, out, processes=2)
+    assert again.returncode == 0, again.stderr
+    assert "resuming from" in again.stderr
+    assert run_command(*arguments, whole, processes=2).returncode == 0
+    assert rows(out) == rows(whole)
+    assert result(out) == result(whole)
+    report(
+        record_property,
+        f"kill -9 of rank {lost} of two",
+        1,
+        "the other ended within a minute with one line, and torchrun names the killed one; resumed to the bit",
+    )
