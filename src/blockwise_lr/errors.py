@@ -1,5 +1,7 @@
 """The exceptions that the command line prints as one line."""
 
+from __future__ import annotations
+
 
 class UserError(ValueError):
     """Bad input. The message is one line; the command line prints it without a traceback and exits with 2."""
@@ -18,6 +20,10 @@ class StorageError(RuntimeError):
             f"cannot write {path} ({reason}): make room or choose another folder, then give the same command again; "
             "what was whole before still is"
         )
+        self._about = (str(path), reason)
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str]]:
+        return type(self), self._about  # rank 0 sends it to the others
 
 
 class NonFiniteLossError(RuntimeError):

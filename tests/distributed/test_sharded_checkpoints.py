@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import pickle
+import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +18,11 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from blockwise_lr import AdamMini, cosine_schedule, param_groups, split_fused
-from blockwise_lr.errors import UserError
+from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, split_fused
+from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.integrations.sharded import load_sharded, save_sharded
 from blockwise_lr.optim.muon import Muon
+from blockwise_lr.pretrain.checkpoint import seal
 from cases import gpt2, llama
 from commands import call
 
@@ -103,11 +107,14 @@ def worker(rank: int, world: int, port: int, folder: Path, job: str) -> None:
     distributed.destroy_process_group()
 
 
-def on(world: int, folder: Path, job: str) -> dict[str, Any]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (world, port, folder, job), nprocs=world)
+        return int(free.getsockname()[1])
+
+
+def on(world: int, folder: Path, job: str) -> dict[str, Any]:
+    multiprocessing.spawn(worker, (world, free_port(), folder, job), nprocs=world)
     found: dict[str, Any] = torch.load(folder / f"found-{world}-{job}.pt", weights_only=True)
     return found
 
@@ -150,6 +157,78 @@ def test_export_gives_a_folder_that_transformers_loads(
     assert code == 2
     assert "is not whole: sharded.json has 2 bytes" in errors
     assert not (tmp_path / "other").exists()
+
+
+def test_a_hostile_description_of_tensors_is_not_run(tmp_path: Path) -> None:
+    class Hostile:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "run by the loader"),)
+
+    model, optimizer, schedule = started("llama", "adamw")
+    save_sharded(tmp_path / "checkpoint-1", model, optimizer, schedule)
+    for content in (pickle.dumps(Hostile()), pickle.dumps([1]), b"", b"no pickle"):
+        (tmp_path / "checkpoint-1" / ".metadata").write_bytes(content)
+        seal(tmp_path / "checkpoint-1")
+        with pytest.raises(UserError, match=r"\.metadata is not a description of tensors \("):
+            load_sharded(tmp_path / "checkpoint-1", model, optimizer)
+    assert not (tmp_path / "run by the loader").exists()
+
+
+def test_all_settings_of_the_groups_come_back(tmp_path: Path) -> None:
+    model, optimizer, _ = started("llama", "adamw")
+    for group in optimizer.param_groups:
+        group.update(betas=(0.8, 0.9), eps=1e-6, weight_decay=0.3, lr=0.25)
+    save_sharded(tmp_path / "checkpoint-1", model, optimizer)
+    model, again, _ = started("llama", "adamw")
+    load_sharded(tmp_path / "checkpoint-1", model, again)
+    for old, new in zip(optimizer.param_groups, again.param_groups, strict=True):
+        assert {k: v for k, v in old.items() if k != "params"} == {
+            k: v for k, v in new.items() if k != "params"
+        }
+
+
+def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path) -> None:
+    def with_auto(seed: int) -> tuple[Any, Any, Any, AutoRatios]:
+        model, optimizer, schedule = started("llama", "adamw", seed=seed)
+        return model, optimizer, schedule, AutoRatios(optimizer, schedule)
+
+    model, optimizer, schedule, auto = with_auto(0)
+    steps(model, optimizer, schedule, range(8))
+    before = auto.ratios
+    assert before["vo"] != pytest.approx(RATIOS["vo"])  # type: ignore[index]
+    save_sharded(tmp_path / "checkpoint-8", model, optimizer, schedule)
+    expected = steps(model, optimizer, schedule, range(8, 14))
+    model, optimizer, schedule, again = with_auto(1)
+    load_sharded(tmp_path / "checkpoint-8", model, optimizer, schedule)
+    assert again.ratios == before
+    assert steps(model, optimizer, schedule, range(8, 14)) == expected
+    assert again.ratios == auto.ratios
+    model, optimizer, schedule = started("llama", "adamw", seed=1)
+    with pytest.raises(UserError, match=r"lr_ratio of .* is .* there and"):  # nothing moves them here
+        load_sharded(tmp_path / "checkpoint-8", model, optimizer, schedule)
+
+
+def failing_save(rank: int, port: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    model, optimizer, _ = started("llama", "adamw")
+    said = []
+    for name in ("checkpoint-1", "file/checkpoint-1"):
+        try:
+            save_sharded(folder / name, model, optimizer)
+        except (UserError, StorageError) as error:
+            said.append(str(error))
+    (folder / f"said-{rank}.json").write_text(json.dumps(said))
+    distributed.destroy_process_group()
+
+
+def test_what_fails_on_rank_0_is_raised_on_all(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "file").touch()
+    multiprocessing.spawn(failing_save, (free_port(), tmp_path), nprocs=2)
+    said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert "is there already" in said[0][0]
+    assert re.search(r"cannot write .*/file/.checkpoint-1 \(Not a directory\)", said[0][1])
 
 
 class TestChanges:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import load
 
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder
+from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.integrations.sharded import LAYOUT, check_model, weights_of
 from blockwise_lr.pretrain.checkpoint import find_checkpoint, problem_with
 
@@ -59,10 +59,10 @@ def _assemble(source: Path, out: Path) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
-    stored = FileSystemReader(source).read_metadata().state_dict_metadata
+    stored = SafeReader(source).read_metadata().state_dict_metadata
     if any(name.startswith("model.") and ".parametrizations." in name for name in stored):
         split_fused(model)
     targets = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(source, targets, stored)
-    load(targets, checkpoint_id=source, no_dist=True)
+    load(targets, storage_reader=SafeReader(source), no_dist=True)
     merge_fused(model).save_pretrained(out)

@@ -8,30 +8,31 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import canonical_name
-from blockwise_lr.errors import UserError
-from blockwise_lr.files import write_json_atomic
+from blockwise_lr.errors import StorageError, UserError
+from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.adam_mini_sharded import sharded_zeros
+from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.pretrain.checkpoint import problem_with, seal
 from blockwise_lr.sharpness.processes import is_sharded
 
 LAYOUT = "sharded.json"
-_GROUP = ("block", "lr", "initial_lr", "lr_ratio", "weight_decay", "decay", "names")
 
 
 def save_sharded(
@@ -49,6 +50,7 @@ def save_sharded(
 
     Raises:
         UserError: the folder exists or has another kind of name; groups without names.
+        StorageError: it cannot be written, on whichever process: all raise it, and no folder appears.
 
     Example:
         >>> save_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
@@ -58,27 +60,33 @@ def save_sharded(
         raise UserError(
             f"the folder is named {folder.name}; expected checkpoint-STEP, such as checkpoint-100"
         )
-    if folder.exists():
-        raise UserError(f"{folder} is there already: choose another, or remove it")
-    groups = [{key: group.get(key) for key in _GROUP} for group in _named_groups(optimizer)]
+    groups = [_settings(group) for group in _named_groups(optimizer)]
     tensors = {f"model.{name}": value for name, value in weights_of(model)}
     for name, parameter in _parameters(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     hidden = folder.with_name(f".{folder.name}")
-    if _is_main():
+
+    def begin() -> None:
+        if folder.exists():
+            raise UserError(f"{folder} is there already: choose another, or remove it")
         shutil.rmtree(hidden, ignore_errors=True)  # of a save that was cut short
         hidden.mkdir(parents=True)
-    _wait()
-    save(cast("dict[str, Any]", tensors), checkpoint_id=hidden, no_dist=not dist.is_initialized())
-    if _is_main():
+
+    def finish() -> None:
         step = None if schedule is None else schedule.last_epoch
         write_json_atomic(hidden / LAYOUT, {"groups": groups, "schedule": step})
         if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
             config.save_pretrained(hidden)
         seal(hidden)
         hidden.rename(folder)
-    _wait()
+
+    _on_main(begin, hidden)
+    try:
+        save(cast("dict[str, Any]", tensors), checkpoint_id=hidden, no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # no Exception; torch raises it on every process if one failed
+        raise StorageError(hidden, str(next(iter(error.failures.values()))[0])) from error
+    _on_main(finish, hidden)
 
 
 def load_sharded(
@@ -98,7 +106,9 @@ def load_sharded(
         schedule: a new one; goes on at the saved step.
         changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
             parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
-            keeps the new groups, with the old moments where there are some.
+            keeps the new groups, with the old moments where there are some. Without differences all settings of the
+            groups are those that were saved, betas and weight decay among them, as ``load_state_dict`` does it.
+            Ratios that :class:`blockwise_lr.AutoRatios` has moved are no difference to an optimizer that has one.
 
     Raises:
         UserError: the checkpoint is not whole, is of another model or optimizer, or has other groups.
@@ -118,7 +128,7 @@ def load_sharded(
             f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}; make the groups as they were, or "
             'load with changed="adopt" to go on with the new ones'
         )
-    stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+    stored = SafeReader(folder).read_metadata().state_dict_metadata
     targets: dict[str, Any] = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(folder, targets, stored)
     states: dict[Tensor, Any] = {}
@@ -129,12 +139,13 @@ def load_sharded(
             if name in known and isinstance(about, TensorStorageMetadata):
                 target = _empty(key, about, known[name], optimizer)
                 states.setdefault(known[name], {})[key] = targets[full] = target
-    load(targets, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    load(targets, storage_reader=SafeReader(folder), no_dist=not dist.is_initialized())
     optimizer.state.update(states)
     if not differences:
         for group in optimizer.param_groups:
-            own = saved[canonical_name(group["names"][0])]
-            group.update(lr=own["lr"], weight_decay=own["weight_decay"])
+            for key, value in saved[canonical_name(group["names"][0])].items():
+                if key != "names":  # of a wrapper, perhaps
+                    group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
     if schedule is not None and layout["schedule"] is not None:
         schedule.last_epoch = layout["schedule"]
         schedule._last_lr = schedule.get_lr()
@@ -145,6 +156,9 @@ def load_sharded(
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
     said: set[str] = set()
     names = set()
+    moved = _has_auto(optimizer) and any(
+        "auto_loss" in group or "auto_mean" in group for group in saved.values()
+    )
     for group in _named_groups(optimizer):
         for name in map(canonical_name, group["names"]):
             names.add(name)
@@ -154,7 +168,7 @@ def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -
             old = saved[name]
             if old["block"] != group["block"]:
                 yield f"{name} was in block {old['block']} there and is in {group['block']} here"
-            for key in ("lr_ratio", "initial_lr", "decay"):
+            for key in ("decay",) if moved else ("lr_ratio", "initial_lr", "decay"):
                 if old[key] != group.get(key):
                     text = f"{key} of {group['block']} is {old[key]} there and {group.get(key)} here"
                     if text not in said:
@@ -216,10 +230,27 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
             yield canonical_name(name), parameter
 
 
-def _is_main() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """All of a group but its parameters."""
+    plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+    return {key: value for key, value in plain.items() if key != "params"}
 
 
-def _wait() -> None:
+def _has_auto(optimizer: Optimizer) -> bool:
+    hooks = optimizer._optimizer_step_pre_hooks.values()
+    return any(isinstance(getattr(hook, "__self__", None), AutoRatios) for hook in hooks)
+
+
+def _on_main(job: Callable[[], None], path: Path) -> None:
+    """Do it on rank 0; what goes wrong there is raised everywhere, or the others would wait for it in vain."""
+    failed: list[Exception | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            with storing(path):
+                job()
+        except Exception as error:
+            failed = [error]
     if dist.is_initialized():
-        dist.barrier()
+        dist.broadcast_object_list(failed)
+    if failed[0] is not None:
+        raise failed[0]
