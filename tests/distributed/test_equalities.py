@@ -9,13 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from blockwise_lr import AdamMini, clip_grad_norm_by_block, param_groups, split_fused
+from blockwise_lr import (
+    AdamMini,
+    AutoRatios,
+    Block,
+    clip_grad_norm_by_block,
+    cosine_schedule,
+    param_groups,
+    split_fused,
+)
 from blockwise_lr.optim.muon import Muon
 from cases import gpt2, llama, mixtral
 
@@ -25,6 +34,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw": functools.partial(torch.optim.AdamW, lr=LR),
     "adam-mini": AdamMini,
     "muon": functools.partial(Muon, lr=LR),
+    "adamw, auto": functools.partial(torch.optim.AdamW, lr=LR),
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "gpt2": lambda: split_fused(gpt2(n_layer=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)),
@@ -47,6 +57,8 @@ def wrapped(model: Any, way: str) -> Any:
 def losses(model: Any, name: str, steps: int, rank: int = 0, world: int = 1) -> list[float]:
     """Eight sequences a step, accumulated in two halves, clipped by block; each process takes its share."""
     optimizer = OPTIMIZERS[name](param_groups(model, LR, RATIOS))
+    schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=100)
+    auto = AutoRatios(optimizer, schedule) if name.endswith("auto") else None
     found = []
     for step in range(steps):
         ids = torch.randint(3, 40, (8, 8), generator=torch.Generator().manual_seed(step))
@@ -59,10 +71,14 @@ def losses(model: Any, name: str, steps: int, rank: int = 0, world: int = 1) -> 
             mean += loss.detach() / world
         clip_grad_norm_by_block(model, 0.5)
         optimizer.step()
+        schedule.step()
         optimizer.zero_grad()
         if world > 1:
             distributed.all_reduce(mean)
         found.append(mean.item())
+    if auto is not None:
+        assert any(auto.ratios[Block(block)] != ratio for block, ratio in RATIOS.items())
+        found += auto.ratios.values()
     return found
 
 
@@ -99,3 +115,9 @@ def same_on(world: int, folder: Path, steps: int) -> None:
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     same_on(2, tmp_path, steps=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_they_do_over_a_hundred_steps(tmp_path: Path, world: int) -> None:
+    same_on(world, tmp_path, steps=100)

@@ -94,16 +94,16 @@ def take_up(folder: Path, found: dict[str, Any], again: str = "") -> None:
         found[f"{kind} {name}"] = loaded, steps(model, optimizer, schedule, range(3, 6))
 
 
-def worker(rank: int, world: int, port: int, folder: Path, job: str) -> None:
+def worker(rank: int, world: int, port: int, folder: Path, job: str, again: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     found: dict[str, Any] = {}
     if job == "save":
         save_and_go_on(folder, found)
     else:
-        take_up(folder / job, found)
+        take_up(folder / job, found, again)
     if rank == 0:
-        torch.save(found, folder / f"found-{world}-{job}.pt")
+        torch.save(found, folder / f"found-{world}.pt")
     distributed.destroy_process_group()
 
 
@@ -113,9 +113,9 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
-def on(world: int, folder: Path, job: str) -> dict[str, Any]:
-    multiprocessing.spawn(worker, (world, free_port(), folder, job), nprocs=world)
-    found: dict[str, Any] = torch.load(folder / f"found-{world}-{job}.pt", weights_only=True)
+def on(world: int, folder: Path, job: str, again: str = "") -> dict[str, Any]:
+    multiprocessing.spawn(worker, (world, free_port(), folder, job, again), nprocs=world)
+    found: dict[str, Any] = torch.load(folder / f"found-{world}.pt", weights_only=True)
     return found
 
 
@@ -131,6 +131,16 @@ def test_saved_on_two_it_goes_on_on_one_and_on_two_again(tmp_path: Path) -> None
     take_up(tmp_path, alone, again="one")
     same(alone, expected)
     same(on(2, tmp_path, "one"), expected)
+
+
+@pytest.mark.slow
+def test_saved_on_four_then_on_two_then_on_one_it_goes_on_on_four(tmp_path: Path) -> None:
+    expected = on(4, tmp_path, "save")
+    same(on(2, tmp_path, ".", again="two"), expected)
+    alone: dict[str, Any] = {}
+    take_up(tmp_path / "two", alone, again="../one")
+    same(alone, expected)
+    same(on(4, tmp_path, "one"), expected)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -12,6 +12,7 @@ import pytest
 from blockwise_lr.pretrain.checkpoint import checkpoint_step, newest_whole
 from blockwise_lr.pretrain.metrics import read_metrics
 from commands import command_line, run_command
+from faults.processes import report
 
 
 def rows(out):
@@ -37,7 +38,7 @@ def terminated(out, *arguments, processes=1, after_step):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_to_the_bit(
-    tiny, tmp_path, processes
+    tiny, tmp_path, record_property, processes
 ):
     # Rows are further apart than a step, so that it most likely stops between two of them.
     config = replace(tiny, steps=240, log_every=20, eval_every=40, save_every=0)
@@ -69,3 +70,9 @@ def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_t
     assert rows(out) == rows(tmp_path / "whole")
     results = [json.loads((folder / "result.json").read_text()) for folder in (out, tmp_path / "whole")]
     assert results[0] | {"seconds": 0} == results[1] | {"seconds": 0}
+    report(
+        record_property,
+        f"SIGTERM, {processes} process{'es' * (processes - 1)}",
+        1,
+        "the running step ends, a checkpoint is saved, exit code 143; resumed to the bit",
+    )

@@ -1,0 +1,106 @@
+"""Files that are cut short, changed in one bit or gone: seen by checksums, and the last whole checkpoint is taken."""
+
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole
+from blockwise_lr.pretrain.metrics import read_metrics
+from blockwise_lr.pretrain.run import train
+from commands import run_command
+from faults.processes import report, result, rows, written
+
+
+def cut(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    file.write_bytes(content)
+
+
+def remove(file):
+    file.unlink()
+
+
+DAMAGES = {"truncated": cut, "changed in one random bit": flip, "missing": remove}
+
+
+@pytest.fixture
+def stopped(tiny, tmp_path):
+    """A run without its result, with the checkpoints 20 and 24; and the same run, left whole."""
+    config = replace(tiny, optim=replace(tiny.optim, base_lr=3e-3))
+    train(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    return config, tmp_path / "run", tmp_path / "whole"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_any_damaged_file_of_a_checkpoint_is_seen(stopped, tmp_path, record_property, damage):
+    _, run, _ = stopped
+    names = [file.name for file in checkpoints(run)[-1].iterdir()]
+    assert len(names) > 8
+    for name in names:
+        copy = tmp_path / "copy"
+        shutil.copytree(run, copy)
+        DAMAGES[damage](copy / "checkpoint-24" / name)
+        found, (reason,) = newest_whole(copy)
+        assert found == copy / "checkpoint-20", name
+        assert reason.startswith("checkpoint-24 is not whole (")
+        assert name in reason
+        shutil.rmtree(copy)
+    report(
+        record_property,
+        f"a file of the newest checkpoint {damage}",
+        len(names),
+        "seen every time and named; the one before is taken",
+    )
+
+
+@pytest.mark.slow
+def test_the_run_goes_on_from_the_last_whole_one_to_the_bit(stopped, tmp_path, record_property):
+    config, run, whole = stopped
+    flip(run / "checkpoint-24" / "model.safetensors")
+    done = run_command("train", written(config, tmp_path), "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "checkpoint-24 is not whole (model.safetensors does not have the checksum" in done.stderr
+    assert f"resuming from {run / 'checkpoint-20'}" in done.stderr
+    assert rows(run) == rows(whole)
+    assert result(run) == result(whole)
+    for checkpoint in checkpoints(run):
+        cut(checkpoint / "optimizer.pt")
+    (run / "result.json").unlink()
+    done = run_command("train", written(config, tmp_path), "--out", run)
+    assert done.returncode == 0, done.stderr
+    assert "holds no whole checkpoint: starting again from step 0" in done.stderr
+    assert rows(run) == rows(whole)
+    report(
+        record_property,
+        "the newest checkpoint damaged, then all of them",
+        2,
+        "says so, resumes from the last whole one, or starts again where there is none; bit-equal either way",
+    )
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_tokens_that_are_damaged_under_a_run(tiny, tmp_path, record_property, capfd, damage):
+    config = replace(tiny, data=replace(tiny.data, cache=str(tmp_path / "cache")))
+    arguments = ("train", written(config, tmp_path), "--out", tmp_path / "run")
+    train(config, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    before = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    (file,) = (tmp_path / "cache").glob("tokens/*/train/*.bin")
+    DAMAGES[damage](file)
+    done = run_command(*arguments)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert str(file) in last
+    assert "to build it again" in last
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl") == before
+    report(record_property, f"a file of tokens {damage} under a run", 1, "refused, with what to delete")
