@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.pretrain.config import TrainConfig, identity
 
 
 def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]:
@@ -27,9 +27,8 @@ def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]
     Raises:
         SystemExit: the run left no result; the end of its messages.
     """
-    text = json.dumps(config.to_dict(), sort_keys=True)
-    folder = out / hashlib.sha256(text.encode()).hexdigest()[:12]
-    (out / f"{folder.name}.json").write_text(text)
+    folder = out / name_of(config)
+    (out / f"{folder.name}.json").write_text(json.dumps(config.to_dict()))
     if not (folder / "result.json").exists():
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "blockwise_lr", "train", f"{folder}.json", "--out", str(folder)]
@@ -40,6 +39,11 @@ def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]
     losses = {key: result[f"terminal_{key}"] for key in ("tune_loss", "val_loss")}
     print(f"{losses['tune_loss']} {point}", flush=True)
     return {"point": point, "diverged": result.get("diverged", False), **losses}
+
+
+def name_of(config: TrainConfig) -> str:
+    """The folder of a run: the same for runs with the same numbers, whatever settings the library has got since."""
+    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tune_loss(run: dict[str, Any]) -> float:

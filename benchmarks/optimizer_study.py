@@ -11,7 +11,7 @@ side of its best, with the warm-up of 60 % that AdamW's uniform baseline wants (
 there; under wsd 15 % and 33 %, the longest it allows, are tried); three seeds at what the tune loss chose, the baseline
 for 2N steps too. AdamW under the cosine schedule is results/ratios/llama-2m, tuned over two warm-ups. `settings`: the
 measured ratios in AdamW with each of VARIANTS of weight decay and clipping, tuned over SETTINGS_LRS, three seeds. Runs
-are cached in --out. Writes results/optimizers/NAME/compare.json, results/optimizers/settings.json, and the bytes of
+are cached in --out and kept in runs.tar.gz beside the results, so that a study goes on from a fresh clone. Writes results/optimizers/NAME/compare.json, results/optimizers/settings.json, and the bytes of
 state that each optimizer keeps of this model, state.json; `report`: results/optimizers/README.md out of them.
 """
 
@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _runs import run, tune_loss
+from _runs import kept, run, tune_loss
 from optimizers import state_bytes
 from ratios import SEEDS, settings
 
@@ -109,12 +109,12 @@ def compare(name: str, out: Path) -> None:
         "--base-lrs", *(f"{scale * lr:g}" for lr in GRID), "--warmups", *warmups, "--refine",
         "--seeds", *SEEDS, "--out", out,
     ]  # fmt: skip
-    subprocess.run([str(part) for part in command], check=True)
-    kept = RESULTS / name
-    kept.mkdir(parents=True, exist_ok=True)
+    results = RESULTS / name
+    with kept(results / "runs.tar.gz", out / "runs"):
+        subprocess.run([str(part) for part in command], check=True)
     for pattern in ("compare.json", "report.md", "*.png"):
         for file in out.glob(pattern):
-            shutil.copy(file, kept)
+            shutil.copy(file, results)
     states = RESULTS / "state.json"
     known = json.loads(states.read_text()) if states.exists() else {}
     write_json_atomic(states, known | {each: bytes_of_state(each) for each in ("adamw", optimizer)})
@@ -143,7 +143,7 @@ def try_settings(out: Path) -> None:
         return run(out, config, {"variant": variant, "base_lr": base_lr, "seed": seed})
 
     runs: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(2) as pool:
+    with kept(RESULTS / "settings" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
         for variant in VARIANTS:
             grid = [(variant, lr, SEEDS[0]) for lr in SETTINGS_LRS]
             tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
@@ -151,7 +151,6 @@ def try_settings(out: Path) -> None:
             others = [(variant, best, seed) for seed in SEEDS[1:]]
             runs += [tuning[0], *pool.map(lambda of: one(*of), others), *tuning[1:]]
     about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
-    RESULTS.mkdir(parents=True, exist_ok=True)
     write_json_atomic(RESULTS / "settings.json", {**about, "runs": runs})
 
 
