@@ -51,7 +51,8 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
         if exit.code in (0, None):
             raise
         plain = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue())
-        untitled = re.sub(r"^[╭+].*$", "", plain, flags=re.MULTILINE)  # the frame's title says it once more
+        # The frame's title says it once more; where there is no Unicode, it is underlined instead.
+        untitled = re.sub(r"^[╭+].*$|\A *[^\n]*\n *-{5,} *$", "", plain, flags=re.MULTILINE)
         text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
 
