@@ -77,7 +77,7 @@ def measure_model(
     made = missing(out)
     make_folder(out)  # before the work: whether it can be made
     for reason in subject.skipped:
-        console.print(f"{reason}: passed over", highlight=False, soft_wrap=True)
+        console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
     about = {
         "model": subject.name,
         "command": command,
@@ -169,7 +169,8 @@ def _progress(
 ) -> Iterator[Callable[[int | None, int], None]]:
     """A bar over all batches of all checkpoints on a terminal, elsewhere a line a checkpoint."""
     columns = (
-        TextColumn("measuring {task.fields[what]}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
+        TextColumn("measuring {task.fields[what]}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("batches"),
         TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -179,7 +180,7 @@ def _progress(
             what = subject.name if step is None else f"{subject.name}, step {step:,}"
             bar.update(task, advance=1, what=what)
             if done == batches and not console.is_terminal:
-                console.print(f"measured {what}", highlight=False, soft_wrap=True)
+                console.print(f"measured {what}", highlight=False, soft_wrap=True, markup=False)
 
         yield show
 
@@ -202,4 +203,4 @@ def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any],
             try:
                 draw(out / name)
             except ValueError as error:
-                console.print(f"{name} was not drawn: {error}", highlight=False, soft_wrap=True)
+                console.print(f"{name} was not drawn: {error}", highlight=False, soft_wrap=True, markup=False)
