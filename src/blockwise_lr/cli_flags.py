@@ -36,7 +36,14 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
         raise UserError(
             f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
         )
-    return config_from_dict(fields), arguments[1:]
+    config = config_from_dict(fields)
+    if not re.fullmatch(
+        r"\w[\w.-]*", config.preset
+    ):  # it names the default --out: someone else's file must not choose it
+        raise UserError(
+            f"the configuration {path} has {config.preset!r} as its preset; expected letters, digits, . and -"
+        )
+    return config, arguments[1:]
 
 
 def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
