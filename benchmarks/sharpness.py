@@ -37,7 +37,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -154,7 +154,7 @@ def memory(subject: Subject, config: ModelConfig, names: Sequence[str]) -> dict[
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "subject.pt"
-        torch.save({"config": config, "state": subject.model.state_dict(), "ids": subject.ids}, file)
+        torch.save({"config": asdict(config), "state": subject.model.state_dict(), "ids": subject.ids}, file)
         for name in (REFERENCE, *names):
             command = [sys.executable, __file__, "--memory-of", name, str(file)]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -166,8 +166,8 @@ def memory(subject: Subject, config: ModelConfig, names: Sequence[str]) -> dict[
 
 def memory_of(name: str, file: Path) -> float:
     """The same for one of them, in this process."""
-    stored = torch.load(file, weights_only=False)
-    model = split_fused(build_model(stored["config"], seed=0)).eval()
+    stored = torch.load(file, weights_only=True)
+    model = split_fused(build_model(ModelConfig(**stored["config"]), seed=0)).eval()
     model.load_state_dict(stored["state"])
     subject = Subject(model, stored["ids"], classify(model))
 

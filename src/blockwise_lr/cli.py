@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print("blockwise-lr: " + " ".join(message.split()), file=sys.stderr)
+    # Names out of files are in it: no escape sequence of theirs reaches the terminal.
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(message.split()))
+    print(f"blockwise-lr: {line}", file=sys.stderr)
     raise SystemExit(code)
 
 

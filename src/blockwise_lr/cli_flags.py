@@ -36,7 +36,14 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
         raise UserError(
             f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
         )
-    return config_from_dict(fields), arguments[1:]
+    config = config_from_dict(fields)
+    if not re.fullmatch(
+        r"\w[\w.-]*", config.preset
+    ):  # it names the default --out: someone else's file must not choose it
+        raise UserError(
+            f"the configuration {path} has {config.preset!r} as its preset; expected letters, digits, . and -"
+        )
+    return config, arguments[1:]
 
 
 def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
@@ -51,7 +58,8 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
         if exit.code in (0, None):
             raise
         plain = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue())
-        untitled = re.sub(r"^[╭+].*$", "", plain, flags=re.MULTILINE)  # the frame's title says it once more
+        # The frame's title says it once more; where there is no Unicode, it is underlined instead.
+        untitled = re.sub(r"^[╭+].*$|\A *[^\n]*\n *-{5,} *$", "", plain, flags=re.MULTILINE)
         text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
 

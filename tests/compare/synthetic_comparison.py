@@ -14,7 +14,7 @@ from blockwise_lr.compare.results import read_results
 from blockwise_lr.pretrain.config import TrainConfig
 
 TRAINER = Path(__file__).with_name("synthetic_trainer.py")
-BASE = TrainConfig(steps=60, log_every=3, eval_every=6)
+BASE = TrainConfig(steps=60, log_every=3, eval_every=6, save_every=0)
 TWO_ARMS = ("adamw:uniform", "adamw:paper")
 
 

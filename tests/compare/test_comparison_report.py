@@ -305,7 +305,7 @@ def test_runs_on_different_machines_are_warned_of(finished, tuned_comparison):
 
 
 def test_a_run_evaluated_only_at_its_end_still_gives_a_report(tmp_path):
-    base = TrainConfig(steps=60, log_every=3, eval_every=0)
+    base = TrainConfig(steps=60, log_every=3, eval_every=0, save_every=0)
     content = synthetic_compare(tmp_path, tuned=TUNED, base=base)
     assert content["comparisons"][0]["speedup"]["bound"] == "at_most"
     assert content["comparisons"][0]["speedup"]["value"] == 2.0

@@ -209,6 +209,9 @@ def test_a_tokenizer_without_an_end_of_text_token_is_refused(
 
 def test_a_tokenizer_that_cannot_be_loaded_is_one_line(prepare: Prepare, text: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"the folder .*empty holds no tokenizer \(tokenizer.json\)"):
+        prepare(text, tokenizer=str(tmp_path / "empty"))
+    (tmp_path / "empty" / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"the tokenizer '.*empty' cannot be loaded: \w+: ") as caught:
         prepare(text, tokenizer=str(tmp_path / "empty"))
     assert "\n" not in str(caught.value)

@@ -211,6 +211,7 @@ def _check_values(plan: Plan) -> None:
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
     from blockwise_lr.pretrain.checks import check_optimizer  # not at the top: it brings transformers
+    from blockwise_lr.pretrain.ranges import check_seed
 
     for arm in plan.arms:
         try:
@@ -225,6 +226,8 @@ def _check_values(plan: Plan) -> None:
             raise UserError(f"two arms are both {arm.optimizer}:{arm.ratios}; leave one out")
     if not plan.seeds:
         raise UserError("no seeds were given; give at least one, such as --seeds 0 1 2")
+    for seed in plan.seeds:
+        check_seed(seed, "a seed in --seeds")
     if len(plan.seeds) > 1 and plan.base.init_seed is not None and plan.base.data_seed is not None:
         raise UserError(
             f"init_seed {plan.base.init_seed} and data_seed {plan.base.data_seed} are both fixed, so that "

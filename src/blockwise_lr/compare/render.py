@@ -20,7 +20,7 @@ from blockwise_lr.compare.progress import ComparisonProgress, format_seconds
 from blockwise_lr.compare.report import build_content
 from blockwise_lr.compare.results import read_results
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
+from blockwise_lr.files import write_json_atomic, write_text_atomic
 from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.presets import Setting
 
@@ -81,13 +81,29 @@ def compare(
         refine=refine,
     )
     out = Path(out)
-    make_folder(out)
+    _check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
     if not _same_plan(out, stored["plan"]):  # called again, a comparison keeps the date at which it was run
         stored["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json_atomic(out / "plan.json", stored)
     return render(out)
+
+
+def _check_runs(plan: Plan) -> None:
+    """Refuse now what every run of an arm would refuse, each in a process of its own."""
+    from blockwise_lr.pretrain.checks import check_config  # not at the top: it brings transformers
+    from blockwise_lr.pretrain.nanogpt import find_bins
+    from blockwise_lr.pretrain.sources import open_source
+
+    runs = plan.tuning_runs() or plan.final_runs(plan.choose({}))
+    for run in {run.series.arm: run for run in runs}.values():
+        try:
+            check_config(run.config)
+        except UserError as error:
+            raise UserError(f"arm {run.series.arm.name!r}: {error}") from None
+    if find_bins(plan.base.data.data) is None:
+        open_source(plan.base.data)
 
 
 def _same_plan(out: Path, plan: Mapping[str, Any]) -> bool:

@@ -35,12 +35,17 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} has files already: choose another --out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected the name of a new folder: choose another --out")
     sharded = (checkpoint / LAYOUT).exists()
     if sharded and (problem := problem_with(checkpoint)):
         raise UserError(f"{checkpoint} is not whole: {problem}; choose another checkpoint")
     source = checkpoint if sharded else find_checkpoint(checkpoint)
     if not (source / "config.json").exists():
         raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")
+    if not sharded and not any(source.glob("*.safetensors")):
+        raise UserError(f"{source} has no weights (model.safetensors): choose another checkpoint")
+    make_folder(out.parent)
     hidden = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)  # of an export that was cut short
     make_folder(hidden)

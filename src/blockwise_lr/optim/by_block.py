@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def check_by_block(
         except ValueError:
             known = ", ".join(b.value for b in Block)
             raise ValueError(f"{name}: {key!r} is not a block; the blocks are {known}") from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(_as_float(value)):
             raise ValueError(f"{name}: {block.value} is {value!r}; expected {expected}")
         checked[block] = float(value)
     return checked
@@ -59,8 +60,16 @@ def parse_pairs(text: str, name: str) -> dict[str, float]:
         try:
             values[block] = float(value)
         except ValueError as error:
-            raise ValueError(f"{name}: {text!r}: {error}") from None
+            raise ValueError(f'{name}: {text!r}: {error}; expected pairs such as "emb=4"') from None
     return values
+
+
+def _as_float(value: float) -> float:
+    """With a whole number that no float can hold as an infinite one."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def spell_pairs(values: Mapping[Block, float]) -> str:

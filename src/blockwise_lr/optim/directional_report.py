@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.checked import number_or_nan, numbers, typed
 from blockwise_lr.files import write_json_atomic
 
 if TYPE_CHECKING:
@@ -204,14 +205,17 @@ class DirectionalReport(Mapping[Block, Slope]):
         if not isinstance(content, Mapping) or (content.get("kind"), content.get("format")) != (KIND, FORMAT):
             raise ValueError(f'not a directional report; expected "kind": "{KIND}" and "format": {FORMAT}')
         try:
+            blocks = {Block(block): _slope(**slope) for block, slope in content["blocks"].items()}
+            hessian = content["hessian"]
             return cls(
-                blocks={
-                    Block(block): Slope(**{k: _number(v) for k, v in slope.items()})
-                    for block, slope in content["blocks"].items()
-                },
-                **{name: content[name] for name in ("matrix", "hessian", "samples", "batches", "step")},
+                blocks=blocks,
+                matrix=_square(content["matrix"], len(blocks)),
+                hessian=None if hessian is None else _square(hessian, len(blocks)),
+                samples=typed(content["samples"], int),
+                batches=typed(content["batches"], int),
+                step=None if content["step"] is None else typed(content["step"], int),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
 
     def table(self) -> Table:
@@ -235,7 +239,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no such report."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, ValueError) as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
@@ -244,8 +248,17 @@ def _short(factor: float) -> str:
     return f"{float(f'{factor:.2g}'):g}"
 
 
-def _number(value: float | None) -> Any:
-    return math.nan if value is None else value
+def _slope(numel: Any, **values: Any) -> Slope:
+    return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
+
+
+def _square(rows: Any, size: int) -> list[list[float]]:
+    found = [numbers(row) for row in typed(rows, list)]
+    if not size or [len(row) for row in found] != [size] * size:
+        raise ValueError(
+            f"a matrix of {size} blocks has {size} rows of {size} numbers, and there is one at least"
+        )
+    return found
 
 
 def _error(values: Any, weights: Any) -> Any:

@@ -114,7 +114,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
     if _is_file(text):
         try:
             values = json.loads(Path(text).read_text(encoding="utf-8"))
-        except (ValueError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError, OSError) as error:
             raise ValueError(
                 f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'
             ) from None

@@ -66,7 +66,7 @@ class OptimizerEntry:
         sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-        except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
             if isinstance(error, ImportError) and module_name == "pytorch_optimizer":
                 raise ModuleNotFoundError(
                     f"optimizer {self.name} needs the package pytorch_optimizer: pip install 'blockwise-lr[optimizers]'"

@@ -76,4 +76,8 @@ def reports_of(values: Mapping[str, Any]) -> list[DirectionalReport]:
     Raises:
         ValueError: not a directional report.
     """
-    return [DirectionalReport.from_dict(each) for each in [*values.get("earlier", ()), values]]
+    if not isinstance(earlier := values.get("earlier", []), list):
+        raise ValueError(
+            f'not a directional report: its "earlier" is {type(earlier).__name__}; expected a list'
+        )
+    return [DirectionalReport.from_dict(each) for each in [*earlier, values]]

@@ -43,7 +43,14 @@ def problem_with(checkpoint: Path) -> str | None:
                 return f"{name} does not have the checksum it was saved with"
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving it was interrupted"
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):  # also a name that is none
         return f"{MANIFEST} cannot be read"
     return None
 

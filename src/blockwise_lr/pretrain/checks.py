@@ -25,6 +25,8 @@ from blockwise_lr.optim.updates import READABLE
 from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.pretrain.ranges import check_ranges
+from blockwise_lr.pretrain.trial import check_trial_step
 
 
 def check_config(config: TrainConfig) -> TrainConfig:
@@ -33,39 +35,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
     Raises:
         UserError: values out of range or at odds with each other; names them and says what was expected.
     """
-    at_least_one = {
-        "steps": config.steps,
-        "batch-size": config.batch_size,
-        "accumulation": config.accumulation,
-        "log-every": config.log_every,
-        "keep-checkpoints": config.keep_checkpoints,
-        "layers": config.model.layers,
-        "heads": config.model.heads,
-        "hidden-size": config.model.hidden_size,
-        "kv-heads": 1 if config.model.kv_heads is None else config.model.kv_heads,
-        "ffn-size": 1 if config.model.ffn_size is None else config.model.ffn_size,
-        "vocab-size": config.model.vocab_size,
-    }
-    for name, value in at_least_one.items():
-        if value < 1:
-            raise UserError(f"--{name} is {value}; expected 1 or more")
-    if config.model.context < 2:
-        raise UserError(
-            f"--context is {config.model.context}; expected 2 or more, so that there is a token to predict"
-        )
-    for name, value in {"save-every": config.save_every, "eval-every": config.eval_every}.items():
-        if value < 0 or value % config.log_every:
-            # A resumed run's first logged loss is a mean over the steps since the checkpoint.
-            raise UserError(
-                f"--{name} is {value}; expected 0 or a multiple of --log-every ({config.log_every})"
-            )
-    for name, number in {
-        "eval-tokens": config.eval_tokens,
-        "seed": config.seed,
-        "clip": config.optim.clip,
-    }.items():
-        if not (math.isfinite(number) and number >= 0):
-            raise UserError(f"--{name} is {number}; expected 0 or more")
+    check_ranges(config)
     _check_optim(config)
     _check_model(config)
     _check_reports(config)
@@ -113,6 +83,11 @@ def _check_optim(config: TrainConfig) -> None:
         parse_weight_decay(optim.weight_decay_by_block)
         parse_clip(optim.clip_by_block)
         for ratio in resolve_ratios(parse_ratios(optim.ratios)).values():
+            if not math.isfinite(ratio * optim.base_lr):
+                raise ValueError(
+                    f"--base-lr {optim.base_lr:g} times a ratio of {ratio:g} is {ratio * optim.base_lr}; expected a "
+                    "finite number: lower one of them"
+                )
             block_lr(
                 0,
                 peak=ratio * optim.base_lr,
@@ -169,11 +144,14 @@ def _check_model(config: TrainConfig) -> None:
         groups = groups_of_run(config, model)
     except ValueError as error:
         raise UserError(str(error)) from None
+    except RuntimeError as error:  # of sizes whose product no integer holds
+        raise UserError(f"a model of these sizes cannot be built: {error}") from None
     cls, options = optimizer_of_run(config.optim)
     try:
         cls(groups, **options)
     except Exception as error:  # whatever the constructor of another package raises
         raise UserError(f"--optimizer {config.optim.optimizer} on this model: {error}") from None
+    check_trial_step(config, lambda small: cls(groups_of_run(config, small), **options))
 
 
 def groups_of_run(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]:
@@ -200,6 +178,10 @@ def _check_reports(config: TrainConfig) -> None:
             raise UserError(
                 f"--report-to: transformers cannot report to {name!r}; it knows {known} (or none)"
             )
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except (RuntimeError, ImportError) as error:
+            raise UserError(f"--report-to {name}: {error}") from None
 
 
 def report_names(config: TrainConfig) -> list[str]:

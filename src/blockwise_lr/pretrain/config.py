@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -236,12 +237,14 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that :meth:`TrainConfig.to_dict` gave.
 
     Raises:
-        UserError: a field that does not exist, or a value of another type than the field's.
+        UserError: no such mapping, a field that does not exist, or a value of another type than the field's.
 
     Example:
         >>> config_from_dict(TrainConfig(steps=7).to_dict()).steps
         7
     """
+    if not isinstance(values, Mapping):
+        raise UserError(f"configuration: it is {type(values).__name__}; expected an object of fields")
     return _from_dict(TrainConfig, values, "")
 
 
@@ -250,11 +253,10 @@ T = TypeVar("T")
 
 def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     hints = get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
-        raise UserError(
-            f"configuration: no field named {where}{unknown[0]}; the fields are {', '.join(hints)}"
-        )
+        name = unknown[0] if unknown[0].isidentifier() else repr(unknown[0])
+        raise UserError(f"configuration: no field named {where}{name}; the fields are {', '.join(hints)}")
     fields = {}
     for name, value in values.items():
         hint = hints[name]
@@ -280,7 +282,9 @@ def _fits(value: Any, hint: Any) -> bool:
     options = get_args(hint) or (hint,)  # `int | None` has its options as arguments
     if isinstance(value, bool):
         return bool in options
-    return any(isinstance(value, (int, float) if option is float else option) for option in options)
+    if float in options and isinstance(value, int):
+        return abs(value) <= sys.float_info.max
+    return any(isinstance(value, option) for option in options)
 
 
 def _spell(hint: Any) -> str:

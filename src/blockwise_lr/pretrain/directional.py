@@ -21,6 +21,7 @@ from blockwise_lr.optim.directional_show import plot_directional
 from blockwise_lr.pretrain.checks import groups_of_run, optimizer_of_run
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.folder import read_run_config
+from blockwise_lr.pretrain.reason import reason
 from blockwise_lr.pretrain.subjects import Subject
 
 RESULT, FIGURE = "directional.json", "directional.png"
@@ -77,8 +78,8 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise UserError(f"{checkpoint} holds no optimizer ({OPTIMIZER}): choose another checkpoint") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not this model's optimizer: {error}") from None
+    except Exception as error:  # a damaged file, or another optimizer's: whatever torch raises
+        raise UserError(f"{path} is not this model's optimizer: {reason(error)}") from None
     return optimizer
 
 

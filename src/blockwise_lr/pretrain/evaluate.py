@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,9 @@ def evaluate_run(
             raise UserError(
                 "--context, --overlap and --tokenizer are for --data; a run's own windows are fixed"
             )
-        return about | _own_losses(subject, windows, device)
+        losses = _own_losses(subject, windows, device)
+        _check_finite(losses["val_loss"] + losses["tune_loss"], path)
+        return about | losses
     longest = subject.longest
     context = (subject.context if subject.run else min(longest or 2048, 2048)) if context is None else context
     if context < 1 or (longest is not None and context > longest):
@@ -128,6 +131,7 @@ def evaluate_run(
         overlap=overlap,
         batch_size=windows,
     )
+    _check_finite(found.nats, path)
     return about | {
         "data": source.name,
         **asdict(found),
@@ -138,11 +142,23 @@ def evaluate_run(
     }
 
 
+def _check_finite(loss: float, path: Path) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss of {path} is not finite (NaN or inf): the model diverged or is damaged; choose another"
+        )
+
+
 def _own_losses(subject: Subject, batch_size: int, device: str) -> dict[str, Any]:
     """Loss and bits per byte on the fixed windows of a run's val and tune."""
     assert subject.run is not None
     config = read_run_config(subject.run)
-    data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=config.model.context)
+    data = prepare_data(
+        config.data,
+        vocab_size=config.model.vocab_size,
+        context=config.model.context,
+        progress=sys.stderr.isatty(),
+    )
     check_same_text(subject.run, data.describe())
     model = nn.Module.to(subject.models[-1][1](), device)
     lengths = None if data.tokenizer is None else token_bytes(data.tokenizer)

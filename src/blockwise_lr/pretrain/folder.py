@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,21 @@ from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 CONFIG, RESULT = "config.json", "result.json"
 
 
+def missing(path: Path) -> list[Path]:
+    """`path` and the folders above it that are not there yet, innermost first."""
+    return [each for each in (path, *path.parents) if not each.exists()]
+
+
+def take_back(made: Sequence[Path]) -> None:
+    """After a refusal: remove what was :func:`missing` before, but no folder with anything in it."""
+    for path in made:
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            continue
+        with contextlib.suppress(OSError):
+            path.rmdir()
+
+
 def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
     """result.json of the run of `config` in `out`, if it is finished.
 
@@ -24,7 +40,18 @@ def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
     _check_same(config, out)
     if not (out / RESULT).exists():
         return None
-    result: dict[str, Any] = _read_json(out / RESULT)
+    result = _read_object(out / RESULT)
+    named = (
+        ("diverged_at_step",)
+        if result.get("diverged")
+        else ("terminal_val_loss", "terminal_tune_loss", "seconds")
+    )
+    for name in ("steps", *named):
+        if isinstance(result.get(name), bool) or not isinstance(result.get(name), (int, float)):
+            raise UserError(
+                f"{out / RESULT} has {result.get(name)!r} as its {name}; expected a number: remove it, and the run is "
+                "finished again from its last checkpoint"
+            )
     return result
 
 
@@ -49,7 +76,7 @@ def begin_run(
         if main:
             write_json_atomic(out / CONFIG, {"train": config.to_dict(), **about})
         return None
-    before = _read_json(out / CONFIG)
+    before = _read_object(out / CONFIG)
     if before.get("processes", 1) != about["processes"]:
         raise UserError(
             f"{out} was begun with {before.get('processes', 1)} processes and cannot go on with {about['processes']}: "
@@ -76,7 +103,8 @@ def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
     Raises:
         UserError: they differ.
     """
-    if _read_json(out / CONFIG).get("data", {}).get("content_sha256") != data["content_sha256"]:
+    before = _read_object(out / CONFIG).get("data")
+    if not isinstance(before, dict) or before.get("content_sha256") != data["content_sha256"]:
         raise UserError(
             f"the text of the run in {out} has changed since it began: restore it, or choose another --out"
         )
@@ -92,7 +120,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """The object in a configuration's JSON file. Raises UserError: it cannot be read, or holds something else."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(
@@ -109,7 +137,12 @@ def read_run_config(out: Path) -> TrainConfig:
     """
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run (no {CONFIG}): expected the folder of a train command")
-    return config_from_dict(_read_json(out / CONFIG).get("train", {}))
+    content = _read_object(out / CONFIG)
+    if "train" not in content:
+        raise UserError(
+            f'{out} holds no run (no "train" in its {CONFIG}): expected the folder of a train command'
+        )
+    return config_from_dict(content["train"])
 
 
 def _check_same(config: TrainConfig, out: Path) -> None:
@@ -130,7 +163,7 @@ def _check_same(config: TrainConfig, out: Path) -> None:
 
 
 def _check_model(config: TrainConfig, checkpoint: Path) -> None:
-    saved = _read_json(checkpoint / CONFIG)
+    saved = _read_object(checkpoint / CONFIG)
     names = {
         "hidden_size": ("hidden_size", "n_embd"),
         "layers": ("num_hidden_layers", "n_layer"),
@@ -150,5 +183,14 @@ def _check_model(config: TrainConfig, checkpoint: Path) -> None:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}): remove the folder or choose another one") from None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path} holds {type(content).__name__}; expected an object: remove the folder or choose another one"
+        )
+    return content

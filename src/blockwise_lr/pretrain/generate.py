@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.ranges import check_seed
 from blockwise_lr.pretrain.saved import encoder_of, find_model, first_token, tokenizer_of
 
 _TOKENS = 100
+_COLDEST = 1e-6
 
 
 def generate(
@@ -48,11 +50,20 @@ def generate(
         >>> generate(Path("runs/mine"), "Fellow citizens", tokens=20, top_k=50)  # doctest: +SKIP
         'Fellow citizens of the Senate and of the House of Representatives: ...'
     """
-    for name, value, least in (("tokens", tokens, 1), ("top-k", top_k, 0), ("seed", seed, 0)):
+    for name, value, least in (("tokens", tokens, 1), ("top-k", top_k, 0)):
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}; expected {least} or more")
+    check_seed(seed, "--seed")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature is {temperature}; expected a finite number, 0 or more")
+    if 0 < temperature < _COLDEST:  # logits divided by it are infinite
+        raise UserError(
+            f"--temperature is {temperature}; expected 0 (the likeliest token), or {_COLDEST} or more"
+        )
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:  # bytes of the command line that are no characters
+        raise UserError(f"--prompt {prompt!a} is not UTF-8 text: give it in UTF-8") from None
     subject, folder, _ = find_model(path)
     own = tokenizer_of(subject, folder, tokenizer)
     encoder = encoder_of(own)
@@ -65,6 +76,10 @@ def generate(
         )
     model = subject.models[-1][1]()
     nn.Module.to(model, device)
+    if bad := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
+        raise UserError(
+            f"{path}: {bad} is not finite (NaN or inf): the model diverged or is damaged; choose another"
+        )
     sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}
     inputs = torch.tensor([given], device=device)
     with torch.random.fork_rng():

@@ -58,7 +58,7 @@ def _of_object(name: str) -> nn.Module:
     sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
         raise UserError(f"{name}: {error}; expected module:function, such as mymodels.gpt:build") from None
     finally:
         sys.path.remove("")
@@ -70,7 +70,7 @@ def _of_object(name: str) -> nn.Module:
         try:
             with torch.device("meta"):
                 found = found()
-        except Exception as error:  # whatever the user's own code raises
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
             raise UserError(f"{name}() raised {type(error).__name__}: {error}") from error
     if not isinstance(found, nn.Module):
         raise UserError(f"{name}() returned a {type(found).__name__}; expected a torch.nn.Module")

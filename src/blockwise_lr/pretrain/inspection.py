@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
@@ -66,7 +67,7 @@ def inspect_model(
     if verbose:
         console.print(_every_parameter(blocks))
     for line in (*_about_fused(fused), *_about_names(plain, len(whole))):
-        console.print(line, highlight=False, soft_wrap=True)
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def mistakes_of_names(blocks: BlockMap) -> dict[str, str]:
@@ -90,7 +91,7 @@ def _by_block(blocks: BlockMap, ratios: Mapping[Block, float]) -> Table:
     for block, numel in counts.items():
         example = next(name for name in blocks if blocks[name] is block)
         share = f"{numel / sum(counts.values()):.2%}"
-        table.add_row(block.value, f"{numel:,}", share, f"{ratios[block]:g}", example)
+        table.add_row(block.value, f"{numel:,}", share, f"{ratios[block]:g}", Text(example))
     table.add_row("all", f"{sum(counts.values()):,}", "", "", "", style="bold")
     return table
 
@@ -98,7 +99,9 @@ def _by_block(blocks: BlockMap, ratios: Mapping[Block, float]) -> Table:
 def _every_parameter(blocks: BlockMap) -> Table:
     table = Table(Column("parameter", overflow="fold"), "block", "elements", Column("why", overflow="fold"))
     for name in blocks:
-        table.add_row(name, blocks[name].value, f"{blocks.assignment(name).numel:,}", blocks.reason(name))
+        numel = f"{blocks.assignment(name).numel:,}"
+        # Text, so that no name or pattern with brackets is read as markup.
+        table.add_row(Text(name), blocks[name].value, numel, Text(blocks.reason(name)))
     return table
 
 

@@ -8,6 +8,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import ModelConfig
 
+LARGEST = 2**31 - 1
+"""Of any size or number: beyond it, torch and numpy count wrongly or not at all."""
+
 
 def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     """A freshly initialised model in fp32, the same for the same seed, without dropout.
@@ -15,12 +18,19 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
     LLaMA has d_ff = 4 d unless given (METHOD section 3). GPT-2 keeps transformers' biases; the paper's has none.
 
     Raises:
-        UserError: widths that do not divide, or a LLaMA-only setting on GPT-2.
+        UserError: a size out of range, widths that do not divide, or a LLaMA-only setting on GPT-2.
 
     Example:
         >>> build_model(ModelConfig(hidden_size=32, layers=1, vocab_size=64), seed=0).num_parameters()
         20576
     """
+    for name in ("hidden_size", "layers", "heads", "kv_heads", "ffn_size", "vocab_size"):
+        size = getattr(config, name)
+        if size is not None and not 1 <= size <= LARGEST:
+            raise UserError(
+                f"--{name.replace('_', '-')} is {size}; expected 1 or more"
+                + (size > 0) * f", {LARGEST} at most"
+            )
     if config.hidden_size % config.heads:
         raise UserError(
             f"hidden size {config.hidden_size} is not a multiple of {config.heads} heads: "
@@ -55,6 +65,11 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
         if config.heads % kv_heads:
             raise UserError(
                 f"{config.heads} heads cannot share {kv_heads} key/value heads: --kv-heads must divide --heads"
+            )
+        if (width := config.hidden_size // config.heads) % 2:
+            raise UserError(
+                f"{config.hidden_size} channels in {config.heads} heads are {width} a head: LLaMA's rotary positions "
+                "turn them in pairs; change --hidden-size or --heads"
             )
         return LlamaForCausalLM(
             LlamaConfig(

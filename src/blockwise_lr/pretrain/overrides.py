@@ -50,7 +50,7 @@ def _block(given: Any, where: str) -> Block:
 def _file(path: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the overrides in {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(

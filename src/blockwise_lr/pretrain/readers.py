@@ -57,9 +57,12 @@ def read_jsonl(path: Path, field: str) -> Iterator[str]:
 
 def _json_object(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error}); expected one object a line") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: holds {type(value).__name__}; expected one object a line")
+    return value
 
 
 def open_parquet(path: Path) -> Any:
@@ -69,7 +72,7 @@ def open_parquet(path: Path) -> Any:
 
     try:
         return pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a parquet file: {error}") from error
 
 
@@ -78,9 +81,19 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
     with open_parquet(path) as file:
         if field not in file.schema_arrow.names:
             raise no_field(field, file.schema_arrow.names, str(path))
-        for batch in file.iter_batches(batch_size=256, columns=[field]):
-            for row in batch.to_pylist():
+        batches = file.iter_batches(batch_size=256, columns=[field])
+        while rows := _next_rows(batches, path):
+            for row in rows:
                 yield text_of(row, field, str(path))
+
+
+def _next_rows(batches: Iterator[Any], path: Path) -> list[Any]:
+    import pyarrow
+
+    try:
+        return next((batch.to_pylist() for batch in batches if batch.num_rows), [])
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is corrupt ({error}): get it again") from error
 
 
 def text_of(row: Any, field: str, where: str) -> str:

@@ -38,7 +38,7 @@ from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
-from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result
+from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result, missing, take_back
 from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
@@ -82,6 +82,7 @@ def train(
     _refuse_fsdp_on_the_cpu(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
+    made = missing(out / LOCK)
     make_folder(out)
     lock = FileLock(out / LOCK)
     if _is_main():
@@ -106,6 +107,10 @@ def train(
         for notice in notices:
             say(notice)
         return _train(config, out, command, console, say)
+    except UserError:
+        if _is_main():
+            take_back(made)
+        raise
     finally:
         lock.release()
 

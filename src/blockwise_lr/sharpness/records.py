@@ -66,8 +66,10 @@ def _read(path: Path) -> list[SharpnessReport]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         last = SharpnessReport.from_dict(content)
-        return [*map(SharpnessReport.from_dict, content.get("earlier", [])), last]
-    except (UnicodeDecodeError, ValueError) as error:
+        if not isinstance(earlier := content.get("earlier", []), list):
+            raise ValueError(f'its "earlier" is {type(earlier).__name__}; expected a list')
+        return [*map(SharpnessReport.from_dict, earlier), last]
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -80,6 +82,6 @@ def _lines(path: Path) -> list[tuple[str, SharpnessReport]]:
         try:
             content: Any = json.loads(line)
             found.append((line, SharpnessReport.from_dict(content)))
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
     return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.checked import number, number_or_nan, numbers, typed
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.parts import OUTSIDE, Part
@@ -199,19 +200,25 @@ class SharpnessReport(Mapping[Block, Estimate]):
             kind = content.get("format") if isinstance(content, Mapping) else type(content).__name__
             raise ValueError(f"not a sharpness report: its format is {kind}; expected {FORMAT}")
         try:
-            return cls(
+            report = cls(
                 blocks=_by_block(content["blocks"]),
                 per_parameter={name: _from_json(e) for name, e in content["per_parameter"].items()},
                 per_layer={layer: _by_block(found) for layer, found in content["per_layer"].items()},
                 draws={
-                    Block(block): [math.nan if x is None else x for x in values]
+                    Block(block): [number_or_nan(x) for x in typed(values, list)]
                     for block, values in content["draws"].items()
                 },
-                histograms={Block(block): Histogram(**h) for block, h in content["histograms"].items()},
-                **{name: content[name] for name in _PLAIN},
+                histograms={Block(block): _histogram(**h) for block, h in content["histograms"].items()},
+                weights=numbers(content["weights"]),
+                step=None if content["step"] is None else typed(content["step"], int),
+                stderr_over=None if content["stderr_over"] is None else typed(content["stderr_over"], str),
+                **{name: typed(content[name], kind) for name, kind in _PLAIN.items()},
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if any(len(report.draws[block]) != len(report.weights) for block in report.blocks):
+                raise ValueError(f"not as many draws of every block as weights, {len(report.weights)}")
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"not a sharpness report, or a damaged one: {error!r}") from None
+        return report
 
     def to_json(self, path: str | Path) -> None:
         """Write the report to `path`, whole or not at all."""
@@ -222,11 +229,11 @@ class SharpnessReport(Mapping[Block, Estimate]):
         """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no report."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (UnicodeDecodeError, ValueError) as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from None
 
 
-_PLAIN = ("weights", "estimator", "method", "samples", "batches", "probes", "seed", "step", "stderr_over")
+_PLAIN = {"estimator": str, "method": str, "samples": int, "batches": int, "probes": int, "seed": int}
 
 
 def _mean_and_error(values: Any, weights: Any) -> tuple[float, float]:
@@ -253,8 +260,13 @@ def _to_json(e: Estimate) -> list[float | int | None]:
 
 
 def _from_json(values: Sequence[float | None]) -> Estimate:
-    mean, stderr, numel = (math.nan if value is None else value for value in values)
-    return Estimate(mean, stderr, int(numel))
+    mean, stderr, numel = typed(values, list)
+    return Estimate(number_or_nan(mean), number_or_nan(stderr), typed(numel, int))
+
+
+def _histogram(start: Any, width: Any, counts: Any, zeros: Any) -> Histogram:
+    whole = [typed(count, int) for count in typed(counts, list)]
+    return Histogram(number(start), number(width), whole, typed(zeros, int))
 
 
 def _by_block(found: Mapping[str, Sequence[float | None]]) -> dict[Block, Estimate]:

@@ -24,6 +24,7 @@ def table(report: SharpnessReport) -> Table:
     """
     try:
         from rich.table import Column, Table
+        from rich.text import Text
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "tables need rich: pip install 'blockwise-lr[train]'", name="rich"
@@ -33,7 +34,7 @@ def table(report: SharpnessReport) -> Table:
         Column(name, justify="right")
         for name in ("sharpness", "standard error", "relative to NORM", "elements")
     ]
-    made = Table("block", *columns, title=_title(report), title_justify="left", title_style="italic")
+    made = Table("block", *columns, title=Text(_title(report)), title_justify="left", title_style="italic")
     norm = report[Block.NORM].mean if Block.NORM in report else math.nan
     for block, found in sorted(report.items(), key=lambda item: item[1].mean):
         # Hutchinson's estimates may be negative, and a ratio of such means nothing.
