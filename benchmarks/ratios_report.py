@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.speedup import loss_gap
+from blockwise_lr.compare.speedup import decayed_speedup, loss_gap
 from blockwise_lr.drawing import figure, save
 from blockwise_lr.files import write_text_atomic
 
@@ -24,7 +24,8 @@ def write_report(results: Path) -> None:
         sections += ["![Loss gap of every rule](loss_gaps.png)"]
         sections += [section(name, study) for name, study in studies.items()]
     if (longer := results / "longer.json").exists():
-        sections += ["## Four times the steps", table_of_longer(json.loads(longer.read_text()))]
+        before = studies.get("llama-2m")
+        sections += ["## Four times the steps", table_of_longer(json.loads(longer.read_text()), before)]
     sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
     if (cousins := results / "cousins.json").exists():
         sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
@@ -107,8 +108,13 @@ def section(name: str, study: dict[str, Any]) -> str:
     return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
 
 
-def table_of_longer(found: dict[str, Any]) -> str:
-    """`measured` against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried."""
+def table_of_longer(found: dict[str, Any], before: dict[str, Any] | None) -> str:
+    """`measured` against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried.
+
+    Args:
+        found: longer.json.
+        before: the study of the same setting over fewer steps; None: no speed-up is told.
+    """
     rules = {
         rule: [run for run in found["runs"] if run["point"]["rule"] == rule]
         for rule in ("uniform", "measured")
@@ -118,7 +124,8 @@ def table_of_longer(found: dict[str, Any]) -> str:
     won = loss_gap(*([run["val_loss"] for run in runs] for runs in chosen.values()))
     lines = [
         f"`llama-2m` over {found['steps']} steps, {found['date'][:10]}, {found['hardware'].get('cpu')} "
-        f"(`{found['command']}`). `measured` wins {won.mean:+.3f} nats ({won.ci95[0]:+.3f} .. {won.ci95[1]:+.3f}).",
+        f"(`{found['command']}`). `measured` wins {won.mean:+.3f} nats ({won.ci95[0]:+.3f} .. {won.ci95[1]:+.3f})."
+        + (fewer_steps(found["steps"], chosen, before) if before else ""),
         "",
         "| ratios | base LR | warm-up | seed | tune loss | val loss |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -132,6 +139,26 @@ def table_of_longer(found: dict[str, Any]) -> str:
             tuned = f"{p['base_lr']:g} | {p['warmup']:.0%} | {p['seed']}"
             lines.append(f"| {rule} | {tuned} | {' | '.join(shown)} |")
     return "\n".join(lines)
+
+
+def fewer_steps(steps: int, chosen: dict[str, list[dict[str, Any]]], before: dict[str, Any]) -> str:
+    """After how many steps `measured` would end where uniform does, between its own fully decayed runs."""
+    few = before["arms"]["measured"]
+    ends = {seed["seed"]: seed["terminal_val_loss"] for seed in few["seeds"]}
+    found = []
+    for fast, slow in zip(chosen["measured"], chosen["uniform"], strict=True):
+        losses = {few["steps"]: ends[fast["point"]["seed"]], steps: fast["val_loss"]}
+        share = decayed_speedup(losses, slow["val_loss"], steps)
+        if share.bound != "exact" or share.value is None:
+            return ""
+        found.append(1 / share.value)
+    times = sum(found) / len(found)
+    then = comparisons(before)["measured"]["speedup_decayed"]["value"]
+    return (
+        f" It would end where uniform does after {steps / times:.0f} steps, by a line in the logarithm of the steps "
+        f"between its own runs of {few['steps']} and {steps}: {times:.2f}x (seeds {min(found):.2f}x to "
+        f"{max(found):.2f}x). Over {few['steps']} steps the speed-up between fully decayed runs was {then:.2f}x."
+    )
 
 
 def table_of_trials(trials: dict[str, Any]) -> str:

@@ -63,6 +63,7 @@ def run_all(
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     out = Path(out)
+    make_folder(out)  # by itself, so that a file in its place is named as such
     make_folder(out / "runs")
     lock = FileLock(out / ".lock", timeout=0)
     try:

@@ -214,6 +214,8 @@ class SharpnessReport(Mapping[Block, Estimate]):
                 stderr_over=None if content["stderr_over"] is None else typed(content["stderr_over"], str),
                 **{name: typed(content[name], kind) for name, kind in _PLAIN.items()},
             )
+            if not report.blocks:
+                raise ValueError("it has no blocks")
             if any(len(report.draws[block]) != len(report.weights) for block in report.blocks):
                 raise ValueError(f"not as many draws of every block as weights, {len(report.weights)}")
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
