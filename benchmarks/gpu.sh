@@ -7,7 +7,7 @@
 #
 # `compare` goes on where it was cut off: call it again until it says that it is finished. --device cpu --tiny tries
 # everything that can be tried without a GPU. Each part writes results/gpu_checks-PART-DATE.json. One that fails does not
-# stop the others; the exit code is then 1. 2: no CUDA device.
+# stop the others; the exit code is then 1. 2: no CUDA device. LIMIT=SECONDS: another time limit of every part.
 set -u
 here=$(dirname "$0")
 parts=() flags=()
@@ -24,6 +24,7 @@ failed=0
 for part in "${parts[@]}"; do
     limit=${limits[$part]:-520}
     [ "$alone" -eq 1 ] && limit=520
+    limit=${LIMIT:-$limit}
     timeout --kill-after=5 "$limit" "${PYTHON:-python}" "$here/gpu_checks.py" "$part" ${flags[@]+"${flags[@]}"}
     code=$?
     [ "$code" -eq 2 ] && exit 2

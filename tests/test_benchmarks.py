@@ -348,7 +348,7 @@ ON_THE_CPU = ("--device", "cpu", "--tiny", "--repeats", "1")
 
 
 def gpu_checks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "LIMIT": "900"}
     command = ["bash", str(GPU), *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
 
