@@ -139,12 +139,20 @@ def with_gradients(model: nn.Module) -> nn.Module:
     return model
 
 
+def synchronize() -> None:
+    """Wait for the GPU, where there is one: what runs on it goes on after the call that began it."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def timed_step(optimizer: Optimizer) -> Callable[[], float]:
     """The seconds of a step, as :func:`in_turns` calls it."""
 
     def step() -> float:
+        synchronize()
         begin = time.perf_counter()
         optimizer.step()
+        synchronize()
         return time.perf_counter() - begin
 
     return step
@@ -186,7 +194,10 @@ def finish(
         measurements: quantity with its unit, e.g. "fp32 step, s" -> arm -> measurements.
         ratios: what the benchmark is for.
     """
-    name, environment = Path(script).stem, describe_environment("cpu")
+    device = getattr(arguments, "device", "cpu")
+    name, environment = Path(script).stem, describe_environment(device)
+    if part := getattr(arguments, "part", ""):
+        name = f"{name}-{part}"
     if arguments.quick:  # neither in the place of a real result nor judged as one
         name, ratios = f"{name}-quick", [replace(r, at_most=None, at_least=None) for r in ratios]
     arguments.out.mkdir(parents=True, exist_ok=True)

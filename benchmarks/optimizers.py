@@ -83,9 +83,10 @@ def compare(
     repeats: int,
     measurements: dict[str, Any],
     ratios: list[Ratio],
+    device: str = "cpu",
 ) -> None:
     """Seconds and state bytes of one optimizer and of AdamW, in turns, on one model."""
-    model = with_gradients(split_fused(build_model(shape, seed=0)))
+    model = with_gradients(split_fused(build_model(shape, seed=0)).to(device))
     adamw, other = make("adamw", model, shape), make(name, model, shape)
     arms = {"adamw": timed_step(adamw), name: timed_step(other)}
     in_turns(arms, 3)  # the state is made, compiled, and its memory touched

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from _curvature import Subject, trained
-from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio
+from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio, synchronize
 from torch import Tensor, nn
 
 from blockwise_lr import measure_sharpness, param_groups, split_fused
@@ -64,8 +64,10 @@ def against_a_step(
         def run() -> float:
             model.zero_grad(set_to_none=True)
             before()
+            synchronize()
             begin = time.perf_counter()
             work()
+            synchronize()
             return time.perf_counter() - begin
 
         return run

@@ -80,7 +80,8 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
     optim, context = config.optim.resolved(), config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)
     stream = TrainingStream(data.train, context, config.seed, n_samples=config.steps * config.batch_size)
-    model: PreTrainedModel = split_fused(build_model(config.model, seed=config.seed)).train()
+    device = "cuda" if config.device == "cuda" else "cpu"
+    model: PreTrainedModel = split_fused(build_model(config.model, seed=config.seed)).train().to(device)
     forward = torch.compile(model) if config.compile else model
     groups = param_groups(model, optim.base_lr, parse_ratios(optim.ratios), weight_decay=optim.weight_decay)
     cls, kwargs = optimizer_class(optim.optimizer, beta1=optim.beta1, beta2=optim.beta2, eps=optim.eps)
@@ -90,11 +91,11 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
         optimizer, warmup_steps=warmup_steps(config), total_steps=config.steps, floor=floor
     )
 
-    rows, total, begin = [], torch.zeros(()), time.perf_counter()
+    rows, total, begin = [], torch.zeros((), device=device), time.perf_counter()
     for step in range(1, config.steps + 1):
         samples = range((step - 1) * config.batch_size, step * config.batch_size)
-        ids = torch.stack([stream[i]["input_ids"] for i in samples])
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+        ids = torch.stack([stream[i]["input_ids"] for i in samples]).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
             loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from blockwise_lr import SharpnessReport
 from blockwise_lr.sharpness.principle import order_agreement
@@ -340,3 +341,49 @@ def test_a_further_arm_is_held_against_the_committed_losses_of_its_seeds(monkeyp
     )  # half way in the logarithm of the steps
     assert found["speedup"]["value"] is None
     assert compare(study, arm(100, "arm", 2.5, None))["loss_gap"]["mean"] is None
+
+
+GPU = BENCHMARKS / "gpu.sh"
+ON_THE_CPU = ("--device", "cpu", "--tiny", "--repeats", "1")
+
+
+def gpu_checks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "LIMIT": "900"}
+    command = ["bash", str(GPU), *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_gpu_checks_say_that_there_is_no_gpu(tmp_path):
+    done = gpu_checks("--out", tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "no CUDA device"
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_of_the_gpu_checks_run_alone_and_one_that_fails_does_not_stop_the_others(tmp_path):
+    data = ("--data", tmp_path / "data", "--out", tmp_path, *ON_THE_CPU)
+    done = gpu_checks("compare", "fsdp2", *data)  # the first needs text, and there is none yet
+    assert done.returncode == 1
+    assert "has no train.bin: run gpu.sh prepare first" in done.stderr
+    assert "gpu.sh: compare failed (exit code 1" in done.stderr
+    (skipped,) = tmp_path.glob("gpu_checks-fsdp2-quick-*.json")
+    assert "accelerate runs DDP" in json.loads(skipped.read_text())["skipped"]
+
+    done = gpu_checks("prepare", "correctness", *data)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("gpu_checks-correctness-quick-*.json")
+    found = json.loads(path.read_text())
+    assert found["hardware"]["device"] == "cpu"
+    assert set(found["largest_difference"]) == {"split", "fused", "compiled", "half", "all"}
+    assert 0 < found["largest_difference"]["half"] < 0.05
+
+
+@pytest.mark.slow
+def test_every_part_of_the_gpu_checks_runs_on_the_cpu(tmp_path):
+    data = ("--data", tmp_path / "data", "--out", tmp_path, *ON_THE_CPU)
+    assert gpu_checks("prepare", *data).returncode == 0
+    for part in ("throughput", "sharpness", "optimizers", "compare"):
+        done = gpu_checks(part, *data)
+        assert done.returncode == 0, done.stderr
+        assert len(list(tmp_path.glob(f"gpu_checks-{part}-quick-*.json"))) == 1

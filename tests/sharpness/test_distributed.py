@@ -14,7 +14,7 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import Block, SharpnessReport, classify, measure_sharpness
@@ -249,9 +249,10 @@ def what_cannot_be_sharded(here: Here) -> None:
     here.refuse("only loss", lonely, loss_fn=None, blocks=classify(lonely))
     tensor_parallel = model()
     linear = tensor_parallel.transformer.h[0].mlp.c_fc
-    mesh = init_device_mesh("cpu", (2,))
-    linear.weight = nn.Parameter(distribute_tensor(linear.weight.detach(), mesh, [Shard(1)]))
-    here.refuse("tensor parallel", tensor_parallel)
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("tensor", "data"))
+    placements = [Shard(1), Replicate()]
+    linear.weight = nn.Parameter(distribute_tensor(linear.weight.detach(), mesh, placements))
+    here.refuse("tensor and data parallel", tensor_parallel)
     alone = init_device_mesh("cpu", (2, 1), mesh_dim_names=("other", "alone"))["alone"]
     here.refuse("part of the processes", fully_sharded(model(), mesh=alone))
     here.refuse("fsdp1", FullyShardedDataParallel(nn.Linear(4, 4), device_id=torch.device("cpu")))
@@ -401,8 +402,9 @@ REFUSED = {
     "divisors": "modules differ in what set_gradient_divide_factor told them (1.0, 2.0): give all the same",
     "no synchronisation": "gradients are not exchanged between processes now: call model.set_requires_gradient_sync",
     "only loss": "backward() of the sharded model left no gradient: fully_shard notices the backward pass by",
-    "tensor parallel": "transformer.h.0.mlp.c_fc.weight is sharded as S(1) over 2 of 2 processes; expected fully_shard "
-    "over all of them (tensor, pipeline and expert parallelism are not supported)",
+    "tensor and data parallel": "transformer.h.0.mlp.c_fc.weight is sharded as S(1), R over 2 of 2 processes; expected "
+    "fully_shard over all of them, or tensor parallelism alone over all of them (both together, pipeline and expert "
+    "parallelism are not supported)",
     "part of the processes": "transformer.wte.weight is sharded as S(0) over 1 of 2 processes; expected fully_shard",
     "fsdp1": "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: use",
 }

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.optim.adam_mini_kernel import Pieces, compiled_step, foreach_step
 from blockwise_lr.optim.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
-from blockwise_lr.sharpness.processes import is_sharded, local
+from blockwise_lr.sharpness.processes import is_sharded, local, sharded_like
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -147,7 +147,7 @@ class AdamMini(Optimizer):
         lr = float(group["lr"])
         return Pieces(
             parameter=parameter,
-            gradient=local(-gradient if group["maximize"] else gradient),
+            gradient=local(sharded_like(parameter, -gradient if group["maximize"] else gradient)),
             first=local(state["exp_avg"]),
             second=local(state["exp_avg_sq"]),
             partition=tuple(partition),

@@ -16,7 +16,7 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.updates import READABLE, unit_updates
-from blockwise_lr.sharpness.processes import is_sharded, local
+from blockwise_lr.sharpness.processes import is_sharded, is_split, local, sharded_like
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # of the guard's loss, from one to the next
@@ -190,11 +190,11 @@ def _sums(groups: Sequence[dict[str, Any]], optimizer: Optimizer) -> Tensor:
     shared = 1 / dist.get_world_size() if dist.is_initialized() else 1.0
     sharded = any(map(is_sharded, parameters))
     for parameter, update in zip(parameters, updates):
-        gradient = local(parameter.grad).to(update.dtype)
+        gradient = local(sharded_like(parameter, parameter.grad)).to(update.dtype)
         found = torch.stack(
             [(a * b).sum() for a, b in ((gradient, update), (gradient, gradient), (update, update))]
         )
-        total += found.double() * (shared if sharded and not is_sharded(parameter) else 1.0)
+        total += found.double() * (shared if sharded and not is_split(parameter) else 1.0)
     if sharded:
         dist.all_reduce(total)
     return total

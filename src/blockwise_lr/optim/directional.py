@@ -134,6 +134,10 @@ def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | N
         raise ValueError(f"move is {move}; expected a number above 0")
     if max_batches is not None and max_batches < 1:
         raise ValueError(f"max_batches is {max_batches}; expected 1 or more")
+    if parts.tensor_parallel:
+        raise ValueError(
+            "measure_directional does not support tensor parallelism: measure on one process, or under fully_shard"
+        )
     if not parts.sharded:
         return
     if hessian:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.processes import sharded_like
 from blockwise_lr.sharpness.report import SharpnessReport
 
 METHOD = "squared gradient of the training step"
@@ -23,7 +24,10 @@ def squared_gradients(parts: Parts) -> Tensor:
     Raises:
         ValueError: no parameter has a gradient.
     """
-    gradients = [parameter.grad for parameter in parts.parameters]
+    gradients = [
+        None if parameter.grad is None else sharded_like(parameter, parameter.grad)
+        for parameter in parts.parameters
+    ]
     if all(gradient is None for gradient in gradients):
         raise ValueError(
             "no parameter has a gradient: read them after loss.backward() and before optimizer.zero_grad()"

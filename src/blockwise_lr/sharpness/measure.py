@@ -58,7 +58,8 @@ def measure_sharpness(
     Args:
         model: any model whose loss is a cross-entropy: causal and masked language models, classifiers of anything.
             Wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch, and every process calls this
-            with its share of it: as many batches each, of any sizes.
+            with its share of it: as many batches each, of any sizes. Under tensor parallelism (a ``tp_plan`` of
+            transformers) every process calls this with the same batches.
         batches: an iterable of batches, each a mapping for ``model(**batch)`` with labels, or a pair (inputs, labels);
             or one such mapping. Rows with label -100 do not count. Not needed by "optimizer".
         estimator: "fisher" (default), "empirical", "hutchinson" (true Hessian) or "optimizer"; see
@@ -87,7 +88,7 @@ def measure_sharpness(
     Raises:
         ValueError: an unknown estimator, a number out of range, nothing to measure, an argument that the estimator
             does not have, processes with different numbers of batches, or a model that is sharded otherwise than by
-            ``fully_shard``; and as :func:`blockwise_lr.classify` and
+            ``fully_shard`` or tensor parallelism over all processes; and as :func:`blockwise_lr.classify` and
             :func:`blockwise_lr.sharpness.predictions.predict`.
 
     Example:
@@ -224,7 +225,7 @@ def _accumulated(
 
 def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
     """The same, but processes that do not have as many batches learn of it instead of waiting for each other."""
-    if not parts.distributed:
+    if not (parts.distributed or parts.tensor_parallel):
         yield from batches
         return
     device, done = parts.parameters[0].device, 0
@@ -238,6 +239,8 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
             )
         if batch is None:
             return
+        if parts.tensor_parallel:
+            processes.check_same(batch, device)
         done += 1
         yield batch
 

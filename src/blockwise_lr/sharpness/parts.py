@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
 from blockwise_lr.blocks.block import Assignment, Piece
 from blockwise_lr.sharpness.processes import (
+    check_replicas,
     check_sharding,
     gradient_divisor,
     is_sharded,
+    is_tensor_parallel,
     local,
     own_elements,
 )
@@ -56,12 +58,13 @@ class Parts:
         names: theirs, without wrapper prefixes.
         parts: what they consist of, in the same order.
         sharded: whether some are DTensors.
-        distributed: whether sums are over several processes.
+        tensor_parallel: whether they are DTensors of tensor parallelism: every process has the whole batch.
+        distributed: whether each process has its own share of the batch, so that sums are over several.
         divisor: what ``backward()`` of a sharded model divides the sum of the processes' gradients by.
 
     Raises:
-        ValueError: nothing to train; parameters sharded otherwise than by ``fully_shard`` over all processes; and as
-            :func:`blockwise_lr.classify`.
+        ValueError: nothing to train; parameters sharded otherwise than by ``fully_shard`` or tensor parallelism over
+            all processes; `distributed` under tensor parallelism; and as :func:`blockwise_lr.classify`.
     """
 
     def __init__(self, model: nn.Module, blocks: BlockMap | None, *, distributed: bool) -> None:
@@ -75,7 +78,7 @@ class Parts:
                 continue
             entry, name = blocks.assignment(name), canonical_name(name)
             if is_sharded(parameter):
-                check_sharding(model, name, parameter)
+                check_sharding(model, name, parameter, cut=bool(entry.slices))
             self.parameters.append(parameter)
             self.names.append(name)
             pieces: list[Piece | None] = []
@@ -90,8 +93,15 @@ class Parts:
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to measure"
             )
         self.sharded = any(is_sharded(p) for p in self.parameters)
-        self.distributed = (distributed or self.sharded) and dist.is_initialized()
-        self.divisor = gradient_divisor(model) if self.sharded else 1.0
+        self.tensor_parallel = is_tensor_parallel(model, self.parameters)
+        if distributed and self.tensor_parallel:
+            raise ValueError(
+                "a model under tensor parallelism is measured with the same batches on every process, not with shares "
+                "of them: leave out DDP and distributed=True"
+            )
+        by_data = self.sharded and not self.tensor_parallel
+        self.distributed = (distributed or by_data) and dist.is_initialized()
+        self.divisor = gradient_divisor(model) if by_data else 1.0
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -138,6 +148,23 @@ class Parts:
             return own_elements(self.parameters[i], local(tensor), piece)
         elements = cut(tensor, piece)
         return elements.flatten()[:0] if self.sharded and dist.get_rank() else elements
+
+    def check_replicas(self, gradients: Sequence[Tensor | None]) -> None:
+        """Under tensor parallelism: that processes do not differ in the gradients of which each has the whole.
+
+        Raises:
+            ValueError: they do.
+        """
+        if not self.tensor_parallel:
+            return
+        pairs = [
+            (name, gradient)
+            for name, parameter, gradient in zip(self.names, self.parameters, gradients)
+            if gradient is not None and not is_sharded(parameter)
+        ]
+        if pairs:
+            squares = torch.stack([_squares(gradient) for _, gradient in pairs])
+            check_replicas([name for name, _ in pairs], squares)
 
     def sum_over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Gradients summed over the processes that hold replicas; sharded ones are returned as they are."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from blockwise_lr.sharpness import processes
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import LossFunction, Predictions, predict
-from blockwise_lr.sharpness.processes import is_sharded
+from blockwise_lr.sharpness.processes import is_sharded, sharded_like
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,16 @@ class Problem:
 
 
 def gradients_of_sum(problem: Problem, loss: Tensor, *, keep_graph: bool = False) -> list[Tensor | None]:
-    """Gradients of the sum over this process's samples; of sharded parameters, over all processes' samples."""
+    """Gradients of the sum over this process's samples; of sharded parameters, over all processes' samples.
+
+    Raises:
+        ValueError: ``backward()`` left none; tensor-parallel processes with different batches.
+    """
     parameters = problem.parts.parameters
     if not problem.parts.sharded:
         return list(torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True))
-    # fully_shard's reduce-scatter runs in backward() only, into .grad, and averages over the processes.
+    # fully_shard's reduce-scatter runs in backward() only, into .grad, and averages over the processes. So do the sums
+    # that transformers' tensor parallelism makes of the gradients of some norms.
     divisor = problem.parts.divisor
     with _set_aside(parameters):
         (loss * divisor).backward()  # type: ignore[no-untyped-call]
@@ -69,9 +74,14 @@ def gradients_of_sum(problem: Problem, loss: Tensor, *, keep_graph: bool = False
             "backward() of the sharded model left no gradient: fully_shard notices the backward pass by the logits, "
             "so they have to be in what the model's forward pass returns"
         )
+    problem.parts.check_replicas(found)
     return [
-        gradient / divisor if gradient is not None and not is_sharded(gradient) else gradient
-        for gradient in found
+        None
+        if gradient is None
+        else sharded_like(parameter, gradient)
+        if is_sharded(gradient)
+        else gradient / divisor
+        for parameter, gradient in zip(parameters, found)
     ]
 
 
