@@ -8,7 +8,8 @@ by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --ra
 `ratios.py run SETTING --own` measured there. The loss gap and the speed-up between fully decayed runs are against the
 uniform runs of compare.json; the paper's speed-up needs their curves, and is not given. First the chosen run of
 `measured` at the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
-results/ratios/SETTING/further.json. Runs are cached in --out.
+results/ratios/SETTING/further.json. Runs are cached in --out and kept in further-runs.tar.gz beside it, so that a study
+goes on from a fresh clone.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _runs import run, tune_loss
+from _runs import kept, run, tune_loss
 from ratios import RESULTS, arm, config_of, settings
 
 from blockwise_lr.compare.speedup import decayed_speedup, loss_gap, speedup_over_seeds
@@ -49,13 +50,14 @@ def main() -> None:
     study = json.loads((RESULTS / arguments.setting / "compare.json").read_text())
     path = RESULTS / arguments.setting / "further.json"
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}, "comparisons": []}
-    found["again"] = again(arguments.setting, study, out)
-    for name, ratios in arms:
-        found["arms"][name] = trained = train(arguments.setting, study, ratios, out)
-        compared = {"arm": name, "against": "uniform", **compare(study, trained)}
-        found["comparisons"] = [c for c in found["comparisons"] if c["arm"] != name] + [compared]
-        found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
-        write_json_atomic(path, found)
+    with kept(path.with_name("further-runs.tar.gz"), out):
+        found["again"] = again(arguments.setting, study, out)
+        for name, ratios in arms:
+            found["arms"][name] = trained = train(arguments.setting, study, ratios, out)
+            compared = {"arm": name, "against": "uniform", **compare(study, trained)}
+            found["comparisons"] = [c for c in found["comparisons"] if c["arm"] != name] + [compared]
+            found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
+            write_json_atomic(path, found)
 
 
 def one(setting: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from blockwise_lr.pretrain.environment import describe_environment
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference" / "reliability.md"
-TESTS = ("tests/faults", "tests/pretrain/test_sigterm.py", "tests/pretrain/test_nonfinite.py")
+TESTS = (
+    *(
+        f"tests/faults/test_{name}.py"
+        for name in ("killed", "lost_process", "damage", "disk_full", "two_runs")
+    ),
+    "tests/pretrain/test_sigterm.py",
+    "tests/pretrain/test_nonfinite.py",
+)
 HEAD = """\
 # Reliability
 

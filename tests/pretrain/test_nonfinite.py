@@ -20,6 +20,7 @@ from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.run import train
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from commands import run_script
+from faults.processes import report
 
 NAMED = rf"gradients that are not finite: ffn: {poisoned.POISONED} \(3 nan, 0 inf of 1,024\)"
 
@@ -44,7 +45,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("clip", [{}, {"clip": 0.0}, {"clip_by_block": "emb=0.01"}], ids=str)
 def test_it_stops_at_the_step_itself_with_block_and_parameter_and_keeps_what_was_saved(
-    tiny, tmp_path, monkeypatch, clip
+    tiny, tmp_path, monkeypatch, record_property, clip
 ):
     spoil(monkeypatch, 7)
     config = of(tiny, **clip)
@@ -57,6 +58,12 @@ def test_it_stops_at_the_step_itself_with_block_and_parameter_and_keeps_what_was
     assert rows(tmp_path / "run")[-1]["step"] == 6
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["diverged"], result["diverged_at_step"]) == (True, 7)
+    report(
+        record_property,
+        f"NaN in a gradient ({', '.join(f'{name} {value}' for name, value in clip.items()) or 'clipped as a whole'})",
+        1,
+        "stops at that step, block and parameter named; the last whole checkpoint stays",
+    )
 
 
 def test_a_loss_that_is_not_finite_is_told_apart_from_a_gradient(tiny, tmp_path, monkeypatch):
@@ -154,7 +161,7 @@ def test_the_guard_of_auto_leaves_out_a_loss_that_is_not_finite():
     assert optimizer.param_groups[0]["auto_loss"] == 2.0
 
 
-def test_two_processes_skip_the_same_step_though_one_alone_saw_it(tiny, tmp_path):
+def test_two_processes_skip_the_same_step_though_one_alone_saw_it(tiny, tmp_path, record_property):
     config = replace(of(tiny, on_nonfinite="skip"), steps=8, batch_size=2)
     (tmp_path / "tiny.json").write_text(json.dumps(config.to_dict()))
     done = run_script(
@@ -169,6 +176,12 @@ def test_two_processes_skip_the_same_step_though_one_alone_saw_it(tiny, tmp_path
     }
     assert "step 3: the gradient was not finite, its update is skipped (1 so far)" in done.stderr
     assert all(row["train_loss"] for row in rows(tmp_path / "run"))
+    report(
+        record_property,
+        "NaN in the gradient of one of two processes, --on-nonfinite skip",
+        1,
+        "both leave the step out; named by block and parameter; counted",
+    )
 
 
 def test_runs_from_before_this_setting_are_the_same_runs():
