@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 from blockwise_lr.cli import main
-from blockwise_lr.pretrain import run
+from blockwise_lr.pretrain import assembly
 
 POISONED = "model.layers.1.mlp.down_proj.weight"
 
 
 def poisoned_model(steps: Collection[int], value: float = torch.nan, elements: int = 3) -> Any:
-    """What stands in for run.build_model: the same model, the gradient of POISONED being spoilt at these steps.
+    """What stands in for assembly.build_model: the same model, the gradient of POISONED being spoilt at these steps.
 
     Args:
         steps: numbers of steps (with one micro-batch each), counted from the first backward pass of the process.
         value: what is put into the gradient.
         elements: into how many of its elements.
     """
-    build = run.build_model
+    build = assembly.build_model
 
     def build_model(*args: Any, **kwargs: Any) -> Any:
         model = build(*args, **kwargs)
@@ -51,5 +51,5 @@ def poisoned_model(steps: Collection[int], value: float = torch.nan, elements: i
 if __name__ == "__main__":
     steps, rank, *arguments = sys.argv[1:]
     if os.environ.get("RANK", "0") == rank:
-        run.build_model = poisoned_model(list(map(int, steps.split(","))))
+        assembly.build_model = poisoned_model(list(map(int, steps.split(","))))
     main(arguments)

@@ -13,7 +13,7 @@ from blockwise_lr.errors import NonFiniteLossError
 from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.schedules import cosine_schedule
-from blockwise_lr.pretrain import run
+from blockwise_lr.pretrain import assembly
 from blockwise_lr.pretrain.checkpoint import checkpoints, problem_with
 from blockwise_lr.pretrain.config import TrainConfig, identity
 from blockwise_lr.pretrain.metrics import read_metrics
@@ -26,7 +26,7 @@ NAMED = rf"gradients that are not finite: ffn: {poisoned.POISONED} \(3 nan, 0 in
 
 
 def spoil(monkeypatch, *steps, **how):
-    monkeypatch.setattr(run, "build_model", poisoned.poisoned_model(steps, **how))
+    monkeypatch.setattr(assembly, "build_model", poisoned.poisoned_model(steps, **how))
 
 
 def of(config: TrainConfig, **optim) -> TrainConfig:
@@ -137,8 +137,8 @@ def test_weights_that_are_not_finite_stop_a_run_that_would_skip(tiny, tmp_path, 
             model.get_parameter(poisoned.POISONED).view(-1)[0] = math.inf
         return model
 
-    build_model = run.build_model
-    monkeypatch.setattr(run, "build_model", broken)
+    build_model = assembly.build_model
+    monkeypatch.setattr(assembly, "build_model", broken)
     message = f"at step 1: .*; weights that are not finite: ffn: {poisoned.POISONED}$"
     with pytest.raises(NonFiniteLossError, match=message):
         train(of(tiny, on_nonfinite="skip"), tmp_path / "run")

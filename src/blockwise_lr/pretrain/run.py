@@ -14,35 +14,24 @@ import torch
 import transformers
 from filelock import FileLock, Timeout
 from rich.console import Console
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments, default_data_collator
-from transformers.trainer_callback import PrinterCallback
 
-from blockwise_lr.blocks import split_fused
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
-from blockwise_lr.integrations.sharpness import SharpnessCallback
-from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
+from blockwise_lr.pretrain.assembly import make_trainer, training_arguments
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
 from blockwise_lr.pretrain.checks import (
     check_config,
     optimizer_notices,
-    optimizer_of_run,
-    parse_clip,
-    parse_no_decay,
-    parse_weight_decay,
-    report_names,
-    warmup_steps,
 )
 from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.data import FixedWindows, TokenData, TrainingStream, prepare_data
+from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result, missing, take_back
 from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
-from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
 from blockwise_lr.pretrain.termination import StopOnSigterm
 from blockwise_lr.pretrain.trainer import PretrainTrainer
@@ -146,7 +135,7 @@ def _train(
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", module="torch.utils.data")
-    arguments = _training_arguments(config, out)  # starts torch.distributed under torchrun
+    arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
         # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
         say(
@@ -178,7 +167,7 @@ def _train(
         else None
     )
     guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
-    trainer = _trainer(config, out, arguments, data, metrics, sharpness, guard)
+    trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
     if _is_main():
@@ -235,93 +224,3 @@ def _write_result(
     if _is_main():
         write_json_atomic(out / RESULT, result)
     return result
-
-
-def _training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
-    optim = config.optim
-    data_seed = config.seed if config.data_seed is None else config.data_seed
-    return TrainingArguments(
-        output_dir=str(out),
-        max_steps=config.steps,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        learning_rate=optim.base_lr,
-        weight_decay=optim.weight_decay or 0.0,  # None: of an optimizer that takes none
-        max_grad_norm=optim.clip,
-        warmup_steps=warmup_steps(config),
-        seed=data_seed,
-        use_cpu=config.device == "cpu",
-        bf16=False,  # PretrainTrainer enters autocast itself
-        torch_compile=config.compile,
-        logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
-        logging_first_step=False,
-        eval_strategy="steps" if config.eval_every else "no",
-        eval_steps=config.eval_every or None,
-        save_strategy="steps",
-        save_steps=config.save_every or config.steps,
-        save_total_limit=None,  # checkpoint.rotate does it, after the new one is whole
-        report_to=report_names(config) or "none",
-        dataloader_drop_last=True,
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        ddp_find_unused_parameters=False,
-    )
-
-
-def _trainer(
-    config: TrainConfig,
-    out: Path,
-    arguments: TrainingArguments,
-    data: TokenData,
-    metrics: MetricsFile | None,
-    sharpness: SharpnessCallback | None,
-    guard: NonFiniteGuard,
-) -> PretrainTrainer:
-    optim, context = config.optim, config.model.context
-    sequences = config.batch_size * config.accumulation * arguments.world_size
-    init_seed = config.seed if config.init_seed is None else config.init_seed
-    model: PreTrainedModel = split_fused(build_model(config.model, seed=init_seed))
-    trainer = PretrainTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=TrainingStream(data.train, context, arguments.seed, n_samples=config.steps * sequences),
-        eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
-        processing_class=data.tokenizer,
-        data_collator=default_data_collator,  # windows are of one length: nothing to pad
-        optimizer_cls_and_kwargs=optimizer_of_run(optim),
-        ratios=_auto_rule(config) or parse_ratios(optim.ratios),
-        schedule=optim.schedule,
-        floor=optim.base_lr * optim.floor_fraction,
-        floor_mode=optim.floor,
-        warmup=optim.warmup,
-        weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
-        no_decay=parse_no_decay(optim.no_decay),
-        decay=optim.decay,
-        clip_by_block=parse_clip(optim.clip_by_block),
-        metrics=metrics,
-        run_dir=out,
-        keep_checkpoints=config.keep_checkpoints,
-        tokens_per_step=sequences * context,
-        autocast_bf16=config.precision == "bf16",
-        guard=guard,
-    )
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_EvaluateAtTheEnd())
-    if sharpness is not None:
-        trainer.add_callback(sharpness)
-    return trainer
-
-
-def _auto_rule(config: TrainConfig) -> AutoRule | None:
-    rule = parse_auto(config.optim.ratios)
-    return rule and replace(rule, re_measure=config.optim.re_measure)
-
-
-class _EvaluateAtTheEnd(TrainerCallback):
-    """The last step is logged and evaluated whatever log_every and eval_every are: its loss is the run's result."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = control.should_save = True
