@@ -18,7 +18,7 @@ def test_killed_twenty_times_half_of_them_while_it_saves(tiny, tmp_path, record_
     seed = random.randrange(10**6)
     chance = random.Random(seed)
     steps = 20 * TIMES
-    tiny = replace(tiny, steps=steps, log_every=5, eval_every=20, save_every=2)
+    tiny = replace(tiny, steps=steps, log_every=5, eval_every=20, save_every=5)
     tiny = replace(tiny, optim=replace(tiny.optim, base_lr=3e-3))
     arguments = ("train", written(tiny, tmp_path), "--out")
     whole, out = tmp_path / "whole", tmp_path / "killed"
