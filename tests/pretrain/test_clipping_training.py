@@ -92,9 +92,10 @@ def test_a_run_that_diverges_names_the_gradients(tiny, tmp_path):
 
 def test_numbers_in_a_row_that_are_not_finite_are_null_at_any_depth(tmp_path):
     metrics = MetricsFile(tmp_path / "metrics.jsonl", resume_step=0)
-    metrics.append({"step": 1, "grad_norm": math.inf, "grad_norms": {"emb": math.nan, "qk": 1.0}})
+    row = {"step": 1, "seconds": 1.0, "train_loss": 3.0}
+    metrics.append({**row, "grad_norm": math.inf, "grad_norms": {"emb": math.nan, "qk": 1.0}})
     assert read_metrics(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "grad_norm": None, "grad_norms": {"emb": None, "qk": 1.0}}
+        {**row, "grad_norm": None, "grad_norms": {"emb": None, "qk": 1.0}}
     ]
 
 
