@@ -41,9 +41,14 @@ def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.Comple
     return run_script("-m", "blockwise_lr", *arguments, processes=processes)
 
 
-def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` in a process of its own."""
-    process = subprocess.Popen(
+def start_command(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+    """`blockwise-lr ARGUMENTS` in a process of its own, going on by itself."""
+    return start_script("-m", "blockwise_lr", *arguments, processes=processes)
+
+
+def start_script(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+    """`python ARGUMENTS` in a process of its own, going on by itself."""
+    return subprocess.Popen(
         script_line(*arguments, processes=processes),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -51,6 +56,11 @@ def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.Complet
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
+
+
+def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in a process of its own, to its end."""
+    process = start_script(*arguments, processes=processes)
     try:
         out, err = process.communicate(timeout=1000)
     finally:

@@ -37,9 +37,8 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
             f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
         )
     config = config_from_dict(fields)
-    if not re.fullmatch(
-        r"\w[\w.-]*", config.preset
-    ):  # it names the default --out: someone else's file must not choose it
+    # It names the default --out, which someone else's file must not lead elsewhere.
+    if not re.fullmatch(r"\w[\w.-]*", config.preset):
         raise UserError(
             f"the configuration {path} has {config.preset!r} as its preset; expected letters, digits, . and -"
         )

@@ -2,12 +2,13 @@ import html.parser
 import json
 import re
 import shutil
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from synthetic_comparison import synthetic_compare, synthetic_content
+from synthetic_comparison import BASE, synthetic_compare, synthetic_content
 
 from blockwise_lr.compare import print_summary, render
 from blockwise_lr.compare.tables import runs_table
@@ -349,3 +350,14 @@ def test_a_damaged_run_is_named(finished, tuned_comparison, damage, message):
 def test_a_folder_without_a_comparison_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no comparison"):
         render(tmp_path)
+
+
+def test_a_finished_comparison_is_reported_again_without_its_text(tmp_path):
+    text = tmp_path / "texts.jsonl"
+    text.write_text('{"text": "words"}\n')
+    base = replace(BASE, data=replace(BASE.data, data=str(text)))
+    before = synthetic_compare(tmp_path / "out", base=base)
+    text.unlink()
+    assert synthetic_compare(tmp_path / "out", base=base)["comparisons"] == before["comparisons"]
+    with pytest.raises(UserError, match=r"texts\.jsonl"):
+        synthetic_compare(tmp_path / "other", base=base)

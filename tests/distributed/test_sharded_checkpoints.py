@@ -197,6 +197,25 @@ def test_all_settings_of_the_groups_come_back(tmp_path: Path) -> None:
         }
 
 
+def test_partitions_stay_with_their_parameters_in_whatever_order_these_are(tmp_path: Path) -> None:
+    model, optimizer, schedule = started("llama", "adam-mini")
+    steps(model, optimizer, schedule, range(3))
+    save_sharded(tmp_path / "checkpoint-3", model, optimizer, schedule)
+    expected = steps(model, optimizer, schedule, range(3, 6))
+    model, _, _ = started("llama", "adam-mini", seed=1)
+    groups = param_groups(model, 1e-3, RATIOS)
+    for group in groups:
+        for key in ("params", "names", "partitions"):
+            group[key] = group[key][::-1]
+    optimizer = AdamMini(groups)
+    schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=20, floor=0.0)
+    before = [group["partitions"] for group in optimizer.param_groups]
+    assert any(partitions != partitions[::-1] for partitions in before)
+    load_sharded(tmp_path / "checkpoint-3", model, optimizer, schedule)
+    assert [group["partitions"] for group in optimizer.param_groups] == before
+    assert steps(model, optimizer, schedule, range(3, 6)) == expected
+
+
 def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path) -> None:
     def with_auto(seed: int) -> tuple[Any, Any, Any, AutoRatios]:
         model, optimizer, schedule = started("llama", "adamw", seed=seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.metrics import read_metrics
-from commands import command_line
 
 Record = Callable[[str, object], None]
 
@@ -38,18 +36,6 @@ def rows(out: Path) -> list[dict[str, Any]]:
 def result(out: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((out / "result.json").read_text())
     return content | {"seconds": 0}
-
-
-def start(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
-    """`blockwise-lr ARGUMENTS`, going on by itself; its stderr to be read."""
-    return subprocess.Popen(
-        command_line(*arguments, processes=processes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from blockwise_lr.pretrain.checkpoint import MANIFEST, checkpoints
-from commands import run_command
-from faults.processes import last_step, report, result, rows, start, wait_for, written
+from commands import run_command, start_command
+from faults.processes import last_step, report, result, rows, wait_for, written
 
 TIMES = 20
 
@@ -29,7 +29,7 @@ def test_killed_twenty_times_half_of_them_while_it_saves(tiny, tmp_path, record_
 
     inside = 0
     for time in range(TIMES):
-        process = start(*arguments, out)
+        process = start_command(*arguments, out)
         moment = chance.randint(18 * time + 3, 18 * time + 15)
         wait_for(lambda: last_step(out) >= moment, process)  # noqa: B023 (used at once)
         if time % 2:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from commands import run_command
-from faults.processes import last_step, report, result, rows, start, wait_for, written
+from commands import run_command, start_command
+from faults.processes import last_step, report, result, rows, wait_for, written
 
 
 def children(pid: int) -> dict[int, int]:
@@ -42,7 +42,7 @@ def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property
     config = replace(config, optim=replace(config.optim, base_lr=3e-3))
     arguments = ("train", written(config, tmp_path), "--out")
     out, whole = tmp_path / "run", tmp_path / "whole"
-    process = start(*arguments, out, processes=2)
+    process = start_command(*arguments, out, processes=2)
     wait_for(lambda: last_step(out) >= 100, process)
     ranks = children(process.pid)
     assert sorted(ranks) == [0, 1]

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from commands import run_command
-from faults.processes import last_step, report, start, wait_for, written
+from commands import run_command, start_command
+from faults.processes import last_step, report, wait_for, written
 
 
 @pytest.mark.slow
 def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(tiny, tmp_path, record_property):
     config = replace(tiny, steps=2000, log_every=10, eval_every=0, save_every=20)
     arguments = ("train", written(config, tmp_path), "--out", tmp_path / "run")
-    first = start(*arguments)
+    first = start_command(*arguments)
     wait_for(lambda: last_step(tmp_path / "run") >= 10, first)
     first.send_signal(signal.SIGSTOP)  # so that it cannot finish meanwhile
     second = run_command(*arguments)
@@ -23,7 +23,7 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(tiny, tmp_path, re
     )
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    third = start(*arguments)
+    third = start_command(*arguments)
     step = last_step(tmp_path / "run")
     wait_for(lambda: last_step(tmp_path / "run") > step, third)
     assert third.poll() is None, third.communicate()

@@ -81,10 +81,12 @@ def compare(
         refine=refine,
     )
     out = Path(out)
-    _check_runs(plan)
-    run_all(plan, out, jobs, progress, runner=runner)
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
-    if not _same_plan(out, stored["plan"]):  # called again, a comparison keeps the date at which it was run
+    done = _same_plan(out, stored["plan"])  # a finished comparison needs neither its text nor another date
+    if not done:
+        _check_runs(plan)
+    run_all(plan, out, jobs, progress, runner=runner)
+    if not done:
         stored["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         write_json_atomic(out / "plan.json", stored)
     return render(out)

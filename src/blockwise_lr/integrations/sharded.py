@@ -106,8 +106,8 @@ def load_sharded(
         schedule: a new one; goes on at the saved step.
         changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
             parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
-            keeps the new groups, with the old moments where there are some. Without differences all settings of the
-            groups are those that were saved, betas and weight decay among them, as ``load_state_dict`` does it.
+            keeps the new groups, with the old moments where there are some. Without differences the hyperparameters of
+            the groups are those that were saved, betas and weight decay among them, as ``load_state_dict`` does it.
             Ratios that :class:`blockwise_lr.AutoRatios` has moved are no difference to an optimizer that has one.
 
     Raises:
@@ -144,8 +144,10 @@ def load_sharded(
     if not differences:
         for group in optimizer.param_groups:
             for key, value in saved[canonical_name(group["names"][0])].items():
-                if key != "names":  # of a wrapper, perhaps
-                    group[key] = tuple(value) if isinstance(group.get(key), tuple) else value
+                if isinstance(here := group.get(key), Tensor):  # a compiled step may hold on to it
+                    here.fill_(value)
+                elif key != "names":  # of a wrapper, perhaps
+                    group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
         schedule.last_epoch = layout["schedule"]
         schedule._last_lr = schedule.get_lr()
@@ -231,9 +233,12 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """All of a group but its parameters."""
+    """A group's names and hyperparameters; no other lists, since they go by position, as Adam-mini's partitions do."""
     plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
-    return {key: value for key, value in plain.items() if key != "params"}
+    hyperparameters = {
+        key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
+    }
+    return {**hyperparameters, "names": group["names"]}
 
 
 def _has_auto(optimizer: Optimizer) -> bool:
