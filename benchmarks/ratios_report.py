@@ -158,7 +158,8 @@ def fewer_steps(steps: int, chosen: dict[str, list[dict[str, Any]]], before: dic
         f" It would end where uniform does after {steps / times:.0f} steps, by a line in the logarithm of the steps "
         f"between its own runs of {few['steps']} and {steps}: {times:.2f}x (seeds {min(found):.2f}x to "
         f"{max(found):.2f}x). Over {few['steps']} steps the speed-up between fully decayed runs was {then:.2f}x. "
-        "Losses fall less with every doubling, so the straight lines make the first a little too low and the second too high."
+        "Losses fall less with every doubling, so the straight lines make the first a little too low and the second a "
+        "little too high."
     )
 
 

@@ -77,6 +77,7 @@ def main() -> None:
             if rank == 0:
                 print(f"SIGTERM: saved step {step}; the same command goes on from there", flush=True)
             sys.exit(143)
+    dist.barrier()  # one that is gone while another still listens aborts that one
     dist.destroy_process_group()
 
 

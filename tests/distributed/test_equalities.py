@@ -97,6 +97,7 @@ def worker(rank: int, world: int, port: int, folder: Path, steps: int) -> None:
             found[kind, name, way] = torch.tensor(several)
     if rank == 0:
         torch.save(found, folder / "found.pt")
+    distributed.barrier()  # one that is gone while another still listens aborts that one
     distributed.destroy_process_group()
 
 

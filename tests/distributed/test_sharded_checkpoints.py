@@ -104,6 +104,7 @@ def worker(rank: int, world: int, port: int, folder: Path, job: str, again: str)
         take_up(folder / job, found, again)
     if rank == 0:
         torch.save(found, folder / f"found-{world}.pt")
+    distributed.barrier()  # one that is gone while another still listens aborts that one
     distributed.destroy_process_group()
 
 
@@ -247,6 +248,7 @@ def failing_save(rank: int, port: int, folder: Path) -> None:
         except (UserError, StorageError) as error:
             said.append(str(error))
     (folder / f"said-{rank}.json").write_text(json.dumps(said))
+    distributed.barrier()  # one that is gone while another still listens aborts that one
     distributed.destroy_process_group()
 
 

@@ -183,6 +183,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
         ),
     }
     torch.save(found, folder / f"{rank}.pt")
+    distributed.barrier()  # one that is gone while another still listens aborts that one
     distributed.destroy_process_group()
 
 

@@ -257,5 +257,6 @@ def _on_main(job: Callable[[], None], path: Path) -> None:
             failed = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(failed)
+        dist.barrier()  # rank 0 has only sent: were it to end now, those that still listen would abort
     if failed[0] is not None:
         raise failed[0]
