@@ -66,8 +66,8 @@ def _views(pieces: Pieces) -> _Views:
     contiguous = all(tensor.is_contiguous() for tensor in tensors)
     within: tuple[int, ...]
     if count == parameter.numel():  # by element
-        shape, apart, within = parameter.shape, parameter.shape, ()
-    elif contiguous and pieces.second.shape[0] == count:  # by rows, or several rows
+        return _Views(parameter, tensors[1], tensors[2], pieces.second, ())
+    if contiguous and pieces.second.shape[0] == count:  # by rows, or several rows
         shape, apart, within = torch.Size((count, parameter.numel() // count)), torch.Size((count, 1)), (1,)
     elif parameter.ndim == 2 and pieces.second.shape[1] == count:  # by columns, or several columns
         rows, columns = parameter.shape
@@ -83,8 +83,6 @@ def _views(pieces: Pieces) -> _Views:
 
 def _mean_square(views: _Views, scale: float) -> Tensor:
     """The mean of the gradient's square over each piece, times `scale`."""
-    if not views.within:
-        return views.gradient.square().mul_(scale)
     count = views.gradient.numel() // views.second.numel()
     if views.within == (1,):  # without a copy of the gradient's size; across rows the norm is 9 times slower
         norm: Tensor = torch.linalg.vector_norm(views.gradient, dim=1, keepdim=True)
@@ -94,20 +92,27 @@ def _mean_square(views: _Views, scale: float) -> Tensor:
 
 def foreach_step(pieces: Sequence[Pieces]) -> None:
     """A step of all parameters of a group, most of it in one call for all."""
-    views = [(each, _views(each)) for each in pieces if each.gradient.numel()]
-    if not views:
+    pieces = [each for each in pieces if each.gradient.numel()]
+    if not pieces:
         return
     beta1, beta2 = pieces[0].betas
-    seconds = [view.second for _, view in views]
+    views = [_views(each) for each in pieces]
+    gradients, firsts, seconds = zip(*((view.gradient, view.first, view.second) for view in views))
     torch._foreach_mul_(seconds, beta2)
-    torch._foreach_add_(seconds, [_mean_square(view, 1 - beta2) for _, view in views])
-    torch._foreach_lerp_([view.first for _, view in views], [view.gradient for _, view in views], 1 - beta1)
+    by_element = [i for i, view in enumerate(views) if not view.within]
+    if by_element:
+        squared = [gradients[i] for i in by_element]
+        torch._foreach_addcmul_([seconds[i] for i in by_element], squared, squared, 1 - beta2)
+    apart = [view for view in views if view.within]
+    if apart:
+        squares = [_mean_square(view, 1 - beta2) for view in apart]
+        torch._foreach_add_([view.second for view in apart], squares)
+    torch._foreach_lerp_(firsts, gradients, 1 - beta1)
     steps = torch._foreach_sqrt(seconds)
-    torch._foreach_mul_(steps, [each.root for each, _ in views])
-    torch._foreach_add_(steps, pieces[0].eps)
+    torch._foreach_add_(steps, [each.eps / each.root for each in pieces])
     torch._foreach_reciprocal_(steps)
-    torch._foreach_mul_(steps, [-each.rate for each, _ in views])
-    for (each, view), step in zip(views, steps):
+    torch._foreach_mul_(steps, [-each.rate / each.root for each in pieces])
+    for each, view, step in zip(pieces, views, steps):
         move(view.parameter, view.first, step, each.decay)
 
 
