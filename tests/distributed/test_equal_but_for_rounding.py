@@ -1,0 +1,87 @@
+"""Where rounding grows, in bfloat16 and under Muon, several processes make one's updates and learn as it does."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, multiprocessing, nn
+
+from several_processes import MODELS, losses, wrapped
+from sharded_training import free_port, whole
+
+CASES = [
+    (kind, name, bf16)
+    for kind in ("gpt2", "llama")
+    for name, bf16 in (("muon", False), ("adamw", True), ("adam-mini", True), ("muon", True))
+]
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([weight.flatten() for weight in whole(model).values()])
+
+
+def worker(rank: int, world: int, port: int, folder: Path, steps: int) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    found: dict[Any, Any] = {}
+    for kind, name, bf16 in CASES:
+        torch.manual_seed(0)
+        model = MODELS[kind]()
+        before = flat(model)
+        if rank == 0:
+            alone = copy.deepcopy(model)
+            curve = losses(alone, name, steps, bf16=bf16)
+            found[kind, name, bf16, "one"] = curve, flat(alone) - before
+            if bf16:
+                exact = copy.deepcopy(model)
+                curve = losses(exact, name, steps)
+                found[kind, name, bf16, "float32"] = curve, flat(exact) - before
+        for way in ("ddp", "fsdp2"):
+            several = wrapped(copy.deepcopy(model), way)
+            curve = losses(several, name, steps, rank, world, bf16=bf16)
+            found[kind, name, bf16, way] = curve, flat(several) - before
+    if rank == 0:
+        torch.save(found, folder / "found.pt")
+    distributed.barrier()  # one that is gone while another still listens aborts that one
+    distributed.destroy_process_group()
+
+
+def found_on(world: int, folder: Path, steps: int) -> dict[Any, Any]:
+    """(model, optimizer, bf16, way) -> losses and the whole update."""
+    multiprocessing.spawn(worker, (world, free_port(), folder, steps), nprocs=world)
+    found: dict[Any, Any] = torch.load(folder / "found.pt", weights_only=True)
+    assert len(found) == sum(4 if bf16 else 3 for _, _, bf16 in CASES)
+    return found
+
+
+def test_the_updates_of_three_steps_differ_by_rounding_alone(tmp_path: Path) -> None:
+    found = found_on(2, tmp_path, steps=3)
+
+    def off(*case: Any) -> float:
+        one = found[(*case[:3], "one")][1]
+        return float((found[case][1] - one).norm() / one.norm())
+
+    for kind, name, bf16 in CASES:
+        for way in ("ddp", "fsdp2"):
+            several = off(kind, name, bf16, way)
+            if bf16:  # less than bfloat16 itself changes
+                assert several < min(0.05, off(kind, name, bf16, "float32")), (
+                    f"{kind} {name} {way}: {several:g}"
+                )
+            else:
+                assert several < 3e-3, f"{kind} {name} {way}: {several:g}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
+def test_they_learn_alike_over_a_hundred_steps(tmp_path: Path, world: int) -> None:
+    found = found_on(world, tmp_path, steps=100)
+    for (kind, name, bf16, way), (curve, _) in found.items():
+        alone, _ = found[kind, name, bf16, "one"]
+        late = sum(a - b for a, b in zip(curve[-20:], alone[-20:])) / 20
+        assert abs(late) < 5e-5, f"{kind} {name} {way}: {late:g}"
+        assert max(abs(a - b) for a, b in zip(curve, alone)) < 5e-4
