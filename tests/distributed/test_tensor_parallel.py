@@ -17,10 +17,13 @@ from torch.distributed.tensor import DTensor
 
 from blockwise_lr import (
     AdamMini,
+    AutoRatios,
+    AutoRule,
     Block,
     SharpnessReport,
     classify,
     clip_grad_norm_by_block,
+    cosine_schedule,
     measure_directional,
     measure_sharpness,
     param_groups,
@@ -38,6 +41,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adam-mini": AdamMini,
     "muon": functools.partial(Muon, lr=LR),
 }
+READ_BY_AUTO = ("adamw", "adam-mini")
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "fisher": {"probes": 2, "histogram": True},
     "accumulated": {"accumulate": 2},
@@ -137,6 +141,21 @@ def trained(model: nn.Module, optimizer: str) -> dict[str, Any]:
     return found
 
 
+def moved_ratios(model: nn.Module, optimizer: str) -> dict[str, float]:
+    """By AutoRatios, over six steps."""
+    made = OPTIMIZERS[optimizer](param_groups(model, LR))
+    schedule = cosine_schedule(made, warmup_steps=1, total_steps=12)
+    auto = AutoRatios(made, schedule, AutoRule(start=0.0))
+    before = auto.ratios
+    for batch in batches(6):
+        made.zero_grad()
+        model(**batch).loss.backward()
+        made.step()
+        schedule.step()
+    assert auto.ratios != before
+    return {block.value: ratio for block, ratio in auto.ratios.items()}
+
+
 def whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
@@ -171,6 +190,7 @@ def worker(rank: int, port: int, folder: Path) -> None:
         found[name] = {"structure": structure(sharded), **sharpness(sharded), **read_off(sharded)}
         for optimizer in OPTIMIZERS:
             found[name][optimizer] = trained(load(folder / name), optimizer)
+        found[name]["ratios"] = {each: moved_ratios(load(folder / name), each) for each in READ_BY_AUTO}
     sharded = load(folder / "llama")
     others = batches()[rank : rank + 1]
     found["refused"] = {
@@ -216,6 +236,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for name in MODELS:
         for estimator in ESTIMATORS:
             assert first[name][estimator] == second[name][estimator]
+        assert first[name]["ratios"] == second[name]["ratios"]
     return first
 
 
@@ -276,6 +297,15 @@ def test_three_steps_lead_where_those_of_the_whole_model_lead(
     assert not torch.equal(after["model.norm.weight"], before.state_dict()["model.norm.weight"])
     if optimizer == "adamw":
         same(found[model][optimizer]["optimizer"], expected["optimizer"], 1e-4)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("optimizer", READ_BY_AUTO)
+def test_auto_moves_the_ratios_as_on_the_whole_model(
+    found: dict[str, Any], model: str, optimizer: str
+) -> None:
+    expected = moved_ratios(built(model), optimizer)
+    assert found[model]["ratios"][optimizer] == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_would_be_wrong_is_refused(found: dict[str, Any]) -> None:
