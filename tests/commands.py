@@ -29,10 +29,11 @@ def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:
     return script_line("-m", "blockwise_lr", *arguments, processes=processes)
 
 
-def script_line(*arguments: str | Path, processes: int = 1) -> list[str]:
+def script_line(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> list[str]:
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        launcher += [f"--max-restarts={restarts}"]
     return [*launcher, *map(str, arguments)]
 
 
@@ -41,15 +42,15 @@ def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.Comple
     return run_script("-m", "blockwise_lr", *arguments, processes=processes)
 
 
-def start_command(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+def start_command(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
     """`blockwise-lr ARGUMENTS` in a process of its own, going on by itself."""
-    return start_script("-m", "blockwise_lr", *arguments, processes=processes)
+    return start_script("-m", "blockwise_lr", *arguments, processes=processes, restarts=restarts)
 
 
-def start_script(*arguments: str | Path, processes: int = 1) -> subprocess.Popen[str]:
+def start_script(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
     """`python ARGUMENTS` in a process of its own, going on by itself."""
     return subprocess.Popen(
-        script_line(*arguments, processes=processes),
+        script_line(*arguments, processes=processes, restarts=restarts),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

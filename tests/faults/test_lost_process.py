@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from blockwise_lr.pretrain.config import TrainConfig
 from commands import run_command, start_command
 from faults.processes import last_step, report, result, rows, wait_for, written
 
@@ -35,12 +36,15 @@ def alive(pid: int) -> bool:
     return True
 
 
+def of_600_steps(tiny: TrainConfig) -> TrainConfig:
+    config = replace(tiny, steps=600, log_every=10, eval_every=100, save_every=50)
+    return replace(config, optim=replace(config.optim, base_lr=3e-3))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("lost", [0, 1])
 def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property, lost):
-    config = replace(tiny, steps=600, log_every=10, eval_every=100, save_every=50)
-    config = replace(config, optim=replace(config.optim, base_lr=3e-3))
-    arguments = ("train", written(config, tmp_path), "--out")
+    arguments = ("train", written(of_600_steps(tiny), tmp_path), "--out")
     out, whole = tmp_path / "run", tmp_path / "whole"
     process = start_command(*arguments, out, processes=2)
     wait_for(lambda: last_step(out) >= 100, process)
@@ -67,4 +71,27 @@ def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property
         f"kill -9 of rank {lost} of two",
         1,
         "the other ended within a minute with one line, and torchrun names the killed one; resumed to the bit",
+    )
+
+
+@pytest.mark.slow
+def test_torchrun_starts_them_again_and_they_go_on(tiny, tmp_path, record_property, monkeypatch):
+    # Without it torch's new processes look for the old ones: https://github.com/pytorch/pytorch/issues/135712.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    arguments = ("train", written(of_600_steps(tiny), tmp_path), "--out")
+    out, whole = tmp_path / "run", tmp_path / "whole"
+    process = start_command(*arguments, out, processes=2, restarts=1)
+    wait_for(lambda: last_step(out) >= 100, process)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "resuming from" in said
+    assert run_command(*arguments, whole, processes=2).returncode == 0
+    assert rows(out) == rows(whole)
+    assert result(out) == result(whole)
+    report(
+        record_property,
+        "kill -9 of rank 1 of two under torchrun --max-restarts=1",
+        1,
+        "torchrun starts both again, and they go on from the last checkpoint, to the bit",
     )
