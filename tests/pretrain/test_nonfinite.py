@@ -13,7 +13,7 @@ from blockwise_lr.errors import NonFiniteLossError
 from blockwise_lr.optim.auto import AutoRatios
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.schedules import cosine_schedule
-from blockwise_lr.pretrain import assembly
+from blockwise_lr.pretrain import assembly, nonfinite
 from blockwise_lr.pretrain.checkpoint import checkpoints, problem_with
 from blockwise_lr.pretrain.config import TrainConfig, identity
 from blockwise_lr.pretrain.metrics import read_metrics
@@ -141,6 +141,15 @@ def test_weights_that_are_not_finite_stop_a_run_that_would_skip(tiny, tmp_path, 
     monkeypatch.setattr(assembly, "build_model", broken)
     message = f"at step 1: .*; weights that are not finite: ffn: {poisoned.POISONED}$"
     with pytest.raises(NonFiniteLossError, match=message):
+        train(of(tiny, on_nonfinite="skip"), tmp_path / "run")
+
+
+def test_too_many_skipped_steps_in_a_row_stop_a_run(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(nonfinite, "_IN_A_ROW", 4)
+    spoil(monkeypatch, 3, 4, 5, 9, 10, 11, 12, 13)
+    with pytest.raises(
+        NonFiniteLossError, match="no longer finite at step 12: .*; 4 steps in a row were not finite"
+    ):
         train(of(tiny, on_nonfinite="skip"), tmp_path / "run")
 
 

@@ -15,6 +15,7 @@ from blockwise_lr.optim.nonfinite import describe_nonfinite, nonfinite_gradients
 
 Policy = Literal["stop", "skip"]
 _TOLD = 10  # skipped steps that are told one by one; then every hundredth
+_IN_A_ROW = 100  # skipped steps after which no other is expected to be better
 _FEW = 4  # parameters that are told with how many of their elements are NaN or infinite
 
 
@@ -25,8 +26,8 @@ class NonFiniteGuard:
 
     Args:
         policy: "stop" raises; "skip" clears the gradient, so that the optimizer moves nothing, and counts. The learning
-            rate's schedule and the data go on. Weights that are not finite themselves stop the run under both: no step
-            after them could be finite.
+            rate's schedule and the data go on. Weights that are not finite themselves stop the run under both, since no
+            step after them could be finite; and so do a hundred skipped steps in a row.
         say: prints one line.
         skipped: steps skipped before, by a run that is resumed.
     """
@@ -35,6 +36,7 @@ class NonFiniteGuard:
         self._policy = policy
         self._say = say
         self.skipped = skipped
+        self._in_a_row = 0
         self._loss_before: Tensor | None = None
 
     def before_micro_batch(self, loss: Tensor) -> None:
@@ -44,6 +46,7 @@ class NonFiniteGuard:
 
     def after_step(self) -> None:
         """Of a step whose gradient was finite."""
+        self._in_a_row = 0
         self._loss_before = None
 
     def refuse(self, model: nn.Module, groups: Groups, loss: Tensor, step: int) -> None:
@@ -55,12 +58,15 @@ class NonFiniteGuard:
             step: the number of this step.
 
         Raises:
-            NonFiniteLossError: the policy is "stop", or weights are not finite.
+            NonFiniteLossError: the policy is "stop", weights are not finite, or too many steps in a row were skipped.
         """
         what = "gradient" if bool(loss.isfinite()) else "loss"
         where, hopeless = culprits(model, groups)
         if self._policy == "stop" or hopeless:
             raise NonFiniteLossError(step, what, where)
+        self._in_a_row += 1
+        if self._in_a_row >= _IN_A_ROW:
+            raise NonFiniteLossError(step, what, f"{self._in_a_row} steps in a row were not finite; {where}")
         if self._loss_before is not None:
             loss.copy_(self._loss_before)
         self._loss_before = None
