@@ -2,12 +2,14 @@
 
     python benchmarks/further.py llama-5m paper=paper searched=quickstart --out runs/further
     python benchmarks/further.py llama-5m --ratios-of llama-600k --out runs/further
+    python benchmarks/further.py llama-5m --curves --out runs/further
 
 Each arm NAME=RATIOS is tuned over the base learning rates and warm-ups of results/ratios/SETTING/compare.json, refined
 by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --ratios-of SETTING adds the ratios that
 `ratios.py run SETTING --own` measured there. The loss gap and the speed-up between fully decayed runs are against the
-uniform runs of compare.json; the paper's speed-up needs their curves, and is not given. First the chosen run of
-`measured` at the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
+uniform runs of compare.json. The paper's speed-up needs the loss curves of the uniform runs of 2N steps: --curves
+trains these again, and stops if one does not end at the committed loss to 1e-6. First the chosen run of `measured` at
+the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
 results/ratios/SETTING/further.json. Runs are cached in --out and kept in further-runs.tar.gz beside it, so that a study
 goes on from a fresh clone.
 """
@@ -23,12 +25,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _runs import kept, run, tune_loss
+from _runs import kept, name_of, run, tune_loss
 from ratios import RESULTS, arm, config_of, settings
 
-from blockwise_lr.compare.speedup import decayed_speedup, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.results import read_run
+from blockwise_lr.compare.speedup import (
+    UNDEFINED,
+    decayed_speedup,
+    loss_gap,
+    paper_speedup,
+    speedup_over_seeds,
+)
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.environment import describe_environment
 
 
@@ -39,6 +49,7 @@ def main() -> None:
     parser.add_argument("setting", choices=list(settings()))
     parser.add_argument("arms", nargs="*", metavar="NAME=RATIOS")
     parser.add_argument("--ratios-of", nargs="*", default=[], metavar="SETTING", choices=list(settings()))
+    parser.add_argument("--curves", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/further"))
     arguments = parser.parse_args()
     arms = [each.split("=", 1) for each in arguments.arms]
@@ -52,19 +63,52 @@ def main() -> None:
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}, "comparisons": []}
     with kept(path.with_name("further-runs.tar.gz"), out):
         found["again"] = again(arguments.setting, study, out)
+        if arguments.curves:
+            found["curves"] = baseline_curves(arguments.setting, study, out)
         for name, ratios in arms:
-            found["arms"][name] = trained = train(arguments.setting, study, ratios, out)
-            compared = {"arm": name, "against": "uniform", **compare(study, trained)}
-            found["comparisons"] = [c for c in found["comparisons"] if c["arm"] != name] + [compared]
-            found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
-            write_json_atomic(path, found)
+            found["arms"][name] = train(arguments.setting, study, ratios, out)
+        found["comparisons"] = [
+            {"arm": name, "against": "uniform", **compare(study, trained, found.get("curves"))}
+            for name, trained in found["arms"].items()
+        ]
+        found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
+        write_json_atomic(path, found)
 
 
-def one(setting: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path) -> dict[str, Any]:
+def one(
+    setting: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path, steps: int | None = None
+) -> dict[str, Any]:
+    config = configured(setting, ratios, base_lr, warmup, seed, out, steps)
+    point = {"ratios": ratios, "base_lr": base_lr, "warmup": warmup, "seed": seed}
+    return run(out, config, point)
+
+
+def configured(
+    setting: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path, steps: int | None = None
+) -> TrainConfig:
     config = config_of(setting, out)
     optim = replace(config.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
-    point = {"ratios": ratios, "base_lr": base_lr, "warmup": warmup, "seed": seed}
-    return run(out, replace(config, seed=seed, optim=optim), point)
+    return replace(config, seed=seed, optim=optim, steps=steps or config.steps)
+
+
+def baseline_curves(setting: str, study: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """The validation losses along the uniform runs of 2N steps: {"seed", "steps", "val_losses"} of each seed."""
+    arm = study["arms"]["uniform 2N"]
+    how = (arm["ratios"], arm["base_lr"], arm["warmup_fraction"])
+
+    def curve(seed: dict[str, Any]) -> dict[str, Any]:
+        again = one(setting, *how, seed["seed"], out, arm["steps"])
+        if abs(again["val_loss"] - seed["terminal_val_loss"]) > 1e-6:
+            raise SystemExit(
+                f"uniform 2N, seed {seed['seed']} ends at {again['val_loss']}, and the committed run at "
+                f"{seed['terminal_val_loss']}: its curve would be another run's"
+            )
+        name = name_of(configured(setting, *how, seed["seed"], out, arm["steps"]))
+        steps, losses = read_run(out / name).curve()
+        return {"seed": seed["seed"], "steps": steps, "val_losses": losses}
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(curve, arm["seeds"]))
 
 
 def again(setting: str, study: dict[str, Any], out: Path) -> dict[str, float]:
@@ -105,20 +149,24 @@ def train(setting: str, study: dict[str, Any], ratios: str, out: Path) -> dict[s
     }
 
 
-def compare(study: dict[str, Any], trained: dict[str, Any]) -> dict[str, Any]:
+def compare(
+    study: dict[str, Any], trained: dict[str, Any], curves: list[dict[str, Any]] | None
+) -> dict[str, Any]:
     """The arm against the baseline of compare.json, seed by seed."""
     horizons = {arm["steps"]: losses(arm) for arm in study["arms"].values() if arm["role"] == "baseline"}
     ours, n_steps = losses(trained), study["steps"]
-    decayed = speedup_over_seeds(
-        [
-            decayed_speedup({steps: of[i] for steps, of in horizons.items()}, target, n_steps=n_steps)
-            for i, target in enumerate(ours)
-        ]
-    )
+    decayed = [
+        decayed_speedup({steps: of[i] for steps, of in horizons.items()}, target, n_steps=n_steps)
+        for i, target in enumerate(ours)
+    ]
+    along = [
+        paper_speedup(curve["steps"], curve["val_losses"], target, n_steps)
+        for curve, target in zip(curves or [], ours)
+    ]
     return {
         "loss_gap": asdict(loss_gap(horizons[n_steps], ours)),
-        "speedup": {"value": None, "bound": None, "ci95": None},
-        "speedup_decayed": asdict(decayed),
+        "speedup": asdict(speedup_over_seeds(along or [UNDEFINED])),
+        "speedup_decayed": asdict(speedup_over_seeds(decayed)),
     }
 
 

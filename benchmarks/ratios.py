@@ -11,10 +11,11 @@ along a uniform run of the setting's own, at a quarter of the learning rate that
 --powers those by powers of sharpness, as measured at the end of a uniform run; with --ratios-of those that --own
 measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
 in --out and kept in results/ratios/SETTING/runs.tar.gz, so an interrupted study goes on, from a fresh clone too, and
-further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond choices
-at the grid's edge, at seed 0; results/ratios/edges.json. `longer`: uniform and `measured` over four times the
-quickstart's steps, tuned over GRID with the warm-up that won there and then tried with the other, the same seeds;
-results/ratios/longer.json (the runs so far: longer/runs.tar.gz). `report`: results/ratios/README.md out of all of them.
+further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond
+choices at the grid's edge, at seed 0; results/ratios/edges.json, of which no run is repeated. `longer`: uniform and
+`measured` over four times the quickstart's steps, tuned over GRID with the warm-up that won there and then tried with
+the other, the same seeds; results/ratios/longer.json (the runs so far: longer/runs.tar.gz). `report`:
+results/ratios/README.md out of all of them.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ EDGES = (
     ("llama-5m", "uniform", 4e-3, 0.8),
     ("gpt2-1m", "uniform", 8e-3, 0.8),
     ("llama-2m", PAPER_HEAD, 5e-4, 0.6),
+    ("llama-5m", "paper", 5e-4, 0.6),
+    ("llama-5m", "paper", 3.54e-4, 0.6),
+    ("llama-5m", "paper", 2.5e-4, 0.6),
+    ("gpt2-4m", "paper", 5e-4, 0.6),
+    ("gpt2-4m", "paper", 3.54e-4, 0.6),
+    ("gpt2-4m", "quickstart", 5e-4, 0.6),
+    ("gpt2-4m", "measured", 5e-4, 0.6),
 )
 LONGER = 4  # times the steps along which `measured` was found
 LONGER_WARMUPS = {
@@ -159,19 +167,24 @@ def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list
 
 
 def try_edges(out: Path) -> None:
-    """EDGES, beside what the study chose for the same baseline: {"runs": [{"point", "tune_loss", "val_loss"}]}."""
+    """EDGES that edges.json does not have yet: {"runs": [{"point", "tune_loss", "val_loss", "date"}]}."""
     out.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "edges.json"
+    known = json.loads(path.read_text())["runs"] if path.exists() else []
+    names = ("setting", "ratios", "base_lr", "warmup")
+    done = {tuple(run["point"][name] for name in names) for run in known}
+    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
 
-    def one(setting: str, ratios: str, base_lr: float, warmup: float) -> dict[str, Any]:
+    def one(*edge: Any) -> dict[str, Any]:
+        setting, ratios, base_lr, warmup = edge
         config = config_of(setting, out)
         optim = replace(config.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
-        point = {"setting": setting, "ratios": ratios, "base_lr": base_lr, "warmup": warmup}
-        return run(out, replace(config, optim=optim), point)
+        found = run(out, replace(config, optim=optim), dict(zip(names, edge)))
+        return {**found, "date": about["date"]}
 
     with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(lambda edge: one(*edge), EDGES))
-    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
-    write_json_atomic(RESULTS / "edges.json", {**about, "runs": runs})
+        runs = list(pool.map(lambda edge: one(*edge), [edge for edge in EDGES if edge not in done]))
+    write_json_atomic(path, {**about, "runs": known + runs})
 
 
 def train_longer(out: Path) -> None:
