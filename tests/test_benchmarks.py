@@ -333,14 +333,18 @@ def test_a_further_arm_is_held_against_the_committed_losses_of_its_seeds(monkeyp
             "measured": arm(100, "arm", 1.0, 1.0),
         },
     }
-    found = compare(study, arm(100, "arm", 2.5, 3.5))
+    found = compare(study, arm(100, "arm", 2.5, 3.5), None)
     assert found["loss_gap"]["mean"] == pytest.approx(0.5)
     assert found["loss_gap"]["ci95"] == pytest.approx((0.5, 0.5))
     assert found["speedup_decayed"]["value"] == pytest.approx(
         2**0.5
     )  # half way in the logarithm of the steps
     assert found["speedup"]["value"] is None
-    assert compare(study, arm(100, "arm", 2.5, None))["loss_gap"]["mean"] is None
+    assert compare(study, arm(100, "arm", 2.5, None), None)["loss_gap"]["mean"] is None
+
+    curves = [{"seed": i, "steps": [100, 200], "val_losses": [3.5 + i, 2.0 + i]} for i in (0, 1)]
+    found = compare(study, arm(100, "arm", 2.75, 3.75), curves)  # half way down each curve
+    assert found["speedup"]["value"] == pytest.approx(1.5)
 
 
 GPU = BENCHMARKS / "gpu.sh"
