@@ -66,7 +66,10 @@ def main() -> None:
         if arguments.curves:
             found["curves"] = baseline_curves(arguments.setting, study, out)
         for name, ratios in arms:
-            found["arms"][name] = train(arguments.setting, study, ratios, out)
+            found["arms"][name] = {
+                "command": " ".join(sys.argv),
+                **train(arguments.setting, study, ratios, out),
+            }
         found["comparisons"] = [
             {"arm": name, "against": "uniform", **compare(study, trained, found.get("curves"))}
             for name, trained in found["arms"].items()

@@ -98,10 +98,12 @@ def section(name: str, study: dict[str, Any]) -> str:
         lines.append(f"| {arm} | {found['ratios']} | {tuned} | {mean} |")
     if further := study.get("further"):
         again = further["again"]
+        commands = dict.fromkeys(arm["command"] for arm in further["arms"].values())
+        made = ", ".join(f"`{command}`" for command in commands)
         lines += [
             "",
             f"{', '.join(further['arms'])}: later, {further['date'][:10]}, {further['hardware'].get('cpu')}, against "
-            f"the same runs of uniform (`{further['command']}`); `measured` at seed 0, trained once more there, "
+            f"the same runs of uniform ({made}); `measured` at seed 0, trained once more there, "
             f"ended at {again['here']:.4f} ({again['committed']:.4f} before).",
         ]
     edges = [warning for warning in study["warnings"] if "edge" in warning]
