@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from blockwise_lr.blocks import BlockMap, canonical_name, classify, merge_fused, split_fused
 from case import VOCAB
 from nano import NanoBlock, NanoGPT
+from sharded_training import free_port
 
 
 def by_canonical_name(blocks: BlockMap) -> dict[str, str]:
@@ -177,10 +177,7 @@ def two_processes(rank: int, port: int, out: str) -> None:
 
 
 def test_two_processes_keep_blocks_training_and_checkpoints(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(tmp_path / "state.pt")), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(tmp_path / "state.pt")), nprocs=2)
     NanoGPT(layers=2).load_state_dict(torch.load(tmp_path / "state.pt"))
 
 

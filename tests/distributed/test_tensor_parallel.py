@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -31,6 +30,7 @@ from blockwise_lr import (
 from blockwise_lr.optim.muon import Muon
 from blockwise_lr.sharpness.gradients import gradient_report, squared_gradients
 from blockwise_lr.sharpness.parts import Parts
+from sharded_training import free_port
 
 LR = 1e-3
 VOCAB = 40
@@ -228,10 +228,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tensor_parallel")
     for name in MODELS:
         built(name).save_pretrained(folder / name)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(worker, (port, folder), nprocs=2)
+    multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     for name in MODELS:
         for estimator in ESTIMATORS:

@@ -5,8 +5,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
-from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole
+from blockwise_lr.errors import UserError
+from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, seal
+from blockwise_lr.pretrain.checkpoint import remove as delete
 from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.run import train
 from commands import run_command
@@ -60,6 +64,37 @@ def test_any_damaged_file_of_a_checkpoint_is_seen(stopped, tmp_path, record_prop
         len(names),
         "seen every time and named; the one before is taken",
     )
+
+
+def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped):
+    """Sealed as it is, so its checksums are right."""
+    config, run, _ = stopped
+    newest, before = run / "checkpoint-24", run / "checkpoint-20"
+    whole = {key: value.clone() for key, value in load_file(newest / "model.safetensors").items()}
+    gain = "model.norm.weight"
+    wrong = {
+        r"RuntimeError: Error.* size mismatch for model\.norm\.weight": {**whole, gain: torch.zeros(3)},
+        r"ValueError: model\.norm\.weight is in one of them only": {
+            key: value for key, value in whole.items() if key != gain
+        },
+        r"ValueError: more is in one of them only": {**whole, "more": torch.zeros(3)},
+    }
+    for says, weights in wrong.items():
+        save_file(weights, newest / "model.safetensors", {"format": "pt"})
+        seal(newest)
+        with pytest.raises(
+            UserError, match=rf"checkpoint-24 does not fit the run.* {says}.*: delete it to go on"
+        ):
+            train(config, run)
+    delete(newest)
+    state = torch.load(before / "optimizer.pt", weights_only=True)
+    state["param_groups"].pop()
+    torch.save(state, before / "optimizer.pt")
+    seal(before)
+    with pytest.raises(
+        UserError, match=r"checkpoint-20 does not fit the run.* ValueError: loaded state dict has"
+    ):
+        train(config, run)
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from blockwise_lr import AdamMini, adopt_state, param_groups, split_fused
 from blockwise_lr.optim.updates import unit_updates
 from cases import gpt2, llama
+from sharded_training import free_port
 
 RATIOS = {"emb": 10.0, "qk": 8.0, "ffn": 6.0, "vo": 4.0}
 STEPS = 6
@@ -126,10 +126,7 @@ def load(model: nn.Module, optimizer: AdamMini, folder: str) -> None:
 
 
 def test_two_processes_train_as_one_and_hand_over_to_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(tmp_path)), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(tmp_path)), nprocs=2)
     model = models()[
         "llama"
     ]  # one process keeps the original names of what is split, sharded parts their own

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import clip_grad_norm_by_block, param_groups, split_fused
 from blockwise_lr.optim import nonfinite_gradients
+from sharded_training import free_port
 from sharpness.references import gpt2, next_tokens, tokens
 from sharpness.test_distributed import fully_sharded
 
@@ -112,10 +112,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

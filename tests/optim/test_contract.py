@@ -10,7 +10,6 @@ import copy
 import functools
 import io
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from blockwise_lr import cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim.muon import Muon
 from blockwise_lr.optim.registry import OPTIMIZERS, build_optimizer, optimizer_class, optimizer_entry
 from blockwise_lr.optim.updates import stepped_updates
+from sharded_training import free_port
 
 VOCAB, CONTEXT = 61, 12
 LR = 2e-3
@@ -341,10 +341,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def on_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
     found: dict[tuple[str, str], Any] = torch.load(Path(folder) / "found.pt")
     return found
 

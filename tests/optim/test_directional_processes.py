@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import Block, DirectionalReport, measure_directional, param_groups, split_fused
 from blockwise_lr.optim.auto import agreement
+from sharded_training import free_port
 from sharpness.references import gpt2, next_tokens
 from sharpness.test_distributed import fully_sharded, share_of, whole_batches
 
@@ -88,10 +88,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     assert second.keys() == first.keys()
     return first

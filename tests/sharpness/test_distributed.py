@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import Block, SharpnessReport, classify, measure_sharpness
+from sharded_training import free_port
 from sharpness.references import gpt2, llama, next_tokens, tokens
 
 ESTIMATORS = {
@@ -265,10 +265,7 @@ def what_cannot_be_sharded(here: Here) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(two_processes, (port, str(folder)), nprocs=2)
+    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     own = "ddp optimizer"  # each reads its own replica's, which may differ in the last bit
     same(second.pop(own), SharpnessReport.from_dict(first[own]))

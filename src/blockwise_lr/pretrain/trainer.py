@@ -169,6 +169,21 @@ class PretrainTrainer(BlockwiseTrainer):
         if self._metrics:
             self._metrics.append(row)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with checkpoint.loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """An error instead: what the file does not name would go on from random numbers."""
+        tied = getattr(self.model, "_tied_weights_keys", None) or ()
+        other = {*load_result.missing_keys, *load_result.unexpected_keys}.difference(tied)
+        if other:
+            raise ValueError(f"{min(other)} is in one of them only")
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        with checkpoint.loading(checkpoint_folder or ""):
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         target = self._run_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and target.exists():
