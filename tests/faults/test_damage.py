@@ -66,18 +66,21 @@ def test_any_damaged_file_of_a_checkpoint_is_seen(stopped, tmp_path, record_prop
     )
 
 
+def without(weights, name):
+    return {key: value for key, value in weights.items() if key != name}
+
+
 def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped):
     """Sealed as it is, so its checksums are right."""
     config, run, _ = stopped
     newest, before = run / "checkpoint-24", run / "checkpoint-20"
     whole = {key: value.clone() for key, value in load_file(newest / "model.safetensors").items()}
-    gain = "model.norm.weight"
+    gain, head = "model.norm.weight", "lm_head.weight"  # not tied
     wrong = {
         r"RuntimeError: Error.* size mismatch for model\.norm\.weight": {**whole, gain: torch.zeros(3)},
-        r"ValueError: model\.norm\.weight is in one of them only": {
-            key: value for key, value in whole.items() if key != gain
-        },
-        r"ValueError: more is in one of them only": {**whole, "more": torch.zeros(3)},
+        r"ValueError: its file has no model\.norm\.weight": without(whole, gain),
+        r"ValueError: its file has no lm_head\.weight": without(whole, head),
+        r"ValueError: its file has more, which the model lacks": {**whole, "more": torch.zeros(3)},
     }
     for says, weights in wrong.items():
         save_file(weights, newest / "model.safetensors", {"format": "pt"})
@@ -87,6 +90,13 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped):
         ):
             train(config, run)
     delete(newest)
+    (before / "scheduler.pt").rename(newest.with_name("scheduler.pt"))
+    seal(before)
+    with pytest.raises(
+        UserError, match=r"checkpoint-20 does not fit the run.* ValueError: it has no scheduler\.pt"
+    ):
+        train(config, run)
+    newest.with_name("scheduler.pt").rename(before / "scheduler.pt")
     state = torch.load(before / "optimizer.pt", weights_only=True)
     state["param_groups"].pop()
     torch.save(state, before / "optimizer.pt")

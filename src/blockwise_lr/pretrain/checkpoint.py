@@ -6,13 +6,10 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import sha256_of, write_json_atomic
-from blockwise_lr.pretrain.reason import reason
 
 MANIFEST = "manifest.json"
 
@@ -118,19 +115,3 @@ def find_checkpoint(path: Path) -> Path:
     if newest is None:
         raise UserError(f"no whole checkpoint in {path}" + "".join(f"; {reason}" for reason in skipped))
     return newest
-
-
-@contextmanager
-def loading(checkpoint: str | Path) -> Iterator[None]:
-    """One line for whatever goes wrong while a whole checkpoint is loaded.
-
-    Raises:
-        UserError: it holds something else than the run's model and optimizer, whatever that raised.
-    """
-    try:
-        yield
-    except Exception as error:  # torch, safetensors, pickle and transformers each raise their own
-        raise UserError(
-            f"{checkpoint} does not fit the run's model and optimizer: {reason(error).rstrip('.')}; it was changed "
-            "since, or saved by another version: delete it to go on from the one before"
-        ) from error

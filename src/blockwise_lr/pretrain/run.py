@@ -33,6 +33,7 @@ from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
+from blockwise_lr.pretrain.resuming import check_same_start
 from blockwise_lr.pretrain.termination import StopOnSigterm
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
@@ -68,7 +69,7 @@ def train(
     console = console or Console(stderr=True)
     say = _speaker(console)
     config = check_config(config)
-    _refuse_fsdp_on_the_cpu(config)
+    _refuse_fsdp(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
     made = missing(out / LOCK)
@@ -114,13 +115,21 @@ def _speaker(console: Console) -> Callable[[str], None]:
     return say
 
 
-def _refuse_fsdp_on_the_cpu(config: TrainConfig) -> None:
-    """Accelerate would silently replicate (DDP) what was asked to be sharded."""
+def _refuse_fsdp(config: TrainConfig) -> None:
+    """What accelerate would silently do otherwise, or could not be resumed."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
-    if asked and (config.device == "cpu" or not torch.cuda.is_available()):
+    if not asked:
+        return
+    what = "FSDP was asked for (ACCELERATE_USE_FSDP, accelerate launch --use_fsdp)"
+    if config.device == "cpu" or not torch.cuda.is_available():
         raise UserError(
-            "FSDP was asked for (ACCELERATE_USE_FSDP, accelerate launch --use_fsdp) and the device is the CPU, where "
-            "accelerate runs DDP instead: start without it, for DDP, or train on GPUs"
+            f"{what} and the device is the CPU, where accelerate runs DDP instead: start without it, for DDP, or train "
+            "on GPUs"
+        )
+    if config.save_every:
+        raise UserError(
+            f"{what}, and checkpoints of a run under FSDP cannot be resumed: start without it, for DDP, train without "
+            "checkpoints, --save-every 0, or shard in a loop of your own (blockwise_lr.integrations.sharded)"
         )
 
 
@@ -161,6 +170,7 @@ def _train(
         main=_is_main(),
         say=say,
     )
+    check_same_start(resume, out)
     metrics = (
         MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0)
         if _is_main()

@@ -19,7 +19,7 @@ from blockwise_lr.errors import NonFiniteLossError, StorageError
 from blockwise_lr.files import storing
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.optim.gradients import whole
-from blockwise_lr.pretrain import checkpoint
+from blockwise_lr.pretrain import checkpoint, resuming
 from blockwise_lr.pretrain.evaluate import evaluate_loss
 from blockwise_lr.pretrain.metrics import MetricsFile
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
@@ -170,18 +170,19 @@ class PretrainTrainer(BlockwiseTrainer):
             self._metrics.append(row)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        with checkpoint.loading(resume_from_checkpoint):
+        with resuming.loading(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """An error instead: what the file does not name would go on from random numbers."""
-        tied = getattr(self.model, "_tied_weights_keys", None) or ()
-        other = {*load_result.missing_keys, *load_result.unexpected_keys}.difference(tied)
-        if other:
-            raise ValueError(f"{min(other)} is in one of them only")
+        """Errors instead of warnings."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or ()
+        resuming.check_weights(load_result.missing_keys, load_result.unexpected_keys, tied)
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
-        with checkpoint.loading(checkpoint_folder or ""):
+        if checkpoint_folder is None:
+            return
+        with resuming.loading(checkpoint_folder):
+            resuming.check_states(checkpoint_folder)
             super()._load_optimizer_and_scheduler(checkpoint_folder)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
