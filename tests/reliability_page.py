@@ -28,7 +28,7 @@ TESTS = (
 HEAD = """\
 # Reliability
 
-What was done to runs of `blockwise-lr train`, in processes of their own, and what came of it. Written by
+What was done to runs of `blockwise-lr train`, most of them in processes of their own, and what came of it. Written by
 `python tests/reliability_page.py`, which runs the tests ({passed} passed, {failed} failed, {skipped} skipped) on
 {hardware}, PyTorch {torch}, {date}.
 

@@ -70,7 +70,7 @@ def without(weights, name):
     return {key: value for key, value in weights.items() if key != name}
 
 
-def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped):
+def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped, record_property):
     """Sealed as it is, so its checksums are right."""
     config, run, _ = stopped
     newest, before = run / "checkpoint-24", run / "checkpoint-20"
