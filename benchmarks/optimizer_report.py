@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from ratios_report import comparisons, gap_cell
+from ratios_report import comparisons, gap_cell, speedup
 
 from blockwise_lr.compare.speedup import loss_gap
 from blockwise_lr.files import write_text_atomic
@@ -40,8 +40,10 @@ def read(path: Path) -> Any:
 def table_of_optimizers(studies: dict[str, Any], state: dict[str, int]) -> str:
     """One row an optimizer and rule: against its own uniform baseline, and against AdamW's."""
     lines = [
+        "In brackets the speed-up by the paper's measure, and between fully decayed runs.",
+        "",
         "| optimizer | ratios | base LR | warm-up | val loss | nats won against its own uniform rate | "
-        "against AdamW's | seconds a run | state, bytes of AdamW's |",
+        "against uniform AdamW | seconds a run | state / AdamW's |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     reference = losses(studies["adamw"]["arms"]["uniform"])
@@ -49,10 +51,11 @@ def table_of_optimizers(studies: dict[str, Any], state: dict[str, int]) -> str:
         for rule in ("uniform", "paper", "measured", "auto"):
             if (arm := study["arms"].get(rule)) is None:
                 continue
-            own = "-" if rule == "uniform" else gap_cell(comparisons(study).get(rule))
+            itself = f"0 [{speedup(study['baseline_against_itself'])}, 1x]"
+            own = itself if rule == "uniform" else gap_cell(comparisons(study).get(rule))
             against = "-" if arm is studies["adamw"]["arms"]["uniform"] else gap(reference, losses(arm))
             seconds = median(seed["seconds"] for seed in arm["seeds"])
-            share = state.get(arm["optimizer"], 0) / state["adamw"] if arm["optimizer"] in state else None
+            share = state[arm["optimizer"]] / state["adamw"] if arm["optimizer"] in state else None
             lines.append(
                 f"| {TITLES[name]} | {rule} | {arm['base_lr']:g} | {arm['warmup_fraction']:.0%} | "
                 f"{mean(losses(arm)):.3f} | {own} | {against} | {seconds:.0f} | "
