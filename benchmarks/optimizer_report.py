@@ -27,9 +27,10 @@ def write_report(results: Path) -> None:
     state = read(results / "state.json") if (results / "state.json").exists() else {}
     sections = [(results / "README.head.md").read_text(encoding="utf-8").rstrip()]
     sections += ["## Optimizers", table_of_optimizers(studies, state)]
-    if (settings := results / "settings.json").exists():
-        sections += ["## Decay and clipping", table_of_settings(read(settings)["runs"])]
-    sections += ["## Commands", commands(studies)]
+    settings = read(results / "settings.json") if (results / "settings.json").exists() else None
+    if settings:
+        sections += ["## Decay and clipping", table_of_settings(settings["runs"])]
+    sections += ["## Commands", commands(studies, settings)]
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
@@ -100,13 +101,20 @@ def table_of_settings(runs: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def commands(studies: dict[str, Any]) -> str:
+def commands(studies: dict[str, Any], settings: dict[str, Any] | None) -> str:
     """How each comparison was run, when and on what; and what it says of itself."""
     lines = []
     for name, study in studies.items():
+        folder = "../ratios/llama-2m" if name == "adamw" else name
         lines.append(
-            f"- {TITLES[name]}: {study['steps']} steps, seeds {', '.join(map(str, study['seeds']))}, "
-            f"{study['date'][:10]}, {study['hardware'].get('cpu')}: `{study['command']}`"
+            f"- {TITLES[name]} ([figures]({folder}/report.md)): {study['steps']} steps, "
+            f"seeds {', '.join(map(str, study['seeds']))}, {on(study)}"
         )
-        lines += [f"  - {warning}" for warning in study["warnings"] if "edge" in warning]
+        lines += [f"  - {warning}" for warning in study["warnings"] if "edge" in warning and name != "adamw"]
+    if settings:
+        lines.append(f"- Decay and clipping: {on(settings)}")
     return "\n".join(lines)
+
+
+def on(study: dict[str, Any]) -> str:
+    return f"{study['date'][:10]}, {study['hardware'].get('cpu')}: `{study['command']}`"

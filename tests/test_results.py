@@ -115,6 +115,18 @@ def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatc
     assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
 
 
+def test_the_page_of_the_optimizer_study_is_made_from_its_data(tmp_path, monkeypatch):
+    study = QUICKSTART.parent / "optimizers"
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from optimizer_report import write_report
+
+    shutil.copytree(study, tmp_path / "optimizers", ignore=shutil.ignore_patterns("*.png", "*.gz"))
+    (tmp_path / "ratios" / "llama-2m").mkdir(parents=True)
+    shutil.copy(QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json", tmp_path / "ratios" / "llama-2m")
+    write_report(tmp_path / "optimizers")
+    assert (tmp_path / "optimizers" / "README.md").read_text() == (study / "README.md").read_text()
+
+
 def test_the_table_of_measured_ratios_shows_what_was_measured():
     rows = {
         "| LLaMA, 1.8M, uniform at 1e-3": "llama-2m-1e-3",
