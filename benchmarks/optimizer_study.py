@@ -153,7 +153,7 @@ def try_settings(out: Path) -> None:
             best = tuning[0]["point"]["base_lr"]
             others = [(variant, best, seed) for seed in SEEDS[1:]]
             runs += [tuning[0], *pool.map(lambda of: one(*of), others), *tuning[1:]]
-    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
+    about = {"command": f"python {' '.join(sys.argv)}", **describe_environment("cpu")}
     write_json_atomic(RESULTS / "settings.json", {**about, "runs": runs})
 
 
