@@ -5,11 +5,11 @@
     python benchmarks/optimizer_study.py report
 
 On the quickstart's model and text. `run`: `blockwise-lr compare` of uniform, paper, measured (and, where the updates
-of the optimizer can be read, auto) in one optimizer, or, `wsd`, of uniform and measured in AdamW under the schedule
-that decays in the last third. Every arm is tuned over the same four base learning rates (Lion and Muon: five), then a
-factor of sqrt 2 to either side of its best, with the warm-up of 60 % that AdamW's uniform baseline wants (the measured
-ratios lose 0.03 nats by it there; wsd tries 15 % and 33 %, the longest it allows, at the middle two rates); three seeds
-at what the tune loss chose, the baseline for 2N steps too. AdamW under the cosine schedule is results/ratios/llama-2m,
+of the optimizer can be read, auto) in one optimizer, or, `wsd`, of uniform and measured in AdamW under the paper's
+schedule of that name. Every arm is tuned over the same four base learning rates (Lion and Muon: five), then a factor of
+sqrt 2 to either side of its best, with the warm-up of 60 % that AdamW's uniform baseline wants (the measured ratios
+lose 0.03 nats by it there; wsd tries 15 % and 33 %, the longest it allows, at the middle two rates); three seeds at
+what the tune loss chose, the baseline for 2N steps too. AdamW under the cosine schedule is results/ratios/llama-2m,
 tuned over two warm-ups.
 `settings`: the measured ratios in AdamW with each of VARIANTS of weight decay and clipping, tuned over SETTINGS_LRS,
 three seeds. Runs are cached in --out and kept in runs.tar.gz beside the results, so that a study goes on from a fresh
@@ -49,7 +49,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adam-mini": {},
     "lion": {"weight_decay": 0.3},  # a tenth of the learning rate, so ten times the decay
     "muon": {},
-    "wsd": {"optimizer": "adamw", "schedule": "wsd"},
+    "wsd": {"optimizer": "adamw", "schedule": "wsd", "warmup_fraction": 0.15},
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "decay coupled, clipped as a whole": {},
