@@ -22,7 +22,7 @@ set -eu
 first=localhost
 [ "$SLURM_NNODES" -eq 1 ] || first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 start=()  # on one machine too it is srun's steps that get Slurm's SIGTERM, and not this script
-! command -v srun > /dev/null || start=(srun --kill-on-bad-exit=1)
+if command -v srun > /dev/null; then start=(srun --kill-on-bad-exit=1); fi
 # A port of the job's own, since two jobs may share a machine.
 exec ${start[@]+"${start[@]}"} torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="${PROCESSES:-gpu}" \
     --rdzv-backend=c10d --rdzv-endpoint="$first:$((20000 + SLURM_JOB_ID % 20000))" --rdzv-id="$SLURM_JOB_ID" "$@"

@@ -86,7 +86,7 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped, record_
         save_file(weights, newest / "model.safetensors", {"format": "pt"})
         seal(newest)
         with pytest.raises(
-            UserError, match=rf"checkpoint-24 does not fit the run.* {says}.*: delete it to go on"
+            UserError, match=rf"checkpoint-24 does not fit the run.* {says}.*, delete it to go on"
         ):
             train(config, run)
     delete(newest)

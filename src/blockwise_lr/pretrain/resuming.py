@@ -35,8 +35,8 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and is_lost_connection(error):
             raise
         raise UserError(
-            f"{checkpoint} does not fit the run's model and optimizer: {reason(error).rstrip('.')}; it was changed "
-            "since, or saved by another version: delete it to go on from the one before"
+            f"{checkpoint} does not fit the run's model and optimizer: {reason(error).rstrip('.')}; if it was "
+            "changed since, or saved by another version, delete it to go on from the one before"
         ) from error
 
 
