@@ -2,7 +2,6 @@
 
     python benchmarks/ratios.py run llama-2m --out runs/ratios
     python benchmarks/ratios.py edges --out runs/ratios
-    python benchmarks/ratios.py longer --out runs/ratios
     python benchmarks/ratios.py report
 
 `run SETTING`: `blockwise-lr compare` of the arms, each tuned over GRID times WARMUPS and then refined by a factor of
@@ -12,10 +11,8 @@ along a uniform run of the setting's own, at a quarter of the learning rate that
 measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
 in --out and kept in results/ratios/SETTING/runs.tar.gz, so an interrupted study goes on, from a fresh clone too, and
 further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond
-choices at the grid's edge, at seed 0; results/ratios/edges.json, of which no run is repeated. `longer`: uniform and
-`measured` over four times the quickstart's steps, tuned over GRID with the warm-up that won there and then tried with
-the other, the same seeds; results/ratios/longer.json (the runs so far: longer/runs.tar.gz). `report`:
-results/ratios/README.md out of all of them.
+choices at the grid's edge, at seed 0; results/ratios/edges.json, of which no run is repeated. `report`:
+results/ratios/README.md out of these and of longer.py, along.py and cousins.py.
 """
 
 from __future__ import annotations
@@ -32,7 +29,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import kept, run, tune_loss
+from _runs import kept, run
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
@@ -61,11 +58,6 @@ EDGES = (
     ("gpt2-4m", "quickstart", 5e-4, 0.6),
     ("gpt2-4m", "measured", 5e-4, 0.6),
 )
-LONGER = 4  # times the steps along which `measured` was found
-LONGER_WARMUPS = {
-    "uniform": (0.6, 0.15),
-    "measured": (0.15, 0.6),
-}  # the choice at the quickstart's steps first
 UNTIED_ARMS = (f"paper, head 10=adamw:{PAPER_HEAD}",)  # tied, the head is the embedding
 POWERS = {"S^1/3": 1 / 3, "S^1/2": 1 / 2, "S^2/3": 2 / 3, "S^1": 1.0}
 ARMS = (
@@ -118,8 +110,6 @@ def main() -> None:
     runs.add_argument("--ratios-of", nargs="*", default=[], metavar="SETTING", choices=list(settings()))
     beyond = phases.add_parser("edges")
     beyond.add_argument("--out", type=Path, default=Path("runs/ratios"))
-    longer = phases.add_parser("longer")
-    longer.add_argument("--out", type=Path, default=Path("runs/ratios"))
     phases.add_parser("report")
     arguments = parser.parse_args()
     if arguments.phase == "report":
@@ -128,8 +118,6 @@ def main() -> None:
         write_report(RESULTS)
     elif arguments.phase == "edges":
         try_edges(arguments.out / "edges")
-    elif arguments.phase == "longer":
-        train_longer(arguments.out / "longer")
     else:
         study(arguments)
 
@@ -185,35 +173,6 @@ def try_edges(out: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         runs = list(pool.map(lambda edge: one(*edge), [edge for edge in EDGES if edge not in done]))
     write_json_atomic(path, {**about, "runs": known + runs})
-
-
-def train_longer(out: Path) -> None:
-    """Uniform and `measured` over LONGER times the quickstart's steps: each tuned at seed 0, then every seed.
-
-    Writes {"steps", "runs": [{"point", "diverged", "tune_loss", "val_loss"}]}; the first run of a rule is that chosen.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    config = settings()["llama-2m"]
-    config = replace(config, steps=LONGER * config.steps)
-
-    def one(rule: str, base_lr: float, warmup: float, seed: int) -> dict[str, Any]:
-        optim = replace(config.optim, ratios=rule, base_lr=base_lr, warmup_fraction=warmup)
-        point = {"rule": rule, "base_lr": base_lr, "warmup": warmup, "seed": seed}
-        return run(out, replace(config, optim=optim, seed=seed), point)
-
-    runs: list[dict[str, Any]] = []
-    with kept(RESULTS / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
-        for rule in ("uniform", "measured"):
-            chosen, other = LONGER_WARMUPS[rule]
-            grid = [(rule, lr, chosen, SEEDS[0]) for lr in GRID]
-            tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
-            tuning.append(one(rule, tuning[0]["point"]["base_lr"], other, SEEDS[0]))
-            tuning.sort(key=tune_loss)
-            best = tuning[0]["point"]
-            seeds = [(rule, best["base_lr"], best["warmup"], seed) for seed in SEEDS[1:]]
-            runs += [tuning[0], *pool.map(lambda of: one(*of), seeds), *tuning[1:]]
-    about = {"command": " ".join(sys.argv), "steps": config.steps, **describe_environment("cpu")}
-    write_json_atomic(RESULTS / "longer.json", {**about, "runs": runs})
 
 
 def arm(name: str, ratios: Mapping[Block, float]) -> str:

@@ -1,0 +1,130 @@
+"""Does the gain last over four times the steps, and do ratios that were found there keep more of it?
+
+    python benchmarks/longer.py rules --out runs/longer
+    python benchmarks/longer.py around --out runs/longer
+
+`rules`: the quickstart's model over LONGER times its steps, with each of LRS's rules: `own` is measured along a
+uniform run of that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at
+seed 0 by its tune loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up
+at the best of them, then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than
+uniform. `around`: one ratio of `measured` at a time, halved or doubled (VO quartered, too), at the base learning rate
+and warm-up that were chosen for it, seed 0: leads, not evidence. Writes results/ratios/longer.json (the runs:
+longer/runs.tar.gz); a further call goes on. `ratios.py report` shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from _runs import kept, run, tune_loss
+from ratios import GRID, RESULTS, SEEDS, WARMUPS, arm, directional_along, settings
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.pretrain.environment import describe_environment
+
+LONGER = 4
+LOW = (5e-4, 1e-3, 2e-3)  # where `measured` and its likes are best
+LRS = {"uniform": (*GRID, 2.83e-3), "measured": (5e-4, *GRID), "own": LOW, "auto": LOW}
+FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15, "auto": 0.15}  # as chosen over N steps
+AROUND = (
+    (Block.VO, 0.25),
+    (Block.VO, 0.5),
+    (Block.VO, 2.0),
+    (Block.QK, 0.5),
+    (Block.NORM, 0.5),
+    (Block.NORM, 2.0),
+    (Block.EMB, 0.5),
+    (Block.EMB, 2.0),
+    (Block.HEAD, 0.5),
+    (Block.HEAD, 2.0),
+)
+CONFIG = replace(settings()["llama-2m"], steps=LONGER * settings()["llama-2m"].steps)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("phase", choices=("rules", "around"))
+    parser.add_argument("--out", type=Path, default=Path("runs/longer"))
+    arguments = parser.parse_args()
+    out, path = arguments.out, RESULTS / "longer.json"
+    out.mkdir(parents=True, exist_ok=True)
+    found = json.loads(path.read_text())
+    with kept(path.parent / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
+        if arguments.phase == "rules":
+            found["runs"] = tune_all(out, pool)
+        else:
+            found["around"] = around(found["runs"], out, pool)
+    about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
+    write_json_atomic(path, {**found, **about})
+
+
+def tune_all(out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """Every run of every rule."""
+    runs = tuned("uniform", "uniform", out, pool)
+    ratios = {rule: rule for rule in LRS} | {"own": own(out, runs[0]["point"]["base_lr"] / 4)}
+    return runs + [
+        run for rule in ("measured", "own", "auto") for run in tuned(rule, ratios[rule], out, pool)
+    ]
+
+
+def tuned(rule: str, ratios: str, out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """Every run of a rule: the chosen one of each seed first."""
+
+    def all_of(points: list[tuple[float, float, int]]) -> list[dict[str, Any]]:
+        return list(pool.map(lambda point: one(rule, ratios, *point, out), points))
+
+    first = FIRST_WARMUP[rule]
+    (other,) = set(WARMUPS) - {first}
+    tuning = all_of([(lr, first, SEEDS[0]) for lr in LRS[rule]])
+    best = min(tuning, key=tune_loss)["point"]
+    tuning += all_of([(best["base_lr"], other, SEEDS[0])])
+    best = min(tuning, key=tune_loss)["point"]
+    near = [float(f"{best['base_lr'] * factor:.3g}") for factor in (2**-0.5, 2**0.5)]
+    tuning += all_of([(lr, best["warmup"], SEEDS[0]) for lr in near])
+    tuning.sort(key=tune_loss)
+    best = tuning[0]["point"]
+    return [tuning[0], *all_of([(best["base_lr"], best["warmup"], seed) for seed in SEEDS[1:]]), *tuning[1:]]
+
+
+def one(rule: str, ratios: str, base_lr: float, warmup: float, seed: int, out: Path) -> dict[str, Any]:
+    optim = replace(CONFIG.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
+    point = {"rule": rule, "ratios": ratios, "base_lr": base_lr, "warmup": warmup, "seed": seed}
+    return run(out, replace(CONFIG, optim=optim, seed=seed), point)
+
+
+def own(out: Path, base_lr: float) -> str:
+    """The ratios measured along a uniform run of that length, to three digits; kept in results/ratios/longer."""
+    path = RESULTS / "longer" / "directional.json"
+    if not path.exists():
+        config = out / "config.json"
+        write_json_atomic(config, CONFIG.to_dict())
+        shutil.copy(directional_along(config, out / "along", base_lr), path)
+    return arm("own", parse_ratios(str(path))).partition(":")[2]
+
+
+def around(runs: list[dict[str, Any]], out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
+    """`measured` with one ratio changed, at what was chosen for it; the unchanged one first."""
+    chosen = next(run for run in runs if run["point"]["rule"] == "measured")
+    how = (chosen["point"]["base_lr"], chosen["point"]["warmup"], SEEDS[0])
+
+    def moved(move: tuple[Block, float]) -> dict[str, Any]:
+        block, factor = move
+        ratios = {**MEASURED_RATIOS, block: MEASURED_RATIOS[block] * factor}
+        return one(f"{block.value} x {factor:g}", spell_ratios(ratios), *how, out)
+
+    return [chosen, *pool.map(moved, AROUND)]
+
+
+if __name__ == "__main__":
+    main()
