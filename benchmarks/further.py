@@ -1,12 +1,14 @@
 """Further rules on a setting of ratios.py whose runs are gone: tuned alike, held against its committed losses.
 
     python benchmarks/further.py llama-5m paper=paper searched=quickstart --out runs/further
+    python benchmarks/further.py llama-5m --own --out runs/further
     python benchmarks/further.py llama-5m --ratios-of llama-600k --out runs/further
     python benchmarks/further.py llama-5m --curves --out runs/further
 
 Each arm NAME=RATIOS is tuned over the base learning rates and warm-ups of results/ratios/SETTING/compare.json, refined
-by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --ratios-of SETTING adds the ratios that
-`ratios.py run SETTING --own` measured there. The loss gap and the speed-up between fully decayed runs are against the
+by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --own adds the ratios that are measured
+along a uniform run of the setting, at a quarter of the base learning rate that was chosen for its baseline; --ratios-of
+SETTING those that were measured so on another. The loss gap and the speed-up between fully decayed runs are against the
 uniform runs of compare.json. The paper's speed-up needs the loss curves of the uniform runs of 2N steps: --curves
 trains these again, and stops if one does not end at the committed loss to 1e-6. First the chosen run of `measured` at
 the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
@@ -19,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -26,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from _runs import kept, name_of, run, tune_loss
-from ratios import RESULTS, arm, config_of, settings
+from ratios import RESULTS, arm, config_of, directional_along, settings
 
 from blockwise_lr.compare.results import read_run
 from blockwise_lr.compare.speedup import (
@@ -48,17 +51,19 @@ def main() -> None:
     )
     parser.add_argument("setting", choices=list(settings()))
     parser.add_argument("arms", nargs="*", metavar="NAME=RATIOS")
+    parser.add_argument("--own", action="store_true")
     parser.add_argument("--ratios-of", nargs="*", default=[], metavar="SETTING", choices=list(settings()))
     parser.add_argument("--curves", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("runs/further"))
     arguments = parser.parse_args()
-    arms = [each.split("=", 1) for each in arguments.arms]
-    for other in arguments.ratios_of:
-        spelled = arm("", parse_ratios(str(RESULTS / other / "directional.json"))).partition(":")[2]
-        arms.append([f"own of {other}", spelled])
     out = arguments.out / arguments.setting
     out.mkdir(parents=True, exist_ok=True)
     study = json.loads((RESULTS / arguments.setting / "compare.json").read_text())
+    arms = [each.split("=", 1) for each in arguments.arms]
+    if arguments.own:
+        arms.append(["own", own(arguments.setting, study, out)])
+    for other in arguments.ratios_of:
+        arms.append([f"own of {other}", spelled(RESULTS / other / "directional.json")])
     path = RESULTS / arguments.setting / "further.json"
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}, "comparisons": []}
     with kept(path.with_name("further-runs.tar.gz"), out):
@@ -76,6 +81,21 @@ def main() -> None:
         ]
         found |= {"command": " ".join(sys.argv), **describe_environment("cpu")}
         write_json_atomic(path, found)
+
+
+def own(setting: str, study: dict[str, Any], out: Path) -> str:
+    """The ratios of the setting's own uniform run; the measurement goes to results/ratios/SETTING."""
+    config = out / "config.json"
+    write_json_atomic(config, config_of(setting, out).to_dict())
+    found = directional_along(config, out / "along", study["arms"]["uniform"]["base_lr"] / 4)
+    for file in found.parent.glob("directional.*"):
+        shutil.copy(file, RESULTS / setting)
+    return spelled(found)
+
+
+def spelled(directional: Path) -> str:
+    """The mean of its reports, as --ratios takes it."""
+    return arm("", parse_ratios(str(directional))).partition(":")[2]
 
 
 def one(

@@ -24,17 +24,18 @@ from pathlib import Path
 from typing import Any
 
 from _runs import kept, run, tune_loss
-from ratios import GRID, RESULTS, SEEDS, WARMUPS, arm, directional_along, settings
+from further import spelled
+from ratios import GRID, RESULTS, SEEDS, WARMUPS, directional_along, settings
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.pretrain.environment import describe_environment
 
 LONGER = 4
-LOW = (5e-4, 1e-3, 2e-3)  # where `measured` and its likes are best
-LRS = {"uniform": (*GRID, 2.83e-3), "measured": (5e-4, *GRID), "own": LOW, "auto": LOW}
-FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15, "auto": 0.15}  # as chosen over N steps
+LOW = (5e-4, 1e-3, 2e-3)  # where such ratios are best
+LRS = {"uniform": (*GRID, 2.83e-3), "measured": (5e-4, *GRID), "own": LOW}
+FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15}  # as chosen over N steps
 AROUND = (
     (Block.VO, 0.25),
     (Block.VO, 0.5),
@@ -73,9 +74,7 @@ def tune_all(out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """Every run of every rule."""
     runs = tuned("uniform", "uniform", out, pool)
     ratios = {rule: rule for rule in LRS} | {"own": own(out, runs[0]["point"]["base_lr"] / 4)}
-    return runs + [
-        run for rule in ("measured", "own", "auto") for run in tuned(rule, ratios[rule], out, pool)
-    ]
+    return runs + [run for rule in ("own", "measured") for run in tuned(rule, ratios[rule], out, pool)]
 
 
 def tuned(rule: str, ratios: str, out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
@@ -110,7 +109,7 @@ def own(out: Path, base_lr: float) -> str:
         config = out / "config.json"
         write_json_atomic(config, CONFIG.to_dict())
         shutil.copy(directional_along(config, out / "along", base_lr), path)
-    return arm("own", parse_ratios(str(path))).partition(":")[2]
+    return spelled(path)
 
 
 def around(runs: list[dict[str, Any]], out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.speedup import decayed_speedup, loss_gap
+from longer_report import section_on_longer
+
 from blockwise_lr.drawing import figure, save
 from blockwise_lr.files import write_text_atomic
 
 WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
 FITTED = ("llama-2m",)
+SEARCHLESS, WARMUP = ("measured", "auto"), 0.15
 
 
 def write_report(results: Path) -> None:
@@ -22,10 +24,11 @@ def write_report(results: Path) -> None:
         draw_gaps(studies, results / "loss_gaps.png")
         sections += ["## Every rule against tuned uniform AdamW", table_of_gaps(studies)]
         sections += ["![Loss gap of every rule](loss_gaps.png)"]
+        sections += ["## Without a search", table_without_search(studies)]
         sections += [section(name, study) for name, study in studies.items()]
     if (longer := results / "longer.json").exists():
         before = studies.get("llama-2m")
-        sections += ["## Four times the steps", table_of_longer(json.loads(longer.read_text()), before)]
+        sections += ["## Four times the steps", section_on_longer(json.loads(longer.read_text()), before)]
     sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
     if (cousins := results / "cousins.json").exists():
         sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
@@ -61,6 +64,52 @@ def table_of_gaps(studies: dict[str, Any]) -> str:
         cells = [gap_cell(comparisons(study).get(arm)) for study in studies.values()]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def table_without_search(studies: dict[str, Any]) -> str:
+    """What SEARCHLESS cost at a quarter of the baseline's rate and a warm-up of WARMUP, not at their best."""
+    lines = [
+        f"`measured` and `auto` at a quarter of the base learning rate that was tuned for uniform, and a warm-up of "
+        f"{WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and warm-up "
+        "that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which all "
+        "these runs are chosen by. From the runs of the tables below; a cell is empty if no run was there.",
+        "",
+        "| setting | uniform's | a quarter | "
+        + " | ".join(f"{rule}: lost | won" for rule in SEARCHLESS)
+        + " |",
+        "| --- | --- | --- |" + " --- | --- |" * len(SEARCHLESS),
+    ]
+    for name, study in studies.items():
+        uniform = study["arms"]["uniform"]["base_lr"]
+        found = [without_a_search(study, rule) for rule in SEARCHLESS]
+        cells = ["" if each is None else f"{each[0]:.3f} | {each[1]:+.3f}" for each in found]
+        lines.append(
+            f"| {name} | {uniform:g} | {uniform / 4:.2g} | {' | '.join(c or ' | ' for c in cells)} |"
+        )
+    return "\n".join(lines)
+
+
+def without_a_search(study: dict[str, Any], rule: str) -> tuple[float, float] | None:
+    """Nats lost to the rule's own best, and won against uniform's; None: not run there."""
+    uniform, best = study["arms"]["uniform"]["base_lr"], min(loss for *_, loss in tuning_of(study, "uniform"))
+    tried = tuning_of(study, rule)
+    for lr, warmup, loss in tried:
+        if warmup == WARMUP and abs(4 * lr / uniform - 1) < 0.01:
+            return loss - min(other for *_, other in tried), best - loss
+    return None
+
+
+def tuning_of(study: dict[str, Any], arm: str) -> list[tuple[float, float, float]]:
+    """Base learning rate, warm-up and tune loss of an arm's runs of N steps at the first seed that did not diverge."""
+    n, seed = study["steps"], study["seeds"][0]
+    found = [
+        (run["base_lr"], run["warmup_fraction"], run["tune_loss"])
+        for run in study["tuning"]
+        if (run["arm"], run["steps"], run["seed"]) == (arm, n, seed)
+    ]
+    further = study.get("further", {}).get("arms", {}).get(arm, {}).get("tuning", [])
+    found += [(r["point"]["base_lr"], r["point"]["warmup"], r["tune_loss"]) for r in further]
+    return [run for run in found if run[-1] is not None]
 
 
 def gap_cell(found: dict[str, Any] | None) -> str:
@@ -108,61 +157,6 @@ def section(name: str, study: dict[str, Any]) -> str:
         ]
     edges = [warning for warning in study["warnings"] if "edge" in warning]
     return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
-
-
-def table_of_longer(found: dict[str, Any], before: dict[str, Any] | None) -> str:
-    """`measured` against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried.
-
-    Args:
-        found: longer.json.
-        before: the study of the same setting over fewer steps; None: no speed-up is told.
-    """
-    rules = {
-        rule: [run for run in found["runs"] if run["point"]["rule"] == rule]
-        for rule in ("uniform", "measured")
-    }
-    seeds = {rule: dict.fromkeys(run["point"]["seed"] for run in runs) for rule, runs in rules.items()}
-    chosen = {rule: runs[: len(seeds[rule])] for rule, runs in rules.items()}
-    won = loss_gap(*([run["val_loss"] for run in runs] for runs in chosen.values()))
-    lines = [
-        f"`llama-2m` over {found['steps']} steps, {found['date'][:10]}, {found['hardware'].get('cpu')} "
-        f"(`{found['command']}`). `measured` wins {won.mean:+.3f} nats ({won.ci95[0]:+.3f} .. {won.ci95[1]:+.3f})."
-        + (fewer_steps(found["steps"], chosen, before) if before else ""),
-        "",
-        "| ratios | base LR | warm-up | seed | tune loss | val loss |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for rule, runs in rules.items():
-        for run in runs:
-            p = run["point"]
-            shown = [
-                "diverged" if run[loss] is None else f"{run[loss]:.3f}" for loss in ("tune_loss", "val_loss")
-            ]
-            tuned = f"{p['base_lr']:g} | {p['warmup']:.0%} | {p['seed']}"
-            lines.append(f"| {rule} | {tuned} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def fewer_steps(steps: int, chosen: dict[str, list[dict[str, Any]]], before: dict[str, Any]) -> str:
-    """After how many steps `measured` would end where uniform does, between its own fully decayed runs."""
-    few = before["arms"]["measured"]
-    ends = {seed["seed"]: seed["terminal_val_loss"] for seed in few["seeds"]}
-    found = []
-    for fast, slow in zip(chosen["measured"], chosen["uniform"], strict=True):
-        losses = {few["steps"]: ends[fast["point"]["seed"]], steps: fast["val_loss"]}
-        share = decayed_speedup(losses, slow["val_loss"], steps)
-        if share.bound != "exact" or share.value is None:
-            return ""
-        found.append(1 / share.value)
-    times = sum(found) / len(found)
-    then = comparisons(before)["measured"]["speedup_decayed"]["value"]
-    return (
-        f" It would end where uniform does after {steps / times:.0f} steps, by a line in the logarithm of the steps "
-        f"between its own runs of {few['steps']} and {steps}: {times:.2f}x (seeds {min(found):.2f}x to "
-        f"{max(found):.2f}x). Over {few['steps']} steps the speed-up between fully decayed runs was {then:.2f}x. "
-        "Losses fall less with every doubling, so the straight lines make the first a little too low and the second a "
-        "little too high."
-    )
 
 
 def table_of_trials(trials: dict[str, Any]) -> str:

@@ -115,6 +115,19 @@ def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatc
     assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
 
 
+def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):
+    """README and docs/concepts/ratios.md claim these bounds of every setting."""
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from ratios_report import read_study, without_a_search
+
+    studies = [read_study(path) for path in (QUICKSTART.parent / "ratios").glob("*/compare.json")]
+    found = [without_a_search(study, rule) for study in studies for rule in ("measured", "auto")]
+    lost, won = zip(*(each for each in found if each is not None))
+    assert len(lost) >= 10
+    assert max(lost) <= 0.035
+    assert min(won) >= 0.18
+
+
 def test_the_page_of_the_optimizer_study_is_made_from_its_data(tmp_path, monkeypatch):
     study = QUICKSTART.parent / "optimizers"
     monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))

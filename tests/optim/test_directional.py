@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ from blockwise_lr import (
 from blockwise_lr.optim.directional_report import Slope
 from blockwise_lr.optim.directional_show import plot_directional
 from blockwise_lr.optim.ratios import resolve_ratios
-from blockwise_lr.optim.updates import stepped_updates, unit_updates
+from blockwise_lr.optim.updates import groups_of, stepped_updates, taken_back, unit_updates
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
 
@@ -71,6 +72,9 @@ def test_signal_and_curvature_are_those_of_dense_autograd(family, move, slope_er
     blocks = classify(model)
     updates = unit_updates(optimizer, parameters)
     assert updates is not None
+    with torch.no_grad():  # to where the update was taken
+        for parameter, update, group in zip(parameters, updates, groups_of(optimizer, parameters)):
+            parameter += group["lr"] * update
     with sdpa_kernel(SDPBackend.MATH):  # the reference differentiates twice
         logits, labels = (t.flatten(0, 1) for t in logits_and_labels(model, batch))
     loss = nn.functional.cross_entropy(logits, labels)
@@ -89,9 +93,9 @@ def test_signal_and_curvature_are_those_of_dense_autograd(family, move, slope_er
     for i, a in enumerate(report):
         slope = sum((g * u).sum() for name, g, u in zip(names, gradient, updates) if blocks[name] is a)
         assert report[a].signal == pytest.approx(slope.item(), rel=slope_error)
-        scale = report[a].curvature
         product = torch.autograd.grad(slope, parameters, retain_graph=True, allow_unused=True)
         for j, b in enumerate(report):
+            scale = math.sqrt(report[a].curvature * report[b].curvature)
             mean = (p * along[a]).sum(-1) * (p * along[b]).sum(-1)
             exact = ((p * along[a] * along[b]).sum(-1) - mean).mean()
             assert report.matrix[i][j] == pytest.approx(exact.item(), rel=error, abs=error * scale)
@@ -134,6 +138,49 @@ def test_an_update_seen_in_a_step_is_the_one_read_from_the_state(family, kind) -
     assert read is not None
     for a, b in zip(seen, read):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamMini])
+def test_an_update_that_has_been_taken_tells_what_it_told_before(kind) -> None:
+    """Seen in a step that is undone, and read from the state after the same step: one measurement."""
+
+    class Other(kind):  # whose state is not read
+        pass
+
+    model, optimizer, (first, *fresh) = trained("gpt2", kind)
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0  # no part of an update, but it moves the parameters
+    other = Other(param_groups(model, lr=2e-3), lr=2e-3)
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = measure_directional(model, other, [first, *fresh], loss_fn=logits_and_labels)
+    model.eval()  # as a measurement does
+    logits, labels = logits_and_labels(model, first)
+    nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+    optimizer.step()
+    after = measure_directional(model, optimizer, fresh, loss_fn=logits_and_labels)
+    for block, slope in before.items():
+        assert after[block].signal == pytest.approx(slope.signal, rel=1e-6, abs=1e-9)
+        assert after[block].curvature == pytest.approx(slope.curvature, rel=1e-5)
+        assert after[block].best_lr == pytest.approx(slope.best_lr, rel=1e-5)
+
+
+def test_a_step_to_the_lowest_loss_along_an_update_was_about_right() -> None:
+    """And not one that could not be shorter: its signal is gone where it led to."""
+    model, optimizer, batches = trained("gpt2")
+    parameters = list(model.parameters())
+    updates, groups = unit_updates(optimizer, parameters), groups_of(optimizer, parameters)
+    assert updates is not None
+    with taken_back(parameters, updates, groups):
+        start = [parameter.detach().clone() for parameter in parameters]
+    found = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
+    blocks = classify(model)
+    names = [name for name, _ in model.named_parameters()]
+    with torch.no_grad():  # FFN alone moves, as far as was found best for it
+        for name, parameter, value, update, group in zip(names, parameters, start, updates, groups):
+            group["lr"] = found[Block.FFN].best_lr if blocks[name] is Block.FFN else 0.0
+            parameter.copy_(value - group["lr"] * update)
+    again = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
+    assert again[Block.FFN].factor == pytest.approx(1.0, rel=1e-6)
 
 
 def test_a_report_survives_json_and_says_what_it_means(tmp_path) -> None:
@@ -206,6 +253,8 @@ def test_half_precision_parameters_are_measured_on_a_float32_copy() -> None:
 
 def test_parts_of_a_fused_weight_that_was_not_split_are_told_apart() -> None:
     model, optimizer, batches = trained("gpt2")
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3  # of a fused weight, all parts have one
     split = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
     fused = merge_fused(model)
     plain = torch.optim.AdamW(fused.parameters(), lr=2e-3)
@@ -342,6 +391,7 @@ def test_curvlinops_has_the_same_matrix_over_blocks() -> None:
     names, parameters = zip(*model.named_parameters())
     updates, blocks = unit_updates(optimizer, parameters), classify(model)
     assert updates is not None
+    groups = groups_of(optimizer, parameters)
     along = torch.stack(
         [
             torch.cat([(u * (blocks[name] is block)).flatten() for name, u in zip(names, updates)])
@@ -350,7 +400,7 @@ def test_curvlinops_has_the_same_matrix_over_blocks() -> None:
         dim=1,
     )
     data = [(ids, ids[:, 1:].flatten()) for ids in batches]
-    with sdpa_kernel(SDPBackend.MATH):  # its products differentiate forwards
+    with taken_back(parameters, updates, groups), sdpa_kernel(SDPBackend.MATH):  # its products go forwards
         matrix = GGNLinearOperator(
             Flat(model), nn.CrossEntropyLoss(), list(parameters), data, check_deterministic=False
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -17,7 +17,7 @@ from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Piece
 from blockwise_lr.optim.along import Direction, dots, slope_and_curvature
 from blockwise_lr.optim.directional_report import DirectionalReport
-from blockwise_lr.optim.updates import groups_of, stepped_updates, unit_updates
+from blockwise_lr.optim.updates import groups_of, stepped_updates, taken_back, unit_updates
 from blockwise_lr.sharpness import processes
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
 from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
@@ -46,7 +46,8 @@ def measure_directional(
 ) -> DirectionalReport:
     r"""What each block could learn at: the slope and the curvature of the loss along the optimizer's own update.
 
-    With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches:
+    With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches, and from
+    where that update is taken (not from where it has led to, where only what is left to gain would be seen):
 
         s_b   = <g, u_b>              the signal: above 0 if more of the update lowers the loss
         C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
@@ -59,8 +60,10 @@ def measure_directional(
 
     Args:
         model: as for :func:`blockwise_lr.measure_sharpness`.
-        optimizer: the one that trains it. Adam's and AdamW's update is read from their state; any other's is seen in
-            one step on the first batch that is then undone, and that batch is not measured on.
+        optimizer: the one that trains it. The last update of Adam, AdamW and AdamMini is read from their state and
+            taken back for the time of the measurement; its learning rate is the groups' (a schedule that has stepped
+            since has changed it by one step). Any other optimizer's next update is seen in one step on the first batch,
+            with that batch's gradient as it is (not clipped), which is then undone; that batch is not measured on.
         batches: fresh ones, which the optimizer has not seen: the `measure` split's.
         max_batches: measure on so many.
         loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
@@ -98,10 +101,13 @@ def measure_directional(
         _at_least_float32(parts.parameters),
         no_autocast(problem),
         torch.enable_grad(),
+        ExitStack() as stack,
     ):
         updates = unit_updates(optimizer, parts.parameters)
         if updates is None:
             updates = _updates_of_a_step(problem, optimizer, fresh)
+        else:
+            stack.enter_context(taken_back(parts.parameters, updates, groups))
         directions: list[Direction] = []
         for index, batch in enumerate(islice(fresh, max_batches)):
             predictions = problem.predict(batch)

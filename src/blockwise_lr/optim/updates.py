@@ -94,6 +94,32 @@ def stepped_updates(
         ]
 
 
+@contextmanager
+def taken_back(
+    parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], groups: Sequence[dict[str, Any]]
+) -> Iterator[None]:
+    r"""The parameters where the last update was taken, theta + lr u, and afterwards as they were, to the bit.
+
+    The state of an optimizer holds an update that has been applied. From where it led to, it says what is left to gain
+    by more of it, and a block at the lowest loss along its update would seem to need no learning rate at all.
+
+    Args:
+        parameters: the model's.
+        updates: of each, from :func:`unit_updates`.
+        groups: of each, from :func:`groups_of`; their ``lr`` stands for that of the last step.
+    """
+    kept = [local(parameter.detach()).clone() for parameter in parameters]
+    try:
+        with torch.no_grad():
+            for parameter, update, group in zip(parameters, updates, groups):
+                local(parameter.detach()).add_(update, alpha=float(group["lr"]))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, kept):
+                local(parameter.detach()).copy_(value)
+
+
 def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     """The optimizer's group of each parameter. Raises ValueError for one that is in none."""
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}

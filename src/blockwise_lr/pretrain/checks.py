@@ -88,17 +88,7 @@ def _check_optim(config: TrainConfig) -> None:
                     f"--base-lr {optim.base_lr:g} times a ratio of {ratio:g} is {ratio * optim.base_lr}; expected a "
                     "finite number: lower one of them"
                 )
-            block_lr(
-                0,
-                peak=ratio * optim.base_lr,
-                ratio=ratio,
-                shape=optim.schedule,
-                warmup_steps=warmup_steps(config),
-                total_steps=config.steps,
-                floor=optim.base_lr * optim.floor_fraction,
-                floor_mode=optim.floor,
-                warmup=optim.warmup,
-            )
+            scheduled_lr(config, 0, peak=ratio * optim.base_lr, ratio=ratio)
     except ValueError as error:
         raise UserError(str(error)) from None
 
@@ -226,6 +216,25 @@ def spell_max_norm(max_norm: float | Mapping[Block, float] | None) -> str:
     if max_norm is None:
         return ""
     return spell_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)
+
+
+def scheduled_lr(config: TrainConfig, step: int, *, peak: float, ratio: float) -> float:
+    """The learning rate that the run's schedule gives a block for the update after `step` others.
+
+    Raises:
+        ValueError: a schedule that does not fit that block.
+    """
+    return block_lr(
+        step,
+        peak=peak,
+        ratio=ratio,
+        shape=config.optim.schedule,
+        warmup_steps=warmup_steps(config),
+        total_steps=config.steps,
+        floor=config.optim.base_lr * config.optim.floor_fraction,
+        floor_mode=config.optim.floor,
+        warmup=config.optim.warmup,
+    )
 
 
 def warmup_steps(config: TrainConfig) -> int:

@@ -18,7 +18,8 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.directional import measure_directional
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.directional_show import plot_directional
-from blockwise_lr.pretrain.checks import groups_of_run, optimizer_of_run
+from blockwise_lr.optim.updates import READABLE
+from blockwise_lr.pretrain.checks import groups_of_run, optimizer_of_run, scheduled_lr
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.folder import read_run_config
 from blockwise_lr.pretrain.reason import reason
@@ -49,6 +50,11 @@ def directional_reports(
     for step, load in subject.models:
         model = split_fused(nn.Module.to(load(), device))
         optimizer = load_optimizer(train, model, subject.run / f"checkpoint-{step}")
+        if type(optimizer) in READABLE and step:
+            # The schedule has stepped since the update that the state holds.
+            for group in optimizer.param_groups:
+                peak, ratio = float(group["initial_lr"]), float(group["lr_ratio"])
+                group["lr"] = scheduled_lr(train, step - 1, peak=peak, ratio=ratio)
         try:
             reports.append(
                 measure_directional(model, optimizer, batches, step=step, on_batch=partial(show, step))
