@@ -31,6 +31,12 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     assert code == 0
     assert "along the optimizer's update" in out
     assert "verdict" in out
+    assert (
+        "step 8, along" in out
+    )  # the last checkpoint is at the schedule's floor, where every block could go up
+    assert " 8 ┃" in out
+    assert " 24 ┃" in out
+    assert "ratio: the mean over FFN" in " ".join(out.split())
     folder = run / "sharpness"
     report = DirectionalReport.from_json(folder / "directional.json")
     content = json.loads((folder / "directional.json").read_text())

@@ -145,8 +145,9 @@ class SharpnessCommand:
     """How sharp each block of a model is: S(b) = tr(H_b) / #(b), with its standard error.
 
     Prints a table; writes sharpness.json, sharpness.png, layers.png, with --histogram density.png, and for a run with
-    several checkpoints evolution.png. With --directional, of a run: the learning rate that each block could take,
-    in directional.json and directional.png. In fp32, on the measure split of the text, which nothing is trained on.
+    several checkpoints evolution.png. With --directional, of a run: the learning rate that each block could take, at
+    the checkpoint with the highest one and along the run, in directional.json and directional.png. In fp32, on the
+    measure split of the text, which nothing is trained on.
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
@@ -161,11 +162,12 @@ def run_sharpness(arguments: list[str]) -> None:
     parsed = parse(SharpnessCommand, "sharpness", arguments)
     from rich.console import Console
 
-    from blockwise_lr.pretrain.sharpness import measure_model
+    from blockwise_lr.pretrain.sharpness import measure_model, tables_of
 
     command = command_line("sharpness", arguments)
     reports, out = measure_model(parsed.model, parsed.config, parsed.out, command=command)
-    Console().print(reports[-1].table())
+    for table in tables_of(reports):
+        Console().print(table)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")
 
 

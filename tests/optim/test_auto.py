@@ -219,6 +219,31 @@ def test_a_block_that_overshoots_slows_down_against_one_that_does_not():
     assert auto.ratios[Block.VO] < 0.3
 
 
+def test_without_ffn_the_largest_block_is_the_anchor():
+    model = nn.ModuleDict(
+        {"embed_tokens": nn.Embedding(40, 8), "lm_head": nn.Linear(8, 40), "norm": nn.LayerNorm(8)}
+    )
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2, ratios=AutoRule()), lr=1e-2)
+    auto = AutoRatios(optimizer, cosine_schedule(optimizer, warmup_steps=2, total_steps=20), rule(gain=5.0))
+    before = auto.ratios
+    for step in range(6):
+        ids = torch.randint(40, (16,), generator=torch.Generator().manual_seed(step))
+        logits = model["lm_head"](model["norm"](model["embed_tokens"](ids)))
+        nn.functional.cross_entropy(logits, (ids * 7 + 1) % 40).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        auto._schedule.step()
+    largest = Block.HEAD  # 8 x 40 and its bias; the embedding has 40 x 8
+    assert auto.ratios[largest] == pytest.approx(before[largest], rel=1e-12)
+    for block in (Block.EMB, Block.NORM):
+        assert auto.ratios[block] != pytest.approx(before[block], rel=1e-3)
+
+
+def test_the_guard_wants_the_losses_of_the_whole_run_but_its_first_steps():
+    training = Training(rule(start=0.1, measurements=20))
+    assert [step for step in range(STEPS) if training.auto.guards(step)] == list(range(4, STEPS, 2))
+
+
 def test_a_block_without_gradient_keeps_its_ratio():
     training = Training(rule(gain=100.0))
     for name, parameter in training.model.named_parameters():

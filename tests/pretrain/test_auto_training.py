@@ -54,6 +54,16 @@ def test_a_run_that_is_cut_goes_on_with_its_ratios_to_the_bit(tiny_gpt2, tmp_pat
     assert rows(tmp_path / "run") == whole
 
 
+def test_the_guard_watches_the_loss_after_the_ratios_rest(tiny, tmp_path, caplog):
+    """A warm-up that lasts almost to the end, to a rate that is far too high, makes it rise late."""
+    late = {"base_lr": 0.4, "warmup_fraction": 0.9, "warmup_steps": None}
+    train(auto(tiny, ratios="auto:stop=0.1,guard=0.05", **late), tmp_path / "run")
+    found = {row["step"]: row["ratios"] for row in rows(tmp_path / "run")}
+    assert found[24]["norm"] < 0.9 * found[4]["norm"]
+    backed_off = [r.args[0] for r in caplog.records if "ratios backed off" in r.getMessage()]
+    assert max(backed_off) > 0.1 * 24
+
+
 def test_two_processes_find_the_ratios_of_one(tiny, tmp_path):
     one = auto(replace(tiny, precision="fp32", steps=12), base_lr=1e-3)
     train(one, tmp_path / "one")

@@ -145,7 +145,7 @@ class BlockwiseTrainer(Trainer):
             scaler = self.accelerator.scaler  # of fp16
             for each in self._sharpness_callbacks():
                 each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
-            if self.auto is not None and self.auto.due(self.state.global_step):
+            if self.auto is not None and self.auto.guards(self.state.global_step):
                 # Of the last micro-batch, which Trainer has divided by their number.
                 whole = self.accelerator.reduce(loss, "mean") * self.current_gradient_accumulation_steps
                 self.auto.watch(float(whole))

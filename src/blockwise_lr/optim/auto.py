@@ -96,10 +96,22 @@ class AutoRatios:
         interval = self._interval(step)
         return interval > 0 and step % interval == 0
 
+    def guards(self, step: int) -> bool:
+        """Whether :meth:`watch` wants the loss of the update that follows `step` others.
+
+        From `start` to the end of the run: ratios that rest can be too high, too. Reading a loss waits for a GPU, so it
+        is not read more often than `rule.measurements` times a run.
+        """
+        return step >= self.rule.start * self._schedule.total_steps and step % self._spacing == 0
+
+    @property
+    def _spacing(self) -> int:
+        return max(1, self._schedule.total_steps // self.rule.measurements)
+
     def _interval(self, step: int) -> int:
         """Steps from one measurement to the next; 0: the ratios rest."""
-        rule, total = self.rule, self._schedule.total_steps
-        return max(1, total // rule.measurements) if step < rule.stop * total else rule.re_measure
+        moves = step < self.rule.stop * self._schedule.total_steps
+        return self._spacing if moves else self.rule.re_measure
 
     def watch(self, loss: float) -> bool:
         """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.

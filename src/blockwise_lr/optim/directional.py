@@ -49,7 +49,7 @@ def measure_directional(
     With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches, and from
     where that update is taken (not from where it has led to, where only what is left to gain would be seen):
 
-        s_b   = <g, u_b>              the signal: above 0 if more of the update lowers the loss
+        s_b   = <g, u_b>              the signal: above 0 if the update lowers the loss
         C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
         lr*_b = s_b / C_bb            the step that minimises the local quadratic, all other blocks at rest
         C^-1 s                        the same for all blocks together
@@ -160,8 +160,9 @@ def _move(predictions: Predictions) -> float:
     """By the least precise type that the forward pass computes in."""
     if predictions.kinds & HALF:
         raise ValueError(
-            "the forward pass computes in half precision although the parameters are float32 (autocast inside the "
-            "model, or fully_shard's MixedPrecisionPolicy): its rounding would drown the curvature"
+            "the forward pass computes in half precision, and not because of the parameters alone (autocast inside the "
+            "model, or fully_shard with MixedPrecisionPolicy or half-precision weights): its rounding would drown the "
+            "curvature"
         )
     return max(size for kind, size in _MOVE.items() if kind in predictions.kinds | {predictions.logits.dtype})
 

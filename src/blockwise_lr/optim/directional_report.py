@@ -27,8 +27,8 @@ class Slope(NamedTuple):
     """One block along its own update; standard errors are over batches, NaN with a single one.
 
     Args:
-        lr: the block's learning rate when it was measured.
-        signal: s_b = <g, u_b>; above 0 if more of the update lowers the loss.
+        lr: the block's learning rate in the step that was measured.
+        signal: s_b = <g, u_b>; above 0 if the update lowers the loss.
         signal_stderr: of it.
         curvature: u_b' G u_b.
         curvature_stderr: of it.
@@ -60,6 +60,8 @@ class Slope(NamedTuple):
         """In words, two standard errors to either side; within a factor 1.5 a learning rate is about right."""
         if math.isnan(self.best_lr_stderr):
             return "one batch: no error bars"
+        if self.noise > 0.1 * abs(self.curvature):
+            return "not clear: rounding drowns the curvature"
         low, high = self.best_lr - 2 * self.best_lr_stderr, self.best_lr + 2 * self.best_lr_stderr
         if self.signal + 2 * self.signal_stderr < 0:
             return "overshooting: it raises the loss"
@@ -69,7 +71,8 @@ class Slope(NamedTuple):
             )
         if low > 1.5 * self.lr:
             return f"could go up x{_short(self.factor)}"
-        return "about right" if high - low < 2 * abs(self.lr) else "not clear: more batches"
+        certain = high - low < 2 * abs(self.lr) and self.lr / 1.5 <= self.best_lr <= 1.5 * self.lr
+        return "about right" if certain else "not clear: more batches"
 
 
 @dataclass(frozen=True)

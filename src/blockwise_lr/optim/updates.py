@@ -137,7 +137,11 @@ def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[
 def _undone(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], before: Sequence[Tensor]
 ) -> Iterator[None]:
-    state = {p: copy.deepcopy(value) for p, value in optimizer.state.items()}
+    state = dict(optimizer.state)
+    for parameter, value in state.items():
+        optimizer.state[parameter] = _widened(
+            copy.deepcopy(value)
+        )  # the parameters are float32 at least by now
     # All of a group: pytorch_optimizer's count their steps there.
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     gradients = [parameter.grad for parameter in parameters]
@@ -157,6 +161,17 @@ def _undone(
             members = group["params"]
             group.clear()
             group.update(params=members, **setting)
+
+
+def _widened(value: Any) -> Any:
+    """An optimizer's state with half-precision tensors in float32."""
+    if isinstance(value, Tensor):
+        return _wide(value)
+    if isinstance(value, dict):
+        return {key: _widened(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_widened(each) for each in value]
+    return value
 
 
 def _wide(tensor: Tensor) -> Tensor:

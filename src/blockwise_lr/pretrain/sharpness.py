@@ -20,12 +20,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from torch import nn
 
 from blockwise_lr.blocks import classify
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.optim import DirectionalReport
+from blockwise_lr.optim.directional_show import directional_run_table, shown_report
 from blockwise_lr.pretrain.checks import resolve_device
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.data import TokenData, prepare_data
@@ -98,6 +100,15 @@ def measure_model(
     finally:
         take_back(made)  # where nothing came of it
     return reports, out
+
+
+def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) -> list[Table]:
+    """What the command prints: of the last checkpoint; along an optimizer's update, of the one at the highest rate."""
+    slopes = [report for report in reports if isinstance(report, DirectionalReport)]
+    if not slopes:
+        return [reports[-1].table()]
+    along = [directional_run_table(slopes)] if len(slopes) > 1 else []
+    return [shown_report(slopes).table(), *along]
 
 
 def _batches(subject: Subject, config: MeasureConfig, *, progress: bool) -> tuple[TokenData, list[Any]]:
