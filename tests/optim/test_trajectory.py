@@ -17,13 +17,11 @@ from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 def report(step: int = 1, lr: float = 1.0, **factors: float) -> DirectionalReport:
     """A report in which each block could take `factor` times its learning rate; below 0: it overshoots."""
     slopes = {
-        Block(name): Slope(
-            lr, math.copysign(1.0, f), 0.1, 1.0, 0.1, f * lr, 0.1, 0.0, 10 if name == "vo" else 5
-        )
+        Block(name): Slope(lr, f * lr, 0.1, 1.0, 0.1, f * lr, 0.1, 0.0, 10 if name == "vo" else 5)
         for name, f in factors.items()
     }
-    k = len(slopes)
-    return DirectionalReport(slopes, [[1.0] * k] * k, None, samples=8, batches=2, step=step)
+    apart = [[float(a == b) for a in slopes] for b in slopes]
+    return DirectionalReport(slopes, apart, None, samples=8, batches=2, step=step)
 
 
 def test_ratios_are_geometric_means_over_ffns() -> None:
@@ -44,6 +42,15 @@ def test_one_that_overshoots_counts_as_the_lower_bound_and_none_counts_beyond_th
     wider = ratios_from_sharpness(along, low=0.05, high=1e3)
     assert wider[Block.NORM] == pytest.approx(1e3)
     assert wider[Block.VO] == pytest.approx(0.05)
+
+
+def test_all_blocks_together_count_and_not_each_alone() -> None:
+    """C = [[1, 1/2], [1/2, 1]] and s = (1, 1/2): EMB alone could take 1/2, beside FFN nothing; FFN 1."""
+    alone = report(ffn=1.0, emb=0.5)
+    coupled = [replace(alone, matrix=[[1.0, 0.5], [0.5, 1.0]])] * 2
+    assert alone[Block.EMB].best_lr == 0.5
+    assert coupled[0].joint_best_lr == pytest.approx({Block.FFN: 1.0, Block.EMB: 0.0}, abs=1e-12)
+    assert ratios_from_sharpness(coupled)[Block.EMB] == pytest.approx(0.1)
 
 
 def test_the_ratios_at_which_a_run_was_measured_count() -> None:

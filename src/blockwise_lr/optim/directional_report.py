@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +86,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         samples: predicted tokens (samples) measured on.
         batches: batches measured on.
         step: the training step, None if not given.
+        joint_best_lr_stderr: block -> standard error of :attr:`joint_best_lr`, over batches; NaN with a single one.
 
     Example:
         >>> report[Block.NORM].verdict  # doctest: +SKIP
@@ -98,6 +99,7 @@ class DirectionalReport(Mapping[Block, Slope]):
     samples: int
     batches: int
     step: int | None = None
+    joint_best_lr_stderr: Mapping[Block, float] = field(default_factory=dict)
 
     @classmethod
     def from_draws(
@@ -146,9 +148,14 @@ class DirectionalReport(Mapping[Block, Slope]):
             )
             for i, block in enumerate(blocks)
         }
+        matrix = np.tensordot(weights, curvatures.numpy(), 1)
+        # First order: C x = s, so a batch moves x by C^-1 (s_k - C_k x).
+        joint = _solved(matrix, signal)
+        off = _error(_solved(matrix, (s - curvatures.numpy() @ joint).T).T, weights)
         return cls(
             blocks=slopes,
-            matrix=np.tensordot(weights, curvatures.numpy(), 1).tolist(),
+            matrix=matrix.tolist(),
+            joint_best_lr_stderr=dict(zip(blocks, map(float, off))),
             hessian=None if hessians is None else np.tensordot(weights, hessians.numpy(), 1).tolist(),
             samples=int(sum(samples)),
             batches=len(samples),
@@ -179,10 +186,12 @@ class DirectionalReport(Mapping[Block, Slope]):
 
     @property
     def joint_best_lr(self) -> dict[Block, float]:
-        """C^-1 s: the learning rates that minimise the local quadratic when all blocks move at once."""
+        """C^-1 s: the learning rates that minimise the local quadratic when all blocks move at once.
+
+        Below 0 for a block whose update raises the loss once the others have made theirs.
+        """
         signal = np.array([slope.signal for slope in self.blocks.values()])
-        found = np.linalg.lstsq(np.asarray(self.matrix), signal, rcond=None)[0]
-        return dict(zip(self.blocks, map(float, found)))
+        return dict(zip(self.blocks, map(float, _solved(np.asarray(self.matrix), signal))))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; numbers that are not finite become null."""
@@ -199,6 +208,10 @@ class DirectionalReport(Mapping[Block, Slope]):
             "matrix": [list(row) for row in self.matrix],
             "eigenvalues": self.eigenvalues,
             "joint_best_lr": {block.value: lr for block, lr in self.joint_best_lr.items()},
+            "joint_best_lr_stderr": {
+                block.value: error if math.isfinite(error) else None
+                for block, error in self.joint_best_lr_stderr.items()
+            },
             "hessian": None if self.hessian is None else [list(row) for row in self.hessian],
         }
 
@@ -217,6 +230,10 @@ class DirectionalReport(Mapping[Block, Slope]):
                 samples=typed(content["samples"], int),
                 batches=typed(content["batches"], int),
                 step=None if content["step"] is None else typed(content["step"], int),
+                joint_best_lr_stderr={
+                    Block(block): number_or_nan(error)
+                    for block, error in content["joint_best_lr_stderr"].items()
+                },
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
@@ -262,6 +279,14 @@ def _square(rows: Any, size: int) -> list[list[float]]:
             f"a matrix of {size} blocks has {size} rows of {size} numbers, and there is one at least"
         )
     return found
+
+
+def _solved(matrix: Any, right: Any) -> Any:
+    """C^-1 r, in units in which every block curves alike: their own differ by many powers of ten."""
+    scale = np.sqrt(np.abs(np.diagonal(matrix)))
+    scaled = right / (scale if right.ndim == 1 else scale[:, None])
+    found = np.linalg.lstsq(matrix / np.outer(scale, scale), scaled, rcond=None)[0]
+    return found / (scale if right.ndim == 1 else scale[:, None])
 
 
 def _error(values: Any, weights: Any) -> Any:

@@ -64,9 +64,13 @@ def ratios_from_sharpness(
 
         r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
 
-    From DirectionalReports along a run, the geometric mean of these over the one of FFN, so that the base learning rate
-    is FFN's: of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well
-    below the best uniform one tell most: fewer blocks overshoot.
+    From DirectionalReports along a run, with the learning rates that lower the loss most when all blocks move together,
+    the geometric mean over FFN's, so that the base learning rate is FFN's:
+
+        log r(b) = mean over reports of log(f(b)) - log(f(FFN)),   f(b) = r_now(b) * (C^-1 s)_b / lr_b within [low, high]
+
+    Of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well below the
+    best uniform one tell most.
 
     Args:
         report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of
@@ -133,9 +137,7 @@ def _from_directional(report: DirectionalReport, low: float, high: float) -> Mea
                 "take: measure between the first warm-up step and the end of the schedule"
             )
     unclipped = {block: slope.ratio * slope.factor for block, slope in report.items()}
-    ratios = {
-        block: slope.ratio * bounded(slope.signal, slope.factor, low, high) for block, slope in report.items()
-    }
+    ratios = {block: slope.ratio * bounded(slope.factor, low, high) for block, slope in report.items()}
     errors = {block: slope.ratio * slope.best_lr_stderr / slope.lr for block, slope in report.items()}
     return MeasuredRatios(ratios, unclipped, errors)
 

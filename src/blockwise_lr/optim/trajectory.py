@@ -17,13 +17,14 @@ def log_ratios_along(
 ) -> tuple[dict[Block, float], dict[Block, float]]:
     r"""The mean over reports of every block's log learning rate over the anchor's, and its standard error.
 
-        log r(b) = mean_t (l_t(b) - l_t(anchor)),   l_t(b) = log(r_t(b) * f_t(b)),   f_t(b) = lr*_b / lr_b at t
+        log r(b) = mean_t (l_t(b) - l_t(anchor)),   l_t(b) = log(r_t(b) * f_t(b)),   f_t = (C_t^-1 s_t) / lr_t
 
-    with f within [low, high], low where the update raises the loss; r_t is the ratio that the block was measured at.
+    with f within [low, high], low where it is below 0; r_t is the ratio that the block was measured at. C^-1 s are the
+    learning rates that lower the loss most when all blocks move together: alone, almost every block could take more.
     The anchor is FFN, so that the base learning rate is FFN's (without one: the largest block).
 
-    A single report is one moment of a valley that the run crosses back and forth: at most moments some block
-    overshoots. The mean of the logarithms weighs how often it does against how far it could go when it does not.
+    A single report is one moment of a valley that the run crosses back and forth. The mean of the logarithms weighs how
+    often a block overshoots against how far it could go when it does not.
 
     Args:
         reports: measured along one run; those at learning rate 0 tell nothing and are left out.
@@ -50,8 +51,9 @@ def log_ratios_along(
     for report in moving:
         if anchor not in report:
             continue
+        together = report.joint_best_lr
         logs = {
-            block: math.log(slope.ratio * bounded(slope.signal, slope.factor, low, high))
+            block: math.log(slope.ratio * bounded(together[block] / slope.lr, low, high))
             for block, slope in report.items()
         }
         for block, log in logs.items():
@@ -65,9 +67,9 @@ def log_ratios_along(
     return means, errors
 
 
-def bounded(signal: float, factor: float, low: float, high: float) -> float:
-    """lr* / lr within its bounds; `low` where the update raises the loss."""
-    return min(max(factor, low), high) if signal > 0 else low
+def bounded(factor: float, low: float, high: float) -> float:
+    """lr* / lr within its bounds; `low` where it is below 0, as the update raises the loss."""
+    return min(max(factor, low), high)
 
 
 def reports_of(values: Mapping[str, Any]) -> list[DirectionalReport]:
