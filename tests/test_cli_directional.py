@@ -31,12 +31,11 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     assert code == 0
     assert "along the optimizer's update" in out
     assert "verdict" in out
-    assert (
-        "step 8, along" in out
-    )  # the last checkpoint is at the schedule's floor, where every block could go up
+    # The last checkpoint is at the schedule's floor, where every block could go up.
+    assert "step 8, along" in out
     assert " 8 ┃" in out
     assert " 24 ┃" in out
-    assert "ratio: the mean over FFN" in " ".join(out.split())
+    assert "ratio: what is best for all together, in the mean, over FFN's" in " ".join(out.split())
     folder = run / "sharpness"
     report = DirectionalReport.from_json(folder / "directional.json")
     content = json.loads((folder / "directional.json").read_text())

@@ -26,9 +26,9 @@ from blockwise_lr import (
     ratios_from_sharpness,
     split_fused,
 )
-from blockwise_lr.optim.directional_report import Slope
-from blockwise_lr.optim.directional_show import plot_directional
+from blockwise_lr.optim.directional_show import directional_run_table, plot_directional, shown_report
 from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.optim.slope import Slope
 from blockwise_lr.optim.updates import groups_of, stepped_updates, taken_back, unit_updates
 from blockwise_lr.pretrain.config import ModelConfig
 from blockwise_lr.pretrain.models import build_model
@@ -395,26 +395,48 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 def test_verdicts_name_the_direction_and_the_factor() -> None:
+    def beside(best: float, error: float = 0.0, **more: float) -> dict[str, float]:
+        return {"best_lr_beside": best, "best_lr_beside_stderr": error, **more}
+
     report = report_of(
-        norm={"best_lr": 20.0, "best_lr_stderr": 1.0},
-        vo={"best_lr": 0.1, "best_lr_stderr": 0.01},
-        qk={"signal": -1.0, "signal_stderr": 0.1, "best_lr": -1.0},
-        ffn={"best_lr_stderr": 0.1},
-        emb={"best_lr": 2.0, "best_lr_stderr": 2.0},
-        head={"best_lr_stderr": float("nan")},
-        pos={"best_lr": 0.35, "best_lr_stderr": 0.2},
-        other={"best_lr_stderr": 0.1, "noise": 0.2},
+        norm=beside(20.0, 1.0),
+        vo=beside(0.1, 0.01),
+        qk=beside(-1.0, 0.1),
+        ffn=beside(1.0, 0.1),
+        emb=beside(2.0, 2.0),
+        head=beside(1.0, math.nan),
+        pos=beside(0.35, 0.2),
+        other=beside(1.0, 0.1, noise=0.2),
     )
     assert {block.value: slope.verdict for block, slope in report.items()} == {
         "norm": "could go up x20",
-        "vo": "overshooting: x0.1 would be right",
-        "qk": "overshooting: it raises the loss",
+        "vo": "overshoots: x0.1 is right",
+        "qk": "raises the loss",
         "ffn": "about right",
         "emb": "not clear: more batches",
         "head": "one batch: no error bars",
         "pos": "not clear: more batches",
-        "other": "not clear: rounding drowns the curvature",
+        "other": "not clear: rounding",
     }
+
+
+def test_beside_the_others_a_block_has_the_signal_that_they_leave() -> None:
+    """C = [[2, 1], [1, 4]], s = (3, 6), each at 1/2: beside FFN's half a step, EMB's signal is 3 - 1/2."""
+    draws = {
+        "signals": torch.tensor([[3.0, 6.0], [3.0, 6.0]]).double(),
+        "curvatures": torch.tensor([[[2.0, 1.0], [1.0, 4.0]]] * 2).double(),
+        "noise": torch.zeros(2, 2),
+        "samples": [1, 1],
+        "hessians": None,
+    }
+    report = DirectionalReport.from_draws(
+        [Block.EMB, Block.FFN], **draws, lrs=[0.5, 0.5], ratios=[1.0, 1.0], numels=[1, 1], step=None
+    )
+    assert [slope.best_lr for slope in report.values()] == [1.5, 1.5]
+    assert [slope.best_lr_beside for slope in report.values()] == [1.25, 1.375]
+    assert [slope.best_lr_beside_stderr for slope in report.values()] == [0.0, 0.0]
+    # All together: where each, beside the others at theirs, is right.
+    assert report.joint_best_lr == pytest.approx({Block.EMB: 6 / 7, Block.FFN: 9 / 7})
 
 
 def test_ratios_follow_the_best_learning_rates_within_bounds() -> None:
@@ -448,7 +470,7 @@ def test_a_damaged_report_is_refused_with_its_path(tmp_path) -> None:
 
 def test_the_figure_shows_a_run_or_a_single_step(tmp_path) -> None:
     reports = [
-        replace(report_of(norm={"best_lr": 9.0}, vo={"signal": -1.0, "best_lr": -1.0}), step=step)
+        replace(report_of(norm={"best_lr": 9.0}, vo={"best_lr": -1.0, "best_lr_beside": -1.0}), step=step)
         for step in (10, 20)
     ]
     assert plot_directional(reports, tmp_path / "run.png").stat().st_size > 10_000
@@ -458,12 +480,33 @@ def test_the_figure_shows_a_run_or_a_single_step(tmp_path) -> None:
 
 
 def test_the_table_fits_a_terminal_of_80_columns() -> None:
-    report = report_of(norm={"lr": 2e-4, "best_lr": 0.077, "best_lr_stderr": 0.008}, vo={"signal": -9.0})
+    norm = {"lr": 2e-4, "best_lr": 0.09, "best_lr_beside": 0.077, "best_lr_beside_stderr": 0.008}
+    report = report_of(norm=norm, vo={"best_lr_beside": -9.0, "best_lr_beside_stderr": 1.0})
     console = Console(width=80, file=io.StringIO())
     console.print(report.table())
     shown = console.file.getvalue()
-    assert "2.00e-04 │ 7.7e-02 ± 8.0e-03 │ could go up x380" in " ".join(shown.split())
-    assert len(shown.strip().splitlines()) == 7
+    assert "2.00e-04 │ 9.0e-02 │ 7.7e-02 ± 8.0e-03 │ could go up x380" in " ".join(shown.split())
+    assert "│ raises the loss " in shown
+    assert len(shown.strip().splitlines()) == 8
+
+
+def test_the_table_of_a_run_fits_too_and_the_step_that_is_shown_has_the_highest_rate() -> None:
+    high, low = (
+        replace(
+            report_of(norm={"lr": lr, "best_lr_beside": 2e3}, ffn={"lr": lr, "best_lr_beside": -1.0}),
+            step=step,
+        )
+        for lr, step in ((1.0, 10_000), (0.1, 50_000))
+    )
+    assert shown_report([high, low]) is high
+    console = Console(width=80, file=io.StringIO())
+    console.print(directional_run_table([high] * 15 + [low] * 5))
+    shown = console.file.getvalue()
+    assert shown.count("10,000") == 4
+    assert shown.count("50,000") == 2
+    assert "│ norm │ x2000" in " ".join(shown.split())
+    assert max(map(len, shown.splitlines())) <= 80
+    assert " ".join(shown.split()).count("│ - ") == 6
 
 
 class Flat(nn.Module):

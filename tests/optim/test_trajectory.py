@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from blockwise_lr import Block, DirectionalReport, ratios_from_sharpness
-from blockwise_lr.optim.directional_report import Slope
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
+from blockwise_lr.optim.slope import Slope
 
 
 def report(step: int = 1, lr: float = 1.0, **factors: float) -> DirectionalReport:

@@ -7,7 +7,7 @@ from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.clipping import clip_grad_norm_by_block
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.directional import measure_directional
-from blockwise_lr.optim.directional_report import DirectionalReport, Slope
+from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.measured import MeasuredRatios, ratios_from_sharpness
 from blockwise_lr.optim.muon import Muon
@@ -15,6 +15,7 @@ from blockwise_lr.optim.nonfinite import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.registry import OPTIMIZERS, build_optimizer, optimizer_entry
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
+from blockwise_lr.optim.slope import Slope
 
 __all__ = [
     "MEASURED_RATIOS",

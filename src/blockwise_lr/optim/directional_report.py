@@ -1,19 +1,20 @@
-"""DirectionalReport: what each block could learn at, with error bars; JSON and a verdict in words."""
+"""DirectionalReport: what each block could learn at, with error bars; JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.checked import number_or_nan, numbers, typed
 from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.slope import Slope
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -21,58 +22,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 KIND = "directional"
-
-
-class Slope(NamedTuple):
-    """One block along its own update; standard errors are over batches, NaN with a single one.
-
-    Args:
-        lr: the block's learning rate in the step that was measured.
-        signal: s_b = <g, u_b>; above 0 if the update lowers the loss.
-        signal_stderr: of it.
-        curvature: u_b' G u_b.
-        curvature_stderr: of it.
-        best_lr: s_b / u_b' G u_b, the step that minimises the local quadratic.
-        best_lr_stderr: of it; signal and curvature come from the same batches.
-        noise: what rounding adds to the curvature.
-        numel: elements of the block.
-        ratio: the block's learning-rate ratio when it was measured (``lr_ratio`` of its group; 1 without).
-    """
-
-    lr: float
-    signal: float
-    signal_stderr: float
-    curvature: float
-    curvature_stderr: float
-    best_lr: float
-    best_lr_stderr: float
-    noise: float
-    numel: int
-    ratio: float = 1.0
-
-    @property
-    def factor(self) -> float:
-        """best_lr / lr; infinite or NaN at learning rate 0."""
-        return self.best_lr / self.lr if self.lr else math.copysign(math.inf, self.best_lr)
-
-    @property
-    def verdict(self) -> str:
-        """In words, two standard errors to either side; within a factor 1.5 a learning rate is about right."""
-        if math.isnan(self.best_lr_stderr):
-            return "one batch: no error bars"
-        if self.noise > 0.1 * abs(self.curvature):
-            return "not clear: rounding drowns the curvature"
-        low, high = self.best_lr - 2 * self.best_lr_stderr, self.best_lr + 2 * self.best_lr_stderr
-        if self.signal + 2 * self.signal_stderr < 0:
-            return "overshooting: it raises the loss"
-        if high < self.lr / 1.5:
-            return (
-                f"overshooting: x{_short(self.factor)} would be right" if self.best_lr > 0 else "overshooting"
-            )
-        if low > 1.5 * self.lr:
-            return f"could go up x{_short(self.factor)}"
-        certain = high - low < 2 * abs(self.lr) and self.lr / 1.5 <= self.best_lr <= 1.5 * self.lr
-        return "about right" if certain else "not clear: more batches"
 
 
 @dataclass(frozen=True)
@@ -86,7 +35,6 @@ class DirectionalReport(Mapping[Block, Slope]):
         samples: predicted tokens (samples) measured on.
         batches: batches measured on.
         step: the training step, None if not given.
-        joint_best_lr_stderr: block -> standard error of :attr:`joint_best_lr`, over batches; NaN with a single one.
 
     Example:
         >>> report[Block.NORM].verdict  # doctest: +SKIP
@@ -99,7 +47,6 @@ class DirectionalReport(Mapping[Block, Slope]):
     samples: int
     batches: int
     step: int | None = None
-    joint_best_lr_stderr: Mapping[Block, float] = field(default_factory=dict)
 
     @classmethod
     def from_draws(
@@ -128,11 +75,15 @@ class DirectionalReport(Mapping[Block, Slope]):
             lrs, ratios, numels: of each block.
         """
         weights = np.asarray(samples, dtype=float) / sum(samples)
-        s, c = signals.numpy(), np.diagonal(curvatures.numpy(), axis1=1, axis2=2)
+        s, matrices, own = signals.numpy(), curvatures.numpy(), np.asarray(lrs, dtype=float)
+        c = np.diagonal(matrices, axis1=1, axis2=2)
         signal, curvature = weights @ s, weights @ c
         best = signal / curvature
+        beside = s - matrices @ own + c * own  # the signals when the others have moved
+        best_beside = (weights @ beside) / curvature
         # First order: lr* = s / c, so a batch moves it by (s_k - lr* c_k) / c.
-        errors = [_error(values, weights) for values in (s, c, (s - best * c) / curvature)]
+        deviations = (s, c, (s - best * c) / curvature, (beside - best_beside * c) / curvature)
+        errors = [_error(values, weights) for values in deviations]
         slopes = {
             block: Slope(
                 lr=lrs[i],
@@ -145,17 +96,14 @@ class DirectionalReport(Mapping[Block, Slope]):
                 noise=float(weights @ noise.numpy()[:, i]),
                 numel=numels[i],
                 ratio=ratios[i],
+                best_lr_beside=float(best_beside[i]),
+                best_lr_beside_stderr=float(errors[3][i]),
             )
             for i, block in enumerate(blocks)
         }
-        matrix = np.tensordot(weights, curvatures.numpy(), 1)
-        # First order: C x = s, so a batch moves x by C^-1 (s_k - C_k x).
-        joint = _solved(matrix, signal)
-        off = _error(_solved(matrix, (s - curvatures.numpy() @ joint).T).T, weights)
         return cls(
             blocks=slopes,
-            matrix=matrix.tolist(),
-            joint_best_lr_stderr=dict(zip(blocks, map(float, off))),
+            matrix=np.tensordot(weights, matrices, 1).tolist(),
             hessian=None if hessians is None else np.tensordot(weights, hessians.numpy(), 1).tolist(),
             samples=int(sum(samples)),
             batches=len(samples),
@@ -208,10 +156,6 @@ class DirectionalReport(Mapping[Block, Slope]):
             "matrix": [list(row) for row in self.matrix],
             "eigenvalues": self.eigenvalues,
             "joint_best_lr": {block.value: lr for block, lr in self.joint_best_lr.items()},
-            "joint_best_lr_stderr": {
-                block.value: error if math.isfinite(error) else None
-                for block, error in self.joint_best_lr_stderr.items()
-            },
             "hessian": None if self.hessian is None else [list(row) for row in self.hessian],
         }
 
@@ -230,10 +174,6 @@ class DirectionalReport(Mapping[Block, Slope]):
                 samples=typed(content["samples"], int),
                 batches=typed(content["batches"], int),
                 step=None if content["step"] is None else typed(content["step"], int),
-                joint_best_lr_stderr={
-                    Block(block): number_or_nan(error)
-                    for block, error in content["joint_best_lr_stderr"].items()
-                },
             )
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
@@ -263,11 +203,6 @@ class DirectionalReport(Mapping[Block, Slope]):
             raise ValueError(f"{path}: {error}") from None
 
 
-def _short(factor: float) -> str:
-    """Two digits, never with an exponent that a reader has to work out."""
-    return f"{float(f'{factor:.2g}'):g}"
-
-
 def _slope(numel: Any, **values: Any) -> Slope:
     return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
 
@@ -284,9 +219,7 @@ def _square(rows: Any, size: int) -> list[list[float]]:
 def _solved(matrix: Any, right: Any) -> Any:
     """C^-1 r, in units in which every block curves alike: their own differ by many powers of ten."""
     scale = np.sqrt(np.abs(np.diagonal(matrix)))
-    scaled = right / (scale if right.ndim == 1 else scale[:, None])
-    found = np.linalg.lstsq(matrix / np.outer(scale, scale), scaled, rcond=None)[0]
-    return found / (scale if right.ndim == 1 else scale[:, None])
+    return np.linalg.lstsq(matrix / np.outer(scale, scale), right / scale, rcond=None)[0] / scale
 
 
 def _error(values: Any, weights: Any) -> Any:

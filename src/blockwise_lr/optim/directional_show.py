@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
-from blockwise_lr.optim.directional_report import DirectionalReport, Slope
+from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
+from blockwise_lr.optim.slope import Slope, short
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -19,7 +20,7 @@ COLUMNS = 6
 
 
 def directional_table(report: DirectionalReport) -> Table:
-    """By block: its learning rate, the one it could take with its standard error, and the verdict.
+    """By block: its learning rate, those it could take alone and (with standard error) beside the others, the verdict.
 
     Raises:
         ModuleNotFoundError: rich is missing; says which extra to install.
@@ -32,13 +33,14 @@ def directional_table(report: DirectionalReport) -> Table:
     batches = "1 batch" if report.batches == 1 else f"{report.batches} batches"
     step = "" if report.step is None else f"step {report.step:,}, "
     columns = [
-        from_rich.Column(name, justify="right", no_wrap=True) for name in ("learning rate", "could take")
+        from_rich.Column(name, justify="right", no_wrap=True) for name in ("own", "alone", "beside others")
     ]
     made: Table = from_rich.Table(
         "block",
         *columns,
         "verdict",
-        title=f"{step}along the optimizer's update, {report.samples:,} samples in {batches}",
+        title=f"{step}along the optimizer's update, {report.samples:,} samples in {batches}:\n"
+        "learning rates: its own, and what it could take",
         title_justify="left",
         title_style="italic",
     )
@@ -46,7 +48,8 @@ def directional_table(report: DirectionalReport) -> Table:
         made.add_row(
             block.value,
             f"{slope.lr:.2e}",
-            _with_error(slope.best_lr, slope.best_lr_stderr),
+            f"{slope.best_lr:.1e}",
+            _with_error(slope.best_lr_beside, slope.best_lr_beside_stderr),
             slope.verdict,
         )
     return made
@@ -58,7 +61,7 @@ def shown_report(reports: Sequence[DirectionalReport]) -> DirectionalReport:
 
 
 def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
-    """Along a run: by how much each block's learning rate could have been higher, and the ratios of the mean.
+    """Along a run: by how much each block's learning rate could have been higher, and the ratios to train with.
 
     Args:
         reports: of one run, earliest first; of more than COLUMNS some are shown, and the ratios are of all.
@@ -78,7 +81,8 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
     made: Table = from_rich.Table(
         "block",
         *columns,
-        title="could take / learning rate, by step (-: it raises the loss); ratio: the mean over FFN",
+        title="could take beside the others / own, by step (-: raises the loss)\n"
+        "ratio: what is best for all together, in the mean, over FFN's",
         title_justify="left",
         title_style="italic",
     )
@@ -89,7 +93,8 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
 
 
 def _factor(slope: Slope) -> str:
-    return f"x{slope.factor:.2g}" if slope.signal > 0 and math.isfinite(slope.factor) else "-"
+    factor = slope.factor_beside
+    return f"x{short(factor)}" if factor > 0 and math.isfinite(factor) else "-"
 
 
 def _rich() -> Any:
@@ -119,16 +124,20 @@ def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> 
     """
     if not reports:
         raise ValueError("no reports; expected one or more")
-    with figure((6.4, 4.2)) as made:
-        axes = made.subplots()
-        draw_directional(axes, reports)
+    with figure((9.6, 4.4)) as made:
+        for axes, beside in zip(made.subplots(1, 2, sharex=True, sharey=True), (False, True)):
+            draw_directional(axes, reports, beside=beside)
+        made.axes[1].set_ylabel("")
+        made.axes[1].legend(ncols=2, fontsize=8)
+        made.suptitle("▼: the update raises the loss at any learning rate", fontsize=9)
         return save(made, path)
 
 
-def draw_directional(axes: Any, reports: Sequence[DirectionalReport]) -> None:
-    """What :func:`plot_directional` shows, on `axes`."""
+def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, beside: bool) -> None:
+    """One panel of :func:`plot_directional`: each block alone, or beside the others."""
     blocks = [block for block in Block if any(block in report for report in reports)]
-    factors = [s.factor for r in reports for s in r.values() if math.isfinite(s.factor) and s.factor > 0]
+    every = [s for r in reports for s in r.values()]
+    factors = [f for s in every for f in (s.factor, s.factor_beside) if math.isfinite(f) and f > 0]
     low, high = min([*factors, 0.1]) / 2, max([*factors, 10.0]) * 2
     strips = low / 1.35 ** (len(blocks) + 1)  # below, a line of ▼ for each block
     axes.axhline(1.0, color="#555555", linewidth=0.9)
@@ -136,7 +145,11 @@ def draw_directional(axes: Any, reports: Sequence[DirectionalReport]) -> None:
         found = [(x, report[block]) for x, report in enumerate(reports) if block in report]
         # Side by side, so that error bars of the same step can be told apart.
         at = [_step(reports, x) + _nudge(reports, number, len(blocks)) for x, _ in found]
-        _draw_block(axes, block, at, [slope for _, slope in found], strips * 1.35 ** (len(blocks) - number))
+        slopes = [slope for _, slope in found]
+        shown = [slope.factor_beside if beside else slope.factor for slope in slopes]
+        errors = [slope.best_lr_beside_stderr if beside else slope.best_lr_stderr for slope in slopes]
+        relative = [0.0 if math.isnan(e) or not s.lr else e / s.lr for s, e in zip(slopes, errors)]
+        _draw_block(axes, block, at, shown, relative, strips * 1.35 ** (len(blocks) - number))
     axes.axhline(low, color="#BBBBBB", linewidth=0.6)
     axes.set_ylim(strips, high)
     log_ticks(axes.yaxis)
@@ -145,18 +158,23 @@ def draw_directional(axes: Any, reports: Sequence[DirectionalReport]) -> None:
         axes.set_xlabel("step")
     else:
         axes.set_xticks([])
-    axes.legend(ncols=2, fontsize=8)
-    axes.set_title("▼: the update raises the loss at any learning rate", fontsize=9, loc="left")
+    axes.set_title("beside the others" if beside else "alone, the others at rest", fontsize=9, loc="left")
 
 
-def _draw_block(axes: Any, block: Block, at: Sequence[float], slopes: Sequence[Slope], strip: float) -> None:
+def _draw_block(
+    axes: Any,
+    block: Block,
+    at: Sequence[float],
+    factors: Sequence[float],
+    errors: Sequence[float],
+    strip: float,
+) -> None:
     colour = block_colour(block)
-    shown = [s.factor if s.factor > 0 and math.isfinite(s.factor) else math.nan for s in slopes]
-    errors = [0.0 if math.isnan(s.best_lr_stderr) or not s.lr else s.best_lr_stderr / s.lr for s in slopes]
+    shown = [f if f > 0 and math.isfinite(f) else math.nan for f in factors]
     below = [min(error, 0.9 * f) if f == f else 0.0 for error, f in zip(errors, shown)]
     axes.errorbar(at, shown, yerr=[below, errors], color=colour, marker="o", markersize=4, capsize=2,
                   linewidth=1.2, label=block.value)  # fmt: skip
-    lost = [x for x, s in zip(at, slopes) if not s.factor > 0]
+    lost = [x for x, f in zip(at, factors) if not f > 0]
     axes.plot(lost, [strip] * len(lost), linestyle="none", marker="v", markersize=5, color=colour)
 
 

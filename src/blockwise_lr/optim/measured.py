@@ -67,7 +67,7 @@ def ratios_from_sharpness(
     From DirectionalReports along a run, with the learning rates that lower the loss most when all blocks move together,
     the geometric mean over FFN's, so that the base learning rate is FFN's:
 
-        log r(b) = mean over reports of log(f(b)) - log(f(FFN)),   f(b) = r_now(b) * (C^-1 s)_b / lr_b within [low, high]
+        log r(b) = mean of log(f(b)) - log(f(FFN)),    f(b) = r_now(b) * (C^-1 s)_b / lr_b,  bounded as above
 
     Of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well below the
     best uniform one tell most.
