@@ -2,54 +2,28 @@
 
     python benchmarks/along.py --out runs/along
 
-Trains uniform runs (ALONG), measures the learning rate that each block could take along them, and trains from scratch
-with ratios from there and from other rules (TRIED), all at seed 0. Runs are cached in --out. Writes
-results/ratios/along/: every measurement and tried.json.
+Trains from scratch with ratios that were measured along runs and with some from other rules (TRIED), all at seed 0.
+Those up to 2026-11-23 are of measurements that took the signal where an update had led to, and each block's room from
+there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json. What tried.json has is not
+trained again. Writes results/ratios/along/tried.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from _runs import run
-from ratios import RESULTS, config_of, directional_along
+from ratios import RESULTS, config_of
 
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.environment import describe_environment
 
-
-class Along(NamedTuple):
-    """A run that is measured along its way, at 15 to 20 points."""
-
-    setting: str
-    base_lr: float
-    steps: int = 300
-    ratios: str = "uniform"
-
-
 FROM_4E_3 = "emb=11,qk=1.6,vo=0.48,norm=43,head=9.6"
-ALONG = {
-    "llama-2m-4e-3": Along("llama-2m", 4e-3),
-    "llama-2m-1e-3": Along("llama-2m", 1e-3),
-    "llama-2m-4e-3-75steps": Along("llama-2m", 4e-3, 75),
-    "llama-2m-1e-3-75steps": Along("llama-2m", 1e-3, 75),
-    "llama-2m-2e-3-40steps": Along("llama-2m", 2e-3, 40),
-    "llama-2m-again": Along("llama-2m", 2.4e-3, 300, FROM_4E_3),
-    "gpt2-1m-8e-3": Along("gpt2-1m", 8e-3),
-    "gpt2-1m-4e-3-75steps": Along("gpt2-1m", 4e-3, 75),
-    "gpt2-1m-1e-3-75steps": Along("gpt2-1m", 1e-3, 75),
-    "llama-5m-4e-3-75steps": Along("llama-5m", 4e-3, 75),
-    "llama-5m-1e-3-75steps": Along("llama-5m", 1e-3, 75),
-}
-
 LLAMA_4E_3_SHORT = "emb=10.4,qk=2.48,vo=0.515,norm=8.13,head=4.53"
 LLAMA_1E_3 = "emb=15.8,qk=4.49,vo=0.5,norm=32,head=27.9"
 GPT2_1E_3_SHORT = "emb=18.2,qk=3.41,vo=0.397,norm=24.5,pos=2.63"
@@ -75,6 +49,10 @@ TRIED = (
     ("gpt2-1m", "gpt2-1m-1e-3-75steps", GPT2_1E_3_SHORT, 1e-3, 0.15),
     ("gpt2-1m", "gpt2-1m-1e-3-75steps", GPT2_1E_3_SHORT, 2e-3, 0.15),
     ("gpt2-1m", "llama-2m-4e-3-75steps", "emb=10.4,qk=2.48,vo=0.515,norm=8.13,pos=2", 2e-3, 0.15),
+    ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 1.41e-3, 0.15),
+    ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 2e-3, 0.15),
+    ("llama-2m", "own, all together", "emb=9.04,qk=1.48,vo=0.312,norm=19.9,head=16.7", 1.41e-3, 0.15),
+    ("llama-2m", "own, all together", "emb=9.04,qk=1.48,vo=0.312,norm=19.9,head=16.7", 2e-3, 0.15),
 )  # fmt: skip
 
 
@@ -85,19 +63,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/along"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    kept = RESULTS / "along"
-    kept.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / "along" / "tried.json"
+    known = json.loads(path.read_text())
+    done = [each["point"] for each in known["tried"]]
 
-    def measure(name: str) -> dict[str, Any]:
-        case = ALONG[name]
-        config = out / f"{name}.json"
-        write_json_atomic(config, replace(config_of(case.setting, out), steps=case.steps).to_dict())
-        found = directional_along(config, out / name, case.base_lr, case.ratios)
-        shutil.copy(found, kept / f"{name}.json")
-        ratios = {block.value: float(f"{r:.3g}") for block, r in parse_ratios(str(found)).items()}
-        return {**case._asdict(), "found": ratios}
-
-    def train(setting: str, source: str, ratios: str, base_lr: float, warmup: float) -> dict[str, Any]:
+    def train(setting: str, source: str, ratios: str, base_lr: float, warmup: float) -> dict[str, Any] | None:
         config = config_of(setting, out)
         optim = replace(config.optim, ratios=ratios, base_lr=base_lr, warmup_fraction=warmup)
         point = {
@@ -107,14 +77,15 @@ def main() -> None:
             "base_lr": base_lr,
             "warmup": warmup,
         }
-        return run(out, replace(config, eval_every=0, optim=optim), point)
+        if point in done:
+            return None
+        return {**run(out, replace(config, eval_every=0, optim=optim), point), "date": today}
 
+    today = describe_environment("cpu")["date"]
     with ThreadPoolExecutor(2) as pool:
-        along = dict(zip(ALONG, pool.map(measure, ALONG)))
-        tried = list(pool.map(lambda case: train(*case), TRIED))
-    about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
-    write_json_atomic(kept / "tried.json", {**about, "along": along, "tried": tried})
-    print(json.dumps(along, indent=1))
+        found = list(pool.map(lambda case: train(*case), TRIED))
+    known["tried"] += [each for each in found if each is not None]
+    write_json_atomic(path, known)
 
 
 if __name__ == "__main__":
