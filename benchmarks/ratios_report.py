@@ -35,14 +35,31 @@ def write_report(results: Path) -> None:
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
+EARLIER = {
+    "llama-2m/compare.json": {"own": "own, after the step"},
+    "llama-5m/further.json": {"own of llama-600k": "own of llama-600k, after the step"},
+}
+"""Arms from before directional measurements took an update from where it was taken, by the names they had."""
+
+
 def read_study(path: Path) -> dict[str, Any]:
     """A setting's compare.json, with the arms of further.json beside it (benchmarks/further.py) if there are any."""
-    study: dict[str, Any] = json.loads(path.read_text())
+    study = read_arms(path)
     if (beside := path.with_name("further.json")).exists():
-        study["further"] = further = json.loads(beside.read_text())
+        study["further"] = further = read_arms(beside)
         study["arms"] |= further["arms"]
         study["comparisons"] += further["comparisons"]
     return study
+
+
+def read_arms(path: Path) -> dict[str, Any]:
+    """A file of arms, those of EARLIER under the names of now."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    names = EARLIER.get(f"{path.parent.name}/{path.name}", {})
+    found["arms"] = {names.get(arm, arm): values for arm, values in found["arms"].items()}
+    for each in (*found["comparisons"], *found.get("tuning", [])):
+        each["arm"] = names.get(each["arm"], each["arm"])
+    return found
 
 
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -162,9 +179,10 @@ def section(name: str, study: dict[str, Any]) -> str:
 def table_of_trials(trials: dict[str, Any]) -> str:
     """The single-seed leads of benchmarks/along.py, the lowest loss of each setting first."""
     lines = [
-        "Ratios measured along a run (the second column names the measurement in [along/](along)), then trained from "
-        "scratch; seed 0, no tuning beyond what the table shows (`benchmarks/along.py`). Leads, from which `measured` "
-        "was made.",
+        "Ratios measured along a run (the second column says which; what was measured there is in "
+        "[tried.json](along/tried.json)), then trained from scratch; seed 0, no tuning beyond what the table shows "
+        "(`benchmarks/along.py`). Leads: `measured` was made from those of llama-2m-1e-3 and llama-2m-4e-3, by the "
+        "earlier form of the measurement; `own` are of the present one.",
         "",
         "| setting | ratios from | ratios | base LR | warm-up | tune loss |",
         "| --- | --- | --- | --- | --- | --- |",
