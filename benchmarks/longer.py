@@ -34,7 +34,7 @@ from blockwise_lr.pretrain.environment import describe_environment
 
 LONGER = 4
 LOW = (5e-4, 1e-3, 2e-3)  # where such ratios are best
-LRS = {"uniform": (*GRID, 2.83e-3), "measured": (5e-4, *GRID), "own": LOW}
+LRS = {"uniform": (*GRID, 2.83e-3), "own": LOW, "measured": (5e-4, *GRID)}
 FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15}  # as chosen over N steps
 AROUND = (
     (Block.VO, 0.25),
@@ -61,20 +61,28 @@ def main() -> None:
     out, path = arguments.out, RESULTS / "longer.json"
     out.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text())
+
+    def write() -> None:
+        about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
+        write_json_atomic(path, {**found, **about})
+
     with kept(path.parent / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
-        if arguments.phase == "rules":
-            found["runs"] = tune_all(out, pool)
-        else:
+        if arguments.phase == "around":
             found["around"] = around(found["runs"], out, pool)
-    about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
-    write_json_atomic(path, {**found, **about})
+            write()
+            return
+        for rule in LRS:
+            ratios = own(out, chosen(found["runs"], "uniform")["base_lr"] / 4) if rule == "own" else rule
+            runs = {each: [run for run in found["runs"] if run["point"]["rule"] == each] for each in LRS}
+            runs[rule] = tuned(rule, ratios, out, pool)
+            found["runs"] = [run for each in LRS for run in runs[each]]
+            write()
 
 
-def tune_all(out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
-    """Every run of every rule."""
-    runs = tuned("uniform", "uniform", out, pool)
-    ratios = {rule: rule for rule in LRS} | {"own": own(out, runs[0]["point"]["base_lr"] / 4)}
-    return runs + [run for rule in ("own", "measured") for run in tuned(rule, ratios[rule], out, pool)]
+def chosen(runs: list[dict[str, Any]], rule: str) -> dict[str, Any]:
+    """What a rule was trained with at every seed."""
+    point: dict[str, Any] = next(run["point"] for run in runs if run["point"]["rule"] == rule)
+    return point
 
 
 def tuned(rule: str, ratios: str, out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
@@ -114,15 +122,15 @@ def own(out: Path, base_lr: float) -> str:
 
 def around(runs: list[dict[str, Any]], out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """`measured` with one ratio changed, at what was chosen for it; the unchanged one first."""
-    chosen = next(run for run in runs if run["point"]["rule"] == "measured")
-    how = (chosen["point"]["base_lr"], chosen["point"]["warmup"], SEEDS[0])
+    point = chosen(runs, "measured")
+    how = (point["base_lr"], point["warmup"], SEEDS[0])
 
     def moved(move: tuple[Block, float]) -> dict[str, Any]:
         block, factor = move
         ratios = {**MEASURED_RATIOS, block: MEASURED_RATIOS[block] * factor}
         return one(f"{block.value} x {factor:g}", spell_ratios(ratios), *how, out)
 
-    return [chosen, *pool.map(moved, AROUND)]
+    return [next(run for run in runs if run["point"] == point), *pool.map(moved, AROUND)]
 
 
 if __name__ == "__main__":

@@ -127,5 +127,5 @@ def test_an_update_seen_in_a_step_is_that_of_all_processes_together(found):
 def test_what_cannot_be_measured_sharded_is_refused(found):
     assert found["hessian"].startswith("hessian=True needs whole parameters")
     assert "call split_fused(model) before fully_shard" in found["fused"]
-    assert "computes in half precision and not because of the parameters alone" in found["half"]
+    assert "computes in half precision, and not because of the parameters alone" in found["half"]
     assert "processes have more than" in found["uneven"]
