@@ -13,7 +13,7 @@ from blockwise_lr.files import write_text_atomic
 
 WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
 FITTED = ("llama-2m",)
-SEARCHLESS, WARMUP = ("measured", "auto"), 0.15
+SEARCHLESS, WARMUP = ("measured", "auto", "own"), 0.15
 
 
 def write_report(results: Path) -> None:
@@ -86,7 +86,7 @@ def table_of_gaps(studies: dict[str, Any]) -> str:
 def table_without_search(studies: dict[str, Any]) -> str:
     """What SEARCHLESS cost at a quarter of the baseline's rate and a warm-up of WARMUP, not at their best."""
     lines = [
-        f"`measured` and `auto` at a quarter of the base learning rate that was tuned for uniform, and a warm-up of "
+        f"`measured`, `auto` and `own` at a quarter of the base learning rate that was tuned for uniform, and a warm-up of "
         f"{WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and warm-up "
         "that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which all "
         "these runs are chosen by. From the runs of the tables below; a cell is empty if no run was there.",

@@ -14,6 +14,7 @@ from blockwise_lr.optim.ratios import (
     parse_ratios,
     resolve_ratios,
 )
+from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.pretrain.config import config_from_dict, identity
 from blockwise_lr.pretrain.presets import Setting, arms_of, get_preset, tuned_settings
 
@@ -116,6 +117,23 @@ def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatc
     assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
 
 
+def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
+    study = QUICKSTART.parent / "ratios"
+    reports = reports_of(json.loads((study / "directional" / "directional.json").read_text()))
+    alone = sum(slope.factor > 1 for report in reports for slope in report.values())
+    held = {b.value: sum(report[b].factor_beside < 1 for report in reports) for b in reports[0]}
+    assert (len(reports), alone) == (20, 102)
+    assert held == {"emb": 2, "qk": 10, "vo": 16, "ffn": 11, "norm": 3, "head": 0}
+    late = [report for report in reports if report.step >= 105]
+    shown = {"norm": (14, 544), "emb": (2.4, 36), "head": (1.4, 29)}
+    for block, bounds in shown.items():
+        found = [report[block].factor_beside for report in late]
+        assert (min(found), max(found)) == pytest.approx(bounds, rel=0.03)
+    for page in (study / "README.md", QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md"):
+        assert "102 of " in page.read_text()
+        assert "at 16 of its 20 points, FFN at 11 and QK at 10" in page.read_text()
+
+
 def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):
     """README and docs/concepts/ratios.md claim these bounds of every setting."""
     monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
@@ -146,8 +164,8 @@ def test_the_table_of_measured_ratios_shows_what_was_measured():
         "| LLaMA, 0.6M": "llama-600k",
         "| LLaMA, 1.8M": "llama-2m",
         "| LLaMA, 1.8M, four times the steps": "longer",
+        "| the same at 4e-3, near its best rate": "directional",
         "| GPT-2, 1.2M": "gpt2-1m",
-        "| GPT-2, 4.0M": "gpt2-4m",
     }
     page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text().splitlines()
     for start, name in rows.items():

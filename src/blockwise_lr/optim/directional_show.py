@@ -81,8 +81,8 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
     made: Table = from_rich.Table(
         "block",
         *columns,
-        title="could take beside the others / own, by step (-: raises the loss)\n"
-        "ratio: what is best for all together, in the mean, over FFN's",
+        title="could take beside the others / own (-: raises the loss), by step;\n"
+        "ratio: best for all together, in the mean over FFN's",
         title_justify="left",
         title_style="italic",
     )
