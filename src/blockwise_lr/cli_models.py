@@ -146,8 +146,8 @@ class SharpnessCommand:
 
     Prints a table; writes sharpness.json, sharpness.png, layers.png, with --histogram density.png, and for a run with
     several checkpoints evolution.png. With --directional, of a run: the learning rate that each block could take, at
-    the checkpoint with the highest one and along the run, in directional.json and directional.png. In fp32, on the
-    measure split of the text, which nothing is trained on.
+    the checkpoint of the highest learning rate and along the run, in directional.json and directional.png. In fp32,
+    on the measure split of the text, which nothing is trained on.
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]

@@ -17,7 +17,9 @@ from blockwise_lr.optim.slope import Slope
 def report(step: int = 1, lr: float = 1.0, **factors: float) -> DirectionalReport:
     """A report in which each block could take `factor` times its learning rate; below 0: it overshoots."""
     slopes = {
-        Block(name): Slope(lr, f * lr, 0.1, 1.0, 0.1, f * lr, 0.1, 0.0, 10 if name == "vo" else 5)
+        Block(name): Slope(
+            lr, f * lr, 0.1, 1.0, 0.1, f * lr, 0.1, 0.0, 10 if name == "vo" else 5, 1.0, f * lr, 0.1
+        )
         for name, f in factors.items()
     }
     apart = [[float(a == b) for a in slopes] for b in slopes]

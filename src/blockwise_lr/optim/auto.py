@@ -100,7 +100,7 @@ class AutoRatios:
         """Whether :meth:`watch` wants the loss of the update that follows `step` others.
 
         From `start` to the end of the run: ratios that rest can be too high, too. Reading a loss waits for a GPU, so it
-        is not read more often than `rule.measurements` times a run.
+        is read about as often as `rule.measurements` says.
         """
         return step >= self.rule.start * self._schedule.total_steps and step % self._spacing == 0
 

@@ -28,7 +28,8 @@ class AutoRule:
         stop: share of the run at which they come to rest.
         anchor: what keeps its ratio: "ffn", so that the base learning rate is FFN's (without one: the largest
             block's), or "mean", the geometric mean of all blocks.
-        measurements: how many of the run's steps are measured; at most all.
+        measurements: about how many of a whole run's steps would be measured; at most all. As often the
+            guard reads the loss.
         re_measure: go on after `stop`, every so many steps; 0: rest.
         low, high: bounds of a ratio.
         guard: by how much the smoothed training loss may rise above its lowest, in nats, before ratios are backed off.

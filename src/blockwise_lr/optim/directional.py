@@ -52,6 +52,7 @@ def measure_directional(
         s_b   = <g, u_b>              the signal: above 0 if the update lowers the loss
         C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
         lr*_b = s_b / C_bb            the step that minimises the local quadratic, all other blocks at rest
+                (s_b - sum_a C_ba lr_a) / C_bb, a != b: the same beside the others, which keep their own rates
         C^-1 s                        the same for all blocks together
 
     C needs the change of the logits when a block moves along its update, by central differences: two forward passes a

@@ -204,6 +204,10 @@ class DirectionalReport(Mapping[Block, Slope]):
 
 
 def _slope(numel: Any, **values: Any) -> Slope:
+    if "best_lr_beside" not in values:
+        raise ValueError(
+            "it was measured from where the update had led to, by an earlier version: measure again"
+        )
     return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
 
 
@@ -219,6 +223,7 @@ def _square(rows: Any, size: int) -> list[list[float]]:
 def _solved(matrix: Any, right: Any) -> Any:
     """C^-1 r, in units in which every block curves alike: their own differ by many powers of ten."""
     scale = np.sqrt(np.abs(np.diagonal(matrix)))
+    scale[scale == 0] = 1.0  # a block without curvature
     return np.linalg.lstsq(matrix / np.outer(scale, scale), right / scale, rcond=None)[0] / scale
 
 

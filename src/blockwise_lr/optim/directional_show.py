@@ -56,7 +56,7 @@ def directional_table(report: DirectionalReport) -> Table:
 
 
 def shown_report(reports: Sequence[DirectionalReport]) -> DirectionalReport:
-    """The one at the highest learning rate, the last of several such; at the schedule's floor, all could go up."""
+    """The one at the highest learning rate, the last of several such; at the schedule's floor, most could go up."""
     return max(reversed(reports), key=lambda report: max(slope.lr for slope in report.values()))
 
 
@@ -93,8 +93,9 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
 
 
 def _factor(slope: Slope) -> str:
-    factor = slope.factor_beside
-    return f"x{short(factor)}" if factor > 0 and math.isfinite(factor) else "-"
+    if not slope.lr:
+        return "lr 0"
+    return f"x{short(slope.factor_beside)}" if slope.factor_beside > 0 else "-"
 
 
 def _rich() -> Any:
@@ -174,7 +175,7 @@ def _draw_block(
     below = [min(error, 0.9 * f) if f == f else 0.0 for error, f in zip(errors, shown)]
     axes.errorbar(at, shown, yerr=[below, errors], color=colour, marker="o", markersize=4, capsize=2,
                   linewidth=1.2, label=block.value)  # fmt: skip
-    lost = [x for x, f in zip(at, factors) if not f > 0]
+    lost = [x for x, f in zip(at, factors) if f <= 0 and math.isfinite(f)]
     axes.plot(lost, [strip] * len(lost), linestyle="none", marker="v", markersize=5, color=colour)
 
 

@@ -64,6 +64,8 @@ def ratios_from_sharpness(
 
         r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
 
+    with lr*_b the rate that is best beside the others (``best_lr_beside``), which keep theirs.
+
     From DirectionalReports along a run, with the learning rates that lower the loss most when all blocks move together,
     the geometric mean over FFN's, so that the base learning rate is FFN's:
 
@@ -136,9 +138,9 @@ def _from_directional(report: DirectionalReport, low: float, high: float) -> Mea
                 f"{block.value} was measured at learning rate {slope.lr:g}, which no ratio relates to the one it could "
                 "take: measure between the first warm-up step and the end of the schedule"
             )
-    unclipped = {block: slope.ratio * slope.factor for block, slope in report.items()}
-    ratios = {block: slope.ratio * bounded(slope.factor, low, high) for block, slope in report.items()}
-    errors = {block: slope.ratio * slope.best_lr_stderr / slope.lr for block, slope in report.items()}
+    unclipped = {block: slope.ratio * slope.factor_beside for block, slope in report.items()}
+    ratios = {block: slope.ratio * bounded(slope.factor_beside, low, high) for block, slope in report.items()}
+    errors = {block: slope.ratio * slope.best_lr_beside_stderr / slope.lr for block, slope in report.items()}
     return MeasuredRatios(ratios, unclipped, errors)
 
 

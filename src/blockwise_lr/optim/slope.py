@@ -52,6 +52,8 @@ class Slope(NamedTuple):
     def verdict(self) -> str:
         """best_lr_beside in words, two standard errors to either side; within a factor 1.5 a rate is about right."""
         best, error = self.best_lr_beside, self.best_lr_beside_stderr
+        if not self.lr:
+            return "learning rate 0"
         if math.isnan(error):
             return "one batch: no error bars"
         if self.noise > 0.1 * abs(self.curvature):

@@ -98,10 +98,13 @@ def stepped_updates(
 def taken_back(
     parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], groups: Sequence[dict[str, Any]]
 ) -> Iterator[None]:
-    r"""The parameters where the last update was taken, theta + lr u, and afterwards as they were, to the bit.
+    r"""The parameters where the last update was taken, and afterwards as they were, to the bit.
+
+        (theta + lr u) / (1 - lr decay)                                        the decay where it is decoupled
 
     The state of an optimizer holds an update that has been applied. From where it led to, it says what is left to gain
-    by more of it, and a block at the lowest loss along its update would seem to need no learning rate at all.
+    by more of it, and a block at the lowest loss along its update would seem to need no learning rate at all. Holds a
+    second copy of the parameters meanwhile.
 
     Args:
         parameters: the model's.
@@ -112,7 +115,9 @@ def taken_back(
     try:
         with torch.no_grad():
             for parameter, update, group in zip(parameters, updates, groups):
-                local(parameter.detach()).add_(update, alpha=float(group["lr"]))
+                lr = float(group["lr"])
+                decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay", True) else 0.0
+                local(parameter.detach()).add_(update, alpha=lr).div_(1 - lr * decay)
         yield
     finally:
         with torch.no_grad():
