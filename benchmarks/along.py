@@ -4,8 +4,8 @@
 
 Trains from scratch with ratios that were measured along runs and with some from other rules (TRIED), all at seed 0.
 Those up to 2026-11-23 are of measurements that took the signal where an update had led to, and each block's room from
-there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json. What tried.json has is not
-trained again. Writes results/ratios/along/tried.json.
+there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json, "alone" with best_lr in the place
+of the joint minimiser. What tried.json has is not trained again. Writes results/ratios/along/tried.json.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ TRIED = (
     ("gpt2-1m", "llama-2m-4e-3-75steps", "emb=10.4,qk=2.48,vo=0.515,norm=8.13,pos=2", 2e-3, 0.15),
     ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 1.41e-3, 0.15),
     ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 2e-3, 0.15),
+    ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 7.07e-4, 0.15),
+    ("llama-2m", "own, each block alone", "emb=3.84,qk=2.23,vo=0.77,norm=7.09,head=5.31", 1e-3, 0.15),
     ("llama-2m", "own, all together", "emb=9.04,qk=1.48,vo=0.312,norm=19.9,head=16.7", 1.41e-3, 0.15),
     ("llama-2m", "own, all together", "emb=9.04,qk=1.48,vo=0.312,norm=19.9,head=16.7", 2e-3, 0.15),
 )  # fmt: skip

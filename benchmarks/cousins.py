@@ -73,7 +73,11 @@ def main() -> None:
         ]
         tried = list(pool.map(lambda point: train(point, out), points))
     about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
-    write_json_atomic(RESULTS / "cousins.json", {**about, "tried": tried})
+    path = RESULTS / "cousins.json"
+    found = json.loads(path.read_text())
+    ours = {point["rule"] for point in points}
+    others = [each for each in found["tried"] if each["point"]["rule"] not in ours]  # in_run.py's
+    write_json_atomic(path, {**found, **about, "tried": tried + others})
 
 
 def train(point: dict[str, Any], out: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ all blocks together are measured on three batches of the measure split, relative
     "measured in the run, mean"     the log ratios are the mean of all such measurements so far
     "measured in the run, greedy"   each moves the log ratios half way to what it says, by at most log 4 / 2
 
-take effect at once. Seed 0, over the base learning rates of cousins.py, to whose results/ratios/cousins.json the runs
-are added. Two go side by side: on two cores call it with OMP_NUM_THREADS=1.
+take effect one step later. Seed 0, over the base learning rates of cousins.py, to whose results/ratios/cousins.json
+the runs are added. Two go side by side: on two cores call it with OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from ratios import GRID, RESULTS, SEEDS, WARMUPS, directional_along, settings
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
+from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.pretrain.environment import describe_environment
 
 LONGER = 4
@@ -62,21 +63,21 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text())
 
-    def write() -> None:
-        about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
-        write_json_atomic(path, {**found, **about})
+    def write(**values: Any) -> None:
+        found.update(values)
+        write_json_atomic(path, found)
+
+    about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
 
     with kept(path.parent / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
         if arguments.phase == "around":
-            found["around"] = around(found["runs"], out, pool)
-            write()
+            write(around=around(found["runs"], out, pool), around_by=about)
             return
         for rule in LRS:
             ratios = own(out, chosen(found["runs"], "uniform")["base_lr"] / 4) if rule == "own" else rule
             runs = {each: [run for run in found["runs"] if run["point"]["rule"] == each] for each in LRS}
             runs[rule] = tuned(rule, ratios, out, pool)
-            found["runs"] = [run for each in LRS for run in runs[each]]
-            write()
+            write(runs=[run for each in LRS for run in runs[each]], **about)
 
 
 def chosen(runs: list[dict[str, Any]], rule: str) -> dict[str, Any]:
@@ -113,11 +114,17 @@ def one(rule: str, ratios: str, base_lr: float, warmup: float, seed: int, out: P
 def own(out: Path, base_lr: float) -> str:
     """The ratios measured along a uniform run of that length, to three digits; kept in results/ratios/longer."""
     path = RESULTS / "longer" / "directional.json"
-    if not path.exists():
+    if not path.exists() or abs(measured_at(path) / base_lr - 1) > 0.02:
         config = out / "config.json"
         write_json_atomic(config, CONFIG.to_dict())
-        shutil.copy(directional_along(config, out / "along", base_lr), path)
+        shutil.copy(directional_along(config, out / f"along-{base_lr:g}", base_lr), path)
     return spelled(path)
+
+
+def measured_at(directional: Path) -> float:
+    """The peak of the learning rates along a run: its base learning rate, but for a step of the schedule."""
+    reports = reports_of(json.loads(directional.read_text()))
+    return max(slope.lr for report in reports for slope in report.values())
 
 
 def around(runs: list[dict[str, Any]], out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:

@@ -97,7 +97,9 @@ def table_of_around(runs: Sequence[dict[str, Any]]) -> str:
         "| changed | ratios | tune loss | less than `measured`'s by |",
         "| --- | --- | --- | --- |",
     ]
-    for run in sorted(moved, key=lambda run: run["tune_loss"]):
+    for run in sorted(
+        (run for run in moved if run["tune_loss"] is not None), key=lambda run: run["tune_loss"]
+    ):
         less = chosen["tune_loss"] - run["tune_loss"]
         lines.append(f"| {rule_of(run)} | {run['point']['ratios']} | {run['tune_loss']:.3f} | {less:+.3f} |")
     return "\n".join(lines)

@@ -184,21 +184,21 @@ def along_uniform(config: Path, out: Path) -> Path:
     return directional_along(config, out / "along", chosen_for_uniform(out)[0] / 4)
 
 
-def directional_along(config: Path, run: Path, base_lr: float, ratios: str = "uniform") -> Path:
-    """directional.json of such a run, measured at 15 to 20 points on 4 batches each."""
+def directional_along(config: Path, run: Path, base_lr: float) -> Path:
+    """directional.json of a uniform run, measured at 15 to 20 points on 4 batches each."""
     if not (found := run / "sharpness" / "directional.json").exists():
-        train_with_checkpoints(config, run, base_lr, ratios)
+        train_with_checkpoints(config, run, base_lr)
         command("sharpness", run, "--directional", "--batches", 4)
         for checkpoint in run.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
     return found
 
 
-def train_with_checkpoints(config: Path, run: Path, base_lr: float, ratios: str = "uniform") -> None:
-    """A run that leaves 15 to 20 checkpoints along its way."""
+def train_with_checkpoints(config: Path, run: Path, base_lr: float) -> None:
+    """A uniform run that leaves 15 to 20 checkpoints along its way."""
     every = max(5, json.loads(config.read_text())["steps"] // 20)
     flags = ("--log-every", every, "--save-every", every, "--keep-checkpoints", 99, "--eval-every", 0)
-    command("train", config, "--out", run, "--ratios", ratios, "--base-lr", base_lr, *flags)
+    command("train", config, "--out", run, "--ratios", "uniform", "--base-lr", base_lr, *flags)
 
 
 def at_the_end_of_uniform(config: Path, out: Path) -> Path:

@@ -35,31 +35,14 @@ def write_report(results: Path) -> None:
     write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
 
 
-EARLIER = {
-    "llama-2m/compare.json": {"own": "own, after the step"},
-    "llama-5m/further.json": {"own of llama-600k": "own of llama-600k, after the step"},
-}
-"""Arms from before directional measurements took an update from where it was taken, by the names they had."""
-
-
 def read_study(path: Path) -> dict[str, Any]:
     """A setting's compare.json, with the arms of further.json beside it (benchmarks/further.py) if there are any."""
-    study = read_arms(path)
+    study: dict[str, Any] = json.loads(path.read_text())
     if (beside := path.with_name("further.json")).exists():
-        study["further"] = further = read_arms(beside)
+        study["further"] = further = json.loads(beside.read_text())
         study["arms"] |= further["arms"]
         study["comparisons"] += further["comparisons"]
     return study
-
-
-def read_arms(path: Path) -> dict[str, Any]:
-    """A file of arms, those of EARLIER under the names of now."""
-    found: dict[str, Any] = json.loads(path.read_text())
-    names = EARLIER.get(f"{path.parent.name}/{path.name}", {})
-    found["arms"] = {names.get(arm, arm): values for arm, values in found["arms"].items()}
-    for each in (*found["comparisons"], *found.get("tuning", [])):
-        each["arm"] = names.get(each["arm"], each["arm"])
-    return found
 
 
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -86,10 +69,11 @@ def table_of_gaps(studies: dict[str, Any]) -> str:
 def table_without_search(studies: dict[str, Any]) -> str:
     """What SEARCHLESS cost at a quarter of the baseline's rate and a warm-up of WARMUP, not at their best."""
     lines = [
-        f"`measured`, `auto` and `own` at a quarter of the base learning rate that was tuned for uniform, and a warm-up of "
-        f"{WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and warm-up "
-        "that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which all "
-        "these runs are chosen by. From the runs of the tables below; a cell is empty if no run was there.",
+        "`measured`, `auto` and `own` at a quarter of the base learning rate that was tuned for uniform, and a warm-up "
+        f"of {WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and "
+        "warm-up that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which "
+        "all these runs are chosen by. From the tuning of the tables below; a cell is empty if that rate was not tried "
+        "in it (`own` on llama-2m: 0.042 by one of the [trials](#trials)).",
         "",
         "| setting | uniform's | a quarter | "
         + " | ".join(f"{rule}: lost | won" for rule in SEARCHLESS)
@@ -206,7 +190,7 @@ def table_of_cousins(tried: list[dict[str, Any]]) -> str:
     lrs = sorted({each["point"]["base_lr"] for each in tried})
     lines = [
         "Tune loss at each base learning rate, seed 0, warm-up 15 %; how each rule measures is said in "
-        "`benchmarks/cousins.py`, which made this table.",
+        "`benchmarks/cousins.py` and, for those measured in the run, `benchmarks/in_run.py`.",
         "",
         "| setting | rule | ratios | " + " | ".join(f"{lr:g}" for lr in lrs) + " |",
         "| --- | --- | --- |" + " --- |" * len(lrs),
