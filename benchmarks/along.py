@@ -4,8 +4,8 @@
 
 Trains from scratch with ratios that were measured along runs and with some from other rules (TRIED), all at seed 0.
 Those up to 2026-11-23 are of measurements that took the signal where an update had led to, and each block's room from
-there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json, "alone" with best_lr in the place
-of the joint minimiser. What tried.json has is not trained again. Writes results/ratios/along/tried.json.
+there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json, "alone" with best_lr in the
+place of the joint minimiser. What tried.json has is not trained again. Writes results/ratios/along/tried.json.
 """
 
 from __future__ import annotations

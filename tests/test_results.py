@@ -1,6 +1,7 @@
 """The numbers in the presets are those of the committed results."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -132,6 +133,20 @@ def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
     for page in (study / "README.md", QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md"):
         assert "102 of " in page.read_text()
         assert "at 16 of its 20 points, FFN at 11 and QK at 10" in page.read_text()
+
+
+def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_measured():
+    study = QUICKSTART.parent / "ratios"
+    reports = reports_of(json.loads((study / "llama-2m" / "directional.json").read_text()))
+    logs = {
+        block: sum(math.log(min(max(report[block].factor, 0.1), 20)) for report in reports) / len(reports)
+        for block in reports[0]
+    }
+    alone = {block: math.exp(log - logs[Block.FFN]) for block, log in logs.items()}
+    tried = json.loads((study / "along" / "tried.json").read_text())["tried"]
+    found = {t["point"]["ratios"] for t in tried if t["point"]["ratios_from"] == "own, each block alone"}
+    assert len(found) == 1
+    assert resolve_ratios(parse_ratios(found.pop())) == pytest.approx(resolve_ratios(alone), rel=0.01)
 
 
 def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):

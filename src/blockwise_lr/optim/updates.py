@@ -143,10 +143,8 @@ def _undone(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], before: Sequence[Tensor]
 ) -> Iterator[None]:
     state = dict(optimizer.state)
-    for parameter, value in state.items():
-        optimizer.state[parameter] = _widened(
-            copy.deepcopy(value)
-        )  # the parameters are float32 at least by now
+    for parameter, value in state.items():  # parameters are float32 at least by now, and the state must match
+        optimizer.state[parameter] = _widened(copy.deepcopy(value))
     # All of a group: pytorch_optimizer's count their steps there.
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     gradients = [parameter.grad for parameter in parameters]
