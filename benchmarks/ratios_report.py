@@ -72,8 +72,8 @@ def table_without_search(studies: dict[str, Any]) -> str:
         "`measured`, `auto` and `own` at a quarter of the base learning rate that was tuned for uniform, and a warm-up "
         f"of {WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and "
         "warm-up that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which"
-        " all these runs are chosen by. From the tuning of the tables below; a cell is empty if that rate was not tried "
-        "in it (`own` on llama-2m: 0.042 by one of the [trials](#trials)).",
+        " all these runs are chosen by. From the tuning of the tables below; a cell is empty if that rate was not tried"
+        " in it (`own` on llama-2m: 0.042 by one of the [trials](#trials)).",
         "",
         "| setting | uniform's | a quarter | "
         + " | ".join(f"{rule}: lost | won" for rule in SEARCHLESS)
