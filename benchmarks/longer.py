@@ -34,8 +34,7 @@ from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.pretrain.environment import describe_environment
 
 LONGER = 4
-LOW = (5e-4, 1e-3, 2e-3)  # where such ratios are best
-LRS = {"uniform": (*GRID, 2.83e-3), "own": LOW, "measured": (5e-4, *GRID)}
+LRS = {"uniform": (*GRID, 2.83e-3), "own": (5e-4, 1e-3, 2e-3, 4e-3), "measured": (5e-4, *GRID)}
 FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15}  # as chosen over N steps
 AROUND = (
     (Block.VO, 0.25),
