@@ -88,7 +88,7 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
     )
     for block in (block for block in Block if any(block in report for report in reports)):
         cells = [_factor(report[block]) if block in report else "" for report in shown]
-        made.add_row(block.value, *cells, f"{ratios[block]:.2g}" if block in ratios else "")
+        made.add_row(block.value, *cells, short(ratios[block]) if block in ratios else "")
     return made
 
 
