@@ -1,15 +1,13 @@
 """Does the gain last over four times the steps, and do ratios that were found there keep more of it?
 
-    python benchmarks/longer.py rules --out runs/longer
-    python benchmarks/longer.py around --out runs/longer
+    python benchmarks/longer.py --out runs/longer
 
-`rules`: the quickstart's model over LONGER times its steps, with each of LRS's rules: `own` is measured along a
-uniform run of that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at
-seed 0 by its tune loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up
-at the best of them, then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than
-uniform. `around`: one ratio of `measured` at a time, halved or doubled (VO quartered, too), at the base learning rate
-and warm-up that were chosen for it, seed 0: leads, not evidence. Writes results/ratios/longer.json (the runs:
-longer/runs.tar.gz); a further call goes on. `ratios.py report` shows it.
+The quickstart's model over LONGER times its steps, with each of LRS's rules: `own` is measured along a uniform run of
+that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at seed 0 by its tune
+loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up at the best of them,
+then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than uniform. Writes
+results/ratios/longer.json after each rule (the runs: longer/runs.tar.gz); a further call goes on. `ratios.py report`
+shows it.
 """
 
 from __future__ import annotations
@@ -27,27 +25,13 @@ from _runs import kept, run, tune_loss
 from further import spelled
 from ratios import GRID, RESULTS, SEEDS, WARMUPS, directional_along, settings
 
-from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.pretrain.environment import describe_environment
 
 LONGER = 4
 LRS = {"uniform": (*GRID, 2.83e-3), "own": (5e-4, 1e-3, 2e-3, 4e-3), "measured": (5e-4, *GRID)}
 FIRST_WARMUP = {"uniform": 0.6, "measured": 0.15, "own": 0.15}  # as chosen over N steps
-AROUND = (
-    (Block.VO, 0.25),
-    (Block.VO, 0.5),
-    (Block.VO, 2.0),
-    (Block.QK, 0.5),
-    (Block.NORM, 0.5),
-    (Block.NORM, 2.0),
-    (Block.EMB, 0.5),
-    (Block.EMB, 2.0),
-    (Block.HEAD, 0.5),
-    (Block.HEAD, 2.0),
-)
 CONFIG = replace(settings()["llama-2m"], steps=LONGER * settings()["llama-2m"].steps)
 
 
@@ -55,28 +39,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("phase", choices=("rules", "around"))
     parser.add_argument("--out", type=Path, default=Path("runs/longer"))
     arguments = parser.parse_args()
     out, path = arguments.out, RESULTS / "longer.json"
     out.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text())
 
-    def write(**values: Any) -> None:
-        found.update(values)
-        write_json_atomic(path, found)
-
     about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
-
     with kept(path.parent / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
-        if arguments.phase == "around":
-            write(around=around(found["runs"], out, pool), around_by=about)
-            return
         for rule in LRS:
             ratios = own(out, chosen(found["runs"], "uniform")["base_lr"] / 4) if rule == "own" else rule
             runs = {each: [run for run in found["runs"] if run["point"]["rule"] == each] for each in LRS}
             runs[rule] = tuned(rule, ratios, out, pool)
-            write(runs=[run for each in LRS for run in runs[each]], **about)
+            found |= {**about, "runs": [run for each in LRS for run in runs[each]]}
+            write_json_atomic(path, found)
 
 
 def chosen(runs: list[dict[str, Any]], rule: str) -> dict[str, Any]:
@@ -124,19 +100,6 @@ def measured_at(directional: Path) -> float:
     """The peak of the learning rates along a run: its base learning rate, but for a step of the schedule."""
     reports = reports_of(json.loads(directional.read_text()))
     return max(slope.lr for report in reports for slope in report.values())
-
-
-def around(runs: list[dict[str, Any]], out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
-    """`measured` with one ratio changed, at what was chosen for it; the unchanged one first."""
-    point = chosen(runs, "measured")
-    how = (point["base_lr"], point["warmup"], SEEDS[0])
-
-    def moved(move: tuple[Block, float]) -> dict[str, Any]:
-        block, factor = move
-        ratios = {**MEASURED_RATIOS, block: MEASURED_RATIOS[block] * factor}
-        return one(f"{block.value} x {factor:g}", spell_ratios(ratios), *how, out)
-
-    return [next(run for run in runs if run["point"] == point), *pool.map(moved, AROUND)]
 
 
 if __name__ == "__main__":

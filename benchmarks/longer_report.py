@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from blockwise_lr.compare.speedup import decayed_speedup, loss_gap
@@ -30,8 +29,6 @@ def section_on_longer(found: dict[str, Any], before: dict[str, Any] | None) -> s
         ]
     lines += ["", "| ratios | base LR | warm-up | seed | tune loss | val loss |", "| --- " * 6 + "|"]
     lines += [row(run, rule) for rule, runs in rules.items() for run in runs]
-    if "around" in found:
-        lines += ["", table_of_around(found["around"])]
     return "\n".join(lines)
 
 
@@ -84,22 +81,3 @@ def speedups(few: dict[str, Any], fast: Runs, slow: Runs, steps: int) -> list[fl
             return []
         found.append(1 / share.value)
     return found
-
-
-def table_of_around(runs: Sequence[dict[str, Any]]) -> str:
-    """`measured` and its neighbours, the lowest tune loss first."""
-    chosen, *moved = runs
-    p = chosen["point"]
-    lines = [
-        f"`measured` with one ratio changed, at its base LR {p['base_lr']:g} and warm-up {p['warmup']:.0%}, seed "
-        f"{p['seed']} (`benchmarks/longer.py around`). Leads:",
-        "",
-        "| changed | ratios | tune loss | less than `measured`'s by |",
-        "| --- | --- | --- | --- |",
-    ]
-    for run in sorted(
-        (run for run in moved if run["tune_loss"] is not None), key=lambda run: run["tune_loss"]
-    ):
-        less = chosen["tune_loss"] - run["tune_loss"]
-        lines.append(f"| {rule_of(run)} | {run['point']['ratios']} | {run['tune_loss']:.3f} | {less:+.3f} |")
-    return "\n".join(lines)

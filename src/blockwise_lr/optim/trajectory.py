@@ -20,7 +20,7 @@ def log_ratios_along(
         log r(b) = mean_t (l_t(b) - l_t(anchor)),   l_t(b) = log(r_t(b) * f_t(b)),   f_t = (C_t^-1 s_t) / lr_t
 
     with f within [low, high], low where it is below 0; r_t is the ratio that the block was measured at. C^-1 s are the
-    learning rates that lower the loss most when all blocks move together: alone, almost every block could take more.
+    learning rates that lower the loss most when all blocks move together: alone, most could take more.
     The anchor is FFN, so that the base learning rate is FFN's (without one: the largest block).
 
     A single report is one moment of a valley that the run crosses back and forth. The mean of the logarithms weighs how
