@@ -3,9 +3,9 @@
     python benchmarks/longer.py --out runs/longer
 
 The quickstart's model over LONGER times its steps, with each of LRS's rules: `own` is measured along a uniform run of
-that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at seed 0 by its tune
-loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up at the best of them,
-then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than uniform. Writes
+that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at seed 0 by its
+tune loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up at the best of
+them, then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than uniform. Writes
 results/ratios/longer.json after each rule (the runs: longer/runs.tar.gz); a further call goes on. `ratios.py report`
 shows it.
 """
