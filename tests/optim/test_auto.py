@@ -162,9 +162,19 @@ def test_ratios_rest_outside_their_part_of_the_run():
     assert training.run(20).auto.ratios == found
 
 
+def test_an_update_at_learning_rate_zero_is_not_measured():
+    training = Training(rule(stop=0.25))
+    for start, first in {"above_zero": 1, "zero": 2}.items():
+        schedule = cosine_schedule(
+            training.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3, warmup_start=start
+        )
+        auto = AutoRatios(training.optimizer, schedule, rule(stop=0.25))
+        assert [step for step in range(STEPS) if auto.due(step)] == [*range(first, 10)]
+
+
 def test_re_measuring_goes_on_after_the_first_part():
     training = Training(rule(gain=20.0, stop=0.25, re_measure=8)).run(10)
-    assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(2, 10), 16, 24, 32]
+    assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(1, 10), 16, 24, 32]
     found = training.auto.ratios
     assert training.run(6).auto.ratios == found
     training.run(1)

@@ -16,7 +16,7 @@ from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
-from blockwise_lr.optim.curves import FloorMode, WarmupMode
+from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
@@ -71,7 +71,7 @@ class BlockwiseTrainer(Trainer):
             (:attr:`auto`). Default: the paper's.
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
-        floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
+        floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
         weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
             "constant", take ``args.weight_decay``. Default: that for all.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
@@ -102,6 +102,7 @@ class BlockwiseTrainer(Trainer):
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
+        warmup_start: WarmupStart = "above_zero",
         weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
         decay: Decay = "coupled",
@@ -121,6 +122,7 @@ class BlockwiseTrainer(Trainer):
         self._floor = floor
         self._floor_mode = floor_mode
         self._warmup = warmup
+        self._warmup_start = warmup_start
         self._weight_decay = weight_decay
         self._no_decay = no_decay
         self._decay = decay
@@ -205,6 +207,7 @@ class BlockwiseTrainer(Trainer):
                 floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
                 floor_mode=self._floor_mode,
                 warmup=self._warmup,
+                warmup_start=self._warmup_start,
             )
             self._created_lr_scheduler = True
             if self._rule is not None:

@@ -90,8 +90,9 @@ class AutoRatios:
 
     def due(self, step: int) -> bool:
         """Whether the ratios move before the update that follows `step` others."""
-        # The first update has learning rate 0, so nothing answers it.
-        if step < max(2, self.rule.start * self._schedule.total_steps):
+        # A gradient answers the update before it, and an update at learning rate 0 has changed nothing.
+        first = 2 if self._schedule.begins_at_zero else 1
+        if step < max(first, self.rule.start * self._schedule.total_steps):
             return False
         interval = self._interval(step)
         return interval > 0 and step % interval == 0

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, block_lr
+from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, WarmupStart, block_lr
 
 
 class BlockwiseSchedule(LRScheduler):
@@ -31,6 +31,7 @@ class BlockwiseSchedule(LRScheduler):
         floor: float,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
+        warmup_start: WarmupStart = "above_zero",
         last_epoch: int = -1,
     ) -> None:
         self.shape = shape
@@ -39,6 +40,7 @@ class BlockwiseSchedule(LRScheduler):
         self.floor = floor
         self.floor_mode = floor_mode
         self.warmup = warmup
+        self.warmup_start = warmup_start
         for group in optimizer.param_groups:
             self._adopt(group)
             self._lr(group, 0)  # refuse an impossible schedule now and not in the middle of a run
@@ -55,6 +57,11 @@ class BlockwiseSchedule(LRScheduler):
                     group, self.last_epoch
                 )
         return lrs
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """Whether the first update has learning rate 0."""
+        return self.warmup_start == "zero" and self.warmup_steps > 0
 
     @staticmethod
     def _adopt(group: dict[str, Any]) -> None:
@@ -77,6 +84,7 @@ class BlockwiseSchedule(LRScheduler):
             floor=self.floor,
             floor_mode=self.floor_mode,
             warmup=self.warmup,
+            warmup_start=self.warmup_start,
         )
 
     def _decay_factor(self, group: dict[str, Any], step: int) -> float:
@@ -93,19 +101,22 @@ def cosine_schedule(
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",
     warmup: WarmupMode = "shared",
+    warmup_start: WarmupStart = "above_zero",
     last_epoch: int = -1,
 ) -> BlockwiseSchedule:
     """Warm-up, then cosine decay of every block from its own peak; a torch LRScheduler, stepped once an update.
 
     Args:
         optimizer: an optimizer on the groups of :func:`param_groups` (others count as ratio 1).
-        warmup_steps: linear warm-up in steps. The first update has learning rate 0, as in the authors' code.
+        warmup_steps: linear warm-up in steps. The last update of the warm-up has the peak.
         total_steps: optimizer steps in the run.
         floor: final learning rate of a block whose ratio is 1. Default 0; the paper takes base / 20 or / 10.
         floor_mode: "shared" (default, the paper's): every block ends at ``min(floor, its peak)``;
             "proportional": at ``ratio * floor``, so that the ratios hold to the end.
         warmup: "shared" (default): all blocks warm up over the same steps; "equal_slope": over ratio times as
             many, so that all rise at one slope (``alpha`` in the authors' code).
+        warmup_start: "above_zero" (default): the first update has ``peak / warmup_steps``; "zero": it has 0, as in the
+            authors' code. A compiled ``optimizer.step`` turns a learning rate of 0 into NaN.
         last_epoch: as in torch; -1 starts from step 0.
 
     Raises:
@@ -115,7 +126,7 @@ def cosine_schedule(
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
         >>> scheduler = cosine_schedule(optimizer, warmup_steps=2, total_steps=10, floor=3e-5)
         >>> scheduler.get_last_lr()
-        [0.0]
+        [0.0003]
     """
     return BlockwiseSchedule(
         optimizer,
@@ -125,6 +136,7 @@ def cosine_schedule(
         floor=floor,
         floor_mode=floor_mode,
         warmup=warmup,
+        warmup_start=warmup_start,
         last_epoch=last_epoch,
     )
 
@@ -137,6 +149,7 @@ def wsd_schedule(
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",
     warmup: WarmupMode = "shared",
+    warmup_start: WarmupStart = "above_zero",
     last_epoch: int = -1,
 ) -> BlockwiseSchedule:
     """The paper's warm-up, stable, decay schedule of every block (:func:`wsd`); a torch LRScheduler.
@@ -146,7 +159,7 @@ def wsd_schedule(
         floor_mode: "shared" (default): every block ends at ``min(floor, its peak)``; "proportional": no block comes
             down to the base learning rate in the second third, each stays at its peak until 2T/3 and then decays to
             ``ratio * floor``.
-        warmup: as for :func:`cosine_schedule`.
+        warmup, warmup_start: as for :func:`cosine_schedule`.
 
     Raises:
         ValueError: warm-up longer than a third of the run, or a floor above the base learning rate.
@@ -155,7 +168,7 @@ def wsd_schedule(
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
         >>> scheduler = wsd_schedule(optimizer, warmup_steps=2, total_steps=30, floor=3e-5)
         >>> scheduler.get_last_lr()
-        [0.0]
+        [0.0003]
     """
     return BlockwiseSchedule(
         optimizer,
@@ -165,5 +178,6 @@ def wsd_schedule(
         floor=floor,
         floor_mode=floor_mode,
         warmup=warmup,
+        warmup_start=warmup_start,
         last_epoch=last_epoch,
     )

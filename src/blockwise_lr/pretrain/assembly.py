@@ -99,6 +99,7 @@ def make_trainer(
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
+        warmup_start=optim.warmup_start,
         weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,

@@ -234,6 +234,7 @@ def scheduled_lr(config: TrainConfig, step: int, *, peak: float, ratio: float) -
         floor=config.optim.base_lr * config.optim.floor_fraction,
         floor_mode=config.optim.floor,
         warmup=config.optim.warmup,
+        warmup_start=config.optim.warmup_start,
     )
 
 

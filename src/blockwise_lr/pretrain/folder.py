@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ def take_back(made: Sequence[Path]) -> None:
             continue
         with contextlib.suppress(OSError):
             path.rmdir()
+
+
+def as_begun(config: TrainConfig, out: Path, say: Callable[[str], None]) -> TrainConfig:
+    """Return `config` with the warm-up that an earlier version began the run in `out` with.
+
+    Its config.json does not name ``warmup_start``: its warm-up began at 0, and the run goes on in that way.
+
+    Args:
+        say: prints one line.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
+    if config.optim.warmup_start == "zero" or not (out / CONFIG).exists():
+        return config
+    saved = _read_object(out / CONFIG).get("train")
+    if not isinstance(saved, dict) or "warmup_start" in (saved.get("optim") or ()):
+        return config
+    if read_run_config(out).optim.warmup_start != "zero":
+        return config
+    say(f"{out} holds a run of an earlier version, whose warm-up began at 0: it keeps --warmup-start zero")
+    return replace(config, optim=replace(config.optim, warmup_start="zero"))
 
 
 def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:

@@ -28,7 +28,7 @@ from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
-from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result, missing, take_back
+from blockwise_lr.pretrain.folder import RESULT, as_begun, begin_run, finished_result, missing, take_back
 from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
@@ -83,6 +83,7 @@ def train(
                 f"another process is training in {out}: wait for it, or choose another --out"
             ) from None
     try:
+        config = as_begun(config, out, say)
         done = finished_result(config, out)
         if done is not None:
             if done.get("diverged"):
