@@ -52,7 +52,7 @@ class Arm:
             at the base learning rate; "matrices": coupled, and only on QK, VO and FFN.
         floor: "shared": every block ends at base_lr / 20; "proportional": at ratio * base_lr / 20; or the ratios that
             the blocks end at, over base_lr / 20.
-        shrink: the ratios' exponent at the last step, reached linearly from 1 at the first: 0.5 shrinks them to half way.
+        shrink: the ratios' exponent at the last step, reached linearly from 1 at the first step.
     """
 
     shape: str

@@ -1,8 +1,8 @@
 """Train many arms of one shape as one batch: functional_call and vmap over weights that are stacked along a first axis.
 
-Each arm ends where it would end alone (tests/studies/test_horizon.py holds it to transformers' model, torch's AdamW and
-the library's schedule). On a GPU a model of two million parameters uses a hundredth of the card, so a stack of arms costs
-little more than one.
+Each arm ends where it would end alone: tests/studies/test_horizon.py holds it to transformers' model, torch's AdamW and
+the library's schedule. On a GPU a model of two million parameters uses a hundredth of the card, so a stack of arms
+costs little more than one.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def arms() -> list[Any]:
 
 
 def alone(arm: Any, windows: Any) -> dict[str, torch.Tensor]:
-    """The arm in an ordinary loop: transformers' model, torch's AdamW and clipping, the library's groups and schedule."""
+    """Train the arm in an ordinary loop on transformers' model, torch's AdamW and the library's schedule."""
     from arms import SHAPES
 
     model = build_model(SHAPES[arm.shape], seed=arm.seed).double()
@@ -174,8 +174,11 @@ def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -
                 str(tmp_path / "text.jsonl"),
                 "--out",
                 str(tmp_path / "out"),
-            ]
-            + ["--results", str(tmp_path / "results"), "--stack", "2"],
+                "--results",
+                str(tmp_path / "results"),
+                "--stack",
+                "2",
+            ],
             cwd=STUDY,
             capture_output=True,
             text=True,
