@@ -4,8 +4,8 @@
     python studies/2026-11-horizon/run.py --list
 
 One process trains one arm after another on one thread, in the order of plan.py, and writes each result to data/runs.
-Start as many as there are cores. A run that is cut off goes on from its last checkpoint. TEXT: one {"text": ...} a line,
-40 million tokens for the longest runs. On a GPU, --stack K trains up to K arms of one shape and length at once.
+Start as many as there are cores. A run that is cut off goes on from its last checkpoint. TEXT: one {"text": ...} a
+line, 40 million tokens for the longest runs. On a GPU, --stack K trains up to K arms of one shape and length at once.
 """
 
 from __future__ import annotations

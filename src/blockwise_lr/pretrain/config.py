@@ -155,8 +155,9 @@ class TrainConfig:
     """Seed of the initial weights; None: seed."""
     data_seed: int | None = None
     """Seed of the data order; None: seed."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast; "auto": bf16 where the
+    device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains ten times slower.
     Evaluation is always in fp32."""
     compile: bool = False
     """Compile the model with torch.compile."""
