@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.hooks import RemovableHandle
 
+from blockwise_lr.blocks.interleaved import Layout
 from blockwise_lr.blocks.live import in_forward, live
 
 _STATE = "_blockwise_split"
@@ -140,6 +141,15 @@ def split_state(module: nn.Module) -> SplitState | None:
     """What :func:`split_module` left in a module, None if it is not split."""
     state: SplitState | None = module.__dict__.get(_STATE)
     return state
+
+
+def split_layout(module: nn.Module, leaf: str) -> Layout | None:
+    """How the parts of a split weight lie in it, None if it is not split."""
+    state = split_state(module)
+    if state is None or leaf not in state.leaves:
+        return None
+    concatenation = SplitWeight(module, leaf).concatenation
+    return Layout(tuple(zip(concatenation.part_names, concatenation.sizes)), concatenation.repeats)
 
 
 def split_module(module: nn.Module, concatenations: dict[str, Concatenation]) -> None:

@@ -7,6 +7,7 @@ weights writes into the tensors of `state_dict()`. A :class:`LiveWeight` does wh
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -18,12 +19,7 @@ from torch import Tensor, nn
 
 _CALL: CodeType = nn.Module._call_impl.__code__
 _INSIDE_CALL = {constant for constant in _CALL.co_consts if isinstance(constant, CodeType)}
-_IN_PLACE = {
-    f"__i{name}__"
-    for name in (
-        ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "lshift", "rshift"]
-    )
-}
+_IN_PLACE = re.compile(r"__(i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)|setitem)__")
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -49,8 +45,8 @@ class LiveWeight(Tensor):
     """A split weight, or a view of one, whose in-place writes are copied to the parts.
 
     It behaves as the parameter would: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=`
-    and `torch._foreach_*` reach the parts; a part that has changed since is read again; a copy, a pickle and every result
-    of a computation are plain tensors. A write that cannot reach the parts is an error.
+    and `torch._foreach_*` reach the parts, and a part that has changed since is read again. A copy, a pickle and every
+    result of a computation are plain tensors. A write that cannot reach the parts is an error.
     """
 
     _parts: Parts
@@ -172,7 +168,7 @@ def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     """Whether a function writes into an argument, by its name."""
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name in _IN_PLACE or name == "__setitem__" or kwargs.get("out") is not None
+    return in_place or _IN_PLACE.fullmatch(name) is not None or kwargs.get("out") is not None
 
 
 def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
