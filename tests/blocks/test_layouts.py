@@ -131,6 +131,24 @@ class Rotated(Mixer):
         return self.proj(self.attend(q * freqs, k * freqs, v).transpose(1, 2).flatten(2))
 
 
+class Holder(nn.Module):
+    """Only holds the layers of an attention; who uses them is around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n_head, self.qkv, self.proj = HEADS, nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+
+class Around(nn.Module):
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        self.heads, self.attn = heads, Holder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed = by_sdpa(*self.heads(self.attn.qkv(x)))
+        return self.attn.proj(mixed.transpose(1, 2).flatten(2))
+
+
 class Block(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -428,7 +446,7 @@ def test_an_unknown_layout_is_refused_with_the_ways_to_go_on_and_they_work() -> 
 def test_an_example_that_the_model_does_not_take_is_named() -> None:
     model = Pictures(Rotated(by_head))
     with pytest.raises(
-        ValueError, match=r"the model cannot be run on example=: TypeError: .*a mapping is given as key"
+        ValueError, match=r"cannot be run on example=: TypeError: .*a mapping is given as key"
     ):
         split_fused(model, example=torch.arange(3))
 

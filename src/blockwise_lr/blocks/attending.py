@@ -12,7 +12,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -113,7 +113,7 @@ def _flat(value: Any) -> Iterator[Tensor]:
 
 @contextmanager
 def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
-    """Functions with queries, keys and values among their parameters, in the modules that define the model's classes."""
+    """Functions with queries, keys and values among their parameters, where the model's classes are defined."""
     replaced: list[tuple[Any, str, Any]] = []
     try:
         for name in {cls.__module__ for module in model.modules() for cls in type(module).__mro__}:
@@ -147,7 +147,8 @@ def _recorded(function: Any, names: tuple[str, str, str], record: Record) -> Any
         bound = signature.bind_partial(*args, **kwargs).arguments
         found = [bound.get(name) for name in names]
         if all(isinstance(each, Tensor) for each in found):
-            record(Attended(*found, by_name=True))  # type: ignore[arg-type]
+            queries, keys, values = cast("list[Tensor]", found)
+            record(Attended(queries, keys, values, by_name=True))
         return function(*args, **kwargs)
 
     return recorded

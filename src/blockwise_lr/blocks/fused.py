@@ -48,9 +48,9 @@ def split_fused(model: ModelT, *, example: Any = None, layout: Stated | None = N
     do not show the split; sharded parts (DTensor) keep the split layout. A split model can be deep-copied but
     not pickled. Calling it again changes nothing, nor does a model without fused weights.
 
-    How the parts lie in a fused weight is known for `nn.MultiheadAttention` and for the classes of transformers and timm
-    that were proved. For any other class it is proved: a copy of the attention runs once on random numbers, or the
-    model on random tokens, and autograd says which rows move the queries, the keys and the values.
+    How the parts lie in a fused weight is known for `nn.MultiheadAttention` and for many classes of transformers and
+    timm. For any other class it is proved: a copy of the attention runs once on random numbers, or the model on
+    random tokens, and autograd says which rows move the queries, the keys and the values.
 
     A split weight is not a parameter any more, but writes into it (`nn.init`, `weight.data += delta`, a tensor of
     `state_dict()`) reach the parts.

@@ -53,7 +53,7 @@ class LiveWeight(Tensor):
     _whole: Tensor  # the storage that views share, without a version counter of its own
     _versions: list[Any]
     _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
-    _is_view: bool
+    _is_part_of_one: bool
 
     @classmethod
     def __torch_function__(
@@ -130,13 +130,13 @@ def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: An
     if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         value = args[1]
         Tensor.data.__set__(weight, value.detach().clone())  # type: ignore[attr-defined]
-        if not weight._is_view:
+        if not weight._is_part_of_one:
             weight._whole = Tensor.data.__get__(weight)  # type: ignore[attr-defined]
             _write_back(weight)
         return None
     if func in (Tensor.__deepcopy__, Tensor.__reduce_ex__):
         plain = _plain(weight)
-        return plain.clone() if func is Tensor.__deepcopy__ else plain.__reduce_ex__(args[1])
+        return plain.clone() if func is Tensor.__deepcopy__ else plain.__reduce_ex__(args[1])  # type: ignore[no-untyped-call]
     if func in (Tensor.numpy, Tensor.__array__):
         array = func(_plain(weight) if func is Tensor.__array__ else weight, *args[1:], **kwargs)
         array.flags.writeable = False  # numpy's own error refuses a write
@@ -195,7 +195,7 @@ def _refresh(weight: LiveWeight, always: bool = False) -> None:
 
 
 def _write_back(weight: LiveWeight) -> None:
-    value = weight._whole if weight._is_view else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
+    value = weight._whole if weight._is_part_of_one else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
     with torch.no_grad():
         weight._parts.assign(value)
     weight._versions[:] = _versions(weight._parts)
@@ -228,7 +228,7 @@ def _follow(
     view: bool,
     versions: list[Any] | None = None,
 ) -> LiveWeight:
-    made._parts, made._whole, made._is_parameter, made._is_view = parts, whole, parameter, view
+    made._parts, made._whole, made._is_parameter, made._is_part_of_one = parts, whole, parameter, view
     made._versions = _versions(parts) if versions is None else versions
     return made
 

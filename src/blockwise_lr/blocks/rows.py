@@ -1,4 +1,4 @@
-"""What each row of a fused weight makes, asked of autograd: the queries, keys and values that it moves in a forward pass."""
+"""What each row of a fused weight makes, asked of autograd: the queries, keys or values that it moves in a run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.attending import Attended, watched
 from blockwise_lr.blocks.interleaved import Layout
+from blockwise_lr.blocks.topology import output_dim
 
 _LENGTH = 6
 _RANDOM = 100_003  # so many random numbers, over and over: a prime, so that no two rows are alike
@@ -49,7 +50,7 @@ Rows = list[frozenset[str]]
 """Of each row of a weight, what it moves: a set of "q", "k" and "v"."""
 
 
-class NotSeen(Exception):
+class NotSeenError(Exception):
     """Why a forward pass showed nothing, in words."""
 
 
@@ -68,7 +69,7 @@ def of_run(
         By name, for the weights whose attention was seen.
 
     Raises:
-        NotSeen: `run` ended in an exception before any attention was seen.
+        NotSeenError: `run` ended in an exception before any attention was seen.
     """
     seen: dict[str, list[tuple[Attended, dict[str, dict[str, Tensor]]]]] = {}
     finished: set[str] = set()
@@ -96,14 +97,14 @@ def of_run(
             run()
         except Exception as error:
             if not seen:
-                raise NotSeen(
+                raise NotSeenError(
                     f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 ) from error
     found: dict[str, Rows] = {}
     for path, events in seen.items():
         computed = [moved for attended, moved in events if not attended.by_name]
         for name, fused in attentions[path].items():
-            found[name] = _rows(fused, [each for each in computed or [moved for _, moved in events]], name)
+            found[name] = _rows(fused, computed or [moved for _, moved in events], name)
     return found
 
 
@@ -116,17 +117,17 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
         width: that of the inputs.
 
     Raises:
-        NotSeen: it cannot be copied or run, or no attention was seen in it.
+        NotSeenError: it cannot be copied or run, or no attention was seen in it.
     """
     try:
         twin = _random_copy(attention)
         inputs = _inputs(twin, width)
-    except NotSeen:
+    except NotSeenError:
         raise
     except Exception as error:
-        raise NotSeen(f"it cannot be copied: {type(error).__name__}: {error}") from error
+        raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
     weights = {
-        name: Fused(layer.weight, 1 if hasattr(layer, "nf") else 0)
+        name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
         for name, layer in ((name, twin.get_submodule(path)) for name, path in fused.items())
     }
     with torch.random.fork_rng(devices=[]):
@@ -142,7 +143,7 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
             what moves neither is a gate.
 
     Raises:
-        NotSeen: rows that make nothing known, or an order that is no repetition of one run for each part.
+        NotSeenError: rows that make nothing known, or an order that is no repetition of one run for each part.
 
     Example:
         >>> layout_of([frozenset(part) for part in "qqkvqqkv"], ("q", "k", "v"))
@@ -157,14 +158,14 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
         words = (
             " and ".join(_WORDS[part] for part in "qkv" if part in rows[unknown[0]]) or "nothing that attends"
         )
-        raise NotSeen(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
+        raise NotSeenError(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
     owners = [names[moved] for moved in rows]
     for repeats in (n for n in range(1, len(owners) + 1) if len(owners) % n == 0):
         stretch = owners[: len(owners) // repeats]
         runs = [(part, len(list(same))) for part, same in groupby(stretch)]
         if len({part for part, _ in runs}) == len(runs) and stretch * repeats == owners:
             return Layout(tuple((part, length * repeats) for part, length in runs), repeats)
-    raise NotSeen(f"its parts follow no repeated order: {_shown(owners)}")
+    raise NotSeenError(f"its parts follow no repeated order: {_shown(owners)}")
 
 
 _WORDS = {"q": "queries", "k": "keys", "v": "values"}
@@ -252,5 +253,5 @@ def _inputs(attention: nn.Module, width: int) -> dict[str, Any]:
         elif parameter.default is parameter.empty and "mask" in name:
             inputs[name] = None
         elif parameter.default is parameter.empty:
-            raise NotSeen(f"alone it cannot be run, because its forward needs {name!r}")
+            raise NotSeenError(f"alone it cannot be run, because its forward needs {name!r}")
     return inputs

@@ -6,6 +6,7 @@ first, `qkv(x).view(B, T, H, 3, D)` has them head by head, and the weights look 
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -17,101 +18,26 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from blockwise_lr.blocks.interleaved import Layout
 from blockwise_lr.blocks.projection import Projection
-from blockwise_lr.blocks.rows import Fused, NotSeen, Rows, layout_of, of_attention, of_run
+from blockwise_lr.blocks.rows import Fused, NotSeenError, Rows, layout_of, of_attention, of_run
 from blockwise_lr.blocks.stated import StatedLayouts, registered
-from blockwise_lr.blocks.topology import Tree
+from blockwise_lr.blocks.topology import Tree, ancestors
 
 # Model folders of transformers 5.23: the tests prove those of language models by function, the others (images, speech)
 # were read. Their layout is in `blocks/interleaved.py`, or is one part after another.
-_TRANSFORMERS = frozenset(
-    [
-        "axk1",
-        "axk2",
-        "bailing_hybrid",
-        "blip",
-        "blip_2",
-        "bloom",
-        "codegen",
-        "cohere_compass",
-        "dbrx",
-        "deberta",
-        "decision_transformer",
-        "deepseek_ocr2",
-        "deepseek_v2",
-        "deepseek_v3",
-        "deepseek_v32",
-        "deepseek_v4",
-        "dots3_note",
-        "ernie4_5_vl_moe",
-        "evolla",
-        "exaone4_5",
-        "falcon",
-        "florence2",
-        "glm4_moe_lite",
-        "glm4v",
-        "glm4v_moe",
-        "glm5_next",
-        "glm_image",
-        "glm_moe_dsa",
-        "glm_ocr",
-        "got_ocr2",
-        "gpt2",
-        "gpt_bigcode",
-        "gpt_neox",
-        "gpt_neox_japanese",
-        "granite_speech",
-        "granite_speech_plus",
-        "hiera",
-        "hy_v4",
-        "imagegpt",
-        "instructblip",
-        "instructblipvideo",
-        "jetmoe",
-        "kimi_linear",
-        "longcat_flash",
-        "mgp_str",
-        "minicpm3",
-        "minimax",
-        "modernbert",
-        "mpt",
-        "openai",
-        "persimmon",
-        "phi3",
-        "phi4_multimodal",
-        "pp_formulanet",
-        "pp_ocrv5_mobile_rec",
-        "pp_ocrv5_server_rec",
-        "pp_ocrv6_small_rec",
-        "qwen2_5_vl",
-        "qwen2_vl",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "qwen3_next",
-        "qwen3_omni_moe",
-        "qwen3_vl",
-        "qwen3_vl_moe",
-        "qwen4_exp",
-        "sam",
-        "sam2",
-        "sam_hq",
-        "seggpt",
-        "slanext",
-        "timesformer",
-        "unlimited_ocr",
-        "vitdet",
-        "youtu",
-    ]
+_TRANSFORMERS = re.compile(
+    r"transformers\.models\.(axk[12]|bailing_hybrid|blip|blip_2|bloom|codegen|cohere_compass|dbrx|deberta"
+    r"|decision_transformer|deepseek_ocr2|deepseek_v([234]|32)|dots3_note|ernie4_5_vl_moe|evolla|exaone4_5|falcon"
+    r"|florence2|glm4_moe_lite|glm4v|glm4v_moe|glm5_next|glm_image|glm_moe_dsa|glm_ocr|got_ocr2|gpt2|gpt_bigcode|gpt_neox"
+    r"|gpt_neox_japanese|granite_speech|granite_speech_plus|hiera|hy_v4|imagegpt|instructblip|instructblipvideo|jetmoe"
+    r"|kimi_linear|longcat_flash|mgp_str|minicpm3|minimax|modernbert|mpt|openai|persimmon|phi3|phi4_multimodal"
+    r"|pp_formulanet|pp_ocrv5_mobile_rec|pp_ocrv5_server_rec|pp_ocrv6_small_rec|qwen2_5_vl|qwen2_vl|qwen3_5|qwen3_5_moe"
+    r"|qwen3_next|qwen3_omni_moe|qwen3_vl|qwen3_vl_moe|qwen4_exp|sam|sam2|sam_hq|seggpt|slanext|timesformer"
+    r"|unlimited_ocr|vitdet|youtu)\..*"
 )
-_TIMM = frozenset(
-    {
-        "timm.layers.attention.Attention",
-        "timm.layers.attention_pool.AttentionPoolLatent",
-        "timm.models.vision_transformer.Attention",
-        "timm.models.swin_transformer.WindowAttention",
-        "timm.models.swin_transformer_v2.WindowAttention",
-        "timm.models.eva.EvaAttention",
-        "timm.models.beit.Attention",
-    }
+_CLASSES = re.compile(
+    r"timm\.layers\.attention\.Attention|timm\.layers\.attention_pool\.AttentionPoolLatent"
+    r"|timm\.models\.(vision_transformer|beit)\.Attention|timm\.models\.swin_transformer(_v2)?\.WindowAttention"
+    r"|timm\.models\.eva\.EvaAttention|litgpt\.model\.CausalSelfAttention"
 )
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
 
@@ -215,8 +141,10 @@ class Vouched:
         alike: dict[Any, dict[str, Layout | str]] = {}
         for path, groups in left.items():
             attention = self._tree.modules[path]
-            if is_sharded(attention):
-                reasons |= {keys[0]: "it is sharded, so it was not run" for keys in groups.values()}
+            if is_sharded(attention) or not has_forward(attention):
+                why = "has no forward that could be run alone" if not has_forward(attention) else "is sharded"
+                for keys in groups.values():
+                    reasons.setdefault(keys[0], f"its attention {why}")
                 continue
             settings = _settings(attention)
             known = _proved(attention, settings) or alike.setdefault(settings, {})
@@ -233,7 +161,7 @@ class Vouched:
                 width = self._tree.shape(next(owners[name] for name in asked))[0]
                 try:
                     found: Mapping[str, Rows] = of_attention(attention, asked, width)
-                except NotSeen as why:
+                except NotSeenError as why:
                     known.update({inside[name]: str(why) for name in asked})
                 else:
                     for name in asked:
@@ -274,10 +202,11 @@ class Vouched:
                 weight = owner_of(self._tree, keys[0][0])._parameters.get(keys[0][1])
                 if weight is not None:
                     fused = Fused(weight, self.projections[keys[0]].dim)
-                    asked.setdefault(names[id(modules[path])], {})[".".join(keys[0])] = fused
+                    runs = next(p for p in (path, *ancestors(path)) if not p or has_forward(modules[p]))
+                    asked.setdefault(names[id(modules[runs])], {})[".".join(keys[0])] = fused
         try:
             found = of_run(modules[""], asked, run) if asked else {}
-        except NotSeen as why:
+        except NotSeenError as why:
             if given:
                 raise ValueError(
                     f"the model cannot be run on example=: {why}; expected what the model takes: a mapping is given as "
@@ -310,7 +239,7 @@ class Vouched:
             return "no attention was seen in it"
         try:
             return layout_of(rows, [part for part, _ in projection.parts])
-        except NotSeen as why:
+        except NotSeenError as why:
             return str(why)
 
 
@@ -324,10 +253,13 @@ def is_known(attention: nn.Module) -> bool:
     own = attention.__dict__.get("_old_forward", attention.__dict__.get("forward", forward))  # accelerate's
     if forward.__module__ != owner.__module__ or getattr(own, "__func__", own) is not forward:
         return False  # replaced
-    folders = owner.__module__.split(".")
-    if folders[:2] == ["transformers", "models"]:
-        return len(folders) > 2 and folders[2] in _TRANSFORMERS
-    return f"{owner.__module__}.{owner.__qualname__}" in _TIMM
+    name = f"{owner.__module__}.{owner.__qualname__}"
+    return any(names.fullmatch(name) for names in (_TRANSFORMERS, _CLASSES))
+
+
+def has_forward(module: nn.Module) -> bool:
+    """Whether a module can be called: some only hold others."""
+    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
 
 
 def is_sharded(module: nn.Module) -> bool:
