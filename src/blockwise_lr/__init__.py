@@ -5,7 +5,15 @@ from blockwise_lr import param_groups, split_fused
 optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
 """
 
-from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
+from blockwise_lr.blocks import (
+    Block,
+    BlockMap,
+    Layout,
+    classify,
+    merge_fused,
+    register_layout,
+    split_fused,
+)
 from blockwise_lr.optim import (
     MEASURED_RATIOS,
     PAPER_RATIOS,
@@ -36,6 +44,7 @@ __all__ = [
     "Block",
     "BlockMap",
     "DirectionalReport",
+    "Layout",
     "Muon",
     "SharpnessReport",
     "adopt_state",
@@ -48,6 +57,7 @@ __all__ = [
     "merge_fused",
     "param_groups",
     "ratios_from_sharpness",
+    "register_layout",
     "split_fused",
     "wsd_schedule",
 ]

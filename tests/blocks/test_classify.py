@@ -232,7 +232,7 @@ class FusedSelfAttention(nn.Module):
 
 def test_queries_are_as_wide_as_the_output_takes_also_where_that_is_made_beside_the_attention() -> None:
     output = nn.ModuleDict({"dense": nn.Linear(WIDTH, WIDTH), "norm": nn.LayerNorm(WIDTH)})
-    model = split_fused(nn.ModuleDict({"self": FusedSelfAttention(), "output": output}))
+    model = split_fused(nn.ModuleDict({"self": FusedSelfAttention(), "output": output}), layout="q k v")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     parts = [shapes[f"self.in_proj.parametrizations.weight.original{i}"] for i in range(3)]
     assert parts == [(WIDTH, WIDTH), (WIDTH // 2, WIDTH), (WIDTH // 2, WIDTH)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -12,12 +13,19 @@ from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
 from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
 from blockwise_lr.blocks.rules import RULES
+from blockwise_lr.blocks.stated import Stated
 from blockwise_lr.blocks.topology import Site, ancestors
 
 Overrides = Mapping[str | type[nn.Module], Block]
 
 
-def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
+def classify(
+    model: nn.Module,
+    overrides: Overrides | None = None,
+    *,
+    example: Any = None,
+    layout: Stated | None = None,
+) -> BlockMap:
     """Assign every trainable parameter of `model` to its block type.
 
     Rules look at topology and module types first and at names last (`blocks/rules.py`); the first one that
@@ -29,10 +37,13 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
     checkpointing: the blocks are the same. (FSDP1 flattens parameters: call it before.)
 
     Args:
-        model: any module; nothing is computed with it, so it may be on the meta device.
+        model: any module; it may be on the meta device. A copy of an attention with a fused weight whose layout is
+            not known runs once, see :func:`split_fused`.
         overrides: your say, before all rules. A key is a regular expression, searched in the parameter's name
             (as `named_parameters()` gives it, and without wrapper prefixes), or a module class, which claims
             everything inside its instances. The first match wins. Default: none.
+        example, layout: how the parts of a fused weight lie in it, as in :func:`split_fused`, for reports on a model
+            that is not split. Without either, a fused weight of unknown layout has no parts in reports.
 
     Returns:
         BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` says why.
@@ -49,7 +60,7 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
 
     Source: the block types of the Sharpness Disparity Principle, arXiv 2502.19002, section 3.
     """
-    facts = ModelFacts(model)
+    facts = ModelFacts(model, layout=layout, example=example)
     checked = _checked(overrides or {}, facts)
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []

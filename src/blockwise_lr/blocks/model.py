@@ -6,12 +6,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention import find_projections, is_attention_like
+from blockwise_lr.blocks.layout import split_layout
 from blockwise_lr.blocks.projection import Projection
+from blockwise_lr.blocks.stated import Stated, StatedLayouts
 from blockwise_lr.blocks.topology import CONTAINERS, CONVOLUTIONS, Site, Tree, ancestors, matrix_shape
+from blockwise_lr.blocks.vouched import Vouched
 
 _POSITION_SIZES = (
     "n_positions",
@@ -32,12 +36,18 @@ class ModelFacts:
 
     Args:
         model: the model, wrapped or not.
+        layout: how fused weights of unknown layout lie, as in :func:`blockwise_lr.split_fused`.
+        example: a batch that shows it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, layout: Stated | None = None, example: Any = None) -> None:
         self.tree = Tree(model)
-        self.projections = find_projections(self.tree)
-        self.attentions = {projection.attention for projection in self.projections.values()}
+        found = find_projections(self.tree)
+        self.attentions = {projection.attention for projection in found.values()}
+        sure = Vouched(
+            self.tree, found, split_layout, lambda: self.vocabularies, StatedLayouts(layout), example
+        )
+        self.projections, self.unproved = sure.projections, sure.problems
 
     def projection(self, site: Site) -> Projection | None:
         """What a parameter of an attention module makes, None outside of attention."""
