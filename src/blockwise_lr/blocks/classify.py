@@ -87,7 +87,7 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
         if (found := _first_rule(adapted, facts)) is not None:
             return _adapter(site, adapted, found)
     around = facts.tree.modules[site.path.rpartition(".")[0]]
-    where = f"{type(around).__name__} {site.path}:{site.type_name}.{site.leaf}"
+    where = f"{type(around).__name__} .{facts.places.local(site.path)}:{site.type_name}.{site.leaf}"
     rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
     if rule is None:
         return None

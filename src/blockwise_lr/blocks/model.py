@@ -10,6 +10,8 @@ from functools import cached_property
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention import find_projections, is_attention_like
+from blockwise_lr.blocks.heads import find_heads, without_adapter
+from blockwise_lr.blocks.places import Places
 from blockwise_lr.blocks.projection import Projection
 from blockwise_lr.blocks.topology import CONTAINERS, CONVOLUTIONS, Site, Tree, ancestors, matrix_shape
 
@@ -38,6 +40,11 @@ class ModelFacts:
         self.tree = Tree(model)
         self.projections = find_projections(self.tree)
         self.attentions = {projection.attention for projection in self.projections.values()}
+
+    @cached_property
+    def places(self) -> Places:
+        """Where modules are: in layers, or outside of them."""
+        return Places(self.tree, self.attentions, set(self.embeddings))
 
     def projection(self, site: Site) -> Projection | None:
         """What a parameter of an attention module makes, None outside of attention."""
@@ -140,17 +147,25 @@ class ModelFacts:
         heads = {
             shape[1]
             for p, m in self.tree.modules.items()
-            if self.layer_of(p) is None and (shape := matrix_shape(m))
+            if not self.places.in_layer(p) and (shape := matrix_shape(m))
         }
         others = [p for p in self.embeddings if p != path and not self.is_position(p)]
         return rows in self._configured("vocab_size") | heads or not others
 
     def is_head(self, site: Site) -> bool:
-        """An output head: the model says so, or linear, outside all layers, as wide as the vocabulary."""
+        """An output head: the model says so, or it shares an embedding's weight, or its size and its place show it."""
         if self.is_declared(site.module, "get_output_embeddings"):
             return True
         shape = matrix_shape(site.module)
-        return shape is not None and self.layer_of(site.path) is None and shape[1] in self.vocabularies
+        return shape is not None and (without_adapter(site.path) in self._heads or self.is_tied(site.module))
+
+    @cached_property
+    def _heads(self) -> set[str]:
+        if self._declared("get_output_embeddings"):
+            return set()
+        attention = {self.tree.linear(path) for path, _ in self.projections}
+        asked = any(hasattr(type(m), "get_output_embeddings") for m in self.tree.modules.values())
+        return find_heads(self.tree, self.places, self.vocabularies, attention, asked)
 
     def is_tied(self, module: nn.Module) -> bool:
         """Whether a module's weight is also an embedding's."""

@@ -1,8 +1,8 @@
 """What is known by its name alone, after everything that topology and types decide (`blocks/rules.py`).
 
-One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around path:Type.leaf", such as
-"GptOssDecoderLayer model.layers.0.self_attn:GptOssAttention.sinks": the class of the module around the owner, the
-owner's path and class, and what it calls the parameter. A name that other models may use for something else is bound
+One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around .path:Type.leaf", such as
+"GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path within
+its layer (or, outside of layers, within the model) and class, and what it calls the parameter. A name that other models may use for something else is bound
 to the class that it was seen in. To add a kind, write one line here and one case in tests/cases_by_hand.py.
 """
 
@@ -73,7 +73,7 @@ NAMES: tuple[Named, ...] = (
           r"multi_?modal_proj\w*[.:]",
           r"\.?embed\w*_proj(ect|ection)?:", r"\bproject_(in|out):", r"hidden_mapping\w*:", r"map_inputs_layer:",
           r"\bper_layer_model_projection:", r"_proj_for_\w+:", r"feature_extensor$", r"patch_embedding:",
-          r"embeddings\.projection:", r"decoder_embed:", r"encoder\.embed\.out:"),
+          r"embeddings\.projection:", r"decoder_embed:", r"^Phi4Multimodal\w* .*\bembed\.out:"),
     # Heads.
     _line(Block.HEAD, "{module} is in an output head",
           r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](lm_)?heads\.\d+:",

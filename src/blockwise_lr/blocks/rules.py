@@ -106,14 +106,14 @@ def _is_head(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
-    return facts.widens_and_narrows(site)
+    return facts.widens_and_narrows(site) and not _is_head_by_name(site, facts)
 
 
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:
     if not isinstance(site.module, CONVOLUTIONS):
         return False
     # In an attention, one that mixes channels may be what makes q, k or v.
-    return site.module.groups > 1 or not _in_attention_by_name(site)
+    return site.module.groups > 1 or not _in_attention_by_name(site, facts)
 
 
 def _is_in_mixer(site: Site, facts: ModelFacts) -> bool:
@@ -124,23 +124,25 @@ def _is_in_head(site: Site, facts: ModelFacts) -> bool:
     return any(path in facts.heads for path in (site.path, *ancestors(site.path)))
 
 
-def _in_attention_by_name(site: Site) -> bool:
-    return ATTENTION_NAMES.search(site.path) is not None
+def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
+    """Whether a module around it, within its layer, is named as an attention."""
+    return ATTENTION_NAMES.search(facts.places.local(site.path)) is not None
 
 
 def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
-    around = any(_FFN_AROUND.fullmatch(component) for component in site.path.split(".")[:-1])
+    around = any(_FFN_AROUND.fullmatch(name) for name in facts.places.local(site.path).split(".")[:-1])
     named = around and _FFN_CHILD.fullmatch(site.child) is not None
-    return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site)
+    return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site, facts)
 
 
 def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    outside = "." not in site.path or facts.layer_of(site.path) is None
+    outside = not facts.places.in_layer(site.path)
     return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
 
 
 def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:
-    return site.param.ndim >= 2 and site.type_name.endswith("Experts") and not _in_attention_by_name(site)
+    stack = site.param.ndim >= 2 and site.type_name.endswith("Experts")
+    return stack and not _in_attention_by_name(site, facts)
 
 
 def _is_router(site: Site, facts: ModelFacts) -> bool:

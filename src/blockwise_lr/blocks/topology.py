@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 
 _PARAMETRIZED = re.compile(r"(?:(?P<path>.*)\.)?parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d*)")
+_PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\..*")
 _HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead", "heads", "head_dim")
 
 
@@ -101,14 +103,14 @@ class Tree:
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.children: dict[str, list[str]] = {}
+        self.owners: set[str] = set()
         self._parameters: dict[str, Tensor] = {}
-        self._owners: set[str] = set()
         for name, module in model.named_modules(remove_duplicate=False):
             path = canonical_name(f"{name}.").rstrip(".")
             for leaf, param in module._parameters.items():  # as named_parameters() gives them, in one pass
                 if param is not None:
                     self._parameters[f"{name}.{leaf}" if name else leaf] = param
-                    self._owners.add(path)
+                    self.owners.add(_PARAMETRIZATIONS.sub("", path))
             if "parametrizations" in path.split("."):
                 continue
             if path not in self.modules and path:
@@ -156,14 +158,14 @@ class Tree:
 
     def linear(self, path: str) -> str:
         """The path of the linear layer that is all that a module holds; otherwise the module's own."""
-        inside = [child for child in self.children.get(path, ()) if child in self._holders]
+        inside = [child for child in self.children.get(path, ()) if child in self.holders]
         alone = len(inside) == 1 and not any(p is not None for p in self.modules[path]._parameters.values())
         return inside[0] if alone and self.is_matrix(inside[0]) else path
 
     @cached_property
-    def _holders(self) -> set[str]:
-        """The modules that have parameters, in them or further inside."""
-        return self._owners.union(*map(ancestors, self._owners))
+    def holders(self) -> Counter[str]:
+        """The modules that have parameters, in them or further inside: path -> how many modules have them."""
+        return Counter(around for path in self.owners for around in (path, *ancestors(path)))
 
     def is_matrix(self, path: str) -> bool:
         """Whether a module is a linear layer."""
