@@ -5,7 +5,7 @@ from blockwise_lr import param_groups, split_fused
 optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
 """
 
-from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
+from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, register_rule, split_fused
 from blockwise_lr.optim import (
     MEASURED_RATIOS,
     PAPER_RATIOS,
@@ -48,6 +48,7 @@ __all__ = [
     "merge_fused",
     "param_groups",
     "ratios_from_sharpness",
+    "register_rule",
     "split_fused",
     "wsd_schedule",
 ]

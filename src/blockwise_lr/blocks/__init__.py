@@ -3,5 +3,6 @@
 from blockwise_lr.blocks.block import Block, BlockMap, canonical_name
 from blockwise_lr.blocks.classify import classify
 from blockwise_lr.blocks.fused import merge_fused, split_fused
+from blockwise_lr.blocks.registered import register_rule
 
-__all__ = ["Block", "BlockMap", "canonical_name", "classify", "merge_fused", "split_fused"]
+__all__ = ["Block", "BlockMap", "canonical_name", "classify", "merge_fused", "register_rule", "split_fused"]

@@ -11,6 +11,7 @@ from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_nam
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
 from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
+from blockwise_lr.blocks.registered import registered
 from blockwise_lr.blocks.rules import RULES
 from blockwise_lr.blocks.topology import Site, ancestors
 
@@ -54,7 +55,7 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or by_rules(sites, facts)
+        found = _overridden(sites, checked, facts) or _registered(sites, facts) or by_rules(sites, facts)
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -163,6 +164,12 @@ def _overridden(
     return None
 
 
+def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
+    """What a rule of the user's (:func:`register_rule`) says of a parameter."""
+    rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
+    return rule and Assignment(rule.block, rule.reason, sites[0].param.numel())
+
+
 def _matches(key: str | type[nn.Module], site: Site, facts: ModelFacts) -> bool:
     if isinstance(key, str):
         return any(re.search(key, name) for name in (site.name, canonical_name(site.name)))
@@ -178,10 +185,9 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
         f"  {site.name}  shape {tuple(site.param.shape)}, in a {site.type_name}{note and '; '}{note}"
         for site, note in unknown
     ]
-    patterns = {
-        re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))): None for s, _ in unknown
-    }
-    shown = ", ".join(f'r"^{pattern}$": Block.OTHER' for pattern in patterns)
+    patterns = [re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))) for s, _ in unknown]
+    quoted = list(dict.fromkeys(f'r"^{pattern}$"' for pattern in patterns))
+    shown = ", ".join(f"{pattern}: Block.OTHER" for pattern in quoted)
     plural = "1 parameter belongs" if len(unknown) == 1 else f"{len(unknown)} parameters belong"
     return "\n".join(
         [
@@ -189,5 +195,7 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
             *lines,
             "Say which block each is in (OTHER gets the base learning rate):",
             f"  classify(model, overrides={{{shown}}})",
+            "or, for every model, one rule for each kind of parameter (see register_rule):",
+            f'  register_rule({quoted[0]}, Block.OTHER, "why it is in this block")',
         ]
     )

@@ -216,7 +216,7 @@ class ModelFacts:
                 children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
                 if {"in_proj", "out_proj"} <= children:
                     found.add(path)
-        return found - self._around_attention - {""}
+        return found - self._around_attention - self.places.around_table
 
     @cached_property
     def _around_attention(self) -> set[str]:

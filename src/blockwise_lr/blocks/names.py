@@ -76,7 +76,7 @@ NAMES: tuple[Named, ...] = (
           r"embeddings\.projection:", r"decoder_embed:", r"^Phi4Multimodal\w* .*\bembed\.out:"),
     # Heads.
     _line(Block.HEAD, "{module} is in an output head",
-          r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](lm_)?heads\.\d+:",
+          r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](\w+_)?heads?\.\d+:",
           r"[ .]head(\.fc|_dist):", r"vocab_transform:", r"decoder_pred:"),
     _line(Block.OTHER, "{module} makes one vector of the sequence, for a classifier", r"\bpooler[.:]"),
     _line(Block.OTHER, "{leaf} of {module}: the query that pools the sequence", r"\.(probe|latent)$"),

@@ -22,12 +22,12 @@ _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNor
 _NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
 _TOKEN_NAME = re.compile(r"wte|tok(en)?s?_?(emb\w*|table)|embed_tokens|word_embeddings?")
 _POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table)?|wpe")
-_FFN_AROUND = re.compile(r"(mlp|ffn|ff)(s|_block)?|feed_?forward|(shared_)?(experts?|mlp)")
+_FFN_AROUND = re.compile(r"(mlp|ffn|ff)(s|_block|_tokens?|_channels?|_in|_out|_?\d)?|feed_?forward|(shared_)?(experts?|mlp)")
 _FFN_CHILD = re.compile(
     r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
     r"|dense_(h_to_4h|4h_to_h)|(lin(ear)?|layer|dense)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
 )
-_HEAD_NAME = re.compile(r"lm_head|unembed(ding)?|embed_out|score|classifier|(output_)?head")
+_HEAD_NAME = re.compile(r"(\w+_)?head\d*|unembed(ding)?|embed_out|score|classifier")
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,10 @@ def _is_convolution(site: Site, facts: ModelFacts) -> bool:
     return site.module.groups > 1 or not _in_attention_by_name(site, facts)
 
 
+def _is_recurrent(site: Site, facts: ModelFacts) -> bool:
+    return isinstance(site.module, (nn.RNNBase, nn.RNNCellBase))
+
+
 def _is_in_mixer(site: Site, facts: ModelFacts) -> bool:
     return any(path in facts.mixers for path in (site.path, *ancestors(site.path)))
 
@@ -185,6 +189,7 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
     Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
+    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence mixes the sequence"),
     Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer that is no attention"),
     Rule(
         Block.HEAD,
