@@ -12,7 +12,7 @@ from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
 from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
 from blockwise_lr.blocks.registered import registered
-from blockwise_lr.blocks.rules import RULES
+from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
 from blockwise_lr.blocks.topology import Site, ancestors
 
 Overrides = Mapping[str | type[nn.Module], Block]
@@ -89,7 +89,7 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
             return _adapter(site, adapted, found)
     around = facts.tree.modules[site.path.rpartition(".")[0]]
     where = f"{type(around).__name__} .{facts.places.local(site.path)}:{site.type_name}.{site.leaf}"
-    rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
+    rule = _holding(RULES, site, facts) or named(where) or _holding(LAST_RULES, site, facts)
     if rule is None:
         return None
     projection, parts = facts.projection(site), facts.parts(site)
@@ -114,6 +114,10 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     return Assignment(
         rule.block, reason, site.param.numel(), fused, projection.slices if projection else None
     )
+
+
+def _holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule | None:
+    return next((rule for rule in rules if rule.test(site, facts)), None)
 
 
 def _adapter(site: Site, weight: Site, found: Assignment) -> Assignment:

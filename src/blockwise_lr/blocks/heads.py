@@ -13,11 +13,20 @@ from collections.abc import Collection, Iterator
 from torch import nn
 
 from blockwise_lr.blocks.places import Places
-from blockwise_lr.blocks.topology import CONVOLUTIONS, Tree, matrix_shape
+from blockwise_lr.blocks.topology import CONVOLUTIONS, Tree, matrix_shape, table_shape
 
 _ADAPTED = re.compile(r"\.(base_layer|original_module|modules_to_save\.\w+)$")
 # Attributes in which modules that are no linear layer keep the width of what they read.
-_WIDTHS = ("num_features", "num_channels", "in_channels", "input_size", "hidden_size", "embed_dim", "kdim", "vdim")
+_WIDTHS = (
+    "num_features",
+    "num_channels",
+    "in_channels",
+    "input_size",
+    "hidden_size",
+    "embed_dim",
+    "kdim",
+    "vdim",
+)
 
 
 def without_adapter(path: str) -> str:
@@ -115,8 +124,8 @@ def _widths_read(tree: Tree) -> Iterator[int]:
             yield shape[0]
             continue
         yield from (size for name in _WIDTHS if isinstance(size := module.__dict__.get(name), int))
-        if isinstance(module, nn.Embedding):
-            yield module.embedding_dim
+        if (table := table_shape(module)) is not None:
+            yield table[1]
         elif not isinstance(module, (nn.ParameterDict, nn.ParameterList, *CONVOLUTIONS)):
             own = ((leaf, p) for leaf, p in module._parameters.items() if p is not None and p.ndim)
             yield from (p.shape[-1] for leaf, p in own if not leaf.endswith("bias"))

@@ -13,7 +13,15 @@ from blockwise_lr.blocks.attention import find_projections, is_attention_like
 from blockwise_lr.blocks.heads import find_heads, without_adapter
 from blockwise_lr.blocks.places import Places
 from blockwise_lr.blocks.projection import Projection
-from blockwise_lr.blocks.topology import CONTAINERS, CONVOLUTIONS, Site, Tree, ancestors, matrix_shape
+from blockwise_lr.blocks.topology import (
+    CONTAINERS,
+    CONVOLUTIONS,
+    Site,
+    Tree,
+    ancestors,
+    matrix_shape,
+    table_shape,
+)
 
 _POSITION_SIZES = (
     "n_positions",
@@ -74,19 +82,17 @@ class ModelFacts:
     # ---------------------------------------------------------------------------------------
 
     @cached_property
-    def embeddings(self) -> dict[str, nn.Embedding]:
-        """All nn.Embedding modules outside of attention, by path."""
-        found = ((path, m) for path, m in self.tree.modules.items() if isinstance(m, nn.Embedding))
-        return {path: m for path, m in found if self.attentions.isdisjoint(ancestors(path))}
+    def embeddings(self) -> dict[str, int]:
+        """All embeddings outside of attention: path -> how many rows they have."""
+        found = ((path, table_shape(module)) for path, module in self.tree.modules.items())
+        return {p: shape[0] for p, shape in found if shape and self.attentions.isdisjoint(ancestors(p))}
 
     @cached_property
     def vocabularies(self) -> set[int]:
         """Sizes of the token embeddings: of get_input_embeddings, else of all but positions, types."""
-        declared = {
-            m.num_embeddings for m in self._declared("get_input_embeddings") if isinstance(m, nn.Embedding)
-        }
+        declared = {shape[0] for m in self._declared("get_input_embeddings") if (shape := table_shape(m))}
         neither = (p for p in self.embeddings if not self.is_position(p) and not self.is_segment(p))
-        others = {self.embeddings[path].num_embeddings for path in neither}
+        others = {self.embeddings[path] for path in neither}
         return declared or others
 
     def is_declared(self, module: nn.Module, getter: str) -> bool:
@@ -115,13 +121,12 @@ class ModelFacts:
 
     def is_position(self, path: str) -> bool:
         """Whether an embedding counts positions: by its name, or as long as the configuration's context."""
-        module = self.embeddings[path]
-        if self.is_declared(module, "get_input_embeddings"):
+        if self.is_declared(self.tree.modules[path], "get_input_embeddings"):
             return False
         if _POSITION_NAME.search(path.rpartition(".")[2].lower()):
             return True
         sizes, vocabularies = self._configured(*_POSITION_SIZES), self._configured("vocab_size")
-        return module.num_embeddings in sizes - vocabularies
+        return self.embeddings[path] in sizes - vocabularies
 
     def is_segment(self, path: str) -> bool:
         """Whether an embedding is one of token types, by its name."""
@@ -143,7 +148,7 @@ class ModelFacts:
 
     def is_only_token_table(self, path: str) -> bool:
         """Whether an embedding must be the tokens': as long as vocabulary or head, or the only one."""
-        rows = self.embeddings[path].num_embeddings
+        rows = self.embeddings[path]
         heads = {
             shape[1]
             for p, m in self.tree.modules.items()
@@ -171,7 +176,7 @@ class ModelFacts:
         """Whether a module's weight is also an embedding's."""
         weight = module._parameters.get("weight")
         return weight is not None and any(
-            weight is m._parameters.get("weight") for m in self.embeddings.values()
+            weight is self.tree.modules[path]._parameters.get("weight") for path in self.embeddings
         )
 
     @cached_property

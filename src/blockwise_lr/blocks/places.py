@@ -93,7 +93,9 @@ class Places:
     def _frames(self) -> set[str]:
         frames = {"", self.core, *ancestors(self.core)}
         for layer in self.layers:
-            if not all(map(self.tree.is_matrix, self._owners_in(layer))):  # the name of a list of MLPs says so
+            if not all(
+                map(self.tree.is_matrix, self._owners_in(layer))
+            ):  # the name of a list of MLPs says so
                 frames |= {layer, *ancestors(layer)}
         return frames | (self.around_table & self.around_attention)
 

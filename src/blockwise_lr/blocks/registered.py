@@ -50,14 +50,18 @@ class RegisteredRule:
         if isinstance(self.match, str):
             return any(re.search(self.match, name) for name in (site.name, canonical_name(site.name)))
         if isinstance(self.match, type):
-            return any(isinstance(tree.modules[path], self.match) for path in (site.path, *ancestors(site.path)))
+            return any(
+                isinstance(tree.modules[path], self.match) for path in (site.path, *ancestors(site.path))
+            )
         return bool(self.match(canonical_name(site.name), site.param, site.module))
 
 
 _REGISTERED: list[RegisteredRule] = []
 
 
-def register_rule(match: str | type[nn.Module] | Predicate, block: Block | str, reason: str) -> RegisteredRule:
+def register_rule(
+    match: str | type[nn.Module] | Predicate, block: Block | str, reason: str
+) -> RegisteredRule:
     """Teach :func:`classify` the block of some parameters, for every model from here on in this process.
 
     Registered rules come after the `overrides` of a call and before the built-in rules. The latest rule that holds
@@ -104,7 +108,9 @@ def register_rule(match: str | type[nn.Module] | Predicate, block: Block | str, 
         try:
             re.compile(match)
         except re.error as error:
-            raise ValueError(f'register_rule: r"{match}" is not a valid regular expression: {error}') from None
+            raise ValueError(
+                f'register_rule: r"{match}" is not a valid regular expression: {error}'
+            ) from None
     if not isinstance(reason, str):
         raise TypeError(f"register_rule: reason is {reason!r}; expected a sentence (str) that says why")
     if not reason.strip():
