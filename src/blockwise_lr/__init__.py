@@ -12,6 +12,7 @@ from blockwise_lr.blocks import (
     classify,
     merge_fused,
     register_layout,
+    register_rule,
     split_fused,
 )
 from blockwise_lr.optim import (
@@ -58,6 +59,7 @@ __all__ = [
     "param_groups",
     "ratios_from_sharpness",
     "register_layout",
+    "register_rule",
     "split_fused",
     "wsd_schedule",
 ]

@@ -12,7 +12,8 @@ from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_nam
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
 from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
-from blockwise_lr.blocks.rules import RULES
+from blockwise_lr.blocks.registered import registered
+from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
 from blockwise_lr.blocks.stated import Stated
 from blockwise_lr.blocks.topology import Site, ancestors
 
@@ -65,7 +66,7 @@ def classify(
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or by_rules(sites, facts)
+        found = _overridden(sites, checked, facts) or _registered(sites, facts) or by_rules(sites, facts)
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -98,8 +99,8 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
         if (found := _first_rule(adapted, facts)) is not None:
             return _adapter(site, adapted, found)
     around = facts.tree.modules[site.path.rpartition(".")[0]]
-    where = f"{type(around).__name__} {site.path}:{site.type_name}.{site.leaf}"
-    rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
+    where = f"{type(around).__name__} .{facts.places.local(site.path)}:{site.type_name}.{site.leaf}"
+    rule = _holding(RULES, site, facts) or named(where) or _holding(LAST_RULES, site, facts)
     if rule is None:
         return None
     projection, parts = facts.projection(site), facts.parts(site)
@@ -124,6 +125,10 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     return Assignment(
         rule.block, reason, site.param.numel(), fused, projection.slices if projection else None
     )
+
+
+def _holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule | None:
+    return next((rule for rule in rules if rule.test(site, facts)), None)
 
 
 def _adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
@@ -174,6 +179,12 @@ def _overridden(
     return None
 
 
+def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
+    """What a rule of the user's (:func:`register_rule`) says of a parameter."""
+    rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
+    return rule and Assignment(rule.block, rule.reason, sites[0].param.numel())
+
+
 def _matches(key: str | type[nn.Module], site: Site, facts: ModelFacts) -> bool:
     if isinstance(key, str):
         return any(re.search(key, name) for name in (site.name, canonical_name(site.name)))
@@ -189,10 +200,9 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
         f"  {site.name}  shape {tuple(site.param.shape)}, in a {site.type_name}{note and '; '}{note}"
         for site, note in unknown
     ]
-    patterns = {
-        re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))): None for s, _ in unknown
-    }
-    shown = ", ".join(f'r"^{pattern}$": Block.OTHER' for pattern in patterns)
+    patterns = [re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))) for s, _ in unknown]
+    quoted = list(dict.fromkeys(f'r"^{pattern}$"' for pattern in patterns))
+    shown = ", ".join(f"{pattern}: Block.OTHER" for pattern in quoted)
     plural = "1 parameter belongs" if len(unknown) == 1 else f"{len(unknown)} parameters belong"
     return "\n".join(
         [
@@ -200,5 +210,7 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
             *lines,
             "Say which block each is in (OTHER gets the base learning rate):",
             f"  classify(model, overrides={{{shown}}})",
+            "or, for every model, one rule for each kind of parameter (see register_rule):",
+            f'  register_rule({quoted[0]}, Block.OTHER, "why it is in this block")',
         ]
     )
