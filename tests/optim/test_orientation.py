@@ -178,6 +178,10 @@ def test_the_outputs_of_stacks_are_those_that_autograd_sees(model_type: str) -> 
     assert check(model_type) >= 1
 
 
+# They need other inputs than one token, or to be in training mode.
+NOT_BY_ONE_TOKEN = ("musicgen", "musicgen_melody", "reformer", "zamba")
+
+
 @pytest.mark.slow
 def test_the_outputs_of_every_causal_models_stacks_are_those_that_autograd_sees() -> None:
-    assert sum(check(name) > 0 for name in CAUSAL if name not in UNBUILDABLE) >= 20
+    assert sum(check(name) > 0 for name in CAUSAL if name not in (*UNBUILDABLE, *NOT_BY_ONE_TOKEN)) >= 50

@@ -30,7 +30,7 @@ def output_dims(model: nn.Module, blocks: BlockMap) -> dict[str, int]:
 
     Example:
         >>> from blockwise_lr import classify
-        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10))
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 10, bias=False))
         >>> output_dims(model, classify(model))
         {'0.weight': 0, '1.weight': 0}
     """
