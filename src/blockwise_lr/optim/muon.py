@@ -14,6 +14,8 @@ from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.adam_mini import name_of
+from blockwise_lr.sharpness.dense import check_gradient, check_real
 from blockwise_lr.sharpness.processes import is_sharded
 
 if TYPE_CHECKING:
@@ -162,7 +164,11 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            RuntimeError: a sparse gradient or a complex parameter.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -170,10 +176,8 @@ class Muon(Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                if p.grad.is_sparse or p.is_complex():
-                    raise RuntimeError(
-                        f"Muon takes dense real gradients; one of shape {tuple(p.shape)} is not"
-                    )
+                check_gradient(name_of(p, group), p.grad, "Muon")
+                check_real(name_of(p, group), p, "Muon")
             if group["algorithm"] == "muon":
                 outputs = group.get("output_dims", [-2] * len(group["params"]))
                 by_columns = {p for p, dim in zip(group["params"], outputs) if dim % p.ndim == p.ndim - 1}
