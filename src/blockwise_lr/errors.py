@@ -7,6 +7,13 @@ class UserError(ValueError):
     """Bad input. The message is one line; the command line prints it without a traceback and exits with 2."""
 
 
+class UnsupportedGradientError(ValueError, RuntimeError):
+    """A sparse gradient or a complex parameter, which cannot be measured or stepped. The message names it.
+
+    A ValueError as all refusals of settings, and a RuntimeError as torch's own optimizers raise.
+    """
+
+
 class StorageError(RuntimeError):
     """A file could not be written: a full disk, most often. The command line exits with 1.
 

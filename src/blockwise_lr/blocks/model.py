@@ -135,14 +135,14 @@ class ModelFacts:
             return False
         if _POSITION_NAME.search(path.rpartition(".")[2].lower()):
             return True
-        sizes, vocabularies = self._configured(*_POSITION_SIZES), self._configured("vocab_size")
+        sizes, vocabularies = self.configured(*_POSITION_SIZES), self.configured("vocab_size")
         return self.embeddings[path] in sizes - vocabularies
 
     def is_segment(self, path: str) -> bool:
         """Whether an embedding is one of token types, by its name."""
         return _SEGMENT_NAME.search(path.rpartition(".")[2].lower()) is not None
 
-    def _configured(self, *names: str) -> set[int]:
+    def configured(self, *names: str) -> set[int]:
         """Values of integer settings in the configurations that the model's modules keep."""
         return {
             value
@@ -165,7 +165,7 @@ class ModelFacts:
             if not self.places.in_layer(p) and (shape := matrix_shape(m))
         }
         others = [p for p in self.embeddings if p != path and not self.is_position(p)]
-        return rows in self._configured("vocab_size") | heads or not others
+        return rows in self.configured("vocab_size") | heads or not others
 
     def is_head(self, site: Site) -> bool:
         """An output head: the model says so, or it shares an embedding's weight, or its size and its place show it."""

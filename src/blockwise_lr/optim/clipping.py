@@ -59,7 +59,7 @@ def clip_grad_norm_by_block(
 
     Raises:
         ValueError: a norm out of range, an unknown block, one named for a part of a fused weight that was not split, or
-            FSDP1.
+            FSDP1, or a sparse gradient.
         RuntimeError: with error_if_nonfinite; names blocks and parameters and says what is in them. Nothing was
             clipped then.
 

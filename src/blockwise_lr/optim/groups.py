@@ -20,6 +20,7 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.orientation import output_dims
 from blockwise_lr.optim.partitions import Partition, partitions
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, resolve_ratios
 
@@ -61,8 +62,9 @@ def param_groups(
     Returns:
         Group dicts for ``torch.optim.AdamW`` and the like; NORM first, none empty. Beside ``params`` each has
         ``lr`` and ``initial_lr`` (ratio * base), ``weight_decay``, ``block`` (a plain str), ``lr_ratio``,
-        ``decay``, ``names`` (the parameters' names, in the order of ``params``) and ``partitions`` (how
-        :class:`blockwise_lr.AdamMini` cuts each of them; other optimizers do not look at it).
+        ``decay``, and three lists in the order of ``params``: ``names`` (the parameters' names), ``partitions`` (how
+        :class:`blockwise_lr.AdamMini` cuts each of them) and ``output_dims`` (which dimension of a matrix counts its
+        outputs, for Muon). Other optimizers do not look at the last two.
 
     Raises:
         ValueError: lr or weight_decay out of range; an unknown block in ratios, weight_decay or no_decay; a fused
@@ -82,7 +84,7 @@ def param_groups(
     ratio_of = resolve_ratios(ratios)
     exempt = resolve_no_decay(no_decay)
     blocks = classify(model) if blocks is None else blocks
-    cut = partitions(model, blocks)
+    cut, outputs = partitions(model, blocks), output_dims(model, blocks)
 
     members: dict[tuple[Block, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -113,6 +115,7 @@ def param_groups(
                 "decay": decay,
                 "names": [name for name, _ in members[block, own_decay]],
                 "partitions": [_as_list(cut[name]) for name, _ in members[block, own_decay]],
+                "output_dims": [outputs[name] for name, _ in members[block, own_decay]],
             }
         )
     return groups

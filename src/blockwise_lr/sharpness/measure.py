@@ -228,13 +228,21 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
     if not (parts.distributed or parts.tensor_parallel):
         yield from batches
         return
-    device, done = parts.parameters[0].device, 0
+    device, done, world = parts.parameters[0].device, 0, dist.get_world_size()
     while True:
-        batch = next(batches, None)
-        having = processes.total(int(batch is not None), device)
-        if having < dist.get_world_size() and having > 0:
+        batch, failed = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # of a data loader, say: the other processes must learn of it
+            failed = error
+        found = processes.total(int(batch is not None) + (world + 1 if failed else 0), device)
+        if failed is not None:
+            raise failed
+        if found > world:
+            raise ValueError(f"another process could not make batch {done + 1}: its error is printed there")
+        if 0 < found < world:
             raise ValueError(
-                f"only {having} of {dist.get_world_size()} processes have more than {done} batches; expected as many "
+                f"only {found} of {world} processes have more than {done} batches; expected as many "
                 "on each: set max_batches"
             )
         if batch is None:
