@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.progress import ComparisonProgress
 from blockwise_lr.compare.results import is_finished, read_run
-from blockwise_lr.errors import UserError
+from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 
 Runner = Callable[[Path, Path], Sequence[str]]
@@ -58,7 +58,7 @@ def run_all(
     Raises:
         UserError: a run failed (with its last line and its log), another comparison is running in `out`,
             or `jobs` is not positive.
-        KeyboardInterrupt: as received, after the children have ended.
+        KeyboardInterrupt: Ctrl-C (SIGTERM: its subclass SigtermInterrupt), after the children have ended.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
@@ -204,7 +204,7 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
         return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise SigtermInterrupt
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

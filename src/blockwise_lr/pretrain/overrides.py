@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
+
+if TYPE_CHECKING:
+    from blockwise_lr.blocks import Block
 
 
 def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
@@ -39,6 +41,8 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
 
 
 def _block(given: Any, where: str) -> Block:
+    from blockwise_lr.blocks import Block  # not at the top: it brings torch
+
     try:
         return Block(given)
     except ValueError:
