@@ -207,6 +207,9 @@ class _CtrlC(contextlib.AbstractContextManager["_CtrlC"]):
 
     def _raise_again(self, unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            _thread.interrupt_main()
+            # Later, by another thread: here it would only be raised in this function.
+            again = threading.Timer(0.05, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
         else:
             self._unraisable(unraisable)

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.progress import ComparisonProgress
 from blockwise_lr.compare.results import is_finished, read_run
 from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.locks import HeldError, take_lock
 
 Runner = Callable[[Path, Path], Sequence[str]]
 """(config.json of a run, the run's folder) -> the command line that trains it."""
@@ -65,12 +64,11 @@ def run_all(
     out = Path(out)
     make_folder(out)  # by itself, so that a file in its place is named as such
     make_folder(out / "runs")
-    lock = FileLock(out / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
+        lock = take_lock(out / ".lock")
+    except HeldError as held:
         raise UserError(
-            f"another comparison is running in {out}; wait for it, or give another --out"
+            f"another comparison is running in {out}; wait for it, or give another --out{held.advice}"
         ) from None
     try:
         with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:

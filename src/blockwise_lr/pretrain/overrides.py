@@ -28,7 +28,7 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
     """
     found: dict[str | type[Any], Block] = {}
     for each in given:
-        if each.endswith(".json"):
+        if each.lower().endswith(".json"):
             found |= {
                 pattern: _block(block, f"{each}: {pattern!r}") for pattern, block in _file(each).items()
             }
@@ -53,7 +53,7 @@ def _block(given: Any, where: str) -> Block:
 
 def _file(path: str) -> dict[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the overrides in {path}: {error}") from None
     if not isinstance(values, dict):
