@@ -28,7 +28,7 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
             f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart"
         )
     path = Path(arguments[0])
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return get_preset(arguments[0]), arguments[1:]
     values = read_configuration(path)
     fields = values.get("train", values)

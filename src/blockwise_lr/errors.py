@@ -74,3 +74,7 @@ class Terminated(Exception):  # noqa: N818 (what was asked for is no error)
     def __init__(self, step: int, checkpoint: object) -> None:
         super().__init__(f"SIGTERM: saved step {step} in {checkpoint}; the same command goes on from there")
         self.step = step
+
+
+class SigtermInterrupt(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread as Ctrl-C is. The command line exits with 143, 128 + SIGTERM."""

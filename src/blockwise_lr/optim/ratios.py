@@ -113,7 +113,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
         return dict(starting_ratios(rule))
     if _is_file(text):
         try:
-            values = json.loads(Path(text).read_text(encoding="utf-8"))
+            values = json.loads(Path(text).read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(
                 f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 import tyro
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.registry import optimizer_entry
-from blockwise_lr.sharpness import Estimator
+from blockwise_lr.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -127,6 +126,8 @@ class OptimConfig:
             >>> OptimConfig(optimizer="lion", beta2=0.99).resolved().beta1
             0.95
         """
+        from blockwise_lr.optim.registry import optimizer_entry  # not at the top: it brings torch
+
         try:
             entry = optimizer_entry(self.optimizer)
         except (ValueError, ImportError) as error:

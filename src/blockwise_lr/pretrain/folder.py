@@ -142,7 +142,7 @@ def holds_run(folder: Path) -> bool:
 def read_configuration(path: Path) -> dict[str, Any]:
     """The object in a configuration's JSON file. Raises UserError: it cannot be read, or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):

@@ -12,11 +12,11 @@ from typing import Any, cast
 
 import torch
 import transformers
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.assembly import make_trainer, training_arguments
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
@@ -74,14 +74,12 @@ def train(
     config = replace(config, optim=config.optim.resolved())
     made = missing(out / LOCK)
     make_folder(out)
-    lock = FileLock(out / LOCK)
-    if _is_main():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is training in {out}: wait for it, or choose another --out"
-            ) from None
+    try:
+        lock = take_lock(out / LOCK) if _is_main() else None
+    except HeldError as held:
+        raise UserError(
+            f"another process is training in {out}: wait for it, or choose another --out{held.advice}"
+        ) from None
     try:
         config = as_begun(config, out, say)
         done = finished_result(config, out)
@@ -103,7 +101,8 @@ def train(
             take_back(made)
         raise
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _speaker(console: Console) -> Callable[[str], None]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import check_name
 from blockwise_lr.pretrain.checkpoint import checkpoint_step, checkpoints, problem_with
 from blockwise_lr.pretrain.config import DataConfig, TrainConfig
 from blockwise_lr.pretrain.folder import CONFIG, holds_run, read_run_config
@@ -70,6 +71,7 @@ def find_subject(model: str, *, seed: int) -> Subject:
     """
     if model in PRESETS:
         return _preset(model, seed)
+    check_name(model, "the model's folder")
     path = Path(model)
     if holds_run(path):
         return _run(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
@@ -13,14 +13,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.estimator import Estimator as Estimator
 from blockwise_lr.sharpness import estimators, processes
 from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
 from blockwise_lr.sharpness.histogram import Histograms
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
-
-Estimator = Literal["fisher", "empirical", "hutchinson", "optimizer"]
 
 _MEANINGS = {
     "fisher": "Gauss-Newton trace, labels sampled from the model's softmax",
