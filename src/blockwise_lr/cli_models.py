@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.cli_flags import command_line, parse
+from blockwise_lr.cli_flags import command_line, needs, parse
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.config import DataConfig
@@ -160,6 +160,7 @@ class SharpnessCommand:
 
 def run_sharpness(arguments: list[str]) -> None:
     parsed = parse(SharpnessCommand, "sharpness", arguments)
+    needs("sharpness", "matplotlib")
     from rich.console import Console
 
     from blockwise_lr.pretrain.sharpness import measure_model, tables_of

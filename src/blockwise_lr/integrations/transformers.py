@@ -9,7 +9,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+from blockwise_lr.extras import check, explained
+
+try:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+except ModuleNotFoundError as error:
+    raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
@@ -109,6 +115,7 @@ class BlockwiseTrainer(Trainer):
         blocks: BlockMap | None = None,
         **kwargs: Any,
     ) -> None:
+        check("BlockwiseTrainer needs", ["transformers"])  # an old version fails only at the first step
         if any(given is not None for given in kwargs.get("optimizers", ())):
             raise ValueError(
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import Concatenation, any_sharded, split_state
 from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.extras import is_installed
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.partitions import spread
 
@@ -109,7 +110,7 @@ def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[lis
     counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
     if counts == [len(whole)]:
         return [whole]
-    if len(counts) == 2 and sum(counts) == len(whole):
+    if len(counts) == 2 and sum(counts) == len(whole) and is_installed("transformers"):
         from transformers import Trainer
 
         decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.extras import missing
 from blockwise_lr.optim.decay import NoDecay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios
@@ -68,9 +69,7 @@ class OptimizerEntry:
             found = getattr(importlib.import_module(module_name), attribute)
         except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
             if isinstance(error, ImportError) and module_name == "pytorch_optimizer":
-                raise ModuleNotFoundError(
-                    f"optimizer {self.name} needs the package pytorch_optimizer: pip install 'blockwise-lr[optimizers]'"
-                ) from None
+                raise missing(f"optimizer {self.name} needs", "pytorch_optimizer", "optimizers") from None
             raise ValueError(
                 f"optimizer {self.name}: {error}; expected module:Class, such as torch.optim:RAdam"
             ) from None
