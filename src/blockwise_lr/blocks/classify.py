@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
@@ -49,6 +50,7 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
 
     Source: the block types of the Sharpness Disparity Principle, arXiv 2502.19002, section 3.
     """
+    check_model(model, "classify")
     facts = ModelFacts(model)
     checked = _checked(overrides or {}, facts)
     assignments: dict[str, Assignment] = {}

@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
+from blockwise_lr.arguments import check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
@@ -24,6 +25,7 @@ from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSche
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.ratios import named_ratios
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -57,6 +59,7 @@ def blockwise_optimizer(
     Example:
         >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
     """
+    check_options(optimizer_kwargs, "blockwise_optimizer")
     groups = param_groups(
         model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=blocks
     )
@@ -74,7 +77,7 @@ class BlockwiseTrainer(Trainer):
 
     Args:
         ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
-            (:attr:`auto`). Default: the paper's.
+            (:attr:`auto`); the names "paper", "measured", "uniform" and "auto" stand for these. Default: the paper's.
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
@@ -121,6 +124,7 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
+        ratios = named_ratios(ratios, auto=True)
         self._rule = ratios if isinstance(ratios, AutoRule) else None
         self._ratios = ratios
         self.auto: AutoRatios | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import Concatenation, any_sharded, split_state
 from blockwise_lr.blocks.model import ModelFacts
@@ -59,6 +60,7 @@ def adopt_state(
         >>> {tuple(state["exp_avg"].shape) for state in new.state.values()}
         {(8, 8)}
     """
+    check_model(model, "adopt_state")
     given = _by_name(old, model, names)
     wanted = dict(_parameters_of(optimizer))
     fused = _layouts(model)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model, check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.extras import missing
 from blockwise_lr.optim.decay import NoDecay
@@ -235,6 +236,8 @@ def build_optimizer(
         >>> [(g["block"], g["lr"]) for g in build_optimizer("adafactor", model, 1e-2).param_groups]
         [('norm', 0.01), ('emb', 0.1)]
     """
+    check_model(model, "build_optimizer")
+    check_options(options, "build_optimizer")
     cls, defaults = optimizer_class(name)
     takes = [key for key, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD]
     unknown = sorted(set(options) - set(takes))
