@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-try:
-    import tyro
-except ModuleNotFoundError:
-    raise SystemExit(
-        "blockwise-lr: the command line needs more than the core: pip install 'blockwise-lr[train]'"
-    ) from None
+from blockwise_lr.extras import check
 
-from blockwise_lr.cli_flags import command_line, named_preset, parse
+try:
+    check("the command line needs", ("tyro", "rich", "filelock", "transformers", "accelerate", "tokenizers"))
+except ImportError as error:
+    print(f"blockwise-lr: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+import tyro
+
+from blockwise_lr.cli_flags import command_line, named_preset, needs, parse
 from blockwise_lr.cli_models import run_eval, run_export, run_generate, run_inspect, run_sharpness
 from blockwise_lr.entry import at_work, main
 from blockwise_lr.errors import LostProcessError, Terminated, UserError
@@ -100,6 +103,7 @@ def _compare(arguments: list[str]) -> None:
     preset, rest = named_preset("compare", arguments)
     default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
     parsed = parse(CompareCommand, f"compare {preset.preset}", rest, default)
+    needs("compare", "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare import Arm, compare
     from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.pretrain.checks import check_config

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from blockwise_lr.cli_flags import command_line, parse
+from blockwise_lr.cli_flags import command_line, needs, parse
 from blockwise_lr.entry import at_work
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.config import DataConfig
@@ -165,6 +165,7 @@ class SharpnessCommand:
 
 def run_sharpness(arguments: list[str]) -> None:
     parsed = parse(SharpnessCommand, "sharpness", arguments)
+    needs("sharpness", "matplotlib")
     from rich.console import Console
 
     from blockwise_lr.pretrain.sharpness import measure_model, tables_of

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
@@ -61,6 +62,7 @@ def classify(
 
     Source: the block types of the Sharpness Disparity Principle, arXiv 2502.19002, section 3.
     """
+    check_model(model, "classify")
     facts = ModelFacts(model, layout=layout, example=example)
     checked = _checked(overrides or {}, facts)
     assignments: dict[str, Assignment] = {}

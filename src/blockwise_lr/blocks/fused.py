@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.layout import (
     Concatenation,
     any_sharded,
@@ -78,6 +79,7 @@ def split_fused(model: ModelT, *, example: Any = None, layout: Stated | None = N
         >>> [name for name, _ in attention.named_parameters()][-1], attention.in_proj_weight.shape
         ('parametrizations.in_proj_weight.original2', torch.Size([24, 8]))
     """
+    check_model(model, "split_fused")
     facts = ModelFacts(model, layout=layout, example=example)
     plan = dict(_fused_weights(facts))
     _refuse_what_cannot_be_split(model, facts, plan)
@@ -106,6 +108,7 @@ def merge_fused(model: ModelT) -> ModelT:
     Raises:
         ValueError: a part is sharded (DTensor): load the full state into an unsharded split model first.
     """
+    check_model(model, "merge_fused")
     modules = model.named_modules()
     split = [(name, module, state) for name, module in modules if (state := split_state(module)) is not None]
     for name, module, state in split:

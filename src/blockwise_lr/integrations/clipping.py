@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import Trainer
+
+from blockwise_lr.extras import MINIMUM, explained
+
+try:
+    from transformers import Trainer
+except ModuleNotFoundError as error:
+    raise explained(error, "clipping in transformers' Trainer needs") from None
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_members
@@ -34,7 +40,8 @@ class TrainerClipping:
         if missing:
             raise RuntimeError(
                 f"clip_by_block overrides Trainer.{missing[0]}, which this version of transformers does not have, so "
-                "it would clip globally: install transformers 5.23, or leave clip_by_block out"
+                "it would clip globally: leave clip_by_block out, or "
+                f"pip install 'transformers>={MINIMUM['transformers']}'"
             )
         self._limits = resolve_max_norm(max_norm, "clip_by_block")
         self._since: list[tuple[int, GradientNorms]] = []

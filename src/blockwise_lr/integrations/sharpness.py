@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+
+from blockwise_lr.extras import explained
+
+try:
+    from transformers import TrainerCallback
+except ModuleNotFoundError as error:
+    raise explained(error, "SharpnessCallback needs") from None
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.sharpness.estimators import HessianProducts

@@ -9,8 +9,15 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
 
+from blockwise_lr.extras import check, explained
+
+try:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+except ModuleNotFoundError as error:
+    raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
+
+from blockwise_lr.arguments import check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
@@ -18,6 +25,7 @@ from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSche
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.ratios import named_ratios
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -51,6 +59,7 @@ def blockwise_optimizer(
     Example:
         >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
     """
+    check_options(optimizer_kwargs, "blockwise_optimizer")
     groups = param_groups(
         model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=blocks
     )
@@ -68,7 +77,7 @@ class BlockwiseTrainer(Trainer):
 
     Args:
         ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
-            (:attr:`auto`). Default: the paper's.
+            (:attr:`auto`); the names "paper", "measured", "uniform" and "auto" stand for these. Default: the paper's.
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
@@ -110,11 +119,13 @@ class BlockwiseTrainer(Trainer):
         blocks: BlockMap | None = None,
         **kwargs: Any,
     ) -> None:
+        check("BlockwiseTrainer needs", ["transformers"])  # an old version fails only at the first step
         if any(given is not None for given in kwargs.get("optimizers", ())):
             raise ValueError(
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
+        ratios = named_ratios(ratios, auto=True)
         self._rule = ratios if isinstance(ratios, AutoRule) else None
         self._ratios = ratios
         self.auto: AutoRatios | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import Concatenation, any_sharded
 from blockwise_lr.blocks.model import ModelFacts
@@ -67,6 +68,7 @@ def adopt_state(
         >>> {tuple(state["exp_avg"].shape) for state in new.state.values()}
         {(8, 8)}
     """
+    check_model(model, "adopt_state")
     if changed not in ("error", "adopt"):
         raise ValueError(f'changed is {changed!r}; expected "error" or "adopt"')
     optimizer = unwrapped(optimizer)

@@ -10,6 +10,7 @@ from torch import nn
 
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import split_state
+from blockwise_lr.extras import is_installed
 
 State = dict[str, Any]
 PART = re.compile(r"(?P<before>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d+)")
@@ -68,7 +69,8 @@ def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[lis
         len(every := list(_original_names(model, frozen=True)))
     ]:  # model.parameters() has the frozen too
         return [every]
-    for all_names in (whole, every) if len(counts) == 2 else ():
+    of_trainer = len(counts) == 2 and is_installed("transformers")
+    for all_names in (whole, every) if of_trainer else ():
         from transformers import Trainer
 
         decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))

@@ -26,6 +26,7 @@ from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.pretrain.ranges import check_ranges
+from blockwise_lr.pretrain.trackers import check_trackers
 from blockwise_lr.pretrain.trial import check_trial_step
 
 
@@ -38,7 +39,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
     check_ranges(config)
     _check_optim(config)
     _check_model(config)
-    _check_reports(config)
+    check_trackers(report_names(config))
     check_measurements(config)
     optim = config.optim
     resolved = replace(
@@ -159,21 +160,6 @@ def groups_of_run(config: TrainConfig, model: nn.Module) -> list[dict[str, Any]]
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
     )
-
-
-def _check_reports(config: TrainConfig) -> None:
-    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
-
-    for name in report_names(config):
-        if name not in INTEGRATION_TO_CALLBACK:
-            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
-            raise UserError(
-                f"--report-to: transformers cannot report to {name!r}; it knows {known} (or none)"
-            )
-        try:
-            INTEGRATION_TO_CALLBACK[name]()
-        except (RuntimeError, ImportError) as error:
-            raise UserError(f"--report-to {name}: {error}") from None
 
 
 def report_names(config: TrainConfig) -> list[str]:

