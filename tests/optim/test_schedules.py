@@ -30,7 +30,7 @@ def optimizer_by_block(decay="coupled", weight_decay=0.1):
 
 
 def literal_cosine(t, ratio, floor=None, warmup=WARMUP):
-    """lr_b(t) = floor + c(t) * (r_b * eta_base - floor), as the paper writes it, after a warm-up that begins above 0."""
+    """lr_b(t) = floor + c(t) * (r_b * eta_base - floor), as the paper writes it; the warm-up begins above 0."""
     floor = min(FLOOR, ratio * BASE) if floor is None else floor
     if t < warmup:
         return ratio * BASE * (t + 1) / warmup
