@@ -15,7 +15,7 @@ from types import FrameType
 
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.progress import ComparisonProgress
-from blockwise_lr.compare.results import is_finished, read_run
+from blockwise_lr.compare.results import check_unchanged, is_finished, read_run
 from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.locks import HeldError, take_lock
@@ -91,6 +91,8 @@ def _run_missing(
     runs: Sequence[Run], out: Path, jobs: int, progress: ComparisonProgress, runner: Runner, phase: str
 ) -> None:
     runs_by_folder = {run.folder: run for run in runs}
+    for name, run in runs_by_folder.items():
+        check_unchanged(run, out / "runs" / name)
     missing = [run for name, run in runs_by_folder.items() if not is_finished(out / "runs" / name)]
     progress.phase(phase, len(runs_by_folder), len(runs_by_folder) - len(missing))
     pending = sorted(missing, key=lambda run: -run.config.steps)  # longest first packs `jobs` processes best

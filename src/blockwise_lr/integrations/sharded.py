@@ -46,7 +46,7 @@ def save_sharded(
         folder: ``.../checkpoint-STEP``, on a disk that all processes see; it must not exist.
         model: after ``split_fused`` and ``fully_shard``, or not sharded at all.
         optimizer: on groups of :func:`blockwise_lr.param_groups`.
-        schedule: of this library; its step is saved.
+        schedule: of this library; its step and its settings are saved.
 
     Raises:
         UserError: the folder exists or has another kind of name; groups without names.
@@ -75,7 +75,10 @@ def save_sharded(
 
     def finish() -> None:
         step = None if schedule is None else schedule.last_epoch
-        write_json_atomic(hidden / LAYOUT, {"groups": groups, "schedule": step})
+        settings = None if schedule is None else schedule.settings()
+        write_json_atomic(
+            hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
+        )
         if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
             config.save_pretrained(hidden)
         seal(hidden)
@@ -103,7 +106,7 @@ def load_sharded(
         folder: of :func:`save_sharded`.
         model: the same model, split as it was, sharded in any way. Changed in place.
         optimizer: a new one of the same kind, before its first step. Its moments are found by parameter name.
-        schedule: a new one; goes on at the saved step.
+        schedule: a new one; goes on at the saved step with its own settings. A warning names those that have changed.
         changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
             parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
             keeps the new groups, with the old moments where there are some. Without differences the hyperparameters of
@@ -149,10 +152,9 @@ def load_sharded(
                 elif key != "names":  # of a wrapper, perhaps
                     group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
-        schedule.last_epoch = layout["schedule"]
-        schedule._last_lr = schedule.get_lr()
-        for group, lr in zip(optimizer.param_groups, schedule._last_lr):
-            group["lr"] = lr
+        if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
+            schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
+        schedule.go_on_at(layout["schedule"])
 
 
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:

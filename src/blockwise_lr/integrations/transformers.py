@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 
 from blockwise_lr.arguments import check_options
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.integrations.carry_over import carry_over
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
@@ -26,6 +27,7 @@ from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
 from blockwise_lr.optim.ratios import named_ratios
+from blockwise_lr.optim.saved_groups import OnChange, check_on_change
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -81,6 +83,10 @@ class BlockwiseTrainer(Trainer):
         schedule: "cosine" (default) or "wsd".
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
         floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
+        on_change: what a resume does with a checkpoint of another base learning rate, other ratios or other groups.
+            "error" (default) raises ValueError and names both; "use_new" keeps the settings of this trainer, and takes
+            the moments alone. A longer or shorter run is no error: the schedule is this trainer's, and a warning names
+            the change.
         weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
             "constant", take ``args.weight_decay``. Default: that for all.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
@@ -112,6 +118,7 @@ class BlockwiseTrainer(Trainer):
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
         warmup_start: WarmupStart = "above_zero",
+        on_change: OnChange = "error",
         weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
         decay: Decay = "coupled",
@@ -134,6 +141,8 @@ class BlockwiseTrainer(Trainer):
         self._floor_mode = floor_mode
         self._warmup = warmup
         self._warmup_start = warmup_start
+        check_on_change(on_change)
+        self._on_change: OnChange = on_change
         self._weight_decay = weight_decay
         self._no_decay = no_decay
         self._decay = decay
@@ -204,6 +213,7 @@ class BlockwiseTrainer(Trainer):
                 blocks=self._blocks,
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
+            carry_over(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
@@ -219,12 +229,32 @@ class BlockwiseTrainer(Trainer):
                 floor_mode=self._floor_mode,
                 warmup=self._warmup,
                 warmup_start=self._warmup_start,
+                on_change=self._on_change,
             )
             self._created_lr_scheduler = True
             if self._rule is not None:
                 schedule = cast("BlockwiseSchedule", self.lr_scheduler)
                 self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
         return cast("LRScheduler", self.lr_scheduler)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # Trainer records what loading warns of, and drops it.
+        schedule = self.lr_scheduler if isinstance(self.lr_scheduler, BlockwiseSchedule) else None
+        if schedule is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        schedule.notes = []
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            notes = schedule.notes
+        finally:
+            schedule.notes = None
+        if self.is_world_process_zero():
+            for text in notes:
+                self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        warnings.warn(text, stacklevel=3)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the learning rate of every block beside the loss."""

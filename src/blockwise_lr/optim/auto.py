@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule
+from blockwise_lr.optim.saved_groups import MOVES
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.updates import READABLE, unit_updates
 from blockwise_lr.sharpness.processes import is_sharded, is_split, local, sharded_like
@@ -73,6 +74,9 @@ class AutoRatios:
             raise ValueError(f"auto compares blocks, and the optimizer has only {', '.join(self._groups)}")
         self._anchor = _anchor(self._groups)
         self.cosines: dict[Block, float] = {}
+        self._bounded = False  # whether the log has said that the run is too short for a ratio
+        for group in optimizer.param_groups:
+            group[MOVES] = True  # a state with other ratios is then no other setting
         optimizer.register_step_pre_hook(self._before_step)
 
     @property
@@ -167,9 +171,19 @@ class AutoRatios:
         gain = rule.gain * self._interval(self._schedule.last_epoch) / total
         anchored = rule.anchor == "ffn" and self._anchor in signals
         anchor = signals[self._anchor] if anchored else sum(signals.values()) / len(signals)
-        low, high = math.log(rule.low), math.log(rule.high)
+        # With an equal slope a higher ratio warms up for longer, and the run has to hold the whole warm-up.
+        longest = self._schedule.largest_ratio
+        low, high = math.log(rule.low), math.log(min(rule.high, longest))
         # A block without gradient has no signal and stays where it is.
         logs = {b: math.log(ratios[b]) + gain * (signal - anchor) for b, signal in signals.items()}
+        if longest < rule.high and not self._bounded and max(logs.values()) > high:
+            self._bounded = True
+            _LOGGER.warning(
+                "step %d: no ratio goes above %.3g, since its warm-up at an equal slope would not fit the run: warm up "
+                "for fewer steps or train for longer",
+                self._schedule.last_epoch,
+                longest,
+            )
         self._set({block: min(max(log, low), high) for block, log in logs.items()})
 
     def _set(self, logs: Mapping[Block, float]) -> None:

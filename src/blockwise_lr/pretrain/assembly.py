@@ -113,6 +113,7 @@ def make_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EvaluateAtTheEnd())
+    trainer.add_callback(_OwnIntervals())
     if sharpness is not None:
         trainer.add_callback(sharpness)
     return trainer
@@ -121,6 +122,13 @@ def make_trainer(
 def _auto_rule(config: TrainConfig) -> AutoRule | None:
     rule = parse_auto(config.optim.ratios)
     return rule and replace(rule, re_measure=config.optim.re_measure)
+
+
+class _OwnIntervals(TrainerCallback):
+    """The intervals are those of this command: Trainer resumes with those that the checkpoint was saved with."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

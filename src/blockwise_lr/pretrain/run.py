@@ -28,7 +28,16 @@ from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
-from blockwise_lr.pretrain.folder import RESULT, as_begun, begin_run, finished_result, missing, take_back
+from blockwise_lr.pretrain.folder import (
+    CHANGES,
+    RESULT,
+    as_begun,
+    begin_run,
+    changes_of,
+    finished_result,
+    missing,
+    take_back,
+)
 from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
@@ -46,6 +55,9 @@ def train(
     config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` to its end, and return what result.json holds.
+
+    A run in the folder that differs by its number of steps alone goes on to the new number, by the schedule of that
+    number; ``changes`` in config.json and result.json lists it.
 
     A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
     every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone. Under torchrun every
@@ -230,6 +242,8 @@ def _write_result(
     }
     if skipped := sum(row.get("skipped", 0) for row in rows):
         result["skipped_steps"] = skipped
+    if changes := changes_of(out):
+        result[CHANGES] = changes
     if diverged:
         result |= {"diverged": True, "diverged_at_step": diverged.step}
         result["not_finite"] = {"what": diverged.what, "where": diverged.where}

@@ -178,6 +178,9 @@ class PretrainTrainer(BlockwiseTrainer):
         tied = getattr(self.model, "all_tied_weights_keys", None) or ()
         resuming.check_weights(load_result.missing_keys, load_result.unexpected_keys, tied)
 
+    def _tell(self, text: str) -> None:
+        """Nothing: the run's folder has compared the configurations, and named what has changed."""
+
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is None:
             return
