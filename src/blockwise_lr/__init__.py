@@ -21,6 +21,8 @@ from blockwise_lr.optim import (
     measure_directional,
     param_groups,
     ratios_from_sharpness,
+    scale_by_block,
+    set_lr,
     wsd_schedule,
 )
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
@@ -48,6 +50,8 @@ __all__ = [
     "merge_fused",
     "param_groups",
     "ratios_from_sharpness",
+    "scale_by_block",
+    "set_lr",
     "split_fused",
     "wsd_schedule",
 ]

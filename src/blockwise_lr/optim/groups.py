@@ -20,6 +20,7 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.one_rate import expect_optimizer
 from blockwise_lr.optim.partitions import Partition, partitions
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, resolve_ratios
 
@@ -115,6 +116,7 @@ def param_groups(
                 "partitions": [_as_list(cut[name]) for name, _ in members[block, own_decay]],
             }
         )
+    expect_optimizer(groups)
     return groups
 
 

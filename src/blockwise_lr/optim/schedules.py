@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, block_lr
+from blockwise_lr.optim.one_rate import schedule_owns
+from blockwise_lr.optim.warmup import warmup_in_steps
 
 
 class BlockwiseSchedule(LRScheduler):
@@ -26,7 +28,7 @@ class BlockwiseSchedule(LRScheduler):
         optimizer: Optimizer,
         *,
         shape: Shape,
-        warmup_steps: int,
+        warmup_steps: float,
         total_steps: int,
         floor: float,
         floor_mode: FloorMode = "shared",
@@ -34,7 +36,7 @@ class BlockwiseSchedule(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         self.shape = shape
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = warmup_in_steps(warmup_steps, total_steps)
         self.total_steps = total_steps
         self.floor = floor
         self.floor_mode = floor_mode
@@ -43,6 +45,7 @@ class BlockwiseSchedule(LRScheduler):
             self._adopt(group)
             self._lr(group, 0)  # refuse an impossible schedule now and not in the middle of a run
         super().__init__(optimizer, last_epoch)
+        schedule_owns(optimizer, self)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Learning rate of each group at the current step, in closed form."""
@@ -88,7 +91,7 @@ class BlockwiseSchedule(LRScheduler):
 def cosine_schedule(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: int,
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",
@@ -99,7 +102,7 @@ def cosine_schedule(
 
     Args:
         optimizer: an optimizer on the groups of :func:`param_groups` (others count as ratio 1).
-        warmup_steps: linear warm-up in steps. The first update has learning rate 0, as in the authors' code.
+        warmup_steps: linear warm-up in steps; below 1, a share of total_steps (0.1 is 10 %). The first update has learning rate 0, as in the authors' code.
         total_steps: optimizer steps in the run.
         floor: final learning rate of a block whose ratio is 1. Default 0; the paper takes base / 20 or / 10.
         floor_mode: "shared" (default, the paper's): every block ends at ``min(floor, its peak)``;
@@ -132,7 +135,7 @@ def cosine_schedule(
 def wsd_schedule(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: int,
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",
