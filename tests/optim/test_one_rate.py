@@ -74,8 +74,6 @@ def test_nanogpts_own_loop_warns_once_and_says_what_to_type(model):
 
 
 def test_what_the_warning_says_to_type_works(model):
-    from blockwise_lr import scale_by_block, set_lr  # noqa: F401 (its own line)
-
     optimizer = optimizer_of(model)
     assert not train(model, optimizer, 20, lambda step: set_lr(optimizer, nanogpt_lr(step)))[0]
 
@@ -163,7 +161,7 @@ def test_a_run_that_is_resumed_at_the_shared_floor_does_not_warn(model):
         schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=12, floor=BASE / 20)
         for each, state in ((optimizer, states[0]), (schedule, states[1]))[:: -1 if order else 1]:
             each.load_state_dict(state)
-        assert not train(model, optimizer, 3, after=lambda step: schedule.step())[0]
+        assert not train(model, optimizer, 3, after=lambda step, resumed=schedule: resumed.step())[0]
 
 
 def test_a_decay_to_one_floor_is_no_overwriting(model):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, cast
 
@@ -78,7 +77,7 @@ def choose_schedule(
         _said.add("default")
         _LOGGER.warning(
             "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is 'linear', which is also "
-            "what it is when nobody sets it: schedule=\"trainer\" takes it, schedule=\"cosine\" stops this line"
+            'what it is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line'
         )
     return ours
 
@@ -142,7 +141,7 @@ class TrainerSchedule(BlockwiseSchedule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the progress; the settings are those that this schedule was made with.
 
-        A change of settings, such as a longer run, is named in a warning.
+        A change of settings, such as a longer run, is logged as a warning.
 
         Args:
             state_dict: of this class, of plain Trainer's schedule or of another schedule of this library.
@@ -154,10 +153,10 @@ class TrainerSchedule(BlockwiseSchedule):
             if saved and saved.get(key) != self._settings.get(key)
         ]
         if changed:
-            warnings.warn(
-                f"the schedule goes on at step {state_dict['last_epoch']} with settings that are not the saved ones: "
-                f"{', '.join(changed)}",
-                stacklevel=2,
+            _LOGGER.warning(  # no warnings.warn: Trainer swallows those of a schedule that it loads
+                "the schedule goes on at step %d with settings that are not the saved ones: %s",
+                state_dict["last_epoch"],
+                ", ".join(changed),
             )
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
@@ -169,7 +168,9 @@ class TrainerSchedule(BlockwiseSchedule):
 def base_lr(optimizer: Any, schedule: Any) -> float:
     """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
     groups = groups_of(optimizer)
-    if isinstance(schedule, BlockwiseSchedule):  # under a shared floor no rate divided by its ratio is the base rate
+    if isinstance(
+        schedule, BlockwiseSchedule
+    ):  # under a shared floor no rate divided by its ratio is the base rate
         return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)
     group = next((group for group in groups if ratio_of(group) == 1), groups[0])
     return float(group["lr"]) / ratio_of(group)
@@ -191,13 +192,13 @@ def _factor(
             "'constant_with_warmup' has one",
             warmup_steps,
         )
-    return cast("Callable[[int], float]", built.lr_lambdas[0])
+    return built.lr_lambdas[0]
 
 
 def _check_type(kind: SchedulerType, kwargs: Mapping[str, Any]) -> None:
     if kind.value in _BY_METRIC:
         raise ValueError(_unmapped(kind))
-    takes = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters
+    takes = inspect.signature(cast("Callable[..., Any]", TYPE_TO_SCHEDULER_FUNCTION[kind])).parameters
     known = [name for name in takes if name not in _GIVEN] if kind.value not in _NO_KWARGS else []
     if unknown := [name for name in kwargs if name not in known]:
         raise ValueError(

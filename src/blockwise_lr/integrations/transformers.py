@@ -238,7 +238,9 @@ class BlockwiseTrainer(Trainer):
         """Trainer's log, with the base learning rate and the learning rate of every block beside the loss."""
         if "loss" in logs:
             if self._lr_record.base is not None:
-                logs["learning_rate"] = self._lr_record.base  # Trainer's own is that of the first group, NORM's
+                logs["learning_rate"] = (
+                    self._lr_record.base
+                )  # Trainer's own is that of the first group, NORM's
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
             if self._clipping is not None:
                 warn = self.accelerator.scaler is None and self.is_world_process_zero()

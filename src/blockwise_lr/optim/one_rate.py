@@ -23,9 +23,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 _EQUAL = 1e-6  # relative difference below which two rates count as one
-_JUMP = 0.75  # of the ratios' spread (as a power): one rate that was reached more slowly is the end of a decay
+_JUMP = (
+    0.75  # of the ratios' spread (as a power): one rate that was reached more slowly is the end of a decay
+)
 
-_waiting: list[weakref.ref[Tensor]] = []  # one parameter of each set of groups that no optimizer has stepped yet
+_waiting: list[
+    weakref.ref[Tensor]
+] = []  # one parameter of each set of groups that no optimizer has stepped yet
 _announcement: list[RemovableHandle] = []  # at most one
 _watched: weakref.WeakKeyDictionary[Optimizer, _Watch] = weakref.WeakKeyDictionary()
 _schedules: weakref.WeakKeyDictionary[Optimizer, weakref.ref[LRScheduler]] = weakref.WeakKeyDictionary()

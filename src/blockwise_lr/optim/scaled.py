@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import cache
 from typing import Any, TypeVar, cast
 
 from torch import Tensor
@@ -28,8 +28,8 @@ def scale_by_block(scheduler: S) -> S:
         lr_b(t) = ratio_b * s(t)                 s: what the schedule gives a single group at the base learning rate
 
     It does not matter whether a schedule scales the learning rate that each group began with (``LambdaLR``,
-    ``CosineAnnealingLR``) or overwrites all groups with one (``OneCycleLR``, ``CyclicLR``): no ratio is lost, and none is
-    applied twice. Learning rates among its arguments are base learning rates (``max_lr``, ``eta_min``, ``min_lr``,
+    ``CosineAnnealingLR``) or overwrites all groups with one (``OneCycleLR``, ``CyclicLR``): no ratio is lost, and none
+    is applied twice. Learning rates among its arguments are base learning rates (``max_lr``, ``eta_min``, ``min_lr``,
     ``swa_lr``), or lists with the rate of each group. What else it does to the groups stays, such as the momentum that
     ``OneCycleLR`` cycles.
 
@@ -90,11 +90,17 @@ def scale_by_block(scheduler: S) -> S:
     overwritten = [_overwrites(leaf, groups, ratios) for leaf in leaves]
     for leaf, over in zip(leaves, overwritten):
         _to_base_rates(leaf, groups, ratios, over)
-    current = [_read(group) for group in groups]
-    one_rate = _one_number(current) and (_differ(ratios) or any(overwritten))
-    rates = current if one_rate else [lr / ratio for lr, ratio in zip(current, ratios)]
+    if isinstance(scheduler, CyclicLR):
+        # Its first rate is each group's `initial_lr`, where param_groups has set one: not a rate of its cycle.
+        scheduler._get_lr_called_within_step = True
+        rates = list(scheduler.get_lr())
+        scheduler._get_lr_called_within_step = False
+    else:
+        current = [_read(group) for group in groups]
+        one_rate = _one_number(current) and (_differ(ratios) or any(overwritten))
+        rates = current if one_rate else [lr / ratio for lr, ratio in zip(current, ratios)]
     _refuse_moved(scheduler, leaves, groups, rates)
-    cast("Any", scheduler).__class__ = _scaled_class(type(scheduler))
+    cast("Any", scheduler).__class__ = _scaled_class(cast("type", type(scheduler)))
     cast("_Scaled", scheduler)._give(rates)
     return scheduler
 
@@ -170,13 +176,13 @@ class _Scaled:
         return _blank, (type(self).__mro__[2],), self.__dict__  # the class is made on the fly
 
 
-@lru_cache(maxsize=None)
+@cache
 def _scaled_class(base: type) -> type:
     return type(f"BlockScaled{base.__name__}", (_Scaled, base), {"__module__": __name__})
 
 
 def _blank(base: type) -> Any:
-    scaled = _scaled_class(base)
+    scaled: Any = _scaled_class(base)
     return scaled.__new__(scaled)
 
 
@@ -213,7 +219,7 @@ def _to_base_rates(
     keys = next((keys for kind, keys in _KEYS.items() if isinstance(leaf, kind)), ())
     for key in (*keys, "swa_lr"):
         values = [group.get(key) for group in groups]
-        if None not in values and not _one_number(cast("list[Any]", values)):
+        if None not in values and not _one_number(values):
             for group, ratio in zip(groups, ratios):
                 group[key] = group[key] / ratio
 

@@ -95,6 +95,6 @@ def _checked(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor) and lr.numel() == 1:
         # Reading it would wait for the device.
         return lr.detach() if lr.device.type != "cpu" else _checked(lr.item())
-    if isinstance(lr, bool) or not isinstance(lr, Real) or not (math.isfinite(lr) and lr >= 0):
+    if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
         raise ValueError(f"lr is {lr!r}; expected a finite number of at least 0: set_lr(optimizer, 3e-4)")
     return float(lr)
