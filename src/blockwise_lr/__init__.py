@@ -36,6 +36,8 @@ if TYPE_CHECKING:
         measure_directional,
         param_groups,
         ratios_from_sharpness,
+        scale_by_block,
+        set_lr,
         wsd_schedule,
     )
     from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
@@ -66,6 +68,8 @@ __all__ = [
     "ratios_from_sharpness",
     "register_layout",
     "register_rule",
+    "scale_by_block",
+    "set_lr",
     "split_fused",
     "wsd_schedule",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -22,6 +22,12 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.carry_over import carry_over
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
+from blockwise_lr.integrations.trainer_schedules import (
+    ScheduleName,
+    TrainerSchedule,
+    base_lr,
+    choose_schedule,
+)
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
@@ -73,15 +79,20 @@ class BlockwiseTrainer(Trainer):
 
     The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
     ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer
-    (``optim``). ``lr_scheduler_type`` is not looked at: `schedule` says which of the paper's two schedules it is.
-    Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used. What a
+    (``optim``). Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used;
+    ``learning_rate`` is the base learning rate then, that of a block whose ratio is 1. What a
     :class:`SharpnessCallback` among the callbacks measures is logged too.
 
     Args:
         ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
             (:attr:`auto`); the names "paper", "measured", "uniform" and "auto" stand for these. Default: the paper's.
-        schedule: "cosine" (default) or "wsd".
-        floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20.
+        schedule: "cosine" or "wsd", this library's (:func:`blockwise_lr.cosine_schedule`,
+            :func:`blockwise_lr.wsd_schedule`), or "trainer", that of ``args.lr_scheduler_type`` and
+            ``args.lr_scheduler_kwargs``: every block at its ratio of what transformers' own function gives, to the
+            end. Default: None, "trainer" if one of these two is not what TrainingArguments has by default ("linear",
+            no kwargs), otherwise "cosine". So a "linear" that you set yourself needs ``schedule="trainer"``.
+        floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20. Of this library's
+            schedules only.
         floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
         on_change: what a resume does with a checkpoint of another base learning rate, other ratios or other groups.
             "error" (default) raises ValueError and names both; "use_new" keeps the settings of this trainer, and takes
@@ -102,7 +113,9 @@ class BlockwiseTrainer(Trainer):
     Raises:
         ValueError: ``optimizers`` given, since this class makes both; and as :func:`blockwise_lr.param_groups`,
             first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this;
-            clip_by_block out of range, or under DeepSpeed, FSDP version 1 or XLA.
+            clip_by_block out of range, or under DeepSpeed, FSDP version 1 or XLA; `schedule` and
+            ``lr_scheduler_type`` that contradict each other, ``lr_scheduler_kwargs`` that would not be used, or a type
+            that is no function of the step (``reduce_lr_on_plateau``, ``greedy``).
 
     Example:
         >>> trainer = BlockwiseTrainer(split_fused(model), args, train_dataset=data)  # doctest: +SKIP
@@ -113,7 +126,7 @@ class BlockwiseTrainer(Trainer):
         self,
         *args: Any,
         ratios: Ratios = PAPER_RATIOS,
-        schedule: Literal["cosine", "wsd"] = "cosine",
+        schedule: ScheduleName | None = None,
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
@@ -149,6 +162,7 @@ class BlockwiseTrainer(Trainer):
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
         super().__init__(*args, **kwargs)
+        self._choose_schedule()  # a contradiction is an error now and not after the data are loaded
         if self._clipping is not None:
             check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self._lr_record = _LearningRateRecord()
@@ -219,18 +233,25 @@ class BlockwiseTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """The blockwise schedule on the optimizer's groups."""
         if self.lr_scheduler is None:
+            inner = _torch_optimizer(self.optimizer if optimizer is None else optimizer)
+            shape = self._choose_schedule()
             # Trainer annotates a LambdaLR; any LRScheduler does.
-            self.lr_scheduler = BlockwiseSchedule(  # type: ignore[assignment]
-                _torch_optimizer(self.optimizer if optimizer is None else optimizer),
-                shape=self._schedule,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                total_steps=num_training_steps,
-                floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
-                floor_mode=self._floor_mode,
-                warmup=self._warmup,
-                warmup_start=self._warmup_start,
-                on_change=self._on_change,
-            )
+            if shape == "trainer":
+                self.lr_scheduler = TrainerSchedule(  # type: ignore[assignment]
+                    inner, self.args, num_training_steps, on_change=self._on_change
+                )
+            else:
+                self.lr_scheduler = BlockwiseSchedule(  # type: ignore[assignment]
+                    inner,
+                    shape=shape,
+                    warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                    total_steps=num_training_steps,
+                    floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
+                    floor_mode=self._floor_mode,
+                    warmup=self._warmup,
+                    warmup_start=self._warmup_start,
+                    on_change=self._on_change,
+                )
             self._created_lr_scheduler = True
             if self._rule is not None:
                 schedule = cast("BlockwiseSchedule", self.lr_scheduler)
@@ -256,9 +277,16 @@ class BlockwiseTrainer(Trainer):
     def _tell(self, text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
+    def _choose_schedule(self) -> ScheduleName:
+        return choose_schedule(self._schedule, self.args, floor=self._floor, warmup=self._warmup)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log, with the learning rate of every block beside the loss."""
+        """Trainer's log, with the base learning rate and the learning rate of every block beside the loss."""
         if "loss" in logs:
+            if self._lr_record.base is not None:
+                logs["learning_rate"] = (
+                    self._lr_record.base
+                )  # Trainer's own is that of the first group, NORM's
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
             if self._clipping is not None:
                 warn = self.accelerator.scaler is None and self.is_world_process_zero()
@@ -273,9 +301,11 @@ class _LearningRateRecord(TrainerCallback):
     """Remembers each block's learning rate as the update takes it, since the scheduler moves on before Trainer logs."""
 
     def __init__(self) -> None:
+        self.base: float | None = None
         self.by_block: dict[str, float] = {}
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.base = base_lr(kwargs["optimizer"], kwargs.get("lr_scheduler"))
         self.by_block = {g["block"]: float(g["lr"]) for g in kwargs["optimizer"].param_groups if "block" in g}
 
 

@@ -15,7 +15,9 @@ from blockwise_lr.optim.nonfinite import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.registry import OPTIMIZERS, build_optimizer, optimizer_entry
 from blockwise_lr.optim.saved_groups import load_optimizer_state
+from blockwise_lr.optim.scaled import scale_by_block
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
+from blockwise_lr.optim.set_lr import set_lr
 from blockwise_lr.optim.slope import Slope
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "param_groups",
     "ratios_from_sharpness",
     "resolve_ratios",
+    "scale_by_block",
+    "set_lr",
     "wsd",
     "wsd_schedule",
 ]

@@ -21,6 +21,7 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.one_rate import expect_optimizer
 from blockwise_lr.optim.orientation import output_dims
 from blockwise_lr.optim.partitions import Partition, partitions
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, UnnamedRatios, named_ratios, resolve_ratios
@@ -123,6 +124,7 @@ def param_groups(
                 "output_dims": [outputs[name] for name, _ in members[block, own_decay]],
             }
         )
+    expect_optimizer(groups)
     return groups
 
 

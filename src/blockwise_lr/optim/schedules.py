@@ -13,7 +13,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, WarmupStart, block_lr
 from blockwise_lr.optim.load_hooks import attach
+from blockwise_lr.optim.one_rate import schedule_owns
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change, moves
+from blockwise_lr.optim.warmup import warmup_in_steps
 
 _SETTINGS = ("shape", "total_steps", "warmup_steps", "warmup", "warmup_start", "floor", "floor_mode")
 _NOT_SAVED = ("optimizer", "on_change", "notes", "_told")
@@ -47,7 +49,7 @@ class BlockwiseSchedule(LRScheduler):
         optimizer: Optimizer,
         *,
         shape: Shape,
-        warmup_steps: int,
+        warmup_steps: float,
         total_steps: int,
         floor: float,
         floor_mode: FloorMode = "shared",
@@ -59,7 +61,7 @@ class BlockwiseSchedule(LRScheduler):
         check_on_change(on_change)
         self.on_change = on_change
         self.shape = shape
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = warmup_in_steps(warmup_steps, total_steps)
         self.total_steps = total_steps
         self.floor = floor
         self.floor_mode = floor_mode
@@ -70,6 +72,7 @@ class BlockwiseSchedule(LRScheduler):
             self._lr(group, 0)  # refuse an impossible schedule now and not in the middle of a run
         super().__init__(optimizer, last_epoch)
         attach(self)
+        schedule_owns(optimizer, self)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Learning rate of each group at the current step, in closed form."""
@@ -236,7 +239,7 @@ class BlockwiseSchedule(LRScheduler):
 def cosine_schedule(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: int,
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",
@@ -249,7 +252,8 @@ def cosine_schedule(
 
     Args:
         optimizer: an optimizer on the groups of :func:`param_groups` (others count as ratio 1).
-        warmup_steps: linear warm-up in steps. The last update of the warm-up has the peak.
+        warmup_steps: linear warm-up in steps, or below 1 as a share of total_steps (0.1 is 10 %). The last update of the
+            warm-up has the peak.
         total_steps: optimizer steps in the run.
         floor: final learning rate of a block whose ratio is 1. Default 0; the paper takes base / 20 or / 10.
         floor_mode: "shared" (default, the paper's): every block ends at ``min(floor, its peak)``;
@@ -289,7 +293,7 @@ def cosine_schedule(
 def wsd_schedule(
     optimizer: Optimizer,
     *,
-    warmup_steps: int,
+    warmup_steps: float,
     total_steps: int,
     floor: float = 0.0,
     floor_mode: FloorMode = "shared",

@@ -22,6 +22,7 @@ from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import canonical_ratios, parse_ratios, resolve_ratios
 from blockwise_lr.optim.registry import optimizer_class, optimizer_entry, resolve_weight_decay
 from blockwise_lr.optim.updates import READABLE
+from blockwise_lr.optim.warmup import warmup_in_steps
 from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.measuring import check_measurements
 from blockwise_lr.pretrain.models import build_model
@@ -229,7 +230,9 @@ def scheduled_lr(config: TrainConfig, step: int, *, peak: float, ratio: float) -
 def warmup_steps(config: TrainConfig) -> int:
     """Length of the warm-up in steps."""
     given = config.optim.warmup_steps
-    return round(config.optim.warmup_fraction * config.steps) if given is None else given
+    if given is None:
+        return round(config.optim.warmup_fraction * config.steps)
+    return int(warmup_in_steps(given, config.steps))
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -1,0 +1,215 @@
+"""Trainer's own schedules (``lr_scheduler_type``) on groups by block."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import TrainingArguments
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
+from transformers.trainer_utils import SchedulerType
+
+from blockwise_lr.optim.curves import Shape, WarmupMode
+from blockwise_lr.optim.saved_groups import OnChange
+from blockwise_lr.optim.schedules import BlockwiseSchedule
+from blockwise_lr.optim.set_lr import groups_of, keep_decay, ratio_of
+
+ScheduleName = Literal["cosine", "wsd", "trainer"]
+
+_LOGGER = logging.getLogger(__name__)
+_DEFAULT = SchedulerType.LINEAR  # TrainingArguments', so it may as well be what nobody has set
+_ALIKE = {"cosine": "cosine", "wsd": "warmup_stable_decay"}  # one idea under two names
+_BY_METRIC = ("reduce_lr_on_plateau", "greedy")
+_NO_KWARGS = ("constant", "constant_with_warmup")  # get_scheduler drops theirs without a word
+_GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
+_said: set[str] = set()
+
+
+def choose_schedule(
+    schedule: ScheduleName | None,
+    args: TrainingArguments,
+    *,
+    floor: float | None = None,
+    warmup: WarmupMode = "shared",
+) -> ScheduleName:
+    """Decide between this library's schedules and the one that TrainingArguments names.
+
+    Args:
+        schedule: BlockwiseTrainer's argument. None: "cosine", unless `args` say something else than their default.
+        args: ``lr_scheduler_type`` and ``lr_scheduler_kwargs`` are read.
+        floor, warmup: BlockwiseTrainer's arguments, which only this library's schedules use.
+
+    Raises:
+        ValueError: two settings that contradict each other, one that would not be used, or a schedule of Trainer's
+            that cannot be given to blocks.
+    """
+    kind = SchedulerType(args.lr_scheduler_type)
+    kwargs = cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})
+    if schedule not in (None, "cosine", "wsd", "trainer"):
+        raise ValueError(f'schedule is {schedule!r}; expected "cosine", "wsd", "trainer" or None')
+    untouched = kind is _DEFAULT and not kwargs
+    if schedule == "trainer" or (schedule is None and not untouched):
+        _check_type(kind, kwargs)
+        for name, unused in (("floor", floor is not None), ("warmup", warmup != "shared")):
+            if unused:
+                given = floor if name == "floor" else warmup
+                raise ValueError(
+                    f"{name}={given!r} is of this library's schedules and lr_scheduler_type={kind.value!r} of "
+                    f"transformers' does not use it: leave out {name}, or lr_scheduler_type"
+                )
+        return "trainer"
+    ours: Literal["cosine", "wsd"] = "wsd" if schedule == "wsd" else "cosine"
+    if kind is not _DEFAULT and kind.value != _ALIKE[ours]:
+        raise ValueError(
+            f"schedule={ours!r} and lr_scheduler_type={kind.value!r} ask for two different schedules: leave out one "
+            f'of them (schedule="trainer" takes lr_scheduler_type as it is)'
+        )
+    if kwargs:
+        raise ValueError(
+            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, which is this library's: "
+            f'leave them out, or take schedule="trainer" for transformers\' {kind.value}'
+        )
+    if schedule is None and "default" not in _said:
+        _said.add("default")
+        _LOGGER.warning(
+            "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is 'linear', which is also "
+            'what it is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line'
+        )
+    return ours
+
+
+class TrainerSchedule(BlockwiseSchedule):
+    """A schedule of transformers with a peak per block: lr_b(t) = ratio_b * base * f(t).
+
+    f is transformers' own function of the step, so that a block of ratio 1 has the learning rates that plain Trainer
+    gives all parameters, to the bit. The ratios hold to the end.
+
+    Args:
+        optimizer: on the groups of :func:`blockwise_lr.param_groups`.
+        args: Trainer's arguments.
+        total_steps: optimizer steps in the run.
+        on_change: as in :func:`blockwise_lr.cosine_schedule`.
+
+    Raises:
+        ValueError: a type or keyword arguments that cannot be used.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        args: TrainingArguments,
+        total_steps: int,
+        *,
+        on_change: OnChange = "error",
+    ) -> None:
+        kind = SchedulerType(args.lr_scheduler_type)
+        kwargs = cast("dict[str, Any]", dict(cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})))
+        warmup_steps = args.get_warmup_steps(total_steps)
+        self._factor = _factor(kind, kwargs, args.learning_rate, warmup_steps, total_steps)
+        self._settings = {
+            "lr_scheduler_type": kind.value, "total_steps": total_steps, "warmup_steps": warmup_steps, **kwargs,
+        }  # fmt: skip
+        super().__init__(
+            optimizer,
+            shape=cast("Shape", kind.value),
+            warmup_steps=warmup_steps,
+            total_steps=total_steps,
+            floor=0.0,
+            floor_mode="proportional",
+            warmup_start="zero",
+            on_change=on_change,
+        )
+
+    def _lr(self, group: dict[str, Any], step: int, ratio: float | None = None) -> float:
+        peak = float(group["initial_lr"])
+        if ratio is not None:
+            peak = ratio * peak / ratio_of(group)
+        return peak * self._factor(step)
+
+    def get_lr(self) -> list[float | torch.Tensor]:
+        """Learning rate of each group at the current step."""
+        lrs: list[float | torch.Tensor] = []
+        for group in self.optimizer.param_groups:
+            self._adopt(group)
+            keep_decay(group)
+            lrs.append(self._lr(group, self.last_epoch))
+        return lrs
+
+    def state_dict(self) -> dict[str, Any]:
+        """Progress, and the settings to compare with when it is loaded."""
+        return {
+            "last_epoch": self.last_epoch,
+            "_step_count": self._step_count,
+            "_last_lr": self._last_lr,
+            "settings": dict(self._settings),
+        }
+
+    def _changes(self, state: Mapping[str, Any], step: int) -> list[str]:
+        saved = state.get("settings", {})  # another scheduler saves none
+        return [
+            f"{key} {saved.get(key)!r} -> {self._settings.get(key)!r}"
+            for key in {**saved, **self._settings}
+            if saved and saved.get(key) != self._settings.get(key)
+        ]
+
+
+def base_lr(optimizer: Any, schedule: Any) -> float:
+    """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
+    groups = groups_of(optimizer)
+    if isinstance(
+        schedule, BlockwiseSchedule
+    ):  # under a shared floor no rate divided by its ratio is the base rate
+        return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)
+    group = next((group for group in groups if ratio_of(group) == 1), groups[0])
+    return float(group["lr"]) / ratio_of(group)
+
+
+def _factor(
+    kind: SchedulerType, kwargs: Mapping[str, Any], base: float, warmup_steps: int, total_steps: int
+) -> Callable[[int], float]:
+    """transformers' function of the step, taken from a schedule on a stand-in with one group at the base rate."""
+    _check_type(kind, kwargs)
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=base)
+    built = get_scheduler(kind, stand_in, warmup_steps, total_steps, dict(kwargs))
+    if not isinstance(built, LambdaLR):
+        raise ValueError(_unmapped(kind))
+    if kind is SchedulerType.CONSTANT and warmup_steps and "constant" not in _said:
+        _said.add("constant")
+        _LOGGER.warning(
+            "lr_scheduler_type='constant' has no warm-up, in plain Trainer neither, so warmup_steps=%d does nothing: "
+            "'constant_with_warmup' has one",
+            warmup_steps,
+        )
+    return built.lr_lambdas[0]
+
+
+def _check_type(kind: SchedulerType, kwargs: Mapping[str, Any]) -> None:
+    if kind.value in _BY_METRIC:
+        raise ValueError(_unmapped(kind))
+    takes = inspect.signature(cast("Callable[..., Any]", TYPE_TO_SCHEDULER_FUNCTION[kind])).parameters
+    known = [name for name in takes if name not in _GIVEN] if kind.value not in _NO_KWARGS else []
+    if unknown := [name for name in kwargs if name not in known]:
+        raise ValueError(
+            f"lr_scheduler_kwargs has {unknown[0]!r}, which lr_scheduler_type={kind.value!r} does not use; "
+            f"it takes {', '.join(known) or 'none'}"
+        )
+    needed = [name for name in known if takes[name].default is inspect.Parameter.empty and name not in kwargs]
+    if needed:
+        raise ValueError(
+            f"lr_scheduler_type={kind.value!r} needs {needed[0]}: "
+            f'lr_scheduler_kwargs={{"{needed[0]}": ...}}; it takes {", ".join(known)}'
+        )
+
+
+def _unmapped(kind: SchedulerType) -> str:
+    mapped = [each.value for each in TYPE_TO_SCHEDULER_FUNCTION if each.value not in _BY_METRIC]
+    return (
+        f"lr_scheduler_type={kind.value!r} is no function of the step, so BlockwiseTrainer cannot give each block its "
+        f"ratio of it: choose one of {', '.join(mapped)}, or give transformers.Trainer your own pair, "
+        "optimizers=(optimizer, scale_by_block(ReduceLROnPlateau(optimizer)))"
+    )

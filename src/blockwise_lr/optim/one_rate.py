@@ -1,0 +1,141 @@
+"""Warn when something has overwritten the learning rate of every group with one number.
+
+``for group in optimizer.param_groups: group["lr"] = lr`` is how many loops set the learning rate. It erases the ratios,
+and nothing else in the training shows it. Only the optimizer's own step sees the rates that an update uses, and
+``param_groups`` returns before there is an optimizer. So it asks torch to announce the next optimizer step
+(:func:`expect_optimizer`); the first step of an optimizer on such groups moves the watch to that optimizer alone, and
+the announcement ends.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
+
+_EQUAL = 1e-6  # relative difference below which two rates count as one
+_JUMP = (
+    0.75  # of the ratios' spread (as a power): one rate that was reached more slowly is the end of a decay
+)
+
+_waiting: list[
+    weakref.ref[Tensor]
+] = []  # one parameter of each set of groups that no optimizer has stepped yet
+_announcement: list[RemovableHandle] = []  # at most one
+_watched: weakref.WeakKeyDictionary[Optimizer, _Watch] = weakref.WeakKeyDictionary()
+_schedules: weakref.WeakKeyDictionary[Optimizer, weakref.ref[LRScheduler]] = weakref.WeakKeyDictionary()
+
+
+def expect_optimizer(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Watch the optimizer that these groups will belong to, from its first step on.
+
+    Args:
+        groups: of :func:`blockwise_lr.param_groups`. Where all ratios are equal, nothing is watched.
+    """
+    if len({group["lr_ratio"] for group in groups}) < 2:
+        return
+    first = groups[0]["params"][0]
+    if all(reference() is not first for reference in _waiting):
+        _waiting.append(weakref.ref(first))
+    if not _announcement:
+        _announcement.append(register_optimizer_step_pre_hook(_found))
+
+
+def schedule_owns(optimizer: Any, schedule: LRScheduler) -> None:
+    """Say that `schedule` brings the blocks together by design, so that its own rates are no reason to warn."""
+    inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper: hooks get the optimizer inside
+    if isinstance(inner, Optimizer):
+        _schedules[inner] = weakref.ref(schedule)
+
+
+def _found(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Called by torch before every optimizer step, until the optimizers of all groups have been seen."""
+    if torch.compiler.is_compiling():
+        return
+    members = {id(p) for group in optimizer.param_groups if "lr_ratio" in group for p in group["params"]}
+    waiting = [(reference, reference()) for reference in _waiting]
+    _waiting[:] = [reference for reference, p in waiting if p is not None and id(p) not in members]
+    if members and optimizer not in _watched:
+        watch = _watched[optimizer] = _Watch()
+        optimizer.register_step_pre_hook(watch.look)  # lives as long as the optimizer
+
+
+class _Watch:
+    """What is known of one optimizer's rates."""
+
+    def __init__(self) -> None:
+        self._done = False
+        self._steps = 0
+        self._spread: float | None = None  # largest over smallest rate at the last look
+
+    def look(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
+        if not _waiting and _announcement:
+            _announcement.pop().remove()  # not in _found: torch was iterating over the announcements there
+        if self._done:
+            return
+        self._steps += 1
+        groups = [group for group in optimizer.param_groups if "lr_ratio" in group]
+        if not groups or not self._readable(groups):
+            return
+        rates = [float(group["lr"]) for group in groups]
+        low, high = min(rates), max(rates)
+        if high <= 0:  # a warm-up that begins at 0
+            return
+        before, self._spread = self._spread, high / low if low > 0 else None
+        if high - low > _EQUAL * high:
+            return
+        ratios = [group["lr_ratio"] for group in groups]
+        nominal = max(ratios) / min(ratios)
+        if nominal <= 1 + _EQUAL or (before is not None and before < nominal**_JUMP):
+            return
+        if not self._by_design(optimizer):
+            self._done = True
+            _warn(groups, high)
+
+    def _readable(self, groups: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the rates can be read without waiting for a device at every step."""
+        if not any(isinstance(lr := group["lr"], Tensor) and lr.device.type != "cpu" for group in groups):
+            return True
+        rarely = self._steps & (self._steps - 1) == 0  # at steps 1, 2, 4, 8, ...
+        return rarely and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+
+    @staticmethod
+    def _by_design(optimizer: Optimizer) -> bool:
+        schedule = reference() if (reference := _schedules.get(optimizer)) else None
+        return schedule is not None and all(
+            float(group["lr"]) == float(lr)
+            for group, lr in zip(optimizer.param_groups, schedule.get_last_lr())
+        )
+
+
+def _warn(groups: Sequence[Mapping[str, Any]], rate: float) -> None:
+    ratios = {group.get("block", "a group"): group["lr_ratio"] for group in groups}
+    warnings.warn(
+        f"all {len(groups)} parameter groups are at one learning rate, {rate:g}, though their ratios differ "
+        f"({', '.join(f'{block} {ratio:g}' for block, ratio in ratios.items())}): something has overwritten the rate "
+        "of every group, so the blocks no longer have rates of their own. Where your loop assigns the rate, write "
+        "set_lr(optimizer, lr) instead; where a torch schedule sets it, wrap the schedule when it is made, "
+        "scheduler = scale_by_block(scheduler). Both: from blockwise_lr import scale_by_block, set_lr",
+        UserWarning,
+        stacklevel=_stacklevel(),
+    )
+
+
+def _stacklevel() -> int:
+    """That of the user's line: accelerate silences warnings that seem to come from torch's schedulers."""
+    level, frame = 1, sys._getframe(1)
+    libraries = ("torch", "accelerate", "transformers", __name__.partition(".")[0])
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in libraries:
+        level, frame = level + 1, frame.f_back
+    return level
