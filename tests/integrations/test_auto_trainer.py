@@ -143,7 +143,9 @@ def test_a_sharpness_callback_goes_from_one_trainer_to_the_next(tmp_path):
     """BlockwiseTrainer calls it with gradients; a plain Trainer's event has to do so afterwards."""
     from transformers import Trainer
 
-    callback = SharpnessCallback(every=1, estimators="empirical", tokens_per_step=20, path=tmp_path / "s.jsonl")
+    callback = SharpnessCallback(
+        every=1, estimators="empirical", tokens_per_step=20, path=tmp_path / "s.jsonl"
+    )
     auto_trainer(tmp_path, callback).train()
     logs = []
     callback._given_log = None

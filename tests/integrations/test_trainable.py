@@ -64,7 +64,10 @@ CHANGES = [
     (freeze, r"model\. Frozen \(requires_grad=False\): transformer\.wte\.weight\. The model changed"),
     (thaw, r"model\. Trainable and not in the optimizer: transformer\.wpe\.weight\. The model changed"),
     (replace, r"model\. Replaced by another tensor: transformer\.ln_f\.weight\. The model changed"),
-    (add, r"model\. Trainable and not in the optimizer: transformer\.h\.0\.ln_3\.weight, \S+ln_3\.bias\. The"),
+    (
+        add,
+        r"model\. Trainable and not in the optimizer: transformer\.h\.0\.ln_3\.weight, \S+ln_3\.bias\. The",
+    ),
     (remove, r"model\. No longer in the model: transformer\.h\.0\.ln_2\.bias\. The model changed"),
     (untie, r"model\. Trainable and not in the optimizer: lm_head\.weight\. The model changed"),
 ]
@@ -91,7 +94,9 @@ def model_of(change):
 def test_a_change_after_the_optimizer_was_made_is_an_error_with_a_remedy_that_works(
     tmp_path, make, change, message
 ):
-    trainer = make(model_of(change), arguments(tmp_path, max_steps=2, warmup_steps=0), callbacks=[AtTheBeginning(change)])
+    trainer = make(
+        model_of(change), arguments(tmp_path, max_steps=2, warmup_steps=0), callbacks=[AtTheBeginning(change)]
+    )
     with pytest.raises(ValueError, match=message) as raised:
         trainer.train()
     assert raised.match(ADVICE)
@@ -196,6 +201,8 @@ def test_wrappers_are_no_difference(one_process, way):
 
 
 def test_a_compiled_trainer_is_not_refused(tmp_path):
-    settings = arguments(tmp_path, max_steps=1, warmup_steps=0, torch_compile=True, torch_compile_backend="eager")
+    settings = arguments(
+        tmp_path, max_steps=1, warmup_steps=0, torch_compile=True, torch_compile_backend="eager"
+    )
     for make in (plain, blockwise):
         make(split_fused(gpt2()), settings).train()

@@ -99,7 +99,9 @@ def test_overrides_for_a_model_that_trl_wraps_are_given_as_a_function(sft):
     model = llama()
     early = classify(model, overrides={r"q_proj": "ffn"})
     trainer = sft(model=model, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=LR, blocks=early))
-    with pytest.raises(ValueError, match=r"`blocks` has no entry for .*lora_A.* and 11 more: it was made before"):
+    with pytest.raises(
+        ValueError, match=r"`blocks` has no entry for .*lora_A.* and 11 more: it was made before"
+    ):
         trainer.train()
     model = llama()
     factory = blockwise_optimizer(

@@ -73,9 +73,7 @@ def test_a_run_computes_in_fp32_and_leaves_the_process_as_it_was(tiny, tmp_path,
     assert torch.get_float32_matmul_precision() == "high"
 
 
-def test_tf32_is_for_the_training_steps_alone_where_it_is_asked_for(
-    tiny, tmp_path, monkeypatch, as_on_a_gpu
-):
+def test_tf32_is_for_the_training_steps_alone_where_it_is_asked_for(tiny, tmp_path, monkeypatch, as_on_a_gpu):
     seen = Seen(monkeypatch)
     monkeypatch.setattr("blockwise_lr.pretrain.checks._check_tf32", lambda config: None)
     config = replace(tiny, precision="fp32", tf32=True, steps=4, eval_every=2, save_every=4)
@@ -95,7 +93,10 @@ def test_an_older_configuration_has_none(tiny):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({}, "--tf32 is about products in fp32, and --precision is bf16: add --precision fp32, or leave --tf32"),
+        (
+            {},
+            "--tf32 is about products in fp32, and --precision is bf16: add --precision fp32, or leave --tf32",
+        ),
         ({"precision": "fp32"}, r"--tf32 needs a GPU of compute capability 8\.0 or higher .* leave it out"),
     ],
 )

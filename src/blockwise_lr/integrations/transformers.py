@@ -189,6 +189,8 @@ class BlockwiseTrainer(Trainer):
                 each.detach()
             if self.auto is not None:
                 self.auto.close()
+            if self._clipping is not None:  # what no line of the log has reported
+                self._clipping.read(warn=self._warns_of_gradients)
 
     def add_callback(self, callback: Any) -> None:
         """Trainer's, and a :class:`SharpnessCallback` gets what only the trainer knows."""
@@ -277,13 +279,16 @@ class BlockwiseTrainer(Trainer):
                 self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
         return cast("LRScheduler", self.lr_scheduler)
 
+    @property
+    def _warns_of_gradients(self) -> bool:
+        return self.accelerator.scaler is None and self.is_world_process_zero()  # fp16's scaling expects some
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the learning rate of every block beside the loss."""
         if "loss" in logs:
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
             if self._clipping is not None:
-                warn = self.accelerator.scaler is None and self.is_world_process_zero()
-                norms = self._clipping.read(warn=warn)
+                norms = self._clipping.read(warn=self._warns_of_gradients)
                 logs.update({f"grad_norm/{block.value}": norm for block, norm in norms.items()})
             if self.auto is not None:
                 logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})
