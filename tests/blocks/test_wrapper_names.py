@@ -18,11 +18,53 @@ from cases import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-NAMES = (
-    "attn attention attention_model self_attn qkv qkv_net mlp ffn feed_forward experts router gate indexer norm head "
-    "lm_head heads embed embedding wpe position relative_pos pooler projector multi_modal_projector quantizer conv "
-    "mamba ssm mixer q k v o q_proj out_proj score classifier latent scale embeddings intermediate output layer1 module"
-).split()
+NAMES = [
+    "attn",
+    "attention",
+    "attention_model",
+    "self_attn",
+    "qkv",
+    "qkv_net",
+    "mlp",
+    "ffn",
+    "feed_forward",
+    "experts",
+    "router",
+    "gate",
+    "indexer",
+    "norm",
+    "head",
+    "lm_head",
+    "heads",
+    "embed",
+    "embedding",
+    "wpe",
+    "position",
+    "relative_pos",
+    "pooler",
+    "projector",
+    "multi_modal_projector",
+    "quantizer",
+    "conv",
+    "mamba",
+    "ssm",
+    "mixer",
+    "q",
+    "k",
+    "v",
+    "o",
+    "q_proj",
+    "out_proj",
+    "score",
+    "classifier",
+    "latent",
+    "scale",
+    "embeddings",
+    "intermediate",
+    "output",
+    "layer1",
+    "module",
+]
 
 MODELS: dict[str, Callable[[], nn.Module]] = {case.name: case.build for case in CASES} | {
     "lstm": lambda: LSTMLanguageModel(16),

@@ -27,7 +27,7 @@ from blockwise_lr.files import storing, write_json_atomic
 from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.adam_mini_sharded import sharded_zeros
-from blockwise_lr.optim.auto import AutoRatios
+from blockwise_lr.optim.auto import auto_of
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.pretrain.checkpoint import problem_with, seal
 from blockwise_lr.sharpness.processes import is_sharded
@@ -160,7 +160,7 @@ def load_sharded(
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
     said: set[str] = set()
     names = set()
-    moved = _has_auto(optimizer) and any(
+    moved = auto_of(optimizer) is not None and any(
         "auto_loss" in group or "auto_mean" in group for group in saved.values()
     )
     for group in _named_groups(optimizer):
@@ -241,11 +241,6 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
         key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
     }
     return {**hyperparameters, "names": group["names"]}
-
-
-def _has_auto(optimizer: Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), AutoRatios) for hook in hooks)
 
 
 def _on_main(job: Callable[[], None], path: Path) -> None:

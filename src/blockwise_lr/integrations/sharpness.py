@@ -120,6 +120,13 @@ class SharpnessCallback(TrainerCallback):
         self._context = context
         self._unclipped = True
 
+    def detach(self) -> None:
+        """Undo :meth:`attach`, and let the model go: a plain Trainer may take the callback next."""
+        self._log = self._given_log
+        self._context = nullcontext
+        self._unclipped = False
+        self._pending, self._reader, self._monitors = None, None, []
+
     # Trainer's events
     # -----------------------------------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         use_cpu=config.device == "cpu",
         bf16=False,  # PretrainTrainer enters autocast itself
         torch_compile=config.compile,
+        tf32=False,  # PretrainTrainer switches it on by itself, for the training steps alone
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
         logging_first_step=False,
@@ -109,6 +110,7 @@ def make_trainer(
         keep_checkpoints=config.keep_checkpoints,
         tokens_per_step=sequences * context,
         autocast_bf16=config.precision == "bf16",
+        tf32=config.tf32,
         guard=guard,
     )
     trainer.remove_callback(PrinterCallback)

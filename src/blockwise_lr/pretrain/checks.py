@@ -30,6 +30,8 @@ from blockwise_lr.pretrain.ranges import check_ranges
 from blockwise_lr.pretrain.trackers import check_trackers
 from blockwise_lr.pretrain.trial import check_trial_step
 
+_TF32_CAPABILITY = (8, 0)  # of a GPU
+
 
 def check_config(config: TrainConfig) -> TrainConfig:
     """The configuration with "auto" and files resolved, so that it means the same on every reading.
@@ -51,7 +53,24 @@ def check_config(config: TrainConfig) -> TrainConfig:
     )
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    return replace(config, device=device, precision=precision, optim=resolved)
+    config = replace(config, device=device, precision=precision, optim=resolved)
+    _check_tf32(config)
+    return config
+
+
+def _check_tf32(config: TrainConfig) -> None:
+    if not config.tf32:
+        return
+    if config.precision != "fp32":
+        raise UserError(
+            f"--tf32 is about products in fp32, and --precision is {config.precision}: add --precision fp32, or leave "
+            "--tf32 out"
+        )
+    if config.device == "cpu" or torch.cuda.get_device_capability() < _TF32_CAPABILITY:
+        raise UserError(
+            "--tf32 needs a GPU of compute capability 8.0 or higher (A100 and later), and the run has none: leave it "
+            "out"
+        )
 
 
 def _check_optim(config: TrainConfig) -> None:

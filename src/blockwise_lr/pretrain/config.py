@@ -160,8 +160,11 @@ class TrainConfig:
     """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast; "auto": bf16 where the
     device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains ten times slower.
     Evaluation is always in fp32."""
+    tf32: bool = False
+    """With --precision fp32 on a GPU: compute matrix products of the training steps in TF32, which keeps 10 bits of
+    the mantissa. Evaluation and measurements stay in full fp32."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile. TF32 stays off: see tf32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; "auto": a GPU if there is one."""
     log_every: int = 10

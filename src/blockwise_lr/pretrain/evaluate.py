@@ -14,9 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.folder import check_same_text, read_run_config
+from blockwise_lr.pretrain.quiet import quiet_libraries
 from blockwise_lr.pretrain.saved import encoder_of, find_model, first_token, tokenizer_of
 from blockwise_lr.pretrain.sources import open_source
 from blockwise_lr.pretrain.subjects import Subject
@@ -25,8 +27,11 @@ from blockwise_lr.sharpness.processes import is_tensor_parallel, reshard
 
 
 @torch.no_grad()
+@fp32_precision("ieee")
 def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *, batch_size: int) -> float:
-    """Mean cross-entropy in nats over every predicted token of `windows`, in the model's own precision (no autocast).
+    """Mean cross-entropy in nats over every predicted token of `windows`, in the model's own precision.
+
+    That is without autocast, and in fp32 without TF32, whatever the process has set.
 
     Token-weighted: each batch counts by the tokens it predicts, so the batch size changes nothing but the last bits.
     Under torch.distributed each process takes its share of the windows and all return the same number. A process with
@@ -74,6 +79,8 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
     return float(total[0] / total[1])
 
 
+@quiet_libraries()
+@fp32_precision("ieee")
 def evaluate_run(
     path: Path,
     *,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from rich.console import Console
 
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.assembly import make_trainer, training_arguments
@@ -42,6 +41,7 @@ from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
+from blockwise_lr.pretrain.quiet import quiet_libraries
 from blockwise_lr.pretrain.resuming import check_same_start
 from blockwise_lr.pretrain.termination import StopOnSigterm
 from blockwise_lr.pretrain.trackers import report_failures
@@ -150,13 +150,11 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+@quiet_libraries()
+@fp32_precision("ieee")  # torch_compile would switch TF32 on, for evaluation and the rest of the process too
 def _train(
     config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    # Trainer and accelerate tell developers about defaults; a user of this command cannot act on them.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    warnings.filterwarnings("ignore", module="torch.utils.data")
     arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
         # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.

@@ -228,9 +228,9 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
 
 def from_hub(name: str, load: Callable[[], Any]) -> Any:
     """What `load` loads, with one line for whatever goes wrong. Raises UserError."""
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries; what comes of them is said below
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries; what comes of them is said below
     try:
         return load()
     except UserError:
@@ -242,6 +242,8 @@ def from_hub(name: str, load: Callable[[], Any]) -> Any:
             else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
         )
         raise UserError(f"{what} cannot be loaded: {reason(error)}") from error
+    finally:
+        hub.setLevel(level)
 
 
 def _tokenizer_in(folder: Path) -> str | None:

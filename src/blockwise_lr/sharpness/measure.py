@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator import Estimator as Estimator
+from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators, processes
 from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
 from blockwise_lr.sharpness.histogram import Histograms
@@ -256,11 +257,12 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode and the caller's random state for the time of a measurement; compiled modules run eagerly."""
+    """Eval mode, full fp32 and the caller's random state while it is measured; compiled modules run eagerly."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        stack.enter_context(fp32_precision("ieee"))  # finite differences drown in the rounding of TF32
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()
