@@ -103,6 +103,7 @@ def _comparison(results: Results, series: Series, baseline: Series) -> dict[str,
             "p_value": gap.p_value,
             "significant": gap.significant,
             "per_seed": [_finite(b - a) for b, a in zip(baseline_losses, arm_losses)],
+            **_reason(gap.reason),
         },
         "speedup": _speedup_dict(*_speedups(results, series, "paper")),
         "speedup_decayed": _speedup_dict(*_speedups(results, series, "decayed")),
@@ -141,8 +142,14 @@ def _speedup_dict(mean: SpeedUpOverSeeds, per_seed: list[SpeedUp]) -> dict[str, 
         "value": mean.value,
         "bound": mean.bound,
         "ci95": mean.ci95,
-        "per_seed": [{"value": s.value, "bound": s.bound} for s in per_seed],
+        "per_seed": [{"value": s.value, "bound": s.bound, **_reason(s.reason)} for s in per_seed],
+        **_reason(mean.reason),
     }
+
+
+def _reason(reason: str | None) -> dict[str, str]:
+    """Why there is no value or no interval; nothing where there is one."""
+    return {} if reason is None else {"reason": reason}
 
 
 def _tuning(results: Results, run: Run, result: RunResult, out: Path) -> dict[str, Any]:
