@@ -77,7 +77,7 @@ TERMINALS = {
 
 
 class TestTerminals:
-    @pytest.mark.parametrize("terminal", TERMINALS)
+    @pytest.mark.parametrize("terminal", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow), "C"])
     def test_a_sample_is_printed_with_escapes_for_what_the_terminal_lacks(
         self, place: Path, terminal: str
     ) -> None:
@@ -111,6 +111,7 @@ class TestTerminals:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
         assert (done.returncode, done.stdout) == (0, b"?\n")
 
+    @pytest.mark.slow
     def test_tables_and_help(self, place: Path) -> None:
         for terminal, arguments in (
             ("ascii", ("inspect", place / "run")),
@@ -180,6 +181,7 @@ class TestOtherUsers:
         assert f"the cache folder {place / 'cache'} cannot be used by this user" in err
         assert "Permission denied): choose another with $BLOCKWISE_LR_CACHE" in err
 
+    @pytest.mark.slow
     def test_a_cache_that_may_not_be_entered(self, other: int, place: Path, theirs: Path) -> None:
         cache = place / "closed"
         (cache / "tokens").mkdir(parents=True)
@@ -189,6 +191,7 @@ class TestOtherUsers:
         err = one_line(run(*arguments, user=other, BLOCKWISE_LR_CACHE=str(cache)))
         assert "choose another with $BLOCKWISE_LR_CACHE" in err
 
+    @pytest.mark.slow
     def test_an_entry_that_may_not_be_read(self, other: int, place: Path, theirs: Path) -> None:
         cache = shutil.copytree(place / "cache", place / "entries")
         for path in cache.rglob("header.json"):
