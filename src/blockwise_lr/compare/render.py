@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,7 +96,7 @@ def compare(
         _check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
     if not done:
-        stored["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        stored["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json_atomic(out / "plan.json", stored)
     return render(out)
 
