@@ -413,3 +413,27 @@ def test_equal_gaps_are_reported_without_an_interval(tmp_path):
         in (comparison["statement"])
     )
     assert "cannot tell" in (tmp_path / "report.md").read_text()
+def test_an_arm_at_the_edge_of_the_grid_is_not_called_tuned(tmp_path):
+    content = synthetic_compare(tmp_path / "edge", base_lrs=[2e-3, 4e-3, 8e-3])
+    assert content["at_edge"] == ["adamw:uniform", "adamw:uniform 2N", "adamw:paper"]
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "edge" / page).read_text(encoding="utf-8")
+        assert "at the edge of the grid, so not tuned: adamw:uniform" in text
+        assert not re.search(r"(?<!not )(?<!every arm )\btuned\b", text.replace(content["command"], ""))
+    inside = synthetic_content(tmp_path / "inside", base_lrs=(1e-3, 2e-3, 4e-3))
+    assert inside["at_edge"] == []
+    assert "tuned adamw:uniform" in inside["answer"][0]
+
+
+def test_arms_of_any_number_differ_in_every_figure():
+    from types import SimpleNamespace
+
+    from blockwise_lr.compare.arms import Arm, Series
+    from blockwise_lr.compare.figures import _style
+
+    arms = tuple(Arm(str(i), "adamw", f"emb={i + 2}") for i in range(40))
+    results = SimpleNamespace(plan=SimpleNamespace(arms=arms))
+    series = [Series(arm.name, arm, "N", 10) for arm in arms]
+    series += [Series(f"0 {horizon}", arms[0], horizon, 10) for horizon in ("N/2", "2N", "4N")]
+    looks = [repr(sorted(_style(results, each).items(), key=str)) for each in series]
+    assert len(set(looks)) == len(series)

@@ -204,7 +204,10 @@ def _how_tuned(content: Mapping[str, Any]) -> str:
             grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
         if content["refined"]:
             grid += ", then a factor of √2 to either side of the best,"
-        return f"every arm tuned over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+        chosen = f"over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+        if at_edge := content.get("at_edge"):
+            return f"every arm tried {chosen}; at the edge of the grid, so not tuned: {', '.join(at_edge)}"
+        return f"every arm tuned {chosen}"
     if content["tuned"]:
         return "tuned beforehand for every arm and horizon; comes with the preset"
     return "not tuned"

@@ -51,10 +51,15 @@ def format_p_value(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
+def is_tuned(content: Mapping[str, Any], series: str) -> bool:
+    """Whether a series may be called tuned: at the edge of the grid, its optimum may lie outside."""
+    return bool(content["tuned"]) and series not in content.get("at_edge", ())
+
+
 def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """One comparison in a sentence or two, negative results as plainly as positive ones."""
     arm, against, gap = comparison["arm"], comparison["against"], comparison["loss_gap"]
-    baseline = f"tuned {against}" if content["tuned"] else against
+    baseline = f"tuned {against}" if is_tuned(content, against) else against
     seeds, steps = len(content["seeds"]), content["steps"]
     if gap["mean"] is None:
         return _diverged_statement(comparison, content)
