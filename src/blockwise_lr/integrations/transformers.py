@@ -8,11 +8,11 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.blocks import BlockMap
-from blockwise_lr.integrations.carry_over import carry_over
+from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
@@ -231,6 +231,8 @@ class BlockwiseTrainer(Trainer):
         schedule = self.lr_scheduler if isinstance(self.lr_scheduler, BlockwiseSchedule) else None
         if schedule is None:
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+                take_new_peaks(self.lr_scheduler)
             return
         schedule.notes = []
         try:
