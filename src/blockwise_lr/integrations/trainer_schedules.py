@@ -92,33 +92,37 @@ class TrainerSchedule(BlockwiseSchedule):
         optimizer: on the groups of :func:`blockwise_lr.param_groups`.
         args: Trainer's arguments.
         total_steps: optimizer steps in the run.
+        settings: other arguments of BlockwiseSchedule.
 
     Raises:
         ValueError: a type or keyword arguments that cannot be used.
     """
 
-    def __init__(self, optimizer: Optimizer, args: TrainingArguments, total_steps: int) -> None:
+    def __init__(
+        self, optimizer: Optimizer, args: TrainingArguments, total_steps: int, **settings: Any
+    ) -> None:
         kind = SchedulerType(args.lr_scheduler_type)
         kwargs = cast("dict[str, Any]", dict(cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})))
         warmup_steps = args.get_warmup_steps(total_steps)
         self._factor = _factor(kind, kwargs, args.learning_rate, warmup_steps, total_steps)
-        self._settings = {
-            "lr_scheduler_type": kind.value, "total_steps": total_steps, "warmup_steps": warmup_steps, **kwargs,
-        }  # fmt: skip
+        self._kwargs = kwargs
         super().__init__(
             optimizer,
-            shape=cast("Shape", kind.value),
+            shape=cast(
+                "Shape", f"trainer:{kind.value}"
+            ),  # transformers' cosine is another than this library's
             warmup_steps=warmup_steps,
             total_steps=total_steps,
             floor=0.0,
             floor_mode="proportional",
+            **settings,
         )
 
     def _lr(self, group: dict[str, Any], step: int, ratio: float | None = None) -> float:
         peak = float(group["initial_lr"])
         if ratio is not None:
             peak = ratio * peak / ratio_of(group)
-        return peak * self._factor(step)
+        return peak * self._factor(max(step, 0))
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Learning rate of each group at the current step."""
@@ -130,12 +134,14 @@ class TrainerSchedule(BlockwiseSchedule):
         return lrs
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress, and the settings to compare with when it is loaded."""
+        """Progress, and the settings to compare with when it is loaded; plain Trainer's schedules take it, too."""
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "_last_lr": self._last_lr,
-            "settings": dict(self._settings),
+            **self._settings(),
+            "base_lrs": [float(group["initial_lr"]) for group in self.optimizer.param_groups],
+            "lr_lambdas": [],  # LambdaLR asks for it
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,17 +152,17 @@ class TrainerSchedule(BlockwiseSchedule):
         Args:
             state_dict: of this class, of plain Trainer's schedule or of another schedule of this library.
         """
-        saved = state_dict.get("settings", {})
+        saved = {"lr_scheduler_kwargs": {}, **state_dict}
         changed = [
-            f"{key} {saved.get(key)!r} -> {self._settings.get(key)!r}"
-            for key in {**saved, **self._settings}
-            if saved and saved.get(key) != self._settings.get(key)
+            f"{key} {saved[key]} -> {value}"
+            for key, value in self._settings().items()
+            if key in saved and saved[key] != value
         ]
         if changed:
             _LOGGER.warning(  # no warnings.warn: Trainer swallows those of a schedule that it loads
-                "the schedule goes on at step %d with settings that are not the saved ones: %s",
+                "the schedule goes on at step %d with other settings than it was saved with: %s",
                 state_dict["last_epoch"],
-                ", ".join(changed),
+                "; ".join(changed),
             )
         self.last_epoch = state_dict["last_epoch"]
         self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
@@ -164,13 +170,20 @@ class TrainerSchedule(BlockwiseSchedule):
         for group, lr in zip(self.optimizer.param_groups, self._last_lr):
             write_lr(group, lr)
 
+    def _settings(self) -> dict[str, Any]:
+        return {
+            "shape": self.shape,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "lr_scheduler_kwargs": dict(self._kwargs),
+        }
+
 
 def base_lr(optimizer: Any, schedule: Any) -> float:
     """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
     groups = groups_of(optimizer)
-    if isinstance(
-        schedule, BlockwiseSchedule
-    ):  # under a shared floor no rate divided by its ratio is the base rate
+    if isinstance(schedule, BlockwiseSchedule):
+        # Under a shared floor a block's rate divided by its ratio is not the base rate.
         return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)
     group = next((group for group in groups if ratio_of(group) == 1), groups[0])
     return float(group["lr"]) / ratio_of(group)
