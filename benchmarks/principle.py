@@ -45,9 +45,15 @@ def case(name: str) -> TrainConfig:
     """The quickstart's settings with the paper's own decay, warm-up and clipping."""
     preset = get_preset("quickstart")
     optim = replace(
-        preset.optim, ratios="uniform", base_lr=BASE_LR, weight_decay=0.1, warmup_fraction=0.05, clip=1.0
+        preset.optim,
+        ratios="uniform",
+        base_lr=BASE_LR,
+        weight_decay=0.1,
+        warmup_fraction=0.05,
+        warmup_start="zero",
+        clip=1.0,
     )
-    config = replace(preset, steps=600, optim=optim, device="cpu")
+    config = replace(preset, steps=600, optim=optim, device="cpu", precision="bf16")
     if name == "gpt2":
         return replace(config, model=replace(config.model, family="gpt2", tied=True))
     if name == "llama-long":

@@ -90,7 +90,8 @@ def tune_base_lrs(out: Path) -> None:
 
 def try_edges(out: Path) -> None:
     """Beyond the edges, one setting at a time, on both sides (warm-up further: it went on helping the baseline)."""
-    preset = replace(get_preset("quickstart"), device="cpu", report_to="none")
+    preset = replace(get_preset("quickstart"), device="cpu", precision="bf16", report_to="none")
+    preset = replace(preset, optim=replace(preset.optim, warmup_start="zero"))
     preset = replace(preset, optim=replace(preset.optim, ratios="uniform", base_lr=4e-3))
     arms: dict[str, list[dict[str, Any]]] = {
         "uniform": [
@@ -116,8 +117,8 @@ def try_edges(out: Path) -> None:
 def base_config() -> TrainConfig:
     preset = get_preset("quickstart")
     # The paper's settings where the search starts, not those that the preset took from its result.
-    optim = replace(preset.optim, base_lr=BASE_LR, ratios="uniform", **BASELINE_START)
-    return replace(preset, device="cpu", report_to="none", optim=optim)
+    optim = replace(preset.optim, base_lr=BASE_LR, ratios="uniform", warmup_start="zero", **BASELINE_START)
+    return replace(preset, device="cpu", precision="bf16", report_to="none", optim=optim)
 
 
 def with_ratios(point: dict[str, float]) -> TrainConfig:

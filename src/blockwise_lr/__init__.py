@@ -5,27 +5,42 @@ from blockwise_lr import param_groups, split_fused
 optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
 """
 
-from blockwise_lr.blocks import Block, BlockMap, classify, merge_fused, split_fused
-from blockwise_lr.optim import (
-    MEASURED_RATIOS,
-    PAPER_RATIOS,
-    AdamMini,
-    AutoRatios,
-    AutoRule,
-    DirectionalReport,
-    Muon,
-    adopt_state,
-    build_optimizer,
-    clip_grad_norm_by_block,
-    cosine_schedule,
-    measure_directional,
-    param_groups,
-    ratios_from_sharpness,
-    scale_by_block,
-    set_lr,
-    wsd_schedule,
-)
-from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blockwise_lr.blocks import (
+        Block,
+        BlockMap,
+        Layout,
+        classify,
+        merge_fused,
+        register_layout,
+        register_rule,
+        split_fused,
+    )
+    from blockwise_lr.optim import (
+        MEASURED_RATIOS,
+        PAPER_RATIOS,
+        AdamMini,
+        AutoRatios,
+        AutoRule,
+        DirectionalReport,
+        Muon,
+        adopt_state,
+        build_optimizer,
+        clip_grad_norm_by_block,
+        cosine_schedule,
+        measure_directional,
+        param_groups,
+        ratios_from_sharpness,
+        scale_by_block,
+        set_lr,
+        wsd_schedule,
+    )
+    from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
 
 __version__ = "0.1.0"
 
@@ -38,6 +53,7 @@ __all__ = [
     "Block",
     "BlockMap",
     "DirectionalReport",
+    "Layout",
     "Muon",
     "SharpnessReport",
     "adopt_state",
@@ -50,8 +66,28 @@ __all__ = [
     "merge_fused",
     "param_groups",
     "ratios_from_sharpness",
+    "register_layout",
+    "register_rule",
     "scale_by_block",
     "set_lr",
     "split_fused",
     "wsd_schedule",
 ]
+
+# Imported at first use: they bring torch, which takes seconds, and the command line's --help does without.
+_PACKAGES = ("blocks", "optim", "sharpness")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        for package in _PACKAGES:
+            module = importlib.import_module(f"{__name__}.{package}")
+            if hasattr(module, name):
+                return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -1,84 +1,32 @@
-"""The command line: thin, since its flags are the fields of the dataclasses."""
+"""The commands that train, and the table of all commands. Their flags are the fields of the dataclasses."""
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-try:
-    import tyro
-except ModuleNotFoundError:
-    raise SystemExit(
-        "blockwise-lr: the command line needs more than the core: pip install 'blockwise-lr[train]'"
-    ) from None
+from blockwise_lr.extras import check
 
-from blockwise_lr.cli_flags import command_line, named_preset, parse
+try:
+    check("the command line needs", ("tyro", "rich", "filelock", "transformers", "accelerate", "tokenizers"))
+except ImportError as error:
+    print(f"blockwise-lr: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+import tyro
+
+from blockwise_lr.cli_flags import command_line, named_preset, needs, parse
 from blockwise_lr.cli_models import run_eval, run_export, run_generate, run_inspect, run_sharpness
-from blockwise_lr.errors import LostProcessError, NonFiniteLossError, StorageError, Terminated, UserError
+from blockwise_lr.entry import at_work, main
+from blockwise_lr.errors import LostProcessError, Terminated, UserError
 from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.presets import PRESETS, arms_of, tuned_settings
 
-_USAGE = """\
-usage: blockwise-lr COMMAND ...
-
-A learning rate of its own for every block type of a Transformer.
-
-  train PRESET      pre-train one model; resumes an unfinished run
-  compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
-  eval RUN          losses and bits per byte of a checkpoint, on the held-out text or on any other (--data)
-  generate RUN      a sample from a checkpoint, behind --prompt
-  sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
-  export RUN        a plain Hugging Face folder of a run, or of a sharded checkpoint
-  inspect MODEL     which parameter is in which block, and why
-  presets           the names of the presets
-
-PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
-MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id;
-for inspect also module:function, a function of yours that returns the model.
-`blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
-"""
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 2 bad input (one line on stderr), 143 SIGTERM, 1 anything else."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(_USAGE, end="")
-            return
-        if arguments[0] == "--version":
-            from blockwise_lr import __version__
-
-            print(__version__)
-            return
-        if arguments[0] not in _COMMANDS:
-            raise UserError(f"no command {arguments[0]!r}; the commands are {', '.join(_COMMANDS)}")
-        _COMMANDS[arguments[0]](arguments[1:])
-    except UserError as error:
-        _fail(str(error), 2)
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on from the last checkpoint"
-        _fail("interrupted" + (goes_on if arguments[0] in ("train", "compare") else ""), 1)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (NonFiniteLossError, StorageError, LostProcessError) as error:
-        _fail(str(error), 1)
-    except Terminated as stopped:  # every process of a run was; one says it
-        if os.environ.get("RANK", "0") != "0":
-            raise SystemExit(128 + signal.SIGTERM) from None
-        _fail(str(stopped), 128 + signal.SIGTERM)
-
-
-def _fail(message: str, code: int) -> None:
-    # Names out of files are in it: no escape sequence of theirs reaches the terminal.
-    line = "".join(each if each.isprintable() else "?" for each in " ".join(message.split()))
-    print(f"blockwise-lr: {line}", file=sys.stderr)
-    raise SystemExit(code)
+__all__ = ["COMMANDS", "main"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +48,7 @@ def _train(arguments: list[str]) -> None:
 
     if parsed.config.device != "cuda":  # "auto" may be either: harmless where a GPU does the work
         keep_freed_memory()
+    at_work()
     try:
         result = train(parsed.config, parsed.out, command=command_line("train", arguments))
     except Terminated:
@@ -155,10 +104,12 @@ def _compare(arguments: list[str]) -> None:
     preset, rest = named_preset("compare", arguments)
     default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
     parsed = parse(CompareCommand, f"compare {preset.preset}", rest, default)
+    needs("compare", "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare import Arm, compare
     from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.pretrain.checks import check_config
 
+    at_work()
     # What an arm or a seed decides cannot also be a setting of the comparison.
     for flag, given, default_value, instead in (
         ("--seed", parsed.config.seed, preset.seed, "--seeds 0 1 2"),
@@ -207,7 +158,7 @@ def _presets(arguments: list[str]) -> None:
         )
 
 
-_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "compare": _compare,
     "eval": run_eval,

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.extras import check
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
 from blockwise_lr.pretrain.folder import read_configuration
 from blockwise_lr.pretrain.presets import get_preset
@@ -28,7 +29,7 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
             f"{command} needs the name of a preset first, such as: blockwise-lr {command} quickstart"
         )
     path = Path(arguments[0])
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return get_preset(arguments[0]), arguments[1:]
     values = read_configuration(path)
     fields = values.get("train", values)
@@ -61,6 +62,18 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
         untitled = re.sub(r"^[╭+].*$|\A *[^\n]*\n *-{5,} *$", "", plain, flags=re.MULTILINE)
         text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
+
+
+def needs(command: str, *packages: str) -> None:
+    """Refuse a command before it begins, where packages that it uses only at its end are missing.
+
+    Raises:
+        UserError: one is missing; says how to install it.
+    """
+    try:
+        check(f"{command} needs", packages)
+    except ImportError as error:
+        raise UserError(str(error)) from None
 
 
 def command_line(name: str, arguments: list[str]) -> str:

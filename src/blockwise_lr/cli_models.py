@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from blockwise_lr.blocks import Block
-from blockwise_lr.cli_flags import command_line, parse
+from blockwise_lr.cli_flags import command_line, needs, parse
+from blockwise_lr.entry import at_work
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import parse_ratios
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.measure_config import MeasureConfig
+
+if TYPE_CHECKING:
+    from blockwise_lr.blocks import Block
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def run_eval(arguments: list[str]) -> None:
     from blockwise_lr.pretrain.checks import resolve_device
     from blockwise_lr.pretrain.evaluate import evaluate_run
 
+    at_work()
     text = None
     if parsed.data is not None:
         text = DataConfig(
@@ -108,6 +111,7 @@ def run_generate(arguments: list[str]) -> None:
     from blockwise_lr.pretrain.checks import resolve_device
     from blockwise_lr.pretrain.generate import generate
 
+    at_work()
     text = generate(
         parsed.run,
         parsed.prompt,
@@ -137,6 +141,7 @@ def run_export(arguments: list[str]) -> None:
     parsed = parse(ExportCommand, "export", arguments)
     from blockwise_lr.integrations.export import export_checkpoint
 
+    at_work()
     print(f"{parsed.out}: the model of {export_checkpoint(parsed.checkpoint, parsed.out)}")
 
 
@@ -160,10 +165,12 @@ class SharpnessCommand:
 
 def run_sharpness(arguments: list[str]) -> None:
     parsed = parse(SharpnessCommand, "sharpness", arguments)
+    needs("sharpness", "matplotlib")
     from rich.console import Console
 
     from blockwise_lr.pretrain.sharpness import measure_model, tables_of
 
+    at_work()
     command = command_line("sharpness", arguments)
     reports, out = measure_model(parsed.model, parsed.config, parsed.out, command=command)
     for table in tables_of(reports):
@@ -199,12 +206,15 @@ def run_inspect(arguments: list[str]) -> None:
     from blockwise_lr.pretrain.inspection import inspect_model
     from blockwise_lr.pretrain.overrides import read_overrides
 
+    at_work()
     overrides, ratios = read_overrides(parsed.blocks), _ratios(parsed.ratios)
     model = model_to_inspect(name, trust_remote_code=parsed.trust_remote_code)
     inspect_model(model, overrides=overrides, ratios=ratios, verbose=parsed.verbose, as_json=parsed.json)
 
 
 def _ratios(text: str) -> dict[Block, float]:
+    from blockwise_lr.optim.ratios import parse_ratios
+
     try:
         return parse_ratios(text)
     except ValueError as error:

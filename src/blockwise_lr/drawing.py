@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.extras import missing
 from blockwise_lr.files import storing
 
 BLOCK_COLOURS = {
@@ -49,9 +50,7 @@ def figure(size: tuple[float, float]) -> Iterator[Any]:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "figures need matplotlib: pip install 'blockwise-lr[plot]'", name="matplotlib"
-        ) from None
+        raise missing("figures need", "matplotlib", "plot") from None
 
     with mpl.rc_context(STYLE):
         made = Figure(figsize=size)

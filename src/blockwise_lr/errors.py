@@ -7,6 +7,13 @@ class UserError(ValueError):
     """Bad input. The message is one line; the command line prints it without a traceback and exits with 2."""
 
 
+class UnsupportedGradientError(ValueError, RuntimeError):
+    """A sparse gradient or a complex parameter, which cannot be measured or stepped. The message names it.
+
+    A ValueError as all refusals of settings, and a RuntimeError as torch's own optimizers raise.
+    """
+
+
 class StorageError(RuntimeError):
     """A file could not be written: a full disk, most often. The command line exits with 1.
 
@@ -67,3 +74,7 @@ class Terminated(Exception):  # noqa: N818 (what was asked for is no error)
     def __init__(self, step: int, checkpoint: object) -> None:
         super().__init__(f"SIGTERM: saved step {step} in {checkpoint}; the same command goes on from there")
         self.step = step
+
+
+class SigtermInterrupt(KeyboardInterrupt):
+    """SIGTERM, raised in the main thread as Ctrl-C is. The command line exits with 143, 128 + SIGTERM."""

@@ -152,7 +152,9 @@ def test_unknown_parameters_are_all_named_with_the_override_to_write() -> None:
         "  transformer.h.0.gate  shape (3, 2), in a NanoBlock\n"
         "  transformer.h.1.gate  shape (3, 2), in a NanoBlock\n"
         "Say which block each is in (OTHER gets the base learning rate):\n"
-        '  classify(model, overrides={r"^transformer\\.h\\.\\d+\\.gate$": Block.OTHER})'
+        '  classify(model, overrides={r"^transformer\\.h\\.\\d+\\.gate$": Block.OTHER})\n'
+        "or, for every model, one rule for each kind of parameter (see register_rule):\n"
+        '  register_rule(r"^transformer\\.h\\.\\d+\\.gate$", Block.OTHER, "why it is in this block")'
     )
     # What the message says to write works as it stands.
     shown = re.search(r"overrides=(\{.*\})\)", str(caught.value))
@@ -232,7 +234,7 @@ class FusedSelfAttention(nn.Module):
 
 def test_queries_are_as_wide_as_the_output_takes_also_where_that_is_made_beside_the_attention() -> None:
     output = nn.ModuleDict({"dense": nn.Linear(WIDTH, WIDTH), "norm": nn.LayerNorm(WIDTH)})
-    model = split_fused(nn.ModuleDict({"self": FusedSelfAttention(), "output": output}))
+    model = split_fused(nn.ModuleDict({"self": FusedSelfAttention(), "output": output}), layout="q k v")
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     parts = [shapes[f"self.in_proj.parametrizations.weight.original{i}"] for i in range(3)]
     assert parts == [(WIDTH, WIDTH), (WIDTH // 2, WIDTH), (WIDTH // 2, WIDTH)]

@@ -300,11 +300,17 @@ def test_a_layout_that_is_not_known_is_refused_by_name_and_nothing_changes() -> 
     assert classify(model)["attention.query_key_value.weight"] == "qkv"
     with pytest.raises(ValueError) as caught:
         split_fused(model)
-    problem = "how queries and keys and values lie in it is not known for this class"
+    problem = (
+        "how queries and keys and values lie in it is not known for the class Interleaved: "
+        "its attention has no forward that could be run alone"
+    )
     assert str(caught.value) == (
         "split_fused cannot split these fused weights (nothing was changed):\n"
         f"  attention.query_key_value.weight: {problem}\n"
         f"  attention.query_key_value.bias: {problem}\n"
+        "Prove the layout by a batch that the model takes: split_fused(model, example=batch)\n"
+        'or state it: split_fused(model, layout="q k v") if all rows of the queries come first, then the keys, then '
+        'the values; layout="q k v per head" if they lie head by head\n'
         "Without splitting, give the whole weight one block: "
         'classify(model, overrides={r"NAME": Block.VO})'
     )

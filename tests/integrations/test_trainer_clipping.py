@@ -212,3 +212,69 @@ def test_a_trainer_without_the_methods_that_are_overridden_is_refused(tmp_path, 
     )
     with pytest.raises(RuntimeError, match=message):
         BlockwiseTrainer(gpt2(), arguments(tmp_path), clip_by_block=1.0)
+
+
+# Memory
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def kept_tensors(clipping_):
+    """How many tensors an object holds on to, in whatever it keeps them."""
+    found, seen, todo = 0, set(), [clipping_]
+    while todo:
+        each = todo.pop()
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, torch.Tensor):
+            found += 1
+        elif isinstance(each, dict):
+            todo += each.values()
+        elif isinstance(each, (list, tuple, set)):
+            todo += each
+        elif hasattr(each, "__dict__"):
+            todo += vars(each).values()
+    return found
+
+
+def clipped(times, poison=None):
+    """One gradient, clipped again and again without a line of the log."""
+    model = gpt2()
+    groups = param_groups(model, lr=LR)
+    inner = clipping.TrainerClipping(1.0)
+    counts = []
+    for step in range(times):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if step == poison:
+            model.get_parameter(POISONED_NAME).grad[0] = math.nan
+        inner.clip(model, groups, step)
+        counts.append(kept_tensors(inner))
+    return inner, counts
+
+
+def test_without_a_log_the_memory_is_bounded():
+    _, counts = clipped(300)
+    assert max(counts[150:]) <= max(counts[:150])
+
+
+@pytest.mark.parametrize("poison", [3, 63, 64, 130, 148])
+def test_the_first_gradient_that_was_not_finite_is_remembered_for_a_log_that_comes_late(poison):
+    inner, _ = clipped(150, poison)
+    with pytest.warns(
+        UserWarning, match=rf"the gradient of step {poison + 1} was not finite\. ffn: {POISONED_NAME}"
+    ):
+        norms = inner.read(warn=True)
+    assert all(math.isfinite(norm) for norm in norms.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        inner.read(warn=True)  # once
+
+
+def test_a_gradient_that_was_not_finite_is_reported_at_the_end_where_nothing_is_logged(tmp_path):
+    trainer = Poisoned(
+        gpt2(), arguments(tmp_path, logging_strategy="no"), train_dataset=Tokens(), clip_by_block=LIMITS
+    )
+    trainer.poison = math.nan
+    with pytest.warns(UserWarning, match=rf"the gradient of step {POISONED_STEP} was not finite"):
+        trainer.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+from contextlib import suppress
 
 import pytest
 import torch
@@ -162,9 +163,19 @@ def test_ratios_rest_outside_their_part_of_the_run():
     assert training.run(20).auto.ratios == found
 
 
+def test_an_update_at_learning_rate_zero_is_not_measured():
+    training = Training(rule(stop=0.25))
+    for start, first in {"above_zero": 1, "zero": 2}.items():
+        schedule = cosine_schedule(
+            training.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3, warmup_start=start
+        )
+        auto = AutoRatios(training.optimizer, schedule, rule(stop=0.25))
+        assert [step for step in range(STEPS) if auto.due(step)] == [*range(first, 10)]
+
+
 def test_re_measuring_goes_on_after_the_first_part():
     training = Training(rule(gain=20.0, stop=0.25, re_measure=8)).run(10)
-    assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(2, 10), 16, 24, 32]
+    assert [step for step in range(STEPS) if training.auto.due(step)] == [*range(1, 10), 16, 24, 32]
     found = training.auto.ratios
     assert training.run(6).auto.ratios == found
     training.run(1)
@@ -325,3 +336,60 @@ def test_options_are_read():
         gain=5.0, anchor="mean", measurements=7
     )
     assert parse_auto("paper") is None
+
+
+# The hook and its owner
+# ---------------------------------------------------------------------------------------------------------------
+
+
+def hooks(optimizer) -> list[object]:
+    return list(optimizer._optimizer_step_pre_hooks.values())
+
+
+def test_closing_removes_the_hook_and_leaves_the_ratios():
+    training = Training(rule(gain=40.0, stop=1.0)).run(9)
+    training.auto.close()
+    training.auto.close()
+    assert training.auto.closed
+    assert hooks(training.optimizer) == []
+    before = training.auto.ratios
+    assert training.run(5).auto.ratios == before
+    assert not training.auto.due(9)
+    assert not training.auto.guards(9)
+    with pytest.raises(
+        RuntimeError, match=r"this AutoRatios is closed.* make another one, AutoRatios\(optimizer"
+    ):
+        training.auto.watch(3.0)
+
+
+def test_the_end_of_a_block_closes_it_by_an_error_too():
+    training = Training(rule(gain=40.0, stop=1.0))
+    training.auto.close()
+    with suppress(KeyboardInterrupt), AutoRatios(training.optimizer, training.schedule) as auto:
+        assert len(hooks(training.optimizer)) == 1
+        raise KeyboardInterrupt
+    assert auto.closed
+    assert hooks(training.optimizer) == []
+
+
+def test_a_second_one_on_the_same_optimizer_takes_over():
+    """The old schedule stands still, so that the old object would move the ratios at every step, for good."""
+    training = Training(rule(gain=40.0, stop=0.5)).run(5)
+    old = training.auto
+    training.schedule = cosine_schedule(training.optimizer, warmup_steps=4, total_steps=STEPS, floor=1e-3)
+    training.auto = AutoRatios(training.optimizer, training.schedule, rule(gain=40.0, stop=0.5))
+    assert old.closed
+    assert len(hooks(training.optimizer)) == 1
+    training.run(20)
+    at_rest = training.auto.ratios
+    assert training.run(5).auto.ratios == at_rest
+    old.close()  # not the newer one's hook
+    assert len(hooks(training.optimizer)) == 1
+
+
+def test_one_that_is_refused_leaves_the_earlier_one_in_place():
+    training = Training(rule())
+    training.optimizer.param_groups[0].pop("block")
+    with pytest.raises(ValueError, match="has no block"):
+        AutoRatios(training.optimizer, training.schedule, rule())
+    assert not training.auto.closed

@@ -237,7 +237,7 @@ class TestEveryOptimizer:
     def test_a_schedule_is_obeyed(self, name: str) -> None:
         model = llama()
         optimizer = build(name, model, decay="constant", weight_decay=0.1)
-        schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=6, floor=0.0)
+        schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=6, floor=0.0, warmup_start="zero")
         train(name, model, optimizer, range(1), schedule)
         assert differing(model, initial_llama()) == []  # the first update has learning rate 0
         train(name, model, optimizer, range(1, 4), schedule)

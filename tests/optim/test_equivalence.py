@@ -59,7 +59,7 @@ def literal_schedule(optimizer, total):
 
     def factor(t):
         if t < WARMUP:
-            return t / WARMUP
+            return (t + 1) / WARMUP
         c = (1 + math.cos(math.pi * ((t - WARMUP) / (total - WARMUP)))) / 2
         return (FLOOR + (LR - FLOOR) * c) / LR
 

@@ -30,10 +30,10 @@ def optimizer_by_block(decay="coupled", weight_decay=0.1):
 
 
 def literal_cosine(t, ratio, floor=None, warmup=WARMUP):
-    """METHOD section 3: lr_b(t) = floor + c(t) * (r_b * eta_base - floor), written as it stands there."""
+    """lr_b(t) = floor + c(t) * (r_b * eta_base - floor), as the paper writes it; the warm-up begins above 0."""
     floor = min(FLOOR, ratio * BASE) if floor is None else floor
     if t < warmup:
-        return ratio * BASE * t / warmup
+        return ratio * BASE * (t + 1) / warmup
     c = 0.5 * (1 + math.cos(math.pi * (t - warmup) / (TOTAL - warmup)))
     return floor + c * (ratio * BASE - floor)
 
@@ -56,9 +56,61 @@ def test_get_last_lr_is_the_closed_form_at_every_step():
         assert lrs == pytest.approx([literal_cosine(step, r) for r in RATIOS.values()], rel=1e-12, abs=1e-18)
 
 
-def test_the_first_update_has_learning_rate_zero():
-    scheduler = cosine_schedule(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL)
-    assert scheduler.get_last_lr() == [0.0] * 4
+@pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
+def test_the_first_update_has_the_peak_over_the_warm_up_and_the_last_of_the_warm_up_the_peak(make):
+    scheduler = make(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL)
+    seen = [lrs for _, lrs in steps(scheduler)]
+    for ratio, first, last in zip(RATIOS.values(), seen[0], seen[WARMUP - 1]):
+        assert first == pytest.approx(ratio * BASE / WARMUP)
+        assert last == ratio * BASE
+
+
+@pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
+def test_the_authors_warm_up_from_zero_stays_available(make):
+    scheduler = make(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL, warmup_start="zero")
+    seen = [lrs for _, lrs in steps(scheduler)]
+    assert seen[0] == [0.0] * 4
+    for step in range(WARMUP + 1):
+        assert seen[step] == pytest.approx([r * BASE * step / WARMUP for r in RATIOS.values()])
+    default = make(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL)
+    assert seen[WARMUP:] == [lrs for _, lrs in steps(default)][WARMUP:]
+
+
+@pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
+def test_without_a_warm_up_the_first_update_has_the_peak_either_way(make):
+    for start in ("above_zero", "zero"):
+        scheduler = make(optimizer_by_block(), warmup_steps=0, total_steps=TOTAL, warmup_start=start)
+        assert scheduler.get_last_lr() == [r * BASE for r in RATIOS.values()]
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("as_tensor", [False, True], ids=["float", "tensor"])
+def test_a_compiled_optimizer_step_stays_finite_under_the_default_warm_up(backend, as_tensor):
+    groups = optimizer_by_block().param_groups
+    for group in groups:
+        group["lr"] = torch.tensor(group["lr"]) if as_tensor else group["lr"]
+    optimizer = torch.optim.AdamW(groups, lr=BASE)
+    scheduler = cosine_schedule(optimizer, warmup_steps=3, total_steps=TOTAL, floor=FLOOR)
+    update = torch.compile(optimizer.step, backend=backend)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for step in range(3):
+        before = [p.detach().clone() for p in parameters]
+        for p in parameters:
+            p.grad = torch.full_like(p, step + 1.0)
+        update()
+        scheduler.step()
+        assert all(p.isfinite().all() and (p != was).all() for p, was in zip(parameters, before))
+
+
+@given(ratio=st.floats(0.01, 20.0), warmup=st.integers(1, 20), step=st.integers(0, 100))
+def test_a_warm_up_of_any_length_rises_from_above_zero_to_the_peak_and_never_above(ratio, warmup, step):
+    def lr(t):
+        how = {"warmup_steps": warmup, "total_steps": 2000, "floor": 0.0, "warmup": "equal_slope"}
+        return block_lr(t, peak=ratio, ratio=ratio, shape="wsd", **how)
+
+    assert 0 < lr(step) <= ratio
+    assert lr(step) <= lr(step + 1)
+    assert lr(math.ceil(ratio * warmup) - 1) == ratio
 
 
 def test_blocks_above_the_floor_end_at_one_shared_floor_and_a_slower_one_at_its_own_peak():
@@ -85,14 +137,14 @@ def test_equal_slopes_warm_up_over_ratio_times_as_many_steps():
     for step, lrs in steps(scheduler):
         for ratio, lr in zip(RATIOS.values(), lrs):
             if step <= 4 * ratio:
-                assert lr == pytest.approx(slope * step)
+                assert lr == pytest.approx(min(slope * (step + 1), ratio * BASE))
 
 
 def test_wsd_has_the_papers_three_phases():
     def lr(t, peak):
         return wsd(t, peak=peak, base=1.0, warmup_steps=10, total_steps=300, floor=0.1)
 
-    assert [lr(t, 8.0) for t in (0, 5, 10, 100)] == [0.0, 4.0, 8.0, 8.0]
+    assert [lr(t, 8.0) for t in (0, 4, 10, 100)] == [0.8, 4.0, 8.0, 8.0]
     assert lr(150, 8.0) == pytest.approx(4.5)  # half-way from 8 to the base
     # From two thirds on all blocks go together, from the base to the floor.
     for t in (200, 230, 290, 300, 310):
@@ -246,8 +298,12 @@ def test_a_floor_above_a_peak_is_refused_with_the_numbers():
         cosine(0, peak=1.0, warmup_steps=1, total_steps=10, floor=2.0)
 
 
-@pytest.mark.parametrize("bad", [{"floor_mode": "none"}, {"warmup": "steep"}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"floor_mode": "none"}, {"warmup": "steep"}, {"warmup_start": "middle"}],
+    ids=lambda bad: next(iter(bad)),
+)
 def test_an_unknown_mode_is_refused(bad):
     (name,) = bad
-    with pytest.raises(ValueError, match=f"{name} is '.*'; expected \"shared\" or"):
+    with pytest.raises(ValueError, match=f"{name} is '.*'; expected \"(shared|above_zero)\" or"):
         cosine_schedule(optimizer_by_block(), warmup_steps=WARMUP, total_steps=TOTAL, **bad)

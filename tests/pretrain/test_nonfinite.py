@@ -196,3 +196,17 @@ def test_two_processes_skip_the_same_step_though_one_alone_saw_it(tiny, tmp_path
 def test_runs_from_before_this_setting_are_the_same_runs():
     assert not any("nonfinite" in name for name in identity(TrainConfig()))
     assert identity(of(TrainConfig(), on_nonfinite="skip"))["optim.on_nonfinite"] == "skip"
+
+
+def test_a_step_that_was_cut_short_is_not_given_back_to_the_next_training(tmp_path):
+    guard = nonfinite.NonFiniteGuard("skip", print)
+    guard.before_micro_batch(torch.tensor(3.0))  # then Ctrl-C
+    guard.begin()
+    model = torch.nn.LayerNorm(4)
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3))
+    model.weight.grad = torch.full((4,), math.nan)
+    loss = torch.tensor(1.0)
+    guard.before_micro_batch(loss)
+    loss += math.nan
+    guard.refuse(model, optimizer.param_groups, loss, 1)
+    assert float(loss) == 1.0

@@ -11,6 +11,7 @@ import pytest
 
 from blockwise_lr.pretrain.checkpoint import checkpoint_step, newest_whole
 from blockwise_lr.pretrain.metrics import read_metrics
+from blockwise_lr.pretrain.termination import StopOnSigterm
 from commands import command_line, run_command
 from faults.processes import report
 
@@ -76,3 +77,36 @@ def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_t
         1,
         "the running step ends, a checkpoint is saved, exit code 143; resumed to the bit",
     )
+
+
+# The handler and its owner
+# ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def before():
+    """A handler of somebody else's."""
+
+    def handler(number, frame):
+        pass
+
+    previous = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_a_training_that_was_cut_short_and_another_one_give_back_the_first_handler(before):
+    stop = StopOnSigterm()
+    for _ in range(2):  # Ctrl-C ends a training without an event, and so does an out-of-memory retry
+        stop.on_train_begin(None, None, None)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop._received
+    stop.on_train_begin(None, None, None)
+    assert stop._received  # a signal before the retry still counts
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) is before
+    stop.on_train_begin(None, None, None)
+    assert not stop._received
+    stop.close()
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -15,18 +15,20 @@ from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
 _NAMES = {
     "q": "q wq c_q query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
-    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj",
+    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj add_q_proj linear_q",
     "k": "k wk c_k key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
-    "pos_k_proj pos_key_proj",
+    "pos_k_proj pos_key_proj add_k_proj",
     "v": "v wv c_v value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
-    "v_proj_current v_proj_delayed",
-    "kv": "kv wkv kv_proj to_kv key_value",
+    "v_proj_current v_proj_delayed add_v_proj",
+    "kv": "kv wkv kv_proj to_kv key_value linear_kv",
     "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
-    "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv",
-    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj",
+    "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv linear_qkv",
+    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj to_add_out linear_proj",
     "gate": "g gate g_proj gate_proj g_a_proj g_b_proj output_gate in_proj_z ogate_preact",
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
+# One parameter for all of an attention's matrices, as in modded-nanogpt.
+_STACKED = re.compile(r"(qkvo?)_w(eight)?")
 # A module that does not say how many heads it has is an attention only if its names say so.
 ATTENTION_NAMES = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 # What chooses the keys that an attention sees has queries and keys of its own, and is a router.
@@ -49,6 +51,9 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
             found.update(_torch_attention(path, module))
             continue
         matrices = tree.matrices(path)
+        if (stacked := _stacked(path, module, matrices)) is not None:
+            found.update(stacked)
+            continue
         if not matrices or INDEXER.fullmatch(type(module).__name__):
             continue
         parts = _named(tree, path, matrices) or _by_shape(tree, path, matrices)
@@ -61,6 +66,31 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
 def role_of(path: str) -> str | None:
     """What a linear layer in an attention makes, by its name alone."""
     return ROLES.get(path.rpartition(".")[2].lower())
+
+
+def _stacked(
+    path: str, module: nn.Module, matrices: Mapping[str, tuple[int, int]]
+) -> dict[tuple[str, str], Projection] | None:
+    """An attention whose matrices lie one upon another in a parameter of its own; None for any other module."""
+    for leaf, parameter in module._parameters.items():
+        stacked = _STACKED.fullmatch(leaf)
+        if stacked is None or parameter is None or parameter.ndim < 2:
+            continue
+        parts = tuple(stacked[1])
+        size, rest = divmod(parameter.shape[0], len(parts))
+        in_rows = rest == 0 and (parameter.ndim == 3 or size == parameter.shape[1] or parts[-1] == "o")
+        found = {(path, leaf): Projection(path, tuple((p, size) for p in parts), 0, 1 if in_rows else None)}
+        for child in matrices:
+            if role_of(child) == "o":
+                found |= _of_linear(
+                    path, child, module._modules[child.rpartition(".")[2]], _output(matrices[child])
+                )
+        return found
+    return None
+
+
+def _output(shape: tuple[int, int]) -> Layout:
+    return Layout((("o", shape[1]),))
 
 
 def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
@@ -173,7 +203,11 @@ def _by_shape(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) ->
             continue
         (width_in, total), (queries, width_out) = matrices[fused], matrices[output]
         rest = total - queries
-        if width_in == width_out and 0 < rest <= 2 * queries and rest % 2 == 0:
+        names = (role_of(fused), role_of(output))
+        widens = (
+            names == ("qkv", "o") and total == 3 * queries
+        )  # from the width of one stage to that of the next
+        if (width_in == width_out or widens) and 0 < rest <= 2 * queries and rest % 2 == 0:
             plain = Layout((("q", queries), ("k", rest // 2), ("v", rest // 2)))
             return {fused: known_layout(module, name, total) or plain, output: Layout((("o", width_out),))}
     return {}

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.names import named
 from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
-from blockwise_lr.blocks.rules import RULES
+from blockwise_lr.blocks.registered import registered
+from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
+from blockwise_lr.blocks.stated import Stated
 from blockwise_lr.blocks.topology import Site, ancestors
 
 Overrides = Mapping[str | type[nn.Module], Block]
 
 
-def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
+def classify(
+    model: nn.Module,
+    overrides: Overrides | None = None,
+    *,
+    example: Any = None,
+    layout: Stated | None = None,
+) -> BlockMap:
     """Assign every trainable parameter of `model` to its block type.
 
     Rules look at topology and module types first and at names last (`blocks/rules.py`); the first one that
@@ -29,10 +39,13 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
     checkpointing: the blocks are the same. (FSDP1 flattens parameters: call it before.)
 
     Args:
-        model: any module; nothing is computed with it, so it may be on the meta device.
+        model: any module; it may be on the meta device. A copy of an attention with a fused weight whose layout is
+            not known runs once, see :func:`split_fused`.
         overrides: your say, before all rules. A key is a regular expression, searched in the parameter's name
             (as `named_parameters()` gives it, and without wrapper prefixes), or a module class, which claims
             everything inside its instances. The first match wins. Default: none.
+        example, layout: how the parts of a fused weight lie in it, as in :func:`split_fused`, for reports on a model
+            that is not split. Without either, a fused weight of unknown layout has no parts in reports.
 
     Returns:
         BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` says why.
@@ -49,12 +62,13 @@ def classify(model: nn.Module, overrides: Overrides | None = None) -> BlockMap:
 
     Source: the block types of the Sharpness Disparity Principle, arXiv 2502.19002, section 3.
     """
-    facts = ModelFacts(model)
+    check_model(model, "classify")
+    facts = ModelFacts(model, layout=layout, example=example)
     checked = _checked(overrides or {}, facts)
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or by_rules(sites, facts)
+        found = _overridden(sites, checked, facts) or _registered(sites, facts) or by_rules(sites, facts)
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -87,8 +101,8 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
         if (found := _first_rule(adapted, facts)) is not None:
             return _adapter(site, adapted, found)
     around = facts.tree.modules[site.path.rpartition(".")[0]]
-    where = f"{type(around).__name__} {site.path}:{site.type_name}.{site.leaf}"
-    rule = next((rule for rule in RULES if rule.test(site, facts)), None) or named(where)
+    where = f"{type(around).__name__} .{facts.places.local(site.path)}:{site.type_name}.{site.leaf}"
+    rule = _holding(RULES, site, facts) or named(where) or _holding(LAST_RULES, site, facts)
     if rule is None:
         return None
     projection, parts = facts.projection(site), facts.parts(site)
@@ -113,6 +127,10 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     return Assignment(
         rule.block, reason, site.param.numel(), fused, projection.slices if projection else None
     )
+
+
+def _holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule | None:
+    return next((rule for rule in rules if rule.test(site, facts)), None)
 
 
 def _adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
@@ -163,6 +181,12 @@ def _overridden(
     return None
 
 
+def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
+    """What a rule of the user's (:func:`register_rule`) says of a parameter."""
+    rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
+    return rule and Assignment(rule.block, rule.reason, sites[0].param.numel())
+
+
 def _matches(key: str | type[nn.Module], site: Site, facts: ModelFacts) -> bool:
     if isinstance(key, str):
         return any(re.search(key, name) for name in (site.name, canonical_name(site.name)))
@@ -178,10 +202,9 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
         f"  {site.name}  shape {tuple(site.param.shape)}, in a {site.type_name}{note and '; '}{note}"
         for site, note in unknown
     ]
-    patterns = {
-        re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))): None for s, _ in unknown
-    }
-    shown = ", ".join(f'r"^{pattern}$": Block.OTHER' for pattern in patterns)
+    patterns = [re.sub(r"\\\.\d+(?=\\\.)", r"\\.\\d+", re.escape(canonical_name(s.name))) for s, _ in unknown]
+    quoted = list(dict.fromkeys(f'r"^{pattern}$"' for pattern in patterns))
+    shown = ", ".join(f"{pattern}: Block.OTHER" for pattern in quoted)
     plural = "1 parameter belongs" if len(unknown) == 1 else f"{len(unknown)} parameters belong"
     return "\n".join(
         [
@@ -189,5 +212,7 @@ def _unknown_message(unknown: Sequence[tuple[Site, str]]) -> str:
             *lines,
             "Say which block each is in (OTHER gets the base learning rate):",
             f"  classify(model, overrides={{{shown}}})",
+            "or, for every model, one rule for each kind of parameter (see register_rule):",
+            f'  register_rule({quoted[0]}, Block.OTHER, "why it is in this block")',
         ]
     )

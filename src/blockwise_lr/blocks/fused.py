@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.layout import (
     Concatenation,
     any_sharded,
@@ -18,14 +20,20 @@ from blockwise_lr.blocks.layout import (
 )
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.projection import PART_WORDS, Projection
+from blockwise_lr.blocks.stated import Stated
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
+_WAYS = (
+    "Prove the layout by a batch that the model takes: split_fused(model, example=batch)",
+    'or state it: split_fused(model, layout="q k v") if all rows of the queries come first, then the keys, then the '
+    'values; layout="q k v per head" if they lie head by head',
+)
 # Wrappers that keep track of the parameters (by class name: torch.distributed need not be imported).
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
 
 
-def split_fused(model: ModelT) -> ModelT:
+def split_fused(model: ModelT, *, example: Any = None, layout: Stated | None = None) -> ModelT:
     """Make the q, k and v of every fused attention weight and bias parameters of their own, in place.
 
     A param group cannot hold a part of a parameter, so a fused weight cannot give q, k and v different
@@ -41,25 +49,38 @@ def split_fused(model: ModelT) -> ModelT:
     do not show the split; sharded parts (DTensor) keep the split layout. A split model can be deep-copied but
     not pickled. Calling it again changes nothing, nor does a model without fused weights.
 
+    How the parts lie in a fused weight is known for `nn.MultiheadAttention` and for many classes of transformers and
+    timm. For any other class it is proved: a copy of the attention runs once on random numbers, or the model on
+    random tokens, and autograd says which rows move the queries, the keys and the values.
+
+    A split weight is not a parameter any more, but writes into it (`nn.init`, `weight.data += delta`, a tensor of
+    `state_dict()`) reach the parts.
+
     Args:
-        model: any module; weights found by structure are `nn.MultiheadAttention`'s in_proj_weight, GPT-2's
-            Conv1D, a Linear that makes q, k, v (rows in this order, grouped-query attention included); those whose
-            parts lie head by head are found by their class (:mod:`blockwise_lr.blocks.interleaved`).
+        model: any module.
+        example: a batch that the model takes, for a proof where the attention cannot run alone: a mapping is given
+            as keywords, a tuple as arguments, anything else as the one argument. The model runs once in eval mode;
+            its modes, buffers and the random numbers are as before. Default: none.
+        layout: what you know of the layouts that are not known: "q k v", "q k v per head", "q k v per group" or
+            ``Layout(parts, repeats)``, as in :func:`register_layout`; or a mapping from a regular expression,
+            searched in the weight's name, or the attention's class, to one of these, which then comes before all
+            that is known. Default: none.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: the layout of a fused weight is not known, it is shared
-            between modules, or already parametrized or sharded, or the model is already wrapped in DDP, FSDP
-            or torch.compile. Nothing has been changed then.
+        ValueError: the layout of a fused weight is neither known nor proved nor stated, it is shared between modules,
+            or already parametrized or sharded, or the model is already wrapped in DDP, FSDP or torch.compile; the
+            example cannot be run, or the layout does not fit. Nothing has been changed then.
 
     Example:
         >>> attention = split_fused(nn.MultiheadAttention(8, num_heads=2, bias=False))
         >>> [name for name, _ in attention.named_parameters()][-1], attention.in_proj_weight.shape
         ('parametrizations.in_proj_weight.original2', torch.Size([24, 8]))
     """
-    facts = ModelFacts(model)
+    check_model(model, "split_fused")
+    facts = ModelFacts(model, layout=layout, example=example)
     plan = dict(_fused_weights(facts))
     _refuse_what_cannot_be_split(model, facts, plan)
     by_module: dict[str, dict[str, Concatenation]] = {}
@@ -87,6 +108,7 @@ def merge_fused(model: ModelT) -> ModelT:
     Raises:
         ValueError: a part is sharded (DTensor): load the full state into an unsharded split model first.
     """
+    check_model(model, "merge_fused")
     modules = model.named_modules()
     split = [(name, module, state) for name, module in modules if (state := split_state(module)) is not None]
     for name, module, state in split:
@@ -117,7 +139,7 @@ def _fused_weights(facts: ModelFacts) -> Iterator[tuple[tuple[str, str], Project
 def _refuse_what_cannot_be_split(
     model: nn.Module, facts: ModelFacts, plan: dict[tuple[str, str], Projection]
 ) -> None:
-    problems = []
+    problems, unknown = [], False
     owners: dict[int, set[int]] = {}
     for module in model.modules():
         for param in module._parameters.values():
@@ -132,7 +154,16 @@ def _refuse_what_cannot_be_split(
         elif len(owners[id(param)]) > 1:
             problems.append((path, leaf, "several modules share it, and splitting would separate them"))
         elif projection.repeats is None:
-            problems.append((path, leaf, f"how {_parts(projection)} lie in it is not known for this class"))
+            of_class = type_before_parametrizations(facts.tree.modules[projection.attention]).__name__
+            why = facts.unproved.get((path, leaf), "its attention does not say how many heads it has")
+            unknown = True
+            problems.append(
+                (
+                    path,
+                    leaf,
+                    f"how {_parts(projection)} lie in it is not known for the class {of_class}: {why}",
+                )
+            )
         elif param.shape[projection.dim] != (total := sum(size for _, size in projection.parts)):
             shape = tuple(param.shape)
             problems.append(
@@ -145,6 +176,7 @@ def _refuse_what_cannot_be_split(
                 [
                     "split_fused cannot split these fused weights (nothing was changed):",
                     *lines,
+                    *(_WAYS if unknown else ()),
                     "Without splitting, give the whole weight one block: "
                     'classify(model, overrides={r"NAME": Block.VO})',
                 ]

@@ -72,8 +72,9 @@ def _bigcode(attention: nn.Module, width: int) -> Layout:
 
 
 def _litgpt(attention: nn.Module, width: int) -> Layout:
-    """By group of queries with their key and value, as LitGPT did before it called this weight `qkv`."""
-    heads, groups = setting(attention, "n_head"), setting(attention, "n_query_groups")
+    """By group of queries with their key and value, as LitGPT did before it called this weight `qkv`, and Megatron."""
+    heads = setting(attention, "n_head", "num_attention_heads")
+    groups = setting(attention, "n_query_groups", "num_query_groups")
     size = width // (heads + 2 * groups) if heads else 0
     parts = (("q", heads * size), ("k", groups * size), ("v", groups * size))
     return Layout(parts, groups) if groups else Layout(_thirds(width), None)
@@ -123,7 +124,7 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
         (r"MiniMaxLightningAttention\.qkv_proj|DisentangledSelfAttention\.in_proj", _by_head("q", "k", "v")),
         (r"CodeGenAttention\.qkv_proj", _codegen),
         (r"GPTBigCodeAttention\.c_attn", _bigcode),
-        (r"CausalSelfAttention\.attn", _litgpt),
+        (r"CausalSelfAttention\.attn|SelfAttention\.linear_qkv", _litgpt),
         (r".*\.(kv_a_proj_with_mqa|kv_a_proj|wkv_a)", _latent_and_rope),
         (r".*\.(kv_b_proj|wkv_b)", _keys_and_values_of_heads),
         (r"DeepseekV4Attention\.kv_proj", lambda attention, width: Layout((("kv", width),))),
@@ -131,7 +132,7 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
         (r"\w*GatedDeltaNet\.in_proj_qkv", _delta_qkv),
         (r"\w*GatedDeltaNet\.in_proj_qkvz", _delta_qkvz),
         # Some layout by head or by shard, of a class that is not above.
-        (r".*\.query_key_value", lambda attention, width: Layout(_thirds(width), None)),
+        (r".*\.(query_key_value|linear_qkv)", lambda attention, width: Layout(_thirds(width), None)),
     )
 )
 

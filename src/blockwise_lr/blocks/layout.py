@@ -10,7 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.hooks import RemovableHandle
+
+from blockwise_lr.blocks.interleaved import Layout
+from blockwise_lr.blocks.live import in_forward, live
 
 _STATE = "_blockwise_split"
 
@@ -48,13 +52,74 @@ class Concatenation(nn.Module):
 
     def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
         # Clones, so that no part keeps the fused storage alive, shares it with another or has its strides.
+        return tuple(
+            piece.clone(memory_format=torch.contiguous_format) for piece in self.pieces(fused.detach())
+        )
+
+    def pieces(self, fused: Tensor) -> list[Tensor]:
+        """The parts of a weight in its original layout; some share its memory."""
         stretches = torch.unflatten(fused, self.dim, (self.repeats, -1))
         lengths = [size // self.repeats for size in self.sizes]
         parts = torch.split(stretches, lengths, dim=self.dim + 1)
-        return tuple(
-            part.flatten(self.dim, self.dim + 1).clone(memory_format=torch.contiguous_format)
-            for part in parts
+        return [part.flatten(self.dim, self.dim + 1) for part in parts]
+
+
+class SplitWeight:
+    """The parts of a module's split weight, as :mod:`blockwise_lr.blocks.live` writes to them.
+
+    Args:
+        module: the module that the weight belongs to.
+        leaf: the weight's own name.
+    """
+
+    def __init__(self, module: nn.Module, leaf: str) -> None:
+        self.module, self.leaf, self.name = (
+            module,
+            leaf,
+            f"{type_before_parametrizations(module).__name__}.{leaf}",
         )
+
+    @property
+    def concatenation(self) -> Concatenation:
+        found: Concatenation = getattr(self.module, "parametrizations")[self.leaf][0]  # noqa: B009
+        return found
+
+    def tensors(self) -> list[Tensor]:
+        return parts_of(self.module, self.leaf) if self._is_split else [getattr(self.module, self.leaf)]
+
+    def whole(self) -> Tensor:
+        tensors = self.tensors()
+        return self.concatenation.fuse(tensors) if self._is_split else tensors[0]
+
+    def assign(self, value: Tensor) -> None:
+        """Copy a whole weight into the parts; a type or device that they do not have is taken over, too.
+
+        Raises:
+            ValueError: the weight has another shape.
+        """
+        parts = self.tensors()
+        shape = list(parts[0].shape)
+        if self._is_split:
+            shape[self.concatenation.dim] = sum(self.concatenation.sizes)
+        if list(value.shape) != shape:
+            raise ValueError(
+                f"{self.name} has shape {tuple(shape)} and is split; it cannot become one of shape "
+                f"{tuple(value.shape)}: call merge_fused(model) first, and split_fused after"
+            )
+        pieces = self.concatenation.pieces(value.detach()) if self._is_split else [value.detach()]
+        for part, piece in zip(parts, pieces):
+            if (part.dtype, part.device) == (piece.dtype, piece.device):
+                part.copy_(piece)
+            else:
+                part.data = piece.clone(memory_format=torch.contiguous_format)
+
+    def require_grad(self, flag: bool) -> None:
+        for part in self.tensors():
+            part.requires_grad_(flag)
+
+    @property
+    def _is_split(self) -> bool:  # a tensor may outlive merge_fused
+        return parametrize.is_parametrized(self.module, self.leaf)
 
 
 @dataclass(frozen=True)
@@ -78,6 +143,15 @@ def split_state(module: nn.Module) -> SplitState | None:
     return state
 
 
+def split_layout(module: nn.Module, leaf: str) -> Layout | None:
+    """How the parts of a split weight lie in it, None if it is not split."""
+    state = split_state(module)
+    if state is None or leaf not in state.leaves:
+        return None
+    concatenation = SplitWeight(module, leaf).concatenation
+    return Layout(tuple(zip(concatenation.part_names, concatenation.sizes)), concatenation.repeats)
+
+
 def split_module(module: nn.Module, concatenations: dict[str, Concatenation]) -> None:
     """Split some of a module's own parameters, and have its state dict keep the original layout.
 
@@ -88,6 +162,7 @@ def split_module(module: nn.Module, concatenations: dict[str, Concatenation]) ->
     order = tuple(module._parameters)
     for leaf, concatenation in concatenations.items():
         parametrize.register_parametrization(module, leaf, concatenation)
+        _let_writes_through(module, leaf)
     handles = (
         module.register_state_dict_post_hook(_merge_on_save),  # type: ignore[no-untyped-call]
         module.register_load_state_dict_pre_hook(_split_on_load),  # type: ignore[no-untyped-call]
@@ -95,11 +170,47 @@ def split_module(module: nn.Module, concatenations: dict[str, Concatenation]) ->
     module.__dict__[_STATE] = SplitState(order, tuple(concatenations), handles)
 
 
+def _let_writes_through(module: nn.Module, leaf: str) -> None:
+    """Have the weight, read outside of a forward pass, and its assignment reach the parts."""
+    made_by_torch: Any = type(module)  # for this module and its deep copies
+    computed: Any = made_by_torch.__dict__[leaf]
+
+    def read(self: nn.Module) -> Tensor:
+        value: Tensor = computed.fget(self)
+        if torch.compiler.is_compiling() or in_forward() or not _is_plainly_split(self, leaf):
+            return value
+        return live(value, SplitWeight(self, leaf), parameter=True)
+
+    def write(self: nn.Module, value: Tensor) -> None:
+        if not _is_plainly_split(self, leaf):
+            computed.fset(self, value)
+            return
+        with torch.no_grad():
+            SplitWeight(self, leaf).assign(value)
+
+    def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        state = split_state(self)
+        if param is None or state is None or name not in state.leaves:
+            made_by_torch.__bases__[0].register_parameter(self, name, param)
+            return
+        setattr(self, name, param.detach())
+        SplitWeight(self, name).require_grad(param.requires_grad)
+
+    setattr(made_by_torch, leaf, property(read, write))
+    setattr(made_by_torch, "register_parameter", register_parameter)  # noqa: B010
+
+
+def _is_plainly_split(module: nn.Module, leaf: str) -> bool:
+    """Whether the weight is its parts and nothing else: not being merged, and not parametrized once more."""
+    return split_state(module) is not None and len(getattr(module, "parametrizations")[leaf]) == 1  # noqa: B009
+
+
 def merge_module(module: nn.Module) -> None:
     """Undo :func:`split_module`: parameters, their order and their values as they were, hooks gone."""
     state: SplitState = module.__dict__.pop(_STATE)
     for handle in state.handles:
         handle.remove()
+    _give_own_class(module)
     for leaf in state.leaves:
         parts = parts_of(module, leaf)
         trainable = any(part.requires_grad for part in parts)
@@ -109,6 +220,13 @@ def merge_module(module: nn.Module) -> None:
         getattr(module, leaf).requires_grad_(trainable)
     for leaf in state.order:  # a parameter that is registered again goes to the end
         module._parameters[leaf] = module._parameters.pop(leaf)
+
+
+def _give_own_class(module: nn.Module) -> None:
+    """Deep copies share the class that torch made, and torch takes the weight's property from it."""
+    shared = type(module)
+    own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def parts_of(module: nn.Module, leaf: str) -> list[Tensor]:
@@ -135,7 +253,11 @@ def _merge_on_save(
         # Sharded parts stay split: concatenating DTensors along a sharded dimension raises or hangs.
         if len(parts) < len(keys) or any_sharded(parts):
             return
-        merged[prefix + leaf] = parametrization[0].fuse(parts)
+        whole = parametrization[0].fuse(parts)
+        of_module = all(a.data_ptr() == b.data_ptr() for a, b in zip(parts, parts_of(module, leaf)))
+        merged[prefix + leaf] = (
+            live(whole, SplitWeight(module, leaf), parameter=False) if of_module else whole
+        )
     # The module's keys are the last ones, so this walks over them alone.
     keys = list(takewhile(lambda key: key.startswith(prefix), reversed(state_dict)))
     own = {key: state_dict.pop(key) for key in reversed(keys)}

@@ -6,12 +6,26 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention import find_projections, is_attention_like
+from blockwise_lr.blocks.heads import find_heads, without_adapter
+from blockwise_lr.blocks.layout import split_layout
+from blockwise_lr.blocks.places import Places
 from blockwise_lr.blocks.projection import Projection
-from blockwise_lr.blocks.topology import CONTAINERS, CONVOLUTIONS, Site, Tree, ancestors, matrix_shape
+from blockwise_lr.blocks.stated import Stated, StatedLayouts
+from blockwise_lr.blocks.topology import (
+    CONTAINERS,
+    CONVOLUTIONS,
+    Site,
+    Tree,
+    ancestors,
+    matrix_shape,
+    table_shape,
+)
+from blockwise_lr.blocks.vouched import Vouched
 
 _POSITION_SIZES = (
     "n_positions",
@@ -32,12 +46,23 @@ class ModelFacts:
 
     Args:
         model: the model, wrapped or not.
+        layout: how fused weights of unknown layout lie, as in :func:`blockwise_lr.split_fused`.
+        example: a batch that shows it.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, layout: Stated | None = None, example: Any = None) -> None:
         self.tree = Tree(model)
-        self.projections = find_projections(self.tree)
-        self.attentions = {projection.attention for projection in self.projections.values()}
+        found = find_projections(self.tree)
+        self.attentions = {projection.attention for projection in found.values()}
+        sure = Vouched(
+            self.tree, found, split_layout, lambda: self.vocabularies, StatedLayouts(layout), example
+        )
+        self.projections, self.unproved = sure.projections, sure.problems
+
+    @cached_property
+    def places(self) -> Places:
+        """Where modules are: in layers, or outside of them."""
+        return Places(self.tree, self.attentions, set(self.embeddings))
 
     def projection(self, site: Site) -> Projection | None:
         """What a parameter of an attention module makes, None outside of attention."""
@@ -67,19 +92,17 @@ class ModelFacts:
     # ---------------------------------------------------------------------------------------
 
     @cached_property
-    def embeddings(self) -> dict[str, nn.Embedding]:
-        """All nn.Embedding modules outside of attention, by path."""
-        found = ((path, m) for path, m in self.tree.modules.items() if isinstance(m, nn.Embedding))
-        return {path: m for path, m in found if self.attentions.isdisjoint(ancestors(path))}
+    def embeddings(self) -> dict[str, int]:
+        """All embeddings outside of attention: path -> how many rows they have."""
+        found = ((path, table_shape(module)) for path, module in self.tree.modules.items())
+        return {p: shape[0] for p, shape in found if shape and self.attentions.isdisjoint(ancestors(p))}
 
     @cached_property
     def vocabularies(self) -> set[int]:
         """Sizes of the token embeddings: of get_input_embeddings, else of all but positions, types."""
-        declared = {
-            m.num_embeddings for m in self._declared("get_input_embeddings") if isinstance(m, nn.Embedding)
-        }
+        declared = {shape[0] for m in self._declared("get_input_embeddings") if (shape := table_shape(m))}
         neither = (p for p in self.embeddings if not self.is_position(p) and not self.is_segment(p))
-        others = {self.embeddings[path].num_embeddings for path in neither}
+        others = {self.embeddings[path] for path in neither}
         return declared or others
 
     def is_declared(self, module: nn.Module, getter: str) -> bool:
@@ -108,19 +131,18 @@ class ModelFacts:
 
     def is_position(self, path: str) -> bool:
         """Whether an embedding counts positions: by its name, or as long as the configuration's context."""
-        module = self.embeddings[path]
-        if self.is_declared(module, "get_input_embeddings"):
+        if self.is_declared(self.tree.modules[path], "get_input_embeddings"):
             return False
         if _POSITION_NAME.search(path.rpartition(".")[2].lower()):
             return True
-        sizes, vocabularies = self._configured(*_POSITION_SIZES), self._configured("vocab_size")
-        return module.num_embeddings in sizes - vocabularies
+        sizes, vocabularies = self.configured(*_POSITION_SIZES), self.configured("vocab_size")
+        return self.embeddings[path] in sizes - vocabularies
 
     def is_segment(self, path: str) -> bool:
         """Whether an embedding is one of token types, by its name."""
         return _SEGMENT_NAME.search(path.rpartition(".")[2].lower()) is not None
 
-    def _configured(self, *names: str) -> set[int]:
+    def configured(self, *names: str) -> set[int]:
         """Values of integer settings in the configurations that the model's modules keep."""
         return {
             value
@@ -136,27 +158,35 @@ class ModelFacts:
 
     def is_only_token_table(self, path: str) -> bool:
         """Whether an embedding must be the tokens': as long as vocabulary or head, or the only one."""
-        rows = self.embeddings[path].num_embeddings
+        rows = self.embeddings[path]
         heads = {
             shape[1]
             for p, m in self.tree.modules.items()
-            if self.layer_of(p) is None and (shape := matrix_shape(m))
+            if not self.places.in_layer(p) and (shape := matrix_shape(m))
         }
         others = [p for p in self.embeddings if p != path and not self.is_position(p)]
-        return rows in self._configured("vocab_size") | heads or not others
+        return rows in self.configured("vocab_size") | heads or not others
 
     def is_head(self, site: Site) -> bool:
-        """An output head: the model says so, or linear, outside all layers, as wide as the vocabulary."""
+        """An output head: the model says so, or it shares an embedding's weight, or its size and its place show it."""
         if self.is_declared(site.module, "get_output_embeddings"):
             return True
         shape = matrix_shape(site.module)
-        return shape is not None and self.layer_of(site.path) is None and shape[1] in self.vocabularies
+        return shape is not None and (without_adapter(site.path) in self._heads or self.is_tied(site.module))
+
+    @cached_property
+    def _heads(self) -> set[str]:
+        if self._declared("get_output_embeddings"):
+            return set()
+        attention = {self.tree.linear(path) for path, _ in self.projections}
+        asked = any(hasattr(type(m), "get_output_embeddings") for m in self.tree.modules.values())
+        return find_heads(self.tree, self.places, self.vocabularies, attention, asked)
 
     def is_tied(self, module: nn.Module) -> bool:
         """Whether a module's weight is also an embedding's."""
         weight = module._parameters.get("weight")
         return weight is not None and any(
-            weight is m._parameters.get("weight") for m in self.embeddings.values()
+            weight is self.tree.modules[path]._parameters.get("weight") for path in self.embeddings
         )
 
     @cached_property
@@ -201,7 +231,7 @@ class ModelFacts:
                 children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
                 if {"in_proj", "out_proj"} <= children:
                     found.add(path)
-        return found - self._around_attention - {""}
+        return found - self._around_attention - self.places.around_table
 
     @cached_property
     def _around_attention(self) -> set[str]:

@@ -1,8 +1,8 @@
 """What is known by its name alone, after everything that topology and types decide (`blocks/rules.py`).
 
-One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around path:Type.leaf", such as
-"GptOssDecoderLayer model.layers.0.self_attn:GptOssAttention.sinks": the class of the module around the owner, the
-owner's path and class, and what it calls the parameter. A name that other models may use for something else is bound
+One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around .path:Type.leaf", such as
+"GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path within
+its layer (or, outside of layers, within the model) and class, and what it calls the parameter. A name that other models may use for something else is bound
 to the class that it was seen in. To add a kind, write one line here and one case in tests/cases_by_hand.py.
 """
 
@@ -34,7 +34,13 @@ NAMES: tuple[Named, ...] = (
     _line(Block.QK, "{leaf} of {module}: makes or moves its queries or keys",
           r":XLNet\w*Attention\.(q|k|r)$", r":\w*Attention\.(q_bias|r_kernel|r_\w_bias)$"),
     _line(Block.VO, "{leaf} of {module}: makes or moves its values or output",
-          r":XLNet\w*Attention\.[vo]$", r":\w*Attention\.(v_bias|dense_bias)$", r":\w*MoA\.bias$", r"\.ve_gate:"),
+          r":XLNet\w*Attention\.[vo]$", r":\w*Attention\.(v_bias|dense_bias)$", r":\w*MoA\.bias$",
+          r"\.(ve|attn|value_embed)_gate:"),
+    _line(Block.VO, "{module} makes the output of an attention and of a feed-forward in one: the sharper block of the two",
+          r"^\w*SingleTransformerBlock \.proj_out:"),
+    _line(Block.FFN, "{module} widens the stream beside an attention", r"^\w*SingleTransformerBlock \.proj_mlp:"),
+    _line(Block.OTHER, "{module} mixes the scores of the heads (talking heads)", r"^TalkingHeadAttn .*\.proj_[lw]:"),
+    _line(Block.CONV, "{module} shortens the sequence of which keys and values are made", r"\battn\.sr:Conv"),
     _line(Block.QK, "makes the queries of the attention experts {module}", r"attention\.experts\.input_linear:"),
     _line(Block.VO, "makes the output of the attention experts {module}", r"attention\.experts\.output_linear:"),
     _line(Block.OTHER, "{leaf} of {module}: sinks of the attention", r"\.sinks?$", r"attn\.sink_proj:"),
@@ -43,8 +49,20 @@ NAMES: tuple[Named, ...] = (
           r":DogeAttention\.A$", r"^Doge\w* .*\.dt_proj:"),
     _line(Block.POS, "{leaf} of {module}: positions",
           r"\.rel(ative)?_(pos|attention_bias|position_bias)\w*$", r"\.position_bias$", r"\brelative_pos\w*[.:]",
-          r"(RelativeAttentionBias|RelativeLogits)[. ]", r"position_embeddings\.weights:", r"(position_bias|cpb)_mlp\.",
-          r"Attention\.seg_embed$"),
+          r"(RelativeAttentionBias|RelativeLogits)[. ]", r"position_embeddings\.weights:", r"(position_bias|cpb|meta)_mlp\.",
+          r"Attention\.seg_embed$", r"\.attention_biases$", r"\brel_pos\.mlp\.", r":TNT\.(patch|pixel)_pos$",
+          r"\.pos_frequencies$"),
+    # Conditioning of diffusion models.
+    _line(Block.HEAD, "{module} makes the model's output after an adaptive norm",
+          r"^LuminaLayerNormContinuous \.norm_out\.linear_2:", r"\bfinal_layer\.(linear|proj_out):"),
+    _line(Block.OTHER, "{leaf} of {module}: makes the scales and shifts of norms, and gates, from the conditioning",
+          r"^\w*(Ada\w*Norm|RMSNormZero|LayerNormZero|LayerNormContinuous|PreFinalBlock)\w* .*\.linear(_1)?:",
+          r"\badaLN_modulation\.\d+:", r"[._ ](mod|modulation)\.(\d+|lin(ear)?):", r"\.scale_shift_table$",
+          r"^DiTTransformer2DModel \.proj_out_1:", r"TimeTextImageEmbedding .*\.time_proj:"),
+    _line(Block.OTHER, "{module} makes the conditioning: an embedding of the timestep, of a class or of a text",
+          r"^Timestep(Embedding|Embedder) ", r"^PixArtAlphaTextProjection ", r"^\w*Combined\w*Embed\w* ",
+          r"^MLPEmbedder ", r"\b(t|time|timestep|guidance|vector|caption|extra|text|y)_embedder\.(mlp\.)?\d+:",
+          r"\.time_emb_proj:", r"\b(time_caption_embed|timestep_proj|global_proj|cross_attention_proj)\.(\w+\.)*\d+:"),
     # Mixtures of experts.
     _line(Block.ROUTER, "{module} chooses experts, or how much of one",
           r"shared_expert_gate:", r"\brouter\w*[.:]", r"Router\b", r"TopKGating", r"^\w*Gate .*\bmlp\.gate\.\w+:"),
@@ -52,47 +70,59 @@ NAMES: tuple[Named, ...] = (
           r":\w*(MoE|Experts)\.\w*bias$", r":\w*ExpertGLU\."),
     # Sequence mixers that are no attention.
     _line(Block.CONV, "{leaf} of {module}: a convolution's", r"ShortConv", r":\w*Conv\.b\d$"),
+    _line(Block.SSM, "{module} mixes the tokens, in place of an attention",
+          r"^(RNN|LSTM)2d .*\.fc:", r"^SpatialGatingUnit ", r"\.linear_tokens:"),
     _line(Block.SSM, "{module} makes a gate of an xLSTM's memory", r"^xLSTM\w* .*\.[if]gate_preact:"),
     _line(Block.OTHER, "{leaf} of {module}: how much of the token before is mixed in",
           r":Rwkv\w*\.time_mix_", r"\bsmear_gate:"),
+    _line(Block.OTHER, "{module} gates a connection between layers", r"\bskip_gate:"),
     # Feed-forward.
     _line(Block.FFN, "{module} is a matrix of RWKV's channel mixing",
           r"^Rwkv\w* .*feed_forward\.(key|value|receptance):"),
     _line(Block.FFN, "a matrix named as a feed-forward layer's",
           r"\b(shared_)?mlps?\.(\d+\.)?((in|out)put_linear|\w+\.linear):", r"\battn_pool\.mlp\.fc\d:",
-          r"(?<!attention)\.(intermediate|output)\.dense:"),
+          r"(?<!attention)\.(intermediate|output)\.dense:",
+          r"\.(mlp|ffn|ff|feed_forward)\w*:\w*(MLP|Mlp|FeedForward|FFN)\w*\.(c_fc|c_proj|w_?\d|fc_?\d|\w*(up|down))$"),
+    _line(Block.NORM, "{leaf} of {module}: a norm that is computed in one with a matrix", r"\.layer_?norm_(weight|bias)$"),
     _line(Block.FFN, "{module}, a pointwise convolution, widens or narrows as a feed-forward does", r"\.pwconv\d:"),
     _line(Block.NORM, "{leaf} of {module}, a {type}: global response normalization", r":\w*GRN\.(weight|bias)$"),
     # Embeddings, and what leads from them to the model's width.
     _line(Block.EMB, "{leaf} of {module}: the embedding of one token",
-          r"\.(cls|mask|masked_spec|dist|class|distillation|register|reg)_(token|emb|embed|embedding)s?$"),
+          r"\.(cls|mask|masked_spec|dist|class|distillation|register|reg|pad|prd)_(token|emb|embed|embedding)s?(_?\d)?$"),
     _line(Block.EMB, "{module} is an embedding: rows that are looked up by index",
-          r"^(?!.*(attn|attention)).*:\w*Embedding\.weight$"),
+          r"^\S+ (?!\S*(attn|attention))\S*:\w*Embedding\.weight$"),
     _line(Block.OTHER, "{module} leads from an embedding, or another modality, to the model's width",
           r"(projector|img_projection_\w+|vision_embed_tokens|feature_projection)(\.\w+)?:",
           r"multi_?modal_proj\w*[.:]",
           r"\.?embed\w*_proj(ect|ection)?:", r"\bproject_(in|out):", r"hidden_mapping\w*:", r"map_inputs_layer:",
           r"\bper_layer_model_projection:", r"_proj_for_\w+:", r"feature_extensor$", r"patch_embedding:",
-          r"embeddings\.projection:", r"decoder_embed:", r"encoder\.embed\.out:"),
+          r"embeddings\.projection:", r"decoder_embed:", r"^Phi4Multimodal\w* .*\bembed\.out:",
+          r"\b(context|x|caption|image)_embedder(\.proj)?:", r"\b(img|txt)_in:", r"^\w*(Model|DiT|Embedder|Refiner|Transformer) \.proj_in:",
+          r"\b(text|encoder_hidden_states)_proj:", r"^\w*PatchEmbed\w* .*\.proj:", r"\bembeds\.proj:Linear",
+          r"^Transformer2DModel \S*\.proj_(in|out):", r"\bcaption_projection:"),
     # Heads.
     _line(Block.HEAD, "{module} is in an output head",
-          r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](lm_)?heads\.\d+:",
+          r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](\w+_)?heads?\.\d+:",
           r"[ .]head(\.fc|_dist):", r"vocab_transform:", r"decoder_pred:"),
     _line(Block.OTHER, "{module} makes one vector of the sequence, for a classifier", r"\bpooler[.:]"),
     _line(Block.OTHER, "{leaf} of {module}: the query that pools the sequence", r"\.(probe|latent)$"),
     _line(Block.OTHER, "{leaf} of {module} serves the loss",
           r"(text|visual)_projection(\.\d+)?:", r"contact_head\.", r"Quantizer\b", r"quantizer\.",
           r"\bproject_(hid|q):",
-          r"\.logit_(bias|scale)$"),
-    _line(Block.OTHER, "{module} narrows the stream between layers", r"downsample\.reduction:"),
+          r"\.logit_(bias|scale)$", r"(Attn|Attention|XCA)\.temperature$"),
+    _line(Block.OTHER, "{module} narrows the stream between layers", r"downsample\.reduction:", r"\bpool\.fc:",
+          r"^(Hiera|MultiScale)Block \.proj:", r"\.shortcut_proj_\w+:"),
+    _line(Block.OTHER, "{module} leads from the width of one branch to that of another",
+          r"\b(revert_)?projs\.\d+\.\d+:"),
     # Scales, gates and mixtures of the residual stream.
     _line(Block.OTHER, "{leaf} of {module}: mixes or joins residual streams",
           r"Hyper(Connection|Head)\b", r"hyper_connection\w*[.:]", r"AltUp\b", r"\baltup_\w+\.", r"AttentionResidual\.",
           r"\bper_layer_(input_gate|projection):", r"^Zamba\w* .*\.linear:"),
     _line(Block.OTHER, "{leaf} of {module}: scales a branch of the residual stream",
-          r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r"\.\w*(gate|residual|hidden_states)_bias$",
-          r"\.layer_scalar$", r"\.\w+_lambdas?$", r"(LayerScale|Layer|Block)\.(gamma|lambda)_?\d?$"),
-    _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:"),
+          r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r":\w*DiTBlock\.gate$", r"\.\w*(gate|residual|hidden_states)_bias$",
+          r"\.layer_scalar$", r"\.(\w+_)?lambdas?$", r"(LayerScale|Layer|Block)\w*\.(gamma|lambda)(_?\d|_\w+)?$",
+          r":GPT\.(scalars|skip_weights)$"),
+    _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:", r":StarReLU\."),
     _line(Block.OTHER, "{module} gates the output of a norm", r"^\w*GateMLP .*norm\.mlp\."),
 )  # fmt: skip
 """The table; the first line that matches counts."""

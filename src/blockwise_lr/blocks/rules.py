@@ -16,18 +16,21 @@ from torch import nn
 from blockwise_lr.blocks.attention import ATTENTION_NAMES
 from blockwise_lr.blocks.block import Block
 from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, ancestors, matrix_shape
+from blockwise_lr.blocks.topology import CONVOLUTIONS, NORMS, Site, ancestors, matrix_shape
 
-_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 _NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
 _TOKEN_NAME = re.compile(r"wte|tok(en)?s?_?(emb\w*|table)|embed_tokens|word_embeddings?")
-_POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table)?|wpe")
-_FFN_AROUND = re.compile(r"(mlp|ffn|ff)(s|_block)?|feed_?forward|(shared_)?(experts?|mlp)")
+_POSITION_LEAF = re.compile(r"(abs(olute)?_)?pos(ition)?(al)?_?emb(ed(ding)?s?)?(_table|_window|_?\d)?|wpe")
+_FFN_AROUND = re.compile(
+    r"(mlp|ffn|ff)(s|_block|_tokens?|_channels?|_in|_out|_?\d)?|feed_?forward|(shared_)?(experts?|mlp)"
+)
 _FFN_CHILD = re.compile(
     r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
-    r"|dense_(h_to_4h|4h_to_h)|(lin(ear)?|layer|dense)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
+    r"|dense_(h_to_4h|4h_to_h)|linear_fc\d|(lin(ear)?|layer|dense)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
 )
-_HEAD_NAME = re.compile(r"lm_head|unembed(ding)?|embed_out|score|classifier|(output_)?head")
+_HEAD_NAME = re.compile(
+    r"(\w+_)?head\d*|unembed(ding)?|embed_out|score|classifier|proj_(out(_2)?|to_clip_embeddings)|output_layer|decoder_pred"
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def _is_fused(site: Site, facts: ModelFacts) -> bool:
 
 def _is_norm_type(site: Site, facts: ModelFacts) -> bool:
     vector = site.param.ndim == 1
-    return vector and (isinstance(site.module, _NORMS) or _NORM_NAME.fullmatch(site.type_name) is not None)
+    return vector and (isinstance(site.module, NORMS) or _NORM_NAME.fullmatch(site.type_name) is not None)
 
 
 def _is_lone_gain(site: Site, facts: ModelFacts) -> bool:
@@ -106,14 +109,18 @@ def _is_head(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
-    return facts.widens_and_narrows(site)
+    return facts.widens_and_narrows(site) and not _is_head_by_name(site, facts)
 
 
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:
     if not isinstance(site.module, CONVOLUTIONS):
         return False
     # In an attention, one that mixes channels may be what makes q, k or v.
-    return site.module.groups > 1 or not _in_attention_by_name(site)
+    return site.module.groups > 1 or not _in_attention_by_name(site, facts)
+
+
+def _is_recurrent(site: Site, facts: ModelFacts) -> bool:
+    return isinstance(site.module, (nn.RNNBase, nn.RNNCellBase))
 
 
 def _is_in_mixer(site: Site, facts: ModelFacts) -> bool:
@@ -124,23 +131,36 @@ def _is_in_head(site: Site, facts: ModelFacts) -> bool:
     return any(path in facts.heads for path in (site.path, *ancestors(site.path)))
 
 
-def _in_attention_by_name(site: Site) -> bool:
-    return ATTENTION_NAMES.search(site.path) is not None
+def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
+    """Whether a module around it, within its layer, is named as an attention."""
+    return ATTENTION_NAMES.search(facts.places.local(site.path)) is not None
 
 
 def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
-    around = any(_FFN_AROUND.fullmatch(component) for component in site.path.split(".")[:-1])
+    around = any(_FFN_AROUND.fullmatch(name) for name in facts.places.local(site.path).split(".")[:-1])
     named = around and _FFN_CHILD.fullmatch(site.child) is not None
-    return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site)
+    return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site, facts)
 
 
 def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    outside = "." not in site.path or facts.layer_of(site.path) is None
+    outside = not facts.places.in_layer(site.path)
     return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
 
 
+def _is_in_head_by_name(site: Site, facts: ModelFacts) -> bool:
+    """A matrix in a module that is named as a head: one before, or after, that which maps to the output."""
+    places = facts.places
+    if matrix_shape(site.module) is None or places.in_layer(site.path):
+        return False
+    inside = places.local(site.path).split(".")[:-1]
+    heads = (i for i, name in enumerate(inside) if _HEAD_NAME.fullmatch(name))
+    around = [site.path.rsplit(".", len(inside) - i)[0] for i in heads]
+    return any(path not in places.around_table | places.around_attention for path in around)
+
+
 def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:
-    return site.param.ndim >= 2 and site.type_name.endswith("Experts") and not _in_attention_by_name(site)
+    stack = site.param.ndim >= 2 and site.type_name.endswith("Experts")
+    return stack and not _in_attention_by_name(site, facts)
 
 
 def _is_router(site: Site, facts: ModelFacts) -> bool:
@@ -183,6 +203,7 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
     Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
+    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence mixes the sequence"),
     Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer that is no attention"),
     Rule(
         Block.HEAD,
@@ -194,4 +215,9 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.POS, _is_position_by_name, "named as an embedding of positions"),
     Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named as a feed-forward layer's"),
     Rule(Block.HEAD, _is_head_by_name, "an output head by its name, outside all layers"),
+)
+
+LAST_RULES: tuple[Rule, ...] = (
+    # After everything that is known by a name of its own.
+    Rule(Block.HEAD, _is_in_head_by_name, "{module} is in an output head by its name, outside all layers"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,10 @@ from blockwise_lr.blocks.block import canonical_name
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
 _PARAMETRIZED = re.compile(r"(?:(?P<path>.*)\.)?parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d*)")
+_PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\..*")
 _HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead", "heads", "head_dim")
 
 
@@ -35,11 +38,12 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
     """(input width, output width) of a linear layer, or None if `module` is not one.
 
     Read from the layer's attributes, so that a split or sharded weight need not be assembled. transformers'
-    Conv1D (a linear layer whose weight is (in, out)) is known by its `nx` and `nf`.
+    Conv1D (a linear layer whose weight is (in, out)) is known by its `nx` and `nf`, the parallel layers of Megatron by
+    `input_size` and `output_size`.
     """
     if module is None or isinstance(module, (nn.Embedding, nn.Bilinear, *CONVOLUTIONS)):
         return None
-    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):
+    for inputs, outputs in (("in_features", "out_features"), ("nx", "nf"), ("input_size", "output_size")):
         if isinstance(narrow := _own(module, inputs), int) and isinstance(wide := _own(module, outputs), int):
             return narrow, wide
     return None
@@ -48,6 +52,15 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
 def output_dim(module: nn.Module) -> int:
     """The dimension of a linear layer's weight that counts its outputs: 0, or 1 for transformers' Conv1D."""
     return 1 if isinstance(_own(module, "nf"), int) else 0
+
+
+def table_shape(module: nn.Module) -> tuple[int, int] | None:
+    """(rows, width) of an embedding: nn.Embedding, or a module that says so as it does (Megatron's, EmbeddingBag)."""
+    rows, width = _own(module, "num_embeddings"), _own(module, "embedding_dim")
+    weight = module._parameters.get("weight")
+    if isinstance(module, nn.Embedding) or (weight is not None and weight.ndim == 2):
+        return (rows, width) if isinstance(rows, int) and isinstance(width, int) else None
+    return None
 
 
 def has_heads(module: nn.Module) -> bool:
@@ -101,14 +114,14 @@ class Tree:
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, nn.Module] = {}
         self.children: dict[str, list[str]] = {}
+        self.owners: set[str] = set()
         self._parameters: dict[str, Tensor] = {}
-        self._owners: set[str] = set()
         for name, module in model.named_modules(remove_duplicate=False):
             path = canonical_name(f"{name}.").rstrip(".")
             for leaf, param in module._parameters.items():  # as named_parameters() gives them, in one pass
                 if param is not None:
                     self._parameters[f"{name}.{leaf}" if name else leaf] = param
-                    self._owners.add(path)
+                    self.owners.add(_PARAMETRIZATIONS.sub("", path))
             if "parametrizations" in path.split("."):
                 continue
             if path not in self.modules and path:
@@ -155,15 +168,22 @@ class Tree:
                 yield from self.inside(child, without)
 
     def linear(self, path: str) -> str:
-        """The path of the linear layer that is all that a module holds; otherwise the module's own."""
-        inside = [child for child in self.children.get(path, ()) if child in self._holders]
-        alone = len(inside) == 1 and not any(p is not None for p in self.modules[path]._parameters.values())
-        return inside[0] if alone and self.is_matrix(inside[0]) else path
+        """The path of the linear layer that is all that a module holds, norms aside; otherwise the module's own."""
+        if any(p is not None for p in self.modules[path]._parameters.values()):
+            return path
+        inside = [child for child in self.children.get(path, ()) if child in self.holders]
+        rest = [child for child in inside if not self._is_norm(child)]
+        inner = self.linear(rest[0]) if len(rest) == 1 else path
+        return inner if self.is_matrix(inner) else path
+
+    def _is_norm(self, path: str) -> bool:
+        module = self.modules[path]
+        return self.holders[path] == 1 and path in self.owners and isinstance(module, NORMS)
 
     @cached_property
-    def _holders(self) -> set[str]:
-        """The modules that have parameters, in them or further inside."""
-        return self._owners.union(*map(ancestors, self._owners))
+    def holders(self) -> Counter[str]:
+        """The modules that have parameters, in them or further inside: path -> how many modules have them."""
+        return Counter(around for path in self.owners for around in (path, *ancestors(path)))
 
     def is_matrix(self, path: str) -> bool:
         """Whether a module is a linear layer."""

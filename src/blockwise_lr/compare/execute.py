@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.progress import ComparisonProgress
-from blockwise_lr.compare.results import is_finished, read_run
-from blockwise_lr.errors import UserError
+from blockwise_lr.compare.results import check_unchanged, is_finished, read_run
+from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.locks import HeldError, take_lock
 
 Runner = Callable[[Path, Path], Sequence[str]]
 """(config.json of a run, the run's folder) -> the command line that trains it."""
@@ -58,19 +57,18 @@ def run_all(
     Raises:
         UserError: a run failed (with its last line and its log), another comparison is running in `out`,
             or `jobs` is not positive.
-        KeyboardInterrupt: as received, after the children have ended.
+        KeyboardInterrupt: Ctrl-C (SIGTERM: its subclass SigtermInterrupt), after the children have ended.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     out = Path(out)
     make_folder(out)  # by itself, so that a file in its place is named as such
     make_folder(out / "runs")
-    lock = FileLock(out / ".lock", timeout=0)
     try:
-        lock.acquire()
-    except Timeout:
+        lock = take_lock(out / ".lock")
+    except HeldError as held:
         raise UserError(
-            f"another comparison is running in {out}; wait for it, or give another --out"
+            f"another comparison is running in {out}; wait for it, or give another --out{held.advice}"
         ) from None
     try:
         with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:
@@ -93,6 +91,8 @@ def _run_missing(
     runs: Sequence[Run], out: Path, jobs: int, progress: ComparisonProgress, runner: Runner, phase: str
 ) -> None:
     runs_by_folder = {run.folder: run for run in runs}
+    for name, run in runs_by_folder.items():
+        check_unchanged(run, out / "runs" / name)
     missing = [run for name, run in runs_by_folder.items() if not is_finished(out / "runs" / name)]
     progress.phase(phase, len(runs_by_folder), len(runs_by_folder) - len(missing))
     pending = sorted(missing, key=lambda run: -run.config.steps)  # longest first packs `jobs` processes best
@@ -204,7 +204,7 @@ def _sigterm_is_ctrl_c() -> Iterator[None]:
         return
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise SigtermInterrupt
 
     previous = signal.signal(signal.SIGTERM, interrupt)
     try:

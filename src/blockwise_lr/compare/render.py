@@ -20,9 +20,13 @@ from blockwise_lr.compare.progress import ComparisonProgress, format_seconds
 from blockwise_lr.compare.report import build_content
 from blockwise_lr.compare.results import read_results
 from blockwise_lr.errors import UserError
+from blockwise_lr.extras import check, missing
 from blockwise_lr.files import write_json_atomic, write_text_atomic
 from blockwise_lr.pretrain.config import OptimConfig, TrainConfig
 from blockwise_lr.pretrain.presets import Setting
+
+REPORT_PACKAGES = ("scipy", "matplotlib", "jinja2")
+"""What the report is computed, drawn and written with."""
 
 
 def compare(
@@ -64,13 +68,18 @@ def compare(
         The content of compare.json (DESIGN section 4; see `build_content` for the keys beyond it).
 
     Raises:
-        UserError: the plan makes no sense, a run failed, or `out` is in use.
+        UserError: the plan makes no sense, a run failed, `out` is in use, or a package that the report needs is
+            missing.
 
     Example:
         >>> arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
         >>> grid = [1e-3, 2e-3, 4e-3]
         >>> compare(base, arms, seeds=[0, 1, 2], base_lrs=grid, out="out", command="...")  # doctest: +SKIP
     """
+    try:  # before any run: the report needs them when all have been trained
+        check("compare needs", REPORT_PACKAGES)
+    except ImportError as error:
+        raise UserError(str(error)) from None
     plan = Plan(
         base=base,
         arms=tuple(arms),
@@ -245,8 +254,8 @@ def _longest_run_of_backticks(text: str) -> int:
 def _html(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str:
     try:
         import jinja2
-    except ImportError:
-        raise UserError("report.html needs jinja2: pip install 'blockwise-lr[report]'") from None
+    except ModuleNotFoundError:
+        raise UserError(str(missing("report.html needs", "jinja2", "report"))) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

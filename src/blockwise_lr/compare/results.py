@@ -99,6 +99,28 @@ def is_finished(folder: Path) -> bool:
         ) from None
 
 
+def check_unchanged(run: Run, folder: Path) -> None:
+    """Refuse the folder of a run whose number of steps was changed on the way, by a train command.
+
+    Raises:
+        UserError: it was; or config.json cannot be read.
+    """
+    if not (folder / "config.json").exists():
+        return
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        steps, changes = config["train"].get("steps", run.config.steps), config.get("changes")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {folder / 'config.json'}: {error}; delete the folder to run it again"
+        ) from None
+    if changes or steps != run.config.steps:
+        raise UserError(
+            f"the run in {folder} was trained to {steps} steps by another command, and the comparison needs "
+            f"{run.config.steps} steps of one schedule: move the folder elsewhere, and run the same command again"
+        )
+
+
 def read_run(folder: Path) -> RunResult:
     """Read a finished run.
 
@@ -150,6 +172,8 @@ def _read_all(runs: Sequence[Run], out: Path) -> list[RunResult]:
             f"the comparison in {out} is not finished: {len(missing)} of {len(runs)} runs are missing, "
             f"{missing[0].name} among them; run the same compare command again to go on"
         )
+    for run, folder in zip(runs, folders):
+        check_unchanged(run, folder)
     return [read_run(folder) for folder in folders]
 
 

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy import stats
+
+from blockwise_lr.extras import explained
+
+try:
+    from scipy import stats
+except ModuleNotFoundError as error:
+    raise explained(error, "compare needs") from None
 
 Bound = Literal["exact", "at_least", "at_most"]
 

@@ -8,14 +8,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from transformers import Trainer
+
+from blockwise_lr.extras import MINIMUM, explained
+
+try:
+    from transformers import Trainer
+except ModuleNotFoundError as error:
+    raise explained(error, "clipping in transformers' Trainer needs") from None
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_members
-from blockwise_lr.optim.gradients import GradientNorms, gradient_norms, members
+from blockwise_lr.optim.gradients import GradientNorms, gradient_norms, members, together
 
 _HOOKS = ("_clip_grad_norm", "_get_grad_norm")
 _SHOWN = 3  # parameters of a block that the warning names
+_UNREAD = 64  # steps whose norms are kept until they are read: each holds a number a parameter
 
 
 class TrainerClipping:
@@ -34,10 +41,13 @@ class TrainerClipping:
         if missing:
             raise RuntimeError(
                 f"clip_by_block overrides Trainer.{missing[0]}, which this version of transformers does not have, so "
-                "it would clip globally: install transformers 5.23, or leave clip_by_block out"
+                "it would clip globally: leave clip_by_block out, or "
+                f"pip install 'transformers>={MINIMUM['transformers']}'"
             )
         self._limits = resolve_max_norm(max_norm, "clip_by_block")
-        self._since: list[tuple[int, GradientNorms]] = []
+        self._unread: list[tuple[int, GradientNorms]] = []
+        self._last: GradientNorms | None = None
+        self._nonfinite: tuple[int, dict[Block, list[str]]] | None = None  # the first since the last reading
 
     def clip(
         self, model: Any, groups: Sequence[Mapping[str, Any]], step: int, *, leave_nonfinite: bool = False
@@ -55,7 +65,10 @@ class TrainerClipping:
         norms = gradient_norms(found)
         if not (leave_nonfinite and not math.isfinite(norms.total)):
             scale_members(found, norms, self._limits)
-            self._since.append((step, norms))
+            self._last = norms
+            self._unread.append((step, norms))
+            if len(self._unread) >= _UNREAD:  # nothing is logged, or seldom
+                self._condense()
         return norms.total
 
     def read(self, *, warn: bool) -> dict[Block, float]:
@@ -64,15 +77,25 @@ class TrainerClipping:
         Args:
             warn: of the first step since the last reading whose gradient was not finite.
         """
-        if not self._since:
-            return {}
         if warn:
-            for step, norms in self._since:
-                if found := norms.nonfinite():
-                    warnings.warn(_describe(step, found), stacklevel=2)
-                    break  # what follows, follows from it
-        self._since = self._since[-1:]
-        return {block: float(norm) for block, norm in self._since[0][1].by_block.items()}
+            self._condense()
+            if self._nonfinite is not None:
+                warnings.warn(_describe(*self._nonfinite), stacklevel=2)
+        self._nonfinite = None
+        self._unread = []
+        if self._last is None:
+            return {}
+        return {block: float(norm) for block, norm in self._last.by_block.items()}
+
+    def _condense(self) -> None:
+        """Replace the unread norms by the first step whose gradient was not finite; waits for the device."""
+        if self._nonfinite is None:  # what follows, follows from it
+            finite = together([norms.total for _, norms in self._unread]).isfinite().tolist()
+            for (step, norms), fine in zip(self._unread, finite):
+                if not fine and (found := norms.nonfinite()):
+                    self._nonfinite = (step, found)
+                    break
+        self._unread = []
 
 
 def check_engine(kind: str, *, fsdp2: bool) -> None:
@@ -85,12 +108,17 @@ def check_engine(kind: str, *, fsdp2: bool) -> None:
     Raises:
         ValueError: an engine that keeps them elsewhere.
     """
-    if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA") or (kind == "FSDP" and not fsdp2):
+    if hides_parameters(kind, fsdp2=fsdp2):
         name = "FSDP version 1" if kind == "FSDP" else str(kind).removeprefix("DistributedType.")
         raise ValueError(
             f"clip_by_block cannot see the gradients of single parameters under {name}; it works on one device, under "
             "DDP and under FSDP version 2: use one of these, or max_grad_norm in its place"
         )
+
+
+def hides_parameters(kind: str, *, fsdp2: bool) -> bool:
+    """Whether an engine of accelerate keeps parameters and gradients where this library cannot see single ones."""
+    return kind in ("DEEPSPEED", "MEGATRON_LM", "XLA") or (kind == "FSDP" and not fsdp2)
 
 
 def _describe(step: int, found: Mapping[Block, Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.errors import UserError
+from blockwise_lr.extras import check
 from blockwise_lr.files import make_folder
 from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.integrations.sharded import LAYOUT, check_model, weights_of
@@ -61,6 +62,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
 
 
 def _assemble(source: Path, out: Path) -> None:
+    check("the export to a Hugging Face folder needs", ["transformers", "safetensors"])
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]

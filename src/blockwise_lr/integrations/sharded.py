@@ -27,7 +27,7 @@ from blockwise_lr.files import storing, write_json_atomic
 from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.adam_mini_sharded import sharded_zeros
-from blockwise_lr.optim.auto import AutoRatios
+from blockwise_lr.optim.auto import auto_of
 from blockwise_lr.optim.scaled import is_scaled
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.pretrain.checkpoint import problem_with, seal
@@ -47,7 +47,7 @@ def save_sharded(
         folder: ``.../checkpoint-STEP``, on a disk that all processes see; it must not exist.
         model: after ``split_fused`` and ``fully_shard``, or not sharded at all.
         optimizer: on groups of :func:`blockwise_lr.param_groups`.
-        schedule: of this library; its step is saved.
+        schedule: of this library; its step and its settings are saved.
 
     Raises:
         UserError: the folder exists or has another kind of name; groups without names; a schedule of another kind.
@@ -77,7 +77,10 @@ def save_sharded(
 
     def finish() -> None:
         step = None if schedule is None else schedule.last_epoch
-        write_json_atomic(hidden / LAYOUT, {"groups": groups, "schedule": step})
+        settings = None if schedule is None else schedule.settings()
+        write_json_atomic(
+            hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
+        )
         if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
             config.save_pretrained(hidden)
         seal(hidden)
@@ -105,7 +108,7 @@ def load_sharded(
         folder: of :func:`save_sharded`.
         model: the same model, split as it was, sharded in any way. Changed in place.
         optimizer: a new one of the same kind, before its first step. Its moments are found by parameter name.
-        schedule: a new one; goes on at the saved step.
+        schedule: a new one; goes on at the saved step with its own settings. A warning names those that have changed.
         changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
             parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
             keeps the new groups, with the old moments where there are some. Without differences the hyperparameters of
@@ -152,10 +155,9 @@ def load_sharded(
                 elif key != "names":  # of a wrapper, perhaps
                     group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
-        schedule.last_epoch = layout["schedule"]
-        schedule._last_lr = schedule.get_lr()
-        for group, lr in zip(optimizer.param_groups, schedule._last_lr):
-            group["lr"] = lr
+        if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
+            schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
+        schedule.go_on_at(layout["schedule"])
 
 
 def _check_schedule(schedule: object) -> None:
@@ -169,7 +171,7 @@ def _check_schedule(schedule: object) -> None:
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
     said: set[str] = set()
     names = set()
-    moved = _has_auto(optimizer) and any(
+    moved = auto_of(optimizer) is not None and any(
         "auto_loss" in group or "auto_mean" in group for group in saved.values()
     )
     for group in _named_groups(optimizer):
@@ -250,11 +252,6 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
         key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
     }
     return {**hyperparameters, "names": group["names"]}
-
-
-def _has_auto(optimizer: Optimizer) -> bool:
-    hooks = optimizer._optimizer_step_pre_hooks.values()
-    return any(isinstance(getattr(hook, "__self__", None), AutoRatios) for hook in hooks)
 
 
 def _on_main(job: Callable[[], None], path: Path) -> None:

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+
+from blockwise_lr.extras import explained
+
+try:
+    from transformers import TrainerCallback
+except ModuleNotFoundError as error:
+    raise explained(error, "SharpnessCallback needs") from None
 
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.sharpness.estimators import HessianProducts
@@ -113,6 +119,13 @@ class SharpnessCallback(TrainerCallback):
         self._log = self._given_log or log
         self._context = context
         self._unclipped = True
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`, and let the model go: a plain Trainer may take the callback next."""
+        self._log = self._given_log
+        self._context = nullcontext
+        self._unclipped = False
+        self._pending, self._reader, self._monitors = None, None, []
 
     # Trainer's events
     # -----------------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
 from blockwise_lr.optim.curves import Shape, WarmupMode
+from blockwise_lr.optim.saved_groups import OnChange
 from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optim.set_lr import groups_of, keep_decay, ratio_of, write_lr
+from blockwise_lr.optim.set_lr import groups_of, keep_decay, ratio_of
 
 ScheduleName = Literal["cosine", "wsd", "trainer"]
 
@@ -92,14 +93,19 @@ class TrainerSchedule(BlockwiseSchedule):
         optimizer: on the groups of :func:`blockwise_lr.param_groups`.
         args: Trainer's arguments.
         total_steps: optimizer steps in the run.
-        settings: other arguments of BlockwiseSchedule.
+        on_change: as in :func:`blockwise_lr.cosine_schedule`.
 
     Raises:
         ValueError: a type or keyword arguments that cannot be used.
     """
 
     def __init__(
-        self, optimizer: Optimizer, args: TrainingArguments, total_steps: int, **settings: Any
+        self,
+        optimizer: Optimizer,
+        args: TrainingArguments,
+        total_steps: int,
+        *,
+        on_change: OnChange = "error",
     ) -> None:
         kind = SchedulerType(args.lr_scheduler_type)
         kwargs = cast("dict[str, Any]", dict(cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})))
@@ -108,14 +114,14 @@ class TrainerSchedule(BlockwiseSchedule):
         self._kwargs = kwargs
         super().__init__(
             optimizer,
-            shape=cast(
-                "Shape", f"trainer:{kind.value}"
-            ),  # transformers' cosine is another than this library's
+            # transformers' cosine is another than this library's.
+            shape=cast("Shape", f"trainer:{kind.value}"),
             warmup_steps=warmup_steps,
             total_steps=total_steps,
             floor=0.0,
             floor_mode="proportional",
-            **settings,
+            warmup_start="zero",
+            on_change=on_change,
         )
 
     def _lr(self, group: dict[str, Any], step: int, ratio: float | None = None) -> float:
@@ -139,44 +145,31 @@ class TrainerSchedule(BlockwiseSchedule):
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "_last_lr": self._last_lr,
-            **self._settings(),
+            **self.settings(),
             "base_lrs": [float(group["initial_lr"]) for group in self.optimizer.param_groups],
             "lr_lambdas": [],  # LambdaLR asks for it
         }
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over the progress; the settings are those that this schedule was made with.
-
-        A change of settings, such as a longer run, is logged as a warning.
-
-        Args:
-            state_dict: of this class, of plain Trainer's schedule or of another schedule of this library.
-        """
-        saved = {"lr_scheduler_kwargs": {}, **state_dict}
-        changed = [
-            f"{key} {saved[key]} -> {value}"
-            for key, value in self._settings().items()
-            if key in saved and saved[key] != value
-        ]
-        if changed:
-            _LOGGER.warning(  # no warnings.warn: Trainer swallows those of a schedule that it loads
-                "the schedule goes on at step %d with other settings than it was saved with: %s",
-                state_dict["last_epoch"],
-                "; ".join(changed),
-            )
-        self.last_epoch = state_dict["last_epoch"]
-        self._step_count = state_dict.get("_step_count", self.last_epoch + 1)
-        self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
-            write_lr(group, lr)
-
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
+        """What a resume compares."""
         return {
             "shape": self.shape,
             "total_steps": self.total_steps,
             "warmup_steps": self.warmup_steps,
             "lr_scheduler_kwargs": dict(self._kwargs),
         }
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """Whether the first update has learning rate 0."""
+        return self._factor(0) == 0
+
+    def _changes(self, state: Mapping[str, Any], step: int) -> list[str]:
+        if "total_steps" not in state:  # of plain Trainer's schedule
+            return []
+        saved = {"lr_scheduler_kwargs": {}, **state}
+        changed = [key for key, value in self.settings().items() if key in saved and saved[key] != value]
+        return [f"{key} {saved[key]} -> {self.settings()[key]}" for key in changed] + self._moved_peaks(saved)
 
 
 def base_lr(optimizer: Any, schedule: Any) -> float:

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback
 
-from blockwise_lr.blocks import BlockMap
-from blockwise_lr.integrations.clipping import TrainerClipping, check_engine
+from blockwise_lr.extras import check, explained
+
+try:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+except ModuleNotFoundError as error:
+    raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
+
+from blockwise_lr.arguments import check_model, check_number, check_options
+from blockwise_lr.fp32 import Fp32Settings
+from blockwise_lr.integrations.carry_over import carry_over
+from blockwise_lr.integrations.clipping import TrainerClipping, check_engine, hides_parameters
+from blockwise_lr.integrations.factory import Blocks, LazyGroups, OptimizerFactory, resolve_blocks
 from blockwise_lr.integrations.sharpness import SharpnessCallback
+from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_schedules import (
     ScheduleName,
     TrainerSchedule,
@@ -22,8 +34,17 @@ from blockwise_lr.integrations.trainer_schedules import (
 )
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
-from blockwise_lr.optim.curves import FloorMode, WarmupMode
-from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
+from blockwise_lr.optim.decay import (
+    WEIGHT_DECAY,
+    Decay,
+    NoDecay,
+    WeightDecay,
+    resolve_decay,
+    resolve_no_decay,
+)
+from blockwise_lr.optim.ratios import named_ratios, resolve_ratios
+from blockwise_lr.optim.saved_groups import OnChange, check_on_change
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -36,31 +57,51 @@ def blockwise_optimizer(
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
     decay: Decay = "coupled",
-    blocks: BlockMap | None = None,
+    blocks: Blocks = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
 ) -> tuple[type[Optimizer], dict[str, Any]]:
     """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, with a learning rate per block.
 
+    The groups are made when Trainer asks for the optimizer, from the model that it trains: adapters that TRL adds for
+    its ``peft_config`` are in them. The first of the two values makes the optimizer as its class would.
+
     Trainer's own schedulers scale every block's peak by one factor, so the ratios hold to the end. The paper's
     schedule, in which the blocks meet at one floor, needs :class:`BlockwiseTrainer`.
 
     Args:
-        model: the model that Trainer gets; call ``split_fused(model)`` before this.
-        lr, ratios, weight_decay, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
+        model: the model that Trainer gets; call ``split_fused(model)`` before training.
+        lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
+        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that Trainer
+            trains, where adapters are added later: ``lambda model: classify(model, overrides={...})``.
         optimizer_cls: any torch optimizer. Default AdamW.
         optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
 
     Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`.
+        ValueError: as :func:`blockwise_lr.param_groups`; of the model, when Trainer makes the optimizer. At the first
+            step, if the optimizer's parameters are not the model's trainable ones, since some were frozen, added or
+            replaced after the optimizer was made.
 
     Example:
         >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
     """
-    groups = param_groups(
-        model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=blocks
-    )
-    return optimizer_cls, {"params": groups, "lr": lr, **optimizer_kwargs}
+    check_options(optimizer_kwargs, "blockwise_optimizer")
+    check_model(model, "blockwise_optimizer")
+    lr = check_number(lr, "lr", "lr=6e-4")
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr is {lr}; expected a finite number above 0")
+    resolve_decay(weight_decay, decay)
+    resolve_ratios(ratios)
+    resolve_no_decay(no_decay)
+
+    def make(model: nn.Module) -> list[dict[str, Any]]:
+        own = resolve_blocks(model, blocks)
+        return param_groups(
+            model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=own
+        )
+
+    factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # as Trainer annotates it
+    return factory, {"params": LazyGroups(model, make), "lr": lr, **optimizer_kwargs}
 
 
 class BlockwiseTrainer(Trainer):
@@ -74,7 +115,7 @@ class BlockwiseTrainer(Trainer):
 
     Args:
         ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
-            (:attr:`auto`). Default: the paper's.
+            (:attr:`auto`); the names "paper", "measured", "uniform" and "auto" stand for these. Default: the paper's.
         schedule: "cosine" or "wsd", this library's (:func:`blockwise_lr.cosine_schedule`,
             :func:`blockwise_lr.wsd_schedule`), or "trainer", that of ``args.lr_scheduler_type`` and
             ``args.lr_scheduler_kwargs``: every block at its ratio of what transformers' own function gives, to the
@@ -82,7 +123,11 @@ class BlockwiseTrainer(Trainer):
             no kwargs), otherwise "cosine". So a "linear" that you set yourself needs ``schedule="trainer"``.
         floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20. Of this library's
             schedules only.
-        floor_mode, warmup: as in :func:`blockwise_lr.cosine_schedule`.
+        floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
+        on_change: what a resume does with a checkpoint of another base learning rate, other ratios or other groups.
+            "error" (default) raises ValueError and names both; "use_new" keeps the settings of this trainer, and takes
+            the moments alone. A longer or shorter run is no error: the schedule is this trainer's, and a warning names
+            the change.
         weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
             "constant", take ``args.weight_decay``. Default: that for all.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
@@ -92,7 +137,8 @@ class BlockwiseTrainer(Trainer):
             looked at. Every block's norm is logged as ``grad_norm/<block>``; of a gradient that was not finite a
             warning names step, blocks and parameters (not under fp16, whose scaling expects some). Default: None,
             Trainer's own clipping.
-        blocks: a BlockMap, where the model needs overrides. Default: ``classify(model)``.
+        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that is
+            trained, where adapters are added later. Default: ``classify(model)``.
         optimizer_cls_and_kwargs: the kind of optimizer where ``args.optim`` does not know it, without ``params``.
 
     Raises:
@@ -100,7 +146,14 @@ class BlockwiseTrainer(Trainer):
             first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this;
             clip_by_block out of range, or under DeepSpeed, FSDP version 1 or XLA; `schedule` and
             ``lr_scheduler_type`` that contradict each other, ``lr_scheduler_kwargs`` that would not be used, or a type
-            that is no function of the step (``reduce_lr_on_plateau``, ``greedy``).
+            that is no function of the step (``reduce_lr_on_plateau``, ``greedy``). At the first step of ``train()``, if
+            the optimizer's parameters are not the model's trainable ones.
+
+    Trainers that are subclasses of Trainer themselves are mixed in: ``class SFT(BlockwiseTrainer, SFTTrainer)``.
+
+    Unlike Trainer, it does not let ``torch_compile`` switch TF32 on: that takes ``tf32=True`` among the arguments.
+
+    :attr:`auto` is closed when ``train()`` ends, by an error or Ctrl-C too; its ratios can still be read.
 
     Example:
         >>> trainer = BlockwiseTrainer(split_fused(model), args, train_dataset=data)  # doctest: +SKIP
@@ -115,18 +168,22 @@ class BlockwiseTrainer(Trainer):
         floor: float | None = None,
         floor_mode: FloorMode = "shared",
         warmup: WarmupMode = "shared",
+        warmup_start: WarmupStart = "above_zero",
+        on_change: OnChange = "error",
         weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
         decay: Decay = "coupled",
         clip_by_block: MaxNorm | None = None,
-        blocks: BlockMap | None = None,
+        blocks: Blocks = None,
         **kwargs: Any,
     ) -> None:
+        check("BlockwiseTrainer needs", ["transformers"])  # an old version fails only at the first step
         if any(given is not None for given in kwargs.get("optimizers", ())):
             raise ValueError(
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
+        ratios = named_ratios(ratios, auto=True)
         self._rule = ratios if isinstance(ratios, AutoRule) else None
         self._ratios = ratios
         self.auto: AutoRatios | None = None
@@ -134,35 +191,67 @@ class BlockwiseTrainer(Trainer):
         self._floor = floor
         self._floor_mode = floor_mode
         self._warmup = warmup
+        self._warmup_start = warmup_start
+        check_on_change(on_change)
+        self._on_change: OnChange = on_change
         self._weight_decay = weight_decay
         self._no_decay = no_decay
         self._decay = decay
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
+        self._step_loss: torch.Tensor | None = (
+            None  # of the micro-batches so far, where the guard of auto wants it
+        )
+        before = Fp32Settings.now()
         super().__init__(*args, **kwargs)
         self._choose_schedule()  # a contradiction is an error now and not after the data are loaded
+        # accelerate, too, switches TF32 on for torch_compile.
+        before.restore()
+        if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
+            replace(before, root="none").restore()  # as transformers found it
         if self._clipping is not None:
             check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self._lr_record = _LearningRateRecord()
         self.add_callback(self._lr_record)
+        hidden = hides_parameters(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
+        self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; what works through hooks and handlers lets go at the end, however that comes."""
+        self._attach_callbacks()
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for each in self._sharpness_callbacks():
+                each.detach()
+            if self.auto is not None:
+                self.auto.close()
+            if self._clipping is not None:  # what no line of the log has reported
+                self._clipping.read(warn=self._warns_of_gradients)
 
     def add_callback(self, callback: Any) -> None:
         """Trainer's, and a :class:`SharpnessCallback` gets what only the trainer knows."""
         super().add_callback(callback)
-        for each in self._sharpness_callbacks():  # those given to the constructor too
+        self._attach_callbacks()  # those given to the constructor too
+
+    def _attach_callbacks(self) -> None:
+        for each in self._sharpness_callbacks():
             each.attach(self.log, self.compute_loss_context_manager)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Trainer's; afterwards the gradients of a whole step are there, and not clipped yet."""
         loss = super().training_step(*args, **kwargs)
+        if self.auto is not None:
+            # Trainer has divided each micro-batch's share by their number, or by the tokens of all of them: the loss of
+            # the step is the sum of the shares, as in Trainer's own log.
+            self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         if self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler  # of fp16
             for each in self._sharpness_callbacks():
                 each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
+            step_loss, self._step_loss = self._step_loss, None
             if self.auto is not None and self.auto.guards(self.state.global_step):
-                # Of the last micro-batch, which Trainer has divided by their number.
-                whole = self.accelerator.reduce(loss, "mean") * self.current_gradient_accumulation_steps
-                self.auto.watch(float(whole))
+                self.auto.watch(float(self.accelerator.reduce(step_loss, "mean")))
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
@@ -202,9 +291,10 @@ class BlockwiseTrainer(Trainer):
                 weight_decay=decays,
                 no_decay=self._no_decay,
                 decay=decay,
-                blocks=self._blocks,
+                blocks=resolve_blocks(target, self._blocks),
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
+            carry_over(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
@@ -214,7 +304,9 @@ class BlockwiseTrainer(Trainer):
             shape = self._choose_schedule()
             # Trainer annotates a LambdaLR; any LRScheduler does.
             if shape == "trainer":
-                self.lr_scheduler = TrainerSchedule(inner, self.args, num_training_steps)  # type: ignore[assignment]
+                self.lr_scheduler = TrainerSchedule(  # type: ignore[assignment]
+                    inner, self.args, num_training_steps, on_change=self._on_change
+                )
             else:
                 self.lr_scheduler = BlockwiseSchedule(  # type: ignore[assignment]
                     inner,
@@ -224,15 +316,41 @@ class BlockwiseTrainer(Trainer):
                     floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
                     floor_mode=self._floor_mode,
                     warmup=self._warmup,
+                    warmup_start=self._warmup_start,
+                    on_change=self._on_change,
                 )
             self._created_lr_scheduler = True
             if self._rule is not None:
                 schedule = cast("BlockwiseSchedule", self.lr_scheduler)
+                self._step_loss = None
                 self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
         return cast("LRScheduler", self.lr_scheduler)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        # Trainer records what loading warns of, and drops it.
+        schedule = self.lr_scheduler if isinstance(self.lr_scheduler, BlockwiseSchedule) else None
+        if schedule is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        schedule.notes = []
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            notes = schedule.notes
+        finally:
+            schedule.notes = None
+        if self.is_world_process_zero():
+            for text in notes:
+                self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        warnings.warn(text, stacklevel=3)
+
     def _choose_schedule(self) -> ScheduleName:
         return choose_schedule(self._schedule, self.args, floor=self._floor, warmup=self._warmup)
+
+    @property
+    def _warns_of_gradients(self) -> bool:
+        return self.accelerator.scaler is None and self.is_world_process_zero()  # fp16's scaling expects some
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Trainer's log, with the base learning rate and the learning rate of every block beside the loss."""
@@ -243,8 +361,7 @@ class BlockwiseTrainer(Trainer):
                 )  # Trainer's own is that of the first group, NORM's
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
             if self._clipping is not None:
-                warn = self.accelerator.scaler is None and self.is_world_process_zero()
-                norms = self._clipping.read(warn=warn)
+                norms = self._clipping.read(warn=self._warns_of_gradients)
                 logs.update({f"grad_norm/{block.value}": norm for block, norm in norms.items()})
             if self.auto is not None:
                 logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})

@@ -14,6 +14,7 @@ from blockwise_lr.optim.muon import Muon
 from blockwise_lr.optim.nonfinite import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.registry import OPTIMIZERS, build_optimizer, optimizer_entry
+from blockwise_lr.optim.saved_groups import load_optimizer_state
 from blockwise_lr.optim.scaled import scale_by_block
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 from blockwise_lr.optim.set_lr import set_lr
@@ -39,6 +40,7 @@ __all__ = [
     "clip_grad_norm_by_block",
     "cosine",
     "cosine_schedule",
+    "load_optimizer_state",
     "measure_directional",
     "nonfinite_gradients",
     "optimizer_entry",

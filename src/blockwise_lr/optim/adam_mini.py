@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.optim.adam_mini_kernel import Pieces, compiled_step, foreach_step
 from blockwise_lr.optim.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
+from blockwise_lr.sharpness.dense import check_gradient, check_real
 from blockwise_lr.sharpness.processes import is_sharded, local, sharded_like
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -114,6 +115,7 @@ class AdamMini(Optimizer):
                 for parameter, partition in zip(group["params"], group["partitions"])
                 if parameter.grad is not None
             ]
+            pieces = [each for each in pieces if each.parameter.numel()]
             whole.append((group, [each for each in pieces if each.whole]))
             cut += [each for each in pieces if not each.whole]
         for group, pieces in whole:
@@ -125,12 +127,8 @@ class AdamMini(Optimizer):
     def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:
         gradient = parameter.grad
         assert gradient is not None
-        if gradient.is_sparse or gradient.is_complex():
-            kind = "sparse" if gradient.is_sparse else "complex"
-            raise RuntimeError(
-                f"AdamMini does not support {kind} gradients, and {_name(parameter, group)} has one"
-                + (": make its embedding with sparse=False" if gradient.is_sparse else "")
-            )
+        check_gradient(name_of(parameter, group), gradient, "AdamMini")
+        check_real(name_of(parameter, group), gradient, "AdamMini")
         state = self.state[parameter]
         if not state:
             wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
@@ -184,7 +182,7 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             "the groups with blockwise_lr.param_groups(model, lr)"
         )
     for parameter, partition in zip(parameters, partitions):
-        name = _name(parameter, {**group, "params": parameters})
+        name = name_of(parameter, {**group, "params": parameters})
         if partition is None:
             raise ValueError(
                 f"AdamMini cannot cut {name} into heads: it is a fused weight that was not split (call "
@@ -192,7 +190,8 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
                 "the module an attribute `num_heads`, and `num_key_value_heads` where they are fewer)"
             )
         fits = len(partition) == parameter.ndim and all(
-            pieces > 0 and size % pieces == 0 for size, pieces in zip(parameter.shape, partition)
+            size % pieces == 0 if pieces > 0 else pieces == size == 0
+            for size, pieces in zip(parameter.shape, partition)
         )
         if not fits:
             raise ValueError(
@@ -201,7 +200,8 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             )
 
 
-def _name(parameter: Tensor, group: Mapping[str, Any]) -> str:
+def name_of(parameter: Tensor, group: Mapping[str, Any]) -> str:
+    """A parameter's name where its group says it, otherwise its shape."""
     position = next((i for i, each in enumerate(group["params"]) if each is parameter), None)
     names = group.get("names")
     return str(names[position]) if names and position is not None else f"a parameter {tuple(parameter.shape)}"

@@ -2,51 +2,61 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
-from blockwise_lr.blocks.layout import Concatenation, any_sharded, split_state
+from blockwise_lr.blocks.layout import Concatenation, any_sharded
 from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.optim.adam_mini import AdamMini
+from blockwise_lr.optim.converted import State, converted, copied
+from blockwise_lr.optim.kept_state import learn_kept_state, shape_of_second, unwrapped
+from blockwise_lr.optim.old_state import PART, Entry, by_name, fused_name, listed
 from blockwise_lr.optim.partitions import spread
 
-State = dict[str, Any]
-_PART = re.compile(r"(?P<before>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d+)")
-_SHOWN = 5  # names that a message lists
+_UNKNOWN = object()
 
 
 def adopt_state(
-    old: Mapping[str, Any],
+    old: Mapping[str, Any] | Optimizer,
     model: nn.Module,
     optimizer: Optimizer,
     *,
     names: Sequence[Sequence[str]] | None = None,
+    changed: Literal["error", "adopt"] = "error",
 ) -> None:
     """Give a new optimizer the moments of an old one, so that a run goes on with a learning rate per block.
 
     The old state may be of other groups (one for all, Trainer's pair with and without decay, those of
     :func:`param_groups`), of fused weights where the model is split now, of the parts where it is merged now, and of
-    AdamW where the new optimizer is :class:`AdamMini` (v averaged over its pieces) or the other way round (v repeated).
+    another optimizer. Moments that mean the same go over: between the Adams (v averaged over the pieces of
+    :class:`AdamMini`, or repeated over them), and averages of the gradient to Lion and Muon. They take the dtype and
+    the device that the new optimizer itself would give them. Where the old state does not have all that the new
+    optimizer needs, these parameters start without state, and a warning names them.
+
     With all ratios 1 and the same kind of optimizer the run goes on to the bit. Learning rates and decays are the new
     groups'; a schedule goes on with ``last_epoch``.
 
     Args:
-        old: ``state_dict()`` of the old optimizer.
+        old: ``state_dict()`` of the old optimizer (the content of Trainer's optimizer.pt), or that optimizer.
         model: the model that was trained, split or merged as the new optimizer has it.
         optimizer: the new one, on groups of :func:`param_groups`, before its first step. Changed in place.
         names: the parameters' names in each of the old groups, in order. Default: those that the groups carry
-            (``names``, or torch's ``param_names``); else, of one group, the model's own order, and of two, the order
-            of transformers' Trainer.
+            (``names``, or torch's ``param_names``, or names in place of parameters); else, of one group, the model's
+            own order, and of two, the order of transformers' Trainer.
+        changed: what to do about parameters of the model that were trained then and are frozen now, or the other way
+            round. "error" (default) names them; "adopt" leaves out the moments of those that are frozen now, and
+            starts those that are trained now without any.
 
     Raises:
         ValueError: the names are not known or do not fit the model; a moment does not fit its parameter; sharded
-            tensors; a group of the new optimizer without ``names``. The new optimizer is as it was then.
+            tensors; a group of the new optimizer without ``names``; other parameters are trained than then. The new
+            optimizer is as it was then.
 
     Example:
         >>> from blockwise_lr import param_groups, split_fused
@@ -58,101 +68,100 @@ def adopt_state(
         >>> {tuple(state["exp_avg"].shape) for state in new.state.values()}
         {(8, 8)}
     """
-    given = _by_name(old, model, names)
-    wanted = dict(_parameters_of(optimizer))
+    check_model(model, "adopt_state")
+    if changed not in ("error", "adopt"):
+        raise ValueError(f'changed is {changed!r}; expected "error" or "adopt"')
+    optimizer = unwrapped(optimizer)
+    given = by_name(old.state_dict() if isinstance(old, Optimizer) else old, model, names)
     fused = _layouts(model)
     found: dict[nn.Parameter, State] = {}
+    counts: dict[int, int] = {}
     used: set[str] = set()
-    for name, (parameter, partition) in wanted.items():
-        state, sources = _for(name, given, fused)
+    fresh: dict[str, list[str]] = {}
+    known: dict[Any, Any] = {}
+    for name, (parameter, group, partition) in _parameters_of(optimizer).items():
+        entry, sources = _for(name, given, fused, changed)
         used.update(sources)
-        found[parameter] = {
-            key: _fitted(name, key, value, parameter, partition) for key, value in state.items()
-        }
-    if left := sorted(set(given) - used):
-        raise ValueError(
-            f"the old state has moments of {len(left)} parameters that the new optimizer does not train "
-            f"({_list(left)}): is it this model's?"
-        )
-    for parameter, state in found.items():
-        if state:  # one that was never stepped has none
-            optimizer.state[parameter] = state
-
-
-# Names ---------------------------------------------------------------------------------------------
-
-
-def _by_name(
-    old: Mapping[str, Any], model: nn.Module, names: Sequence[Sequence[str]] | None
-) -> dict[str, State]:
-    """The old state by canonical parameter name."""
-    if not {"state", "param_groups"} <= set(old):
-        raise ValueError(
-            f"the old state has the keys {_list(sorted(map(str, old)))}; expected an optimizer's state_dict(), with "
-            "`state` and `param_groups`"
-        )
-    groups = old["param_groups"]
-    carried = [group.get("names", group.get("param_names")) for group in groups]
-    chosen = names if names is not None else carried if all(carried) else _inferred(groups, model)
-    counts = [len(group["params"]) for group in groups]
-    if [len(each) for each in chosen] != counts:
-        raise ValueError(
-            f"names are given for groups of {[len(each) for each in chosen]} parameters, and the old state has groups "
-            f"of {counts}"
-        )
-    pairs = [(name, key) for own, group in zip(chosen, groups) for name, key in zip(own, group["params"])]
-    return {canonical_name(name): dict(old["state"].get(key, {})) for name, key in pairs}
-
-
-def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
-    """The names in the order in which torch, or transformers' Trainer, takes a model's parameters."""
-    counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
-    if counts == [len(whole)]:
-        return [whole]
-    if len(counts) == 2 and sum(counts) == len(whole):
-        from transformers import Trainer
-
-        decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))
-        decays = {_fused_name(canonical_name(name)) for name in decayed}
-        pair = [[name for name in whole if (name in decays) is wanted] for wanted in (True, False)]
-        if [len(each) for each in pair] == counts:
-            return pair
-    raise ValueError(
-        f"the old groups carry no names, and have {counts} parameters where the model has {len(whole)}: expected one "
-        "group of all, or Trainer's two; give names=[[...], ...], the names in each group"
-    )
-
-
-def _original_names(model: nn.Module) -> Iterator[str]:
-    """The names that ``named_parameters()`` gave before ``split_fused``, of what is trained, each once."""
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        prefix, split = canonical_name(f"{path}.") if path else "", split_state(module)
-        if "parametrizations" in path.split("."):
+        if not entry.state:  # one that was never stepped, or is trained only now
             continue
-        for leaf in split.order if split else module._parameters:
-            own = module._parameters.get(leaf)
-            if own is not None and (id(own) in seen or not own.requires_grad):
-                continue
-            if own is not None or (split and leaf in split.leaves):
-                seen.add(id(own))
-                yield f"{prefix}{leaf}"
+        if any_sharded([parameter, *entry.state.values()]):
+            raise ValueError(f"the state of {name} is sharded: adopt the full state before fully_shard")
+        state, missing = _converted(name, entry, optimizer, group, parameter, partition, known)
+        if missing:
+            fresh[name] = missing
+            continue
+        found[parameter] = state
+        if entry.steps is not None:
+            counts[id(group)] = max(counts.get(id(group), 0), entry.steps)
+    _check_left({name: entry for name, entry in given.items() if name not in used}, model, changed)
+    for parameter, state in found.items():
+        optimizer.state[parameter] = state
+    for group in optimizer.param_groups:
+        if id(group) in counts and any(
+            kept and kept[1] for key, kept in known.items() if key[0] == id(group)
+        ):
+            group["step"] = counts[id(group)]
+    if fresh:
+        needed = ", ".join(dict.fromkeys(key for missing in fresh.values() for key in missing))
+        warnings.warn(
+            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(fresh)} parameters "
+            f"({listed(list(fresh))}), so these start without state; warm the learning rate up again for them",
+            stacklevel=2,
+        )
 
 
-def _fused_name(name: str) -> str:
-    found = _PART.fullmatch(name)
-    return f"{found['before']}{found['leaf']}" if found else name
+def _converted(
+    name: str,
+    entry: Entry,
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameter: nn.Parameter,
+    partition: list[int] | None,
+    known: dict[Any, Any],
+) -> tuple[State, list[str]]:
+    """The state of one parameter as the new optimizer keeps it, and what is missing for it."""
+    kept = learn_kept_state(optimizer, group, parameter, known)
+    try:
+        if kept is None:
+            return copied(entry.state, group, parameter), []
+        second = shape_of_second(optimizer, parameter, partition)
+        found = converted(entry.state, entry.steps, entry.group, kept, group, parameter, second)
+    except ValueError as error:
+        key, _, rest = str(error).partition(" ")
+        raise ValueError(f"{key} of {name} {rest}") from None
+    return ({}, found) if isinstance(found, list) else (found, [])
 
 
-def _parameters_of(optimizer: Optimizer) -> Iterator[tuple[str, tuple[nn.Parameter, Sequence[int] | None]]]:
+def _check_left(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
+    """Refuse moments that no parameter took, but those of parameters that the model has frozen since."""
+    own = {fused_name(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)}
+    strange = [name for name in left if fused_name(name) not in own]
+    frozen = [name for name, entry in left.items() if entry.state and changed == "error"]
+    if strange or frozen:
+        shown = strange or frozen
+        raise ValueError(
+            f"the old state has moments of {len(shown)} parameters that the new optimizer does not train "
+            f"({listed(sorted(shown))}): "
+            + (
+                "is it this model's?"
+                if strange
+                else 'if they were frozen since, adopt_state(..., changed="adopt") leaves them out'
+            )
+        )
+
+
+def _parameters_of(optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, dict[str, Any], list[int] | None]]:
+    """By canonical name, each parameter with its group and its pieces."""
+    found = {}
     for group in optimizer.param_groups:
         if "names" not in group:
             raise ValueError(
                 "a group of the new optimizer has no names: make the groups with param_groups(model, lr)"
             )
-        cut = group["partitions"] if isinstance(optimizer, AdamMini) else [None] * len(group["params"])
+        cut = group.get("partitions") or [None] * len(group["params"])
         for name, parameter, partition in zip(group["names"], group["params"], cut):
-            yield canonical_name(name), (parameter, partition)
+            found[canonical_name(name)] = (parameter, group, partition)
+    return found
 
 
 # Layouts -------------------------------------------------------------------------------------------
@@ -172,30 +181,40 @@ def _layouts(model: nn.Module) -> dict[str, Concatenation]:
 
 
 def _for(
-    name: str, given: Mapping[str, State], fused: Mapping[str, Concatenation]
-) -> tuple[State, list[str]]:
+    name: str, given: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
+) -> tuple[Entry, list[str]]:
     """The old state of a parameter in its present layout, and the names that it is from."""
     if name in given:
         return given[name], [name]
-    part, layout = _PART.fullmatch(name), fused.get(_fused_name(name))
-    if part and layout and _fused_name(name) in given:
-        whole = given[_fused_name(name)]
-        return {key: _part(value, layout, int(part["index"])) for key, value in whole.items()}, [
-            _fused_name(name)
+    part, layout = PART.fullmatch(name), fused.get(fused_name(name))
+    if part and layout and fused_name(name) in given:
+        whole = given[fused_name(name)]
+        cut = {key: _part(key, value, layout, int(part["index"])) for key, value in whole.state.items()}
+        return whole._replace(state={key: value for key, value in cut.items() if value is not _UNKNOWN}), [
+            fused_name(name)
         ]
     if layout:
         path, _, leaf = name.rpartition(".")
         prefix = f"{path}.parametrizations" if path else "parametrizations"
         names = [f"{prefix}.{leaf}.original{i}" for i in range(len(layout.sizes))]
-        if all(each in given for each in names):
-            return _joined([given[each] for each in names], layout), names
+        entries = [given[each] for each in names if each in given]
+        if len(entries) == len(names) and len({bool(entry.state) for entry in entries}) == 1:
+            return entries[0]._replace(state=_joined([each.state for each in entries], layout)), names
+    if changed == "adopt":
+        return Entry({}, None, {}), []
     raise ValueError(
-        f"the old state has nothing for {name}; it has {_list(sorted(given))}: is it this model's?"
+        f"the old state has nothing for {name}; it has {listed(sorted(given))}: is it this model's? If {name} was "
+        'frozen then, adopt_state(..., changed="adopt") starts it without state'
     )
 
 
-def _part(value: Any, layout: Concatenation, index: int) -> Any:
+def _part(key: str, value: Any, layout: Concatenation, index: int) -> Any:
+    """What a moment of a fused weight says of one part; _UNKNOWN where it is of another form."""
+    if isinstance(value, (list, tuple)):  # SOAP's matrices are of the whole weight
+        return _UNKNOWN
     if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if value.shape[layout.dim] == 1 != sum(layout.sizes):  # one for all outputs, as Adafactor keeps it
         return value
     if value.shape[layout.dim] != sum(layout.sizes):
         raise ValueError(
@@ -208,6 +227,8 @@ def _part(value: Any, layout: Concatenation, index: int) -> Any:
 def _joined(states: Sequence[State], layout: Concatenation) -> State:
     joined: State = {}
     for key, first in states[0].items():
+        if isinstance(first, (list, tuple)) or not all(key in state for state in states):
+            continue
         values = [state[key] for state in states]
         if isinstance(first, Tensor) and first.ndim:
             shapes = [_spread_shape(value, size, layout.dim) for value, size in zip(values, layout.sizes)]
@@ -220,39 +241,3 @@ def _joined(states: Sequence[State], layout: Concatenation) -> State:
 def _spread_shape(value: Tensor, size: int, dim: int) -> torch.Size:
     """The shape with every output of a part apart: the inputs may still be one for all."""
     return torch.Size(size if d == dim else n for d, n in enumerate(value.shape))
-
-
-# Moments -------------------------------------------------------------------------------------------
-
-
-def _fitted(name: str, key: str, value: Any, parameter: Tensor, partition: Sequence[int] | None) -> Any:
-    """A moment as the new optimizer keeps it: repeated over what it stands for, or averaged over pieces."""
-    if not isinstance(value, Tensor) or value.ndim == 0:
-        return value.clone() if isinstance(value, Tensor) else value
-    if any_sharded([value, parameter]):
-        raise ValueError(f"{key} of {name} is sharded: adopt the full state before fully_shard")
-    wanted = torch.Size(partition if partition and key == "exp_avg_sq" else parameter.shape)
-    if value.shape != wanted:
-        fits = value.ndim == len(wanted) and all(
-            max(a, b) % min(a, b) == 0 for a, b in zip(value.shape, wanted)
-        )
-        if not fits or key != "exp_avg_sq":
-            raise ValueError(
-                f"{key} of {name} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: "
-                "is it this model's?"
-            )
-        value = _averaged(spread(value, parameter.shape), wanted)
-    return value.detach().to(parameter.device).clone(memory_format=torch.contiguous_format)
-
-
-def _averaged(value: Tensor, pieces: torch.Size) -> Tensor:
-    """The mean over each piece."""
-    for dim, count in enumerate(pieces):
-        if value.shape[dim] != count:
-            value = torch.unflatten(value, dim, (count, -1)).mean(dim + 1)
-    return value
-
-
-def _list(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

@@ -11,9 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule
+from blockwise_lr.optim.saved_groups import MOVES
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.updates import READABLE, unit_updates
 from blockwise_lr.sharpness.processes import is_sharded, is_split, local, sharded_like
@@ -40,6 +42,9 @@ class AutoRatios:
     A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio``
     and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed
     run goes on to the bit.
+
+    The object works through a hook on the optimizer until :meth:`close`, or the end of a ``with`` block, removes it.
+    The ratios then stay as they are. An optimizer has one AutoRatios at most: a new one closes the one before.
 
     Args:
         optimizer: torch's Adam or AdamW, or AdamMini, on the groups of :func:`blockwise_lr.param_groups`.
@@ -73,7 +78,29 @@ class AutoRatios:
             raise ValueError(f"auto compares blocks, and the optimizer has only {', '.join(self._groups)}")
         self._anchor = _anchor(self._groups)
         self.cosines: dict[Block, float] = {}
-        optimizer.register_step_pre_hook(self._before_step)
+        self._bounded = False  # whether the log has said that the run is too short for a ratio
+        for group in optimizer.param_groups:
+            group[MOVES] = True  # a state with other ratios is then no other setting
+        if (earlier := auto_of(optimizer)) is not None:
+            earlier.close()
+        self._hook: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
+
+    def close(self) -> None:
+        """Remove the hook from the optimizer: the ratios stay as they are. Closing again changes nothing."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called, or a newer AutoRatios has taken over the optimizer."""
+        return self._hook is None
+
+    def __enter__(self) -> AutoRatios:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @property
     def _groups(self) -> dict[Block, list[dict[str, Any]]]:
@@ -89,9 +116,12 @@ class AutoRatios:
         return {block: float(groups[0]["lr_ratio"]) for block, groups in self._groups.items()}
 
     def due(self, step: int) -> bool:
-        """Whether the ratios move before the update that follows `step` others."""
-        # The first update has learning rate 0, so nothing answers it.
-        if step < max(2, self.rule.start * self._schedule.total_steps):
+        """Whether the ratios move before the update that follows `step` others; never once closed."""
+        if self.closed:
+            return False
+        # A gradient answers the update before it, and an update at learning rate 0 has changed nothing.
+        first = 2 if self._schedule.begins_at_zero else 1
+        if step < max(first, self.rule.start * self._schedule.total_steps):
             return False
         interval = self._interval(step)
         return interval > 0 and step % interval == 0
@@ -100,8 +130,10 @@ class AutoRatios:
         """Whether :meth:`watch` wants the loss of the update that follows `step` others.
 
         From `start` to the end of the run: ratios that rest can be too high, too. Reading a loss waits for a GPU, so it
-        is read about as often as `rule.measurements` says.
+        is read about as often as `rule.measurements` says. Once closed, none is wanted.
         """
+        if self.closed:
+            return False
         return step >= self.rule.start * self._schedule.total_steps and step % self._spacing == 0
 
     @property
@@ -122,7 +154,15 @@ class AutoRatios:
 
         Returns:
             Whether the ratios were backed off; the losses of then are where the guard starts anew.
+
+        Raises:
+            RuntimeError: the object is closed.
         """
+        if self.closed:
+            raise RuntimeError(
+                "this AutoRatios is closed, so it no longer moves the ratios of its optimizer: make another one, "
+                "AutoRatios(optimizer, schedule), or watch with the newer one that the optimizer has"
+            )
         if not math.isfinite(loss):
             return False
         memory = self._optimizer.param_groups[0]  # saved with the optimizer
@@ -166,9 +206,19 @@ class AutoRatios:
         gain = rule.gain * self._interval(self._schedule.last_epoch) / total
         anchored = rule.anchor == "ffn" and self._anchor in signals
         anchor = signals[self._anchor] if anchored else sum(signals.values()) / len(signals)
-        low, high = math.log(rule.low), math.log(rule.high)
+        # With an equal slope a higher ratio warms up for longer, and the run has to hold the whole warm-up.
+        longest = self._schedule.largest_ratio
+        low, high = math.log(rule.low), math.log(min(rule.high, longest))
         # A block without gradient has no signal and stays where it is.
         logs = {b: math.log(ratios[b]) + gain * (signal - anchor) for b, signal in signals.items()}
+        if longest < rule.high and not self._bounded and max(logs.values()) > high:
+            self._bounded = True
+            _LOGGER.warning(
+                "step %d: no ratio goes above %.3g, since its warm-up at an equal slope would not fit the run: warm up "
+                "for fewer steps or train for longer",
+                self._schedule.last_epoch,
+                longest,
+            )
         self._set({block: min(max(log, low), high) for block, log in logs.items()})
 
     def _set(self, logs: Mapping[Block, float]) -> None:
@@ -180,6 +230,12 @@ class AutoRatios:
                 if "peak_weight_decay" in group:  # decay="constant": the same decay a step at any ratio
                     group["peak_weight_decay"] /= factor
                 group["lr_ratio"] = math.exp(log)
+
+
+def auto_of(optimizer: Optimizer) -> AutoRatios | None:
+    """The AutoRatios that moves this optimizer's ratios, if there is one that is not closed."""
+    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, AutoRatios)), None)
 
 
 def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optimizer) -> dict[Block, float]:

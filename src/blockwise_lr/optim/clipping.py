@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.optim.by_block import check_by_block
 from blockwise_lr.optim.gradients import (
@@ -59,7 +60,7 @@ def clip_grad_norm_by_block(
 
     Raises:
         ValueError: a norm out of range, an unknown block, one named for a part of a fused weight that was not split, or
-            FSDP1.
+            FSDP1, or a sparse gradient.
         RuntimeError: with error_if_nonfinite; names blocks and parameters and says what is in them. Nothing was
             clipped then.
 
@@ -70,6 +71,7 @@ def clip_grad_norm_by_block(
         >>> bool(norms[Block.NORM] > 1), list(norms)
         (True, [<Block.EMB: 'emb'>, <Block.NORM: 'norm'>])
     """
+    check_model(model, "clip_grad_norm_by_block")
     limits = resolve_max_norm(max_norm)
     return clip_members(members(model, blocks), limits, norm_type, error_if_nonfinite).by_block
 

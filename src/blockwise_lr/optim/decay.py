@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
+from blockwise_lr.arguments import check_number, is_number
 from blockwise_lr.blocks import Block
 from blockwise_lr.blocks.block import Assignment
 from blockwise_lr.optim.by_block import check_by_block
@@ -53,6 +54,8 @@ def resolve_decay(
         return rest | given, decay
     if isinstance(weight_decay, str):
         if weight_decay not in ("coupled", "constant"):
+            if is_number(weight_decay):
+                check_number(weight_decay, "weight_decay", "0.1")
             raise ValueError(
                 f"weight_decay is {weight_decay!r}; expected a number, "
                 'numbers by block such as {"norm": 0}, "coupled" or "constant"'
@@ -121,6 +124,7 @@ def _in_range(value: float) -> bool:
 
 
 def _checked(value: float) -> float:
+    value = check_number(value, "weight_decay", "0.1")
     if not _in_range(value):
         raise ValueError(f"weight_decay is {value}; expected {_EXPECTED}")
     return value

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Piece
 from blockwise_lr.optim.along import Direction, dots, slope_and_curvature
@@ -86,6 +87,7 @@ def measure_directional(
         >>> report[Block.VO].best_lr / report[Block.VO].lr  # doctest: +SKIP
         0.12
     """
+    check_model(model, "measure_directional")
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper

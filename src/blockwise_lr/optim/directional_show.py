@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
+from blockwise_lr.extras import missing
 from blockwise_lr.optim.directional_report import DirectionalReport
 from blockwise_lr.optim.measured import ratios_from_sharpness
 from blockwise_lr.optim.slope import Slope, short
@@ -102,9 +103,7 @@ def _rich() -> Any:
     try:
         from rich import table
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "tables need rich: pip install 'blockwise-lr[train]'", name="rich"
-        ) from None
+        raise missing("tables need", "rich", "train") from None
     return table
 
 

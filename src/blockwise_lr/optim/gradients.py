@@ -11,18 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify
+from blockwise_lr.sharpness.dense import check_gradient
 from blockwise_lr.sharpness.processes import is_sharded
 
 Groups = Sequence[Mapping[str, Any]]
 Members = dict[Block, dict[str, nn.Parameter]]
 """Parameters with a gradient, by block and name."""
 
+_WHAT = "a norm by block"  # in messages
+
 # A map is good for as long as the model has the same trainable parameters: split_fused and merge_fused rename them.
 _MAPS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], BlockMap]] = WeakKeyDictionary()
 
 
 def members(model: nn.Module, blocks: BlockMap | Groups | None) -> Members:
-    """The parameters that have a gradient, by block, in the model's order or in that of the groups."""
+    """The parameters that have a gradient, by block, in the model's order or in that of the groups.
+
+    Raises:
+        ValueError: FSDP1; a group without block; a sparse gradient.
+    """
     if type(model).__name__ == "FullyShardedDataParallel":
         raise ValueError(
             "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: "
@@ -35,12 +42,14 @@ def members(model: nn.Module, blocks: BlockMap | Groups | None) -> Members:
                 raise ValueError("a parameter group has no block: make them with param_groups(model, lr)")
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is not None:
+                    check_gradient(name, parameter.grad, _WHAT)
                     found.setdefault(Block(group["block"]), {})[name] = parameter
         return found
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     blocks = _map(model, tuple(trainable)) if blocks is None else blocks
     for name, parameter in trainable.items():
         if parameter.grad is not None:
+            check_gradient(name, parameter.grad, _WHAT)
             found.setdefault(blocks[name], {})[name] = parameter
     return found
 
@@ -110,7 +119,10 @@ def _foreach_norms(gradients: Sequence[Tensor], norm_type: float) -> list[Tensor
         alike.setdefault((gradient.device, gradient.dtype, mesh_of(gradient)), []).append(i)
     norms: dict[int, Tensor] = {}
     for places in alike.values():
-        norms.update(zip(places, torch._foreach_norm([gradients[i] for i in places], norm_type)))
+        empty = [i for i in places if not gradients[i].numel()]  # has no largest element
+        norms.update((i, gradients[i].new_zeros(()).abs()) for i in empty)
+        if full := [i for i in places if gradients[i].numel()]:
+            norms.update(zip(full, torch._foreach_norm([gradients[i] for i in full], norm_type)))
     return [norms[i] for i in range(len(gradients))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -14,6 +14,8 @@ from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.optim.adam_mini import name_of
+from blockwise_lr.sharpness.dense import check_gradient, check_real
 from blockwise_lr.sharpness.processes import is_sharded
 
 if TYPE_CHECKING:
@@ -71,9 +73,11 @@ class Muon(Optimizer):
     r"""Muon on every matrix of QK, VO and FFN, AdamW on everything else, at one base learning rate.
 
         B <- mu B + (1 - mu) g
-        W <- W - lr (0.2 sqrt(max(a, b)) NS((1 - mu) g + mu B) + decay W)                       (a, b) = W.shape
+        W <- W - lr (0.2 sqrt(max(a, b)) NS((1 - mu) g + mu B) + decay W)                W has a outputs, b inputs
 
-    NS is torch's Newton-Schulz orthogonalisation, in bfloat16. A stack of experts (E, a, b) is E matrices. What Muon is
+    NS is torch's Newton-Schulz orthogonalisation, in bfloat16. A stack of experts (E, a, b) is E matrices. Groups say
+    which dimension of each matrix counts outputs (``output_dims``: columns for Conv1D and for experts stored as
+    (E, inputs, outputs)); rows do in groups of your own that do not say. What Muon is
     not for (embeddings, heads, norms, biases, routers, convolutions, matrices with a side below `min_side`, which have
     next to no spectrum to level) goes to AdamW: :meth:`reasons` says so by name. A matrix that a model itself fuses
     within one block (gate and up projection in one) is orthogonalised as one.
@@ -93,7 +97,8 @@ class Muon(Optimizer):
         ns_steps: iterations of Newton-Schulz. Default 5.
         adjust_lr_fn: "match_rms_adamw" (default) scales the update by ``0.2 sqrt(max(a, b))``, so that its root mean
             square is 0.2 whatever the shape, as AdamW's about is, and one base learning rate and decay serve both
-            halves; "original" by ``sqrt(max(1, a / b))``, which wants a learning rate of its own for the matrices.
+            halves; "original" by ``sqrt(max(1, a / b))``, a outputs over b inputs, which wants a learning rate of its
+            own for the matrices.
         min_side: see above. Default 8.
 
     Raises:
@@ -159,7 +164,11 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            RuntimeError: a sparse gradient or a complex parameter.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -167,17 +176,27 @@ class Muon(Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                if p.grad.is_sparse or p.is_complex():
-                    raise RuntimeError(
-                        f"Muon takes dense real gradients; one of shape {tuple(p.shape)} is not"
-                    )
+                check_gradient(name_of(p, group), p.grad, "Muon")
+                check_real(name_of(p, group), p, "Muon")
             if group["algorithm"] == "muon":
-                self._step_muon(group, parameters)
+                outputs = group.get("output_dims", [-2] * len(group["params"]))
+                by_columns = {p for p, dim in zip(group["params"], outputs) if dim % p.ndim == p.ndim - 1}
+                self._step_muon(group, parameters, by_columns)
             else:
                 self._step_adamw(group, parameters)
         return loss
 
-    def _step_muon(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, but keep this model's ``output_dims``, which older state dicts do not have."""
+        kept = [group.get("output_dims") for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, outputs in zip(self.param_groups, kept):
+            if outputs is not None:
+                group["output_dims"] = outputs
+
+    def _step_muon(
+        self, group: dict[str, Any], parameters: Sequence[Tensor], by_columns: Collection[Tensor]
+    ) -> None:
         for p in parameters:
             state = self.state[p]
             if "momentum_buffer" not in state:
@@ -186,7 +205,7 @@ class Muon(Optimizer):
             sharded: tuple[Tensor, ...] = (p.detach(), p.grad, state["momentum_buffer"])
             whole = [cast("DTensor", t).full_tensor() if is_sharded(t) else t for t in sharded]
             torch_muon(
-                *(list(_matrices(tensor)) for tensor in whole),
+                *(list(_matrices(tensor, transposed=p in by_columns)) for tensor in whole),
                 lr=group["lr"],
                 weight_decay=group["weight_decay"],
                 momentum=group["momentum"],
@@ -251,14 +270,15 @@ def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
         mine = [i for i, rule in enumerate(rules) if rule == algorithm]
         if mine:
             part = {**group, "algorithm": algorithm, "params": [parameters[i] for i in mine]}
-            for each in ("names", "partitions"):  # one entry for each parameter
+            for each in ("names", "partitions", "output_dims"):  # one entry for each parameter
                 if each in group:
                     part[each] = [group[each][i] for i in mine]
             yield part
 
 
-def _matrices(tensor: Tensor) -> Sequence[Tensor]:
-    """The matrix, or the matrices of a stack, as views that an update in place reaches."""
+def _matrices(tensor: Tensor, *, transposed: bool) -> Sequence[Tensor]:
+    """The matrix, or the matrices of a stack, as (outputs, inputs): views that an update in place reaches."""
+    tensor = tensor.mT if transposed else tensor
     return (tensor,) if tensor.ndim == 2 else tensor.unbind(0)
 
 

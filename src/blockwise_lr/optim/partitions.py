@@ -10,7 +10,8 @@ from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.interleaved import HEADS, setting
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.blocks.projection import Projection
-from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, output_dim
+from blockwise_lr.blocks.topology import CONVOLUTIONS, Site
+from blockwise_lr.optim.orientation import output_dim_of
 
 Partition = tuple[int, ...]
 """Into how many equal pieces each dimension of a parameter is cut."""
@@ -23,8 +24,6 @@ _KEY_HEADS = (
 )  # fmt: skip
 # They make a latent of the queries, of which another matrix makes heads (MLA).
 _LOW_RANK = {"q_a_proj", "wq_a"}
-# Experts in a stack whose matrices are (inputs, outputs), of classes that do not say so by `is_transposed`.
-_TRANSPOSED = {"Llama4TextExperts"}
 
 
 def partitions(model: nn.Module, blocks: BlockMap) -> dict[str, Partition | None]:
@@ -80,7 +79,7 @@ def _partition(site: Site, block: Block, facts: ModelFacts) -> Partition | None:
         return (1,) * len(shape) if block is Block.NORM and not site.leaf.endswith("bias") else shape
     if block is Block.QKV:
         return None
-    output = _output_dim(site)
+    output = output_dim_of(site, block, facts)
     pieces: int | None = shape[output]
     projection = facts.projection(site)
     if block is Block.QK and projection is not None and site.child not in _LOW_RANK:
@@ -90,16 +89,6 @@ def _partition(site: Site, block: Block, facts: ModelFacts) -> Partition | None:
     stacked = 0 if isinstance(site.module, CONVOLUTIONS) else len(shape) - 2
     cut = (size if dim < stacked else 1 for dim, size in enumerate(shape))
     return tuple(pieces if dim == output else one for dim, one in enumerate(cut))
-
-
-def _output_dim(site: Site) -> int:
-    """The dimension that counts outputs: rows, but of transformers' Conv1D and of transposed stacks columns."""
-    if site.param.ndim < 3:
-        return output_dim(site.module)
-    if isinstance(site.module, CONVOLUTIONS):
-        return 0
-    transposed = getattr(site.module, "is_transposed", site.type_name in _TRANSPOSED)
-    return site.param.ndim - (1 if transposed else 2)
 
 
 def _heads(site: Site, projection: Projection, width: int, facts: ModelFacts) -> int | None:

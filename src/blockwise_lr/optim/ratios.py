@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
@@ -19,6 +20,16 @@ from blockwise_lr.optim.trajectory import reports_of
 from blockwise_lr.sharpness import SharpnessReport
 
 Ratios = (
+    Mapping[Block, float]
+    | Mapping[str, float]
+    | SharpnessReport
+    | DirectionalReport
+    | Sequence[DirectionalReport]
+    | AutoRule
+    | str
+)
+
+UnnamedRatios = (
     Mapping[Block, float]
     | Mapping[str, float]
     | SharpnessReport
@@ -54,21 +65,24 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     Args:
         ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport, a
             DirectionalReport or a sequence of these stands for ``ratios_from_sharpness(report)``,
-            an AutoRule for those it begins with.
+            an AutoRule for those it begins with, and a name of :data:`NAMED_RATIOS` ("paper", "measured",
+            "uniform", "quickstart") for those.
 
     Raises:
-        ValueError: a key that is no block, or a ratio that is not a positive finite number.
+        ValueError: an unknown name, a key that is no block, or a ratio that is not a positive finite number.
+        TypeError: neither a mapping nor any of the others.
 
     Example:
-        >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB]
-        (8.0, 1.0)
+        >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB], resolve_ratios("paper")[Block.EMB]
+        (8.0, 1.0, 10.0)
     """
-    if isinstance(ratios, (SharpnessReport, DirectionalReport, Sequence)):
-        ratios = ratios_from_sharpness(ratios)
-    elif isinstance(ratios, AutoRule):
-        ratios = starting_ratios(ratios)
+    found = named_ratios(ratios)
+    if isinstance(found, (SharpnessReport, DirectionalReport, Sequence)):
+        found = ratios_from_sharpness(found)
+    elif isinstance(found, AutoRule):
+        found = starting_ratios(found)
     given = check_by_block(
-        ratios, "ratios", lambda value: math.isfinite(value) and value > 0, "a finite number above 0"
+        found, "ratios", lambda value: math.isfinite(value) and value > 0, "a finite number above 0"
     )
     return dict.fromkeys(Block, 1.0) | given
 
@@ -82,6 +96,67 @@ NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
     }
 )
 """The ratios that command lines know by name."""
+
+
+def named_ratios(ratios: Ratios, *, auto: bool = False) -> UnnamedRatios:
+    """The ratios that a name stands for; ratios of any other kind as they are.
+
+    Args:
+        ratios: as :func:`resolve_ratios` takes them.
+        auto: whether "auto" is a name too, for a rule that moves the ratios in the run.
+
+    Raises:
+        ValueError: no such name; lists the names, and says how to read a file.
+        TypeError: neither a mapping nor a report nor a rule.
+
+    Example:
+        >>> named_ratios("measured") is MEASURED_RATIOS
+        True
+    """
+    if isinstance(ratios, str):
+        return _by_name(ratios, auto=auto)
+    if isinstance(ratios, Sequence) and ratios and not isinstance(ratios[0], DirectionalReport):
+        raise TypeError(f"ratios is a {type(ratios).__name__}; {_EXPECTED}")
+    if not isinstance(ratios, (Mapping, Sequence, SharpnessReport, DirectionalReport, AutoRule)):
+        if isinstance(ratios, os.PathLike):
+            raise TypeError(f"ratios is a path, {os.fspath(ratios)}; {_how_to_read(os.fspath(ratios))}")
+        raise TypeError(f"ratios is {ratios!r:.60}; {_EXPECTED}")
+    return cast("UnnamedRatios", ratios)  # str is a Sequence to mypy
+
+
+_EXPECTED = (
+    'expected a name such as "paper", a mapping such as {"emb": 10, "qk": 8}, or a report of a measurement'
+)
+
+
+def _by_name(text: str, *, auto: bool) -> UnnamedRatios:
+    if text in NAMED_RATIOS:
+        return NAMED_RATIOS[text]
+    names = ", ".join(map(repr, NAMED_RATIOS))
+    rule = parse_auto(text)
+    if rule is not None and auto:
+        return rule
+    if rule is not None:
+        raise ValueError(
+            f"ratios is {text!r}, ratios that move in the run: give them to BlockwiseTrainer, or in a loop of your own "
+            "use ratios=AutoRule() and AutoRatios(optimizer, schedule, AutoRule()); expected a name that stands for "
+            f"fixed ones ({names})"
+        )
+    if text.endswith(".json") or _is_file(text):
+        raise ValueError(f"ratios is {text!r}, the name of a file; {_how_to_read(text)}")
+    if "=" in text:
+        raise ValueError(f'ratios is {text!r}; expected a mapping here, such as {{"emb": 4, "vo": 0.5}}')
+    also = ', "auto"' if auto else ""
+    raise ValueError(
+        f"ratios is {text!r}; the names are {names.replace(chr(39), chr(34))}{also}; {_EXPECTED}"
+    )
+
+
+def _how_to_read(path: str) -> str:
+    return (
+        f"read it first: ratios=json.load(open({path!r})) for {{block: ratio}}, or "
+        f"ratios=SharpnessReport.from_json({path!r}) or DirectionalReport.from_json({path!r}) for a measurement"
+    )
 
 
 def starting_ratios(rule: AutoRule) -> Mapping[Block, float]:
@@ -113,7 +188,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
         return dict(starting_ratios(rule))
     if _is_file(text):
         try:
-            values = json.loads(Path(text).read_text(encoding="utf-8"))
+            values = json.loads(Path(text).read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(
                 f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'

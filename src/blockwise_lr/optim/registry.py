@@ -12,7 +12,9 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model, check_options
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.extras import missing
 from blockwise_lr.optim.decay import NoDecay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios
@@ -68,9 +70,7 @@ class OptimizerEntry:
             found = getattr(importlib.import_module(module_name), attribute)
         except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
             if isinstance(error, ImportError) and module_name == "pytorch_optimizer":
-                raise ModuleNotFoundError(
-                    f"optimizer {self.name} needs the package pytorch_optimizer: pip install 'blockwise-lr[optimizers]'"
-                ) from None
+                raise missing(f"optimizer {self.name} needs", "pytorch_optimizer", "optimizers") from None
             raise ValueError(
                 f"optimizer {self.name}: {error}; expected module:Class, such as torch.optim:RAdam"
             ) from None
@@ -236,6 +236,8 @@ def build_optimizer(
         >>> [(g["block"], g["lr"]) for g in build_optimizer("adafactor", model, 1e-2).param_groups]
         [('norm', 0.01), ('emb', 0.1)]
     """
+    check_model(model, "build_optimizer")
+    check_options(options, "build_optimizer")
     cls, defaults = optimizer_class(name)
     takes = [key for key, p in inspect.signature(cls).parameters.items() if p.kind is not p.VAR_KEYWORD]
     unknown = sorted(set(options) - set(takes))

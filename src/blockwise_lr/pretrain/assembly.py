@@ -47,6 +47,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         use_cpu=config.device == "cpu",
         bf16=False,  # PretrainTrainer enters autocast itself
         torch_compile=config.compile,
+        tf32=False,  # PretrainTrainer switches it on by itself, for the training steps alone
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
         logging_first_step=False,
@@ -99,6 +100,7 @@ def make_trainer(
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
+        warmup_start=optim.warmup_start,
         weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
         no_decay=parse_no_decay(optim.no_decay),
         decay=optim.decay,
@@ -108,10 +110,12 @@ def make_trainer(
         keep_checkpoints=config.keep_checkpoints,
         tokens_per_step=sequences * context,
         autocast_bf16=config.precision == "bf16",
+        tf32=config.tf32,
         guard=guard,
     )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_EvaluateAtTheEnd())
+    trainer.add_callback(_OwnIntervals())
     if sharpness is not None:
         trainer.add_callback(sharpness)
     return trainer
@@ -120,6 +124,13 @@ def make_trainer(
 def _auto_rule(config: TrainConfig) -> AutoRule | None:
     rule = parse_auto(config.optim.ratios)
     return rule and replace(rule, re_measure=config.optim.re_measure)
+
+
+class _OwnIntervals(TrainerCallback):
+    """The intervals are those of this command: Trainer resumes with those that the checkpoint was saved with."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        state.compute_steps(args, state.max_steps)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):

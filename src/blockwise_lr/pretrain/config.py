@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin,
 import tyro
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.registry import optimizer_entry
-from blockwise_lr.sharpness import Estimator
+from blockwise_lr.estimator import Estimator
 
 
 @dataclass(frozen=True)
@@ -104,9 +103,12 @@ class OptimConfig:
     schedule: Literal["cosine", "wsd"] = "cosine"
     """Shape of the learning rate over the steps."""
     warmup_fraction: float = 0.02
-    """Linear warm-up from 0, as a share of the steps."""
+    """Linear warm-up, as a share of the steps."""
     warmup_steps: int | None = None
     """Linear warm-up in steps; takes precedence over warmup_fraction."""
+    warmup_start: Literal["above_zero", "zero"] = "above_zero"
+    """"above_zero": the first update has the peak divided by the warm-up's steps; "zero": it has a learning rate of 0,
+    as in the authors' code and in runs of earlier versions."""
     warmup: Literal["shared", "equal_slope"] = "shared"
     """"shared": every block warms up over the same steps; "equal_slope": over ratio times as many."""
     floor_fraction: float = 0.05
@@ -124,6 +126,8 @@ class OptimConfig:
             >>> OptimConfig(optimizer="lion", beta2=0.99).resolved().beta1
             0.95
         """
+        from blockwise_lr.optim.registry import optimizer_entry  # not at the top: it brings torch
+
         try:
             entry = optimizer_entry(self.optimizer)
         except (ValueError, ImportError) as error:
@@ -152,11 +156,15 @@ class TrainConfig:
     """Seed of the initial weights; None: seed."""
     data_seed: int | None = None
     """Seed of the data order; None: seed."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast.
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast; "auto": bf16 where the
+    device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains ten times slower.
     Evaluation is always in fp32."""
+    tf32: bool = False
+    """With --precision fp32 on a GPU: compute matrix products of the training steps in TF32, which keeps 10 bits of
+    the mantissa. Evaluation and measurements stay in full fp32."""
     compile: bool = False
-    """Compile the model with torch.compile."""
+    """Compile the model with torch.compile. TF32 stays off: see tf32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; "auto": a GPU if there is one."""
     log_every: int = 10
@@ -204,8 +212,13 @@ _LATER_FIELDS: Mapping[str, Any] = {
     "optim.weight_decay_by_block": "",
     "optim.clip_by_block": "",
     "optim.on_nonfinite": "stop",
+    "optim.warmup_start": "zero",
 }
 """Fields that came later, with the value that changes nothing: runs from before are the same runs."""
+
+
+_SAVED_FIELDS = frozenset({"optimizer", "base_lr", "schedule", "warmup_fraction", "floor_fraction"})
+"""Fields of `optim` that every saved configuration has. A configuration written by hand names a few fields only."""
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
@@ -237,6 +250,8 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """The configuration that :meth:`TrainConfig.to_dict` gave.
 
+    A saved configuration without ``optim.warmup_start`` is of an earlier version, and means "zero".
+
     Raises:
         UserError: no such mapping, a field that does not exist, or a value of another type than the field's.
 
@@ -246,6 +261,10 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"configuration: it is {type(values).__name__}; expected an object of fields")
+    optim = values.get("optim")
+    if isinstance(optim, Mapping) and optim.keys() >= _SAVED_FIELDS:
+        # Its warm-up began at 0 when the run was trained, whatever the default is now.
+        values = {**values, "optim": {"warmup_start": "zero", **optim}}
     return _from_dict(TrainConfig, values, "")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_text_atomic
-from blockwise_lr.pretrain.cache import cache_folder, key, only_one
+from blockwise_lr.pretrain.cache import cache_folder, key, only_one, using
 from blockwise_lr.pretrain.config import DataConfig
 from blockwise_lr.pretrain.nanogpt import find_bins, load_bins
 from blockwise_lr.pretrain.progress import documents_bar
@@ -119,6 +119,13 @@ def _prepare(
 ) -> tuple[dict[str, TokenShards], PreTrainedTokenizerFast, dict[str, Any]]:
     source = open_source(config)
     cache = cache_folder(config)
+    with using(cache):
+        return _prepare_in(cache, source, config, vocab_size, progress)
+
+
+def _prepare_in(
+    cache: Path, source: Source, config: DataConfig, vocab_size: int, progress: bool
+) -> tuple[dict[str, TokenShards], PreTrainedTokenizerFast, dict[str, Any]]:
     identity = {**source.identity(), "max_documents": config.max_documents, "format": FORMAT_VERSION}
     slug = re.sub(r"[^\w.-]+", "-", source.name).strip("-.")[-40:] or "text"
     if config.tokenizer == "bpe":
@@ -197,6 +204,9 @@ def _trained_tokenizer(
                     trained = train_bpe(training(), vocab_size)
                 folder.mkdir(exist_ok=True)
                 write_text_atomic(path, trained.to_str())
+    path.open(
+        "rb"
+    ).close()  # the tokenizers library has no error of its own for a file that is another user's
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.checkpoint import newest_whole
+from blockwise_lr.pretrain.checkpoint import checkpoint_step, newest_whole
 from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
 
 CONFIG, RESULT = "config.json", "result.json"
+CHANGES = "changes"
+"""In config.json and result.json: at which steps of the run its number of steps was changed, and to what."""
 
 
 def missing(path: Path) -> list[Path]:
@@ -31,15 +34,46 @@ def take_back(made: Sequence[Path]) -> None:
             path.rmdir()
 
 
+def as_begun(config: TrainConfig, out: Path, say: Callable[[str], None]) -> TrainConfig:
+    """Return `config` with the warm-up that an earlier version began the run in `out` with.
+
+    Its config.json does not name ``warmup_start``: its warm-up began at 0, and the run goes on in that way.
+
+    Args:
+        say: prints one line.
+
+    Raises:
+        UserError: config.json cannot be read.
+    """
+    if config.optim.warmup_start == "zero" or not (out / CONFIG).exists():
+        return config
+    saved = _read_object(out / CONFIG).get("train")
+    if not isinstance(saved, dict) or "warmup_start" in (saved.get("optim") or ()):
+        return config
+    if read_run_config(out).optim.warmup_start != "zero":
+        return config
+    say(f"{out} holds a run of an earlier version, whose warm-up began at 0: it keeps --warmup-start zero")
+    return replace(config, optim=replace(config.optim, warmup_start="zero"))
+
+
 def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
     """result.json of the run of `config` in `out`, if it is finished.
 
+    A run of another number of steps is not: it goes on to that of `config`.
+
     Raises:
-        UserError: the folder holds something else; says what differs.
+        UserError: the folder holds something else (says what differs), or has taken as many steps already.
     """
-    _check_same(config, out)
-    if not (out / RESULT).exists():
+    before = _check_same(config, out)
+    result = _read_result(out) if (out / RESULT).exists() else None
+    if before is not None and before.steps != config.steps:
+        _check_steps(config, before, out, result)
         return None
+    # A result of fewer steps was left when the run was made longer.
+    return result if result is not None and result["steps"] == config.steps else None
+
+
+def _read_result(out: Path) -> dict[str, Any]:
     result = _read_object(out / RESULT)
     named = (
         ("diverged_at_step",)
@@ -77,6 +111,7 @@ def begin_run(
             write_json_atomic(out / CONFIG, {"train": config.to_dict(), **about})
         return None
     before = _read_object(out / CONFIG)
+    steps = before["train"].get("steps", config.steps)
     if before.get("processes", 1) != about["processes"]:
         raise UserError(
             f"{out} was begun with {before.get('processes', 1)} processes and cannot go on with {about['processes']}: "
@@ -91,7 +126,34 @@ def begin_run(
     else:
         _check_model(config, checkpoint)
         say(f"resuming from {checkpoint}")
+    if steps != config.steps:
+        done = 0 if checkpoint is None else checkpoint_step(checkpoint)
+        say(f"the run of {steps} steps goes on from step {done} by the schedule of {config.steps} steps")
+        if main:
+            _change_steps(out, before, done, config.steps, about)
     return checkpoint
+
+
+def _change_steps(
+    out: Path, content: dict[str, Any], done: int, steps: int, about: Mapping[str, Any]
+) -> None:
+    """Record in config.json that the run has another number of steps from now on, with its result until here."""
+    change: dict[str, Any] = {"at_step": done, "steps": [content["train"]["steps"], steps]}
+    if command := about.get("command"):
+        change["command"] = command
+    if (out / RESULT).exists():
+        change["result"] = _read_object(out / RESULT)
+    changes = [*content.get(CHANGES, []), change]
+    write_json_atomic(
+        out / CONFIG, {**content, "train": {**content["train"], "steps": steps}, CHANGES: changes}
+    )
+    (out / RESULT).unlink(missing_ok=True)
+
+
+def changes_of(out: Path) -> list[dict[str, Any]]:
+    """When the number of steps of the run in `out` was changed, without the results until then."""
+    found = _read_object(out / CONFIG).get(CHANGES, [])
+    return [{key: each[key] for key in ("at_step", "steps")} for each in found]
 
 
 def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
@@ -119,7 +181,7 @@ def holds_run(folder: Path) -> bool:
 def read_configuration(path: Path) -> dict[str, Any]:
     """The object in a configuration's JSON file. Raises UserError: it cannot be read, or holds something else."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the configuration {path}: {error}") from None
     if not isinstance(values, dict):
@@ -145,21 +207,39 @@ def read_run_config(out: Path) -> TrainConfig:
     return config_from_dict(content["train"])
 
 
-def _check_same(config: TrainConfig, out: Path) -> None:
-    """Refuse a folder that is not this run's."""
+def _check_steps(config: TrainConfig, before: TrainConfig, out: Path, result: dict[str, Any] | None) -> None:
+    """Refuse another number of steps where the run cannot go on to it."""
+    if result is not None and result.get("diverged"):
+        raise UserError(
+            f"the run of {before.steps} steps in {out} diverged at step {result['diverged_at_step']}: choose another "
+            f"--out for {config.steps} steps"
+        )
+    checkpoint, _ = newest_whole(out)
+    done = 0 if checkpoint is None else checkpoint_step(checkpoint)
+    if done >= config.steps:
+        raise UserError(
+            f"the run in {out} has taken {done} of its {before.steps} steps, and --steps is {config.steps}: expected "
+            f"more than {done} to go on, or {before.steps} to leave the run as it is; or choose another --out"
+        )
+
+
+def _check_same(config: TrainConfig, out: Path) -> TrainConfig | None:
+    """Refuse a folder that is not this run's; return the configuration of the run that it holds, whatever its steps."""
     if not (out / CONFIG).exists():
         others = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
         if others:
             raise UserError(f"{out} is not empty ({others[0]}) and holds no run: choose another --out")
-        return
-    there, here = identity(read_run_config(out)), identity(config)
+        return None
+    before = read_run_config(out)
+    there, here = identity(before), identity(config)
     for name in {**here, **there}:
-        if there.get(name) != here.get(name):
+        if name != "steps" and there.get(name) != here.get(name):
             raise UserError(
                 f"{out} holds a run of another configuration "
                 f"({name} is {there.get(name)!r} there and {here.get(name)!r} here): "
                 f"choose another --out, or run it as it was"
             )
+    return before
 
 
 def _check_model(config: TrainConfig, checkpoint: Path) -> None:

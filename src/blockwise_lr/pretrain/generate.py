@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.pretrain.quiet import quiet_libraries
 from blockwise_lr.pretrain.ranges import check_seed
 from blockwise_lr.pretrain.saved import encoder_of, find_model, first_token, tokenizer_of
 
@@ -16,6 +18,8 @@ _TOKENS = 100
 _COLDEST = 1e-6
 
 
+@quiet_libraries()
+@fp32_precision("ieee")
 def generate(
     path: Path,
     prompt: str = "",

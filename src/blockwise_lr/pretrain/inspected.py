@@ -41,7 +41,7 @@ def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module
         return _ours(PRESETS[name].model)
     if holds_run(path):
         return _ours(read_run_config(path).model)
-    if path.name.endswith(".json") and (values := read_configuration(path)).keys() & {"model", "train"}:
+    if path.suffix.lower() == ".json" and (values := read_configuration(path)).keys() & {"model", "train"}:
         return _ours(config_from_dict(values.get("train", values)).model)
     if ":" in name and not path.exists():
         return _of_object(name)

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import torch.distributed as dist
-from filelock import FileLock, Timeout
+
+from blockwise_lr.locks import HeldError, take_lock
 
 # gloo and NCCL have no class of errors for it.
 _SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
@@ -26,7 +27,7 @@ def is_to_say(lock: Path) -> bool:
     if os.environ.get("RANK", "0") == "0":
         return True
     try:
-        FileLock(lock).acquire(timeout=0)  # until this process ends
-    except Timeout:
+        take_lock(lock)  # until this process ends
+    except HeldError:
         return False
     return True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.overrides import read_overrides
+
+if TYPE_CHECKING:
+    from blockwise_lr.blocks import Block
 
 
 @dataclass(frozen=True)

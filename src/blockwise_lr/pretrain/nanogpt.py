@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import sha256_of
+from blockwise_lr.files import expanded, reading, sha256_of
 from blockwise_lr.pretrain.shards import CHECKSUM_LIMIT, ShardFile, TokenShards
 
 BINS = ("train.bin", "val.bin")
@@ -23,8 +23,9 @@ def find_bins(data: str) -> Path | None:
     Raises:
         UserError: it holds one of them only.
     """
-    folder = Path(data).expanduser()
-    there = [name for name in BINS if (folder / name).is_file()]
+    folder = expanded(data)
+    with reading(folder):
+        there = [name for name in BINS if (folder / name).is_file()]
     if len(there) == 1:
         raise UserError(f"{folder} holds {there[0]} only; expected both train.bin and val.bin")
     return folder if there else None
@@ -41,7 +42,8 @@ def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], di
         UserError: a bin has an odd number of bytes, or a token that the model has no row for.
     """
     train, held_out = (folder / name for name in BINS)
-    hashes = {path.name: _check(path, vocab_size) for path in (train, held_out)}
+    with reading(folder):
+        hashes = {path.name: _check(path, vocab_size) for path in (train, held_out)}
     n_train, n_held_out = (path.stat().st_size // 2 for path in (train, held_out))
     borders = [n_held_out * third // 3 for third in range(4)]
     runs = {"train": (train, 0, n_train)}

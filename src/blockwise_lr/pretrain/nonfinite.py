@@ -39,6 +39,11 @@ class NonFiniteGuard:
         self._in_a_row = 0
         self._loss_before: Tensor | None = None
 
+    def begin(self) -> None:
+        """Forget a step that was cut short: of a training that an error or Ctrl-C ended."""
+        self._in_a_row = 0
+        self._loss_before = None
+
     def before_micro_batch(self, loss: Tensor) -> None:
         """Remember the running sum of losses as it was before this step. Nothing is remembered under "stop"."""
         if self._policy == "skip" and self._loss_before is None:

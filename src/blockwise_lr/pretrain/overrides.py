@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
+
+if TYPE_CHECKING:
+    from blockwise_lr.blocks import Block
 
 
 def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
@@ -26,7 +28,7 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
     """
     found: dict[str | type[Any], Block] = {}
     for each in given:
-        if each.endswith(".json"):
+        if each.lower().endswith(".json"):
             found |= {
                 pattern: _block(block, f"{each}: {pattern!r}") for pattern, block in _file(each).items()
             }
@@ -39,6 +41,8 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
 
 
 def _block(given: Any, where: str) -> Block:
+    from blockwise_lr.blocks import Block  # not at the top: it brings torch
+
     try:
         return Block(given)
     except ValueError:
@@ -49,7 +53,7 @@ def _block(given: Any, where: str) -> Block:
 
 def _file(path: str) -> dict[str, Any]:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the overrides in {path}: {error}") from None
     if not isinstance(values, dict):

@@ -183,5 +183,6 @@ def tuned_settings(config: TrainConfig) -> Mapping[str, Setting] | None:
     preset = PRESETS.get(config.preset)
     if preset is None or config.preset not in _TUNED:
         return None
-    tuned_for = replace(config, seed=preset.seed, device=preset.device, log_every=preset.log_every)
+    free = {name: getattr(preset, name) for name in ("seed", "device", "precision", "log_every")}
+    tuned_for = replace(config, **free)
     return _TUNED[config.preset] if identity(tuned_for) == identity(preset) else None

@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import codecs
+import contextlib
+import importlib
 import io
 import json
+import os
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import reading
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+BYTE_ORDER_MARK = "\ufeff"
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
+_OTHER_MARKS = {
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+_LONGEST_WINDOW = 31  # log2 of bytes: the most that the format of zstd has, and `zstd --long=31` writes
+
+
+def format_of(path: Path) -> str | None:
+    """Which of SUFFIXES the name ends with, in capitals or not; None: none.
+
+    Example:
+        >>> format_of(Path("A.JSONL.GZ"))
+        '.jsonl.gz'
+    """
+    return next((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), None)
 
 
 def supported(path: Path) -> bool:
-    """Whether the ending is one of SUFFIXES."""
-    return path.name.endswith(SUFFIXES)
+    """Whether the ending is one of SUFFIXES, in capitals or not."""
+    return format_of(path) is not None
 
 
 def formats() -> str:
@@ -24,11 +49,22 @@ def formats() -> str:
 
 
 def read_text(path: Path) -> str:
-    """The whole file. Raises UserError unless it is UTF-8."""
+    """The whole file, without a byte order mark. Raises UserError unless it is UTF-8."""
     try:
-        return path.read_text("utf-8")
+        with reading(path):
+            return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text (byte {error.start}): convert it first") from error
+        raise _not_utf8(path, error, f"byte {error.start}") from error
+
+
+def _not_utf8(path: Path, error: UnicodeDecodeError, where: str) -> UserError:
+    for mark, name in _OTHER_MARKS.items():
+        if error.object.startswith(mark):
+            return UserError(
+                f"{path} is {name} text, by its byte order mark; expected UTF-8: convert it, for a plain file with "
+                f"iconv -f {name} -t UTF-8 {shlex.quote(str(path))} > NEW-FILE"
+            )
+    return UserError(f"{path} is not UTF-8 text ({where}): convert it first")
 
 
 def read_jsonl(path: Path, field: str) -> Iterator[str]:
@@ -37,22 +73,78 @@ def read_jsonl(path: Path, field: str) -> Iterator[str]:
     Raises:
         UserError: a line is no JSON object or has no such field; the file is not UTF-8, cut short or corrupt.
     """
-    import pyarrow
-
     try:
-        # pyarrow, not gzip and zstandard: it also notices a .zst that is cut short, and reads several frames.
         with (
-            pyarrow.input_stream(str(path), compression="detect") as raw,
+            reading(path),
+            contextlib.closing(_decompressed(path)) as raw,
             io.TextIOWrapper(raw, "utf-8", newline="\n") as file,
         ):
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
+                # Files put together with `cat` have the marks of all of them.
+                line = line.removeprefix(BYTE_ORDER_MARK)
                 if line.strip():
                     yield text_of(_json_object(line, where), field, where)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}): convert it first") from error
-    except OSError as error:
-        raise UserError(f"{path} is cut short or corrupt ({error}): get it again") from error
+        raise _not_utf8(path, error, error.reason) from error
+
+
+def _decompressed(path: Path) -> IO[bytes]:
+    """The file's content as a binary stream; reading it raises UserError where it is cut short or corrupt."""
+    kind = format_of(path)
+    if kind == ".jsonl" or not path.stat().st_size:
+        return path.open("rb")
+    return cast("IO[bytes]", io.BufferedReader(_Whole(path, "zstd" if kind == ".jsonl.zst" else "gzip")))
+
+
+class _Whole(io.RawIOBase):
+    """A compressed file, of any number of frames one after the other, that must be whole."""
+
+    def __init__(self, path: Path, codec: str) -> None:
+        self._path = path
+        self._file = _open_zstd(path) if codec == "zstd" else _open_pyarrow(path, codec)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:  # zstd's has no base class, pyarrow's is an OSError without a number
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            if "too much memory" in str(error):
+                raise UserError(
+                    f"{self._path} was compressed with a window above 128 MiB (zstd --long), which is read with "
+                    "the package backports.zstd: pip install backports.zstd, or compress it again: "
+                    f"zstd -d --long=31 -c {shlex.quote(str(self._path))} | zstd -o NEW-FILE"
+                ) from error
+            raise UserError(f"{self._path} is cut short or corrupt ({error}): get it again") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+def _open_pyarrow(path: Path, codec: str) -> Any:
+    import pyarrow
+
+    # pyarrow, not gzip and zstandard: it is faster, notices a file that is cut short, and reads several frames.
+    return pyarrow.input_stream(pyarrow.OSFile(os.fsencode(path)), compression=codec)
+
+
+def _open_zstd(path: Path) -> Any:
+    """With any window. Without Python's own library for zstd, or its backport: by pyarrow, up to windows of 128 MiB."""
+    for name in ("compression.zstd", "backports.zstd"):
+        try:
+            zstd = importlib.import_module(name)
+        except ModuleNotFoundError:
+            continue
+        return zstd.ZstdFile(path, options={zstd.DecompressionParameter.window_log_max: _LONGEST_WINDOW})
+    return _open_pyarrow(path, "zstd")
 
 
 def _json_object(line: str, where: str) -> Any:
@@ -71,7 +163,8 @@ def open_parquet(path: Path) -> Any:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        with reading(path):
+            return pyarrow.parquet.ParquetFile(pyarrow.OSFile(os.fsencode(path)))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path} is not a parquet file: {error}") from error
 
@@ -97,7 +190,11 @@ def _next_rows(batches: Iterator[Any], path: Path) -> list[Any]:
 
 
 def text_of(row: Any, field: str, where: str) -> str:
-    """Text of a row; none (null) is empty. Raises UserError, beginning with `where`, without such a field."""
+    """Text of a row, without a byte order mark; none (null) is empty.
+
+    Raises:
+        UserError: the row has no such field, or no text in it; the message begins with `where`.
+    """
     if not isinstance(row, dict) or field not in row:
         raise no_field(field, list(row) if isinstance(row, dict) else [], where)
     text = row[field]
@@ -105,6 +202,7 @@ def text_of(row: Any, field: str, where: str) -> str:
         return ""
     if not isinstance(text, str):
         raise UserError(f"{where}: the field {field!r} holds {type(text).__name__}, expected text")
+    text = text.removeprefix(BYTE_ORDER_MARK)
     try:
         text.encode()
     except UnicodeEncodeError:  # half a surrogate pair, legal in JSON, which no tokenizer takes

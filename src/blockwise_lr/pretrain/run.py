@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
 from blockwise_lr.pretrain.assembly import make_trainer, training_arguments
 from blockwise_lr.pretrain.checkpoint import checkpoint_step
@@ -28,13 +27,24 @@ from blockwise_lr.pretrain.config import TrainConfig
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.evaluate import evaluate_loss
-from blockwise_lr.pretrain.folder import RESULT, begin_run, finished_result, missing, take_back
+from blockwise_lr.pretrain.folder import (
+    CHANGES,
+    RESULT,
+    as_begun,
+    begin_run,
+    changes_of,
+    finished_result,
+    missing,
+    take_back,
+)
 from blockwise_lr.pretrain.lost import is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
+from blockwise_lr.pretrain.quiet import quiet_libraries
 from blockwise_lr.pretrain.resuming import check_same_start
 from blockwise_lr.pretrain.termination import StopOnSigterm
+from blockwise_lr.pretrain.trackers import report_failures
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
 
@@ -45,6 +55,9 @@ def train(
     config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
 ) -> dict[str, Any]:
     """Run `config` in the folder `out` to its end, and return what result.json holds.
+
+    A run in the folder that differs by its number of steps alone goes on to the new number, by the schedule of that
+    number; ``changes`` in config.json and result.json lists it.
 
     A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
     every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone. Under torchrun every
@@ -74,15 +87,14 @@ def train(
     config = replace(config, optim=config.optim.resolved())
     made = missing(out / LOCK)
     make_folder(out)
-    lock = FileLock(out / LOCK)
-    if _is_main():
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"another process is training in {out}: wait for it, or choose another --out"
-            ) from None
     try:
+        lock = take_lock(out / LOCK) if _is_main() else None
+    except HeldError as held:
+        raise UserError(
+            f"another process is training in {out}: wait for it, or choose another --out{held.advice}"
+        ) from None
+    try:
+        config = as_begun(config, out, say)
         done = finished_result(config, out)
         if done is not None:
             if done.get("diverged"):
@@ -102,7 +114,8 @@ def train(
             take_back(made)
         raise
     finally:
-        lock.release()
+        if lock is not None:
+            lock.release()
 
 
 def _speaker(console: Console) -> Callable[[str], None]:
@@ -137,13 +150,11 @@ def _is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+@quiet_libraries()
+@fp32_precision("ieee")  # torch_compile would switch TF32 on, for evaluation and the rest of the process too
 def _train(
     config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    # Trainer and accelerate tell developers about defaults; a user of this command cannot act on them.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    warnings.filterwarnings("ignore", module="torch.utils.data")
     arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
         # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
@@ -178,6 +189,7 @@ def _train(
     )
     guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
     trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
+    report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
     if _is_main():
@@ -228,6 +240,8 @@ def _write_result(
     }
     if skipped := sum(row.get("skipped", 0) for row in rows):
         result["skipped_steps"] = skipped
+    if changes := changes_of(out):
+        result[CHANGES] = changes
     if diverged:
         result |= {"diverged": True, "diverged_at_step": diverged.step}
         result["not_finite"] = {"what": diverged.what, "where": diverged.where}

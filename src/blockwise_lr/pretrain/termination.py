@@ -22,19 +22,26 @@ class StopOnSigterm(TrainerCallback):
     Under torch.distributed the processes compare notes at the end of every step: one exchange of a single number, on
     the CPU, so that no process waits for its device. Further signals change nothing, since schedulers and torchrun
     each send their own. Outside of training, SIGTERM does what it did before.
+
+    Call :meth:`close` at the end: Trainer has no event for a training that an error ends. A training that begins
+    before that keeps the handler, and gives back the one that was there first.
     """
 
     def __init__(self) -> None:
         self.stopped_at: int | None = None
         """The step that was saved; None where nothing was received, or at the last step, where a run ends anyway."""
         self._received = False
+        self._handles = False
         self._previous: Any = None
         self._group: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-        if dist.is_initialized():
+        if not self._handles:  # otherwise the handler is there, and a signal may have come
+            self._received, self.stopped_at = False, None
+            if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+                self._previous = signal.signal(signal.SIGTERM, self._receive)
+                self._handles = True
+        if dist.is_initialized() and self._group is None:
             self._group = dist.new_group(backend="gloo")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
@@ -57,12 +64,13 @@ class StopOnSigterm(TrainerCallback):
 
     def ignore(self) -> None:
         """From here on SIGTERM is ignored, :meth:`close` or not: of a process that is about to say why it ends."""
-        if self._previous is not None:
+        if self._handles:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            self._previous = None
+            self._handles = False
 
     def close(self) -> None:
         """Give SIGTERM back; also after an error."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        if self._handles:
+            # None: the one before was not Python's, and cannot be given back.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
+            self._handles = False

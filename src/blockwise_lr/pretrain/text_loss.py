@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.pretrain.vocabulary import Encoder
+from blockwise_lr.sharpness.processes import fully_sharded, reshard, total
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -88,6 +90,10 @@ def document_windows(
         done = end
 
 
+# What a process reads that has no text left while others have: nothing of it is predicted.
+_UNCOUNTED = [Window(np.zeros(1, np.int64), np.zeros(0, np.int64))]
+
+
 @torch.no_grad()
 def text_loss(
     model: nn.Module,
@@ -105,6 +111,9 @@ def text_loss(
     `first` stands before them and is itself never predicted, nor is the end of the document. So the predicted tokens
     stand for the text's own bytes, no more and no less, and empty documents count for nothing. (A tokenizer that
     changes the text, such as T5's with its white space, is measured on the text as it was given.)
+
+    Under DDP or ``fully_shard`` every process calls this and gets the loss on the documents that it gave. They may be
+    other ones than those of the other processes, and more or fewer.
 
     Args:
         model: a causal language model; `model(input_ids=...)` (batch, length) gives `logits` (batch, length, tokens).
@@ -137,13 +146,19 @@ def text_loss(
                     n_bytes += len(text.encode())
                     yield from document_windows(tokens[:-1], start, context, overlap)
 
+    together = _forward_passes_are_collective(model)
     nats = torch.zeros((), dtype=torch.float64)
     was_training = model.training
     model.eval()
     try:
         remaining = windows()
-        while batch := list(islice(remaining, batch_size)):
-            inputs, targets = _padded(batch)
+        while True:
+            batch = list(islice(remaining, batch_size))
+            if not batch and not (together and total(0, device)):
+                break
+            if together and batch:
+                total(1, device)
+            inputs, targets = _padded(batch or _UNCOUNTED)
             logits = model(input_ids=inputs.to(device)).logits.float()
             losses = cross_entropy(
                 logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=_IGNORED, reduction="none"
@@ -151,12 +166,20 @@ def text_loss(
             nats += losses.double().sum().cpu()
     finally:
         model.train(was_training)
+        reshard(model)
     if not n_tokens:
         raise UserError("there is no text in any of the documents: nothing to predict")
     return TextLoss(n_documents, n_tokens, n_bytes, float(nats))
 
 
-def _padded(batch: list[Window]) -> tuple[torch.Tensor, torch.Tensor]:
+def _forward_passes_are_collective(model: nn.Module) -> bool:
+    """Whether a process that stops earlier than the others would leave them waiting for it."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    return isinstance(model, nn.parallel.DistributedDataParallel) or bool(fully_sharded(model))
+
+
+def _padded(batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
     """Windows as (batch, length) inputs and targets. Padding follows the text, where a causal model cannot see it."""
     length = max(len(window.inputs) for window in batch)
     inputs = torch.zeros(len(batch), length, dtype=torch.int64)

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from blockwise_lr.errors import NonFiniteLossError, StorageError
 from blockwise_lr.files import storing
+from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.optim.gradients import whole
 from blockwise_lr.pretrain import checkpoint, resuming
@@ -36,6 +37,7 @@ class PretrainTrainer(BlockwiseTrainer):
         tokens_per_step: tokens of one optimizer step over all processes.
         autocast_bf16: forward under bf16 autocast, weights and evaluation in fp32. (Trainer's own ``bf16=True`` patches
             the model's forward, so that evaluation could not leave it, and copies the logits once more.)
+        tf32: compute the products of training steps that are in fp32 in TF32, on a GPU. Evaluation stays in full fp32.
         guard: what happens at a gradient that is not finite.
     """
 
@@ -47,6 +49,7 @@ class PretrainTrainer(BlockwiseTrainer):
         keep_checkpoints: int,
         tokens_per_step: int,
         autocast_bf16: bool,
+        tf32: bool,
         guard: NonFiniteGuard,
         **kwargs: Any,
     ) -> None:
@@ -61,6 +64,7 @@ class PretrainTrainer(BlockwiseTrainer):
         self._keep_checkpoints = keep_checkpoints
         self.tokens_per_step = tokens_per_step
         self._autocast_bf16 = autocast_bf16
+        self._tf32 = tf32
         self._started = time.monotonic()
         self._pending: dict[str, Any] | None = None
         # Windows are all of one length, so the mean of micro-batch means is exact and no tokens need counting.
@@ -83,9 +87,15 @@ class PretrainTrainer(BlockwiseTrainer):
         # Trainer's own walks over all parameters at every micro-batch, for a number that only its log shows.
         return 0
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """BlockwiseTrainer's, with nothing left of a training that was cut short."""
+        self._guard.begin()
+        return super().train(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         self._guard.before_micro_batch(self._tr_loss)
-        return super().training_step(*args, **kwargs)
+        with fp32_precision("tf32") if self._tf32 else nullcontext():
+            return super().training_step(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
         """Left to _get_grad_norm, which Trainer calls at every step whatever the clipping is."""
@@ -177,6 +187,9 @@ class PretrainTrainer(BlockwiseTrainer):
         """Errors instead of warnings."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or ()
         resuming.check_weights(load_result.missing_keys, load_result.unexpected_keys, tied)
+
+    def _tell(self, text: str) -> None:
+        """Nothing: the run's folder has compared the configurations, and named what has changed."""
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is None:

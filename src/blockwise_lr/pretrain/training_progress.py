@@ -34,6 +34,7 @@ class TrainingProgress(TrainerCallback):
         self._note: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.close()  # of a training that was cut short
         self._start = self._last_line = time.monotonic()
         self._first_step = state.global_step
         if self._console.is_terminal:

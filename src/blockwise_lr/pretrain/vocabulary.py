@@ -13,6 +13,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import check_name
 from blockwise_lr.pretrain.reason import reason
 from blockwise_lr.pretrain.shards import token_dtype
 
@@ -106,6 +107,7 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """
     from transformers import AutoTokenizer
 
+    check_name(name, "--tokenizer")
     if Path(name).is_dir():
         if not holds_tokenizer(Path(name)):  # transformers would make up an empty one of the model's kind
             raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")

@@ -22,7 +22,7 @@ def squared_gradients(parts: Parts) -> Tensor:
         (parts,) float64, on the CPU.
 
     Raises:
-        ValueError: no parameter has a gradient.
+        ValueError: no parameter has a gradient, or one has a sparse gradient.
     """
     gradients = [
         None if parameter.grad is None else sharded_like(parameter, parameter.grad)
@@ -32,7 +32,7 @@ def squared_gradients(parts: Parts) -> Tensor:
         raise ValueError(
             "no parameter has a gradient: read them after loss.backward() and before optimizer.zero_grad()"
         )
-    return parts.sums(gradients)
+    return parts.sums(parts.check_dense(gradients))
 
 
 def gradient_report(

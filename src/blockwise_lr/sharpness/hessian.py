@@ -47,6 +47,7 @@ def double_backward(
         samples += problem.samples(predictions)
         loss = summed_loss(predictions)
         first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        problem.parts.check_dense(first)
         # once_differentiable puts a node that raises where the graph goes on; but no parameter lies beyond it, so
         # torch.autograd.grad never comes there.
         if any(node.name() == "torch::autograd::Error" for node in _graph(first)):

@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.estimator import Estimator as Estimator
+from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators, processes
 from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
 from blockwise_lr.sharpness.histogram import Histograms
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
-
-Estimator = Literal["fisher", "empirical", "hutchinson", "optimizer"]
 
 _MEANINGS = {
     "fisher": "Gauss-Newton trace, labels sampled from the model's softmax",
@@ -96,6 +97,7 @@ def measure_sharpness(
         >>> report[Block.NORM].mean, report[Block.NORM].stderr  # doctest: +SKIP
         (0.0012, nan)
     """
+    check_model(model, "measure_sharpness")
     _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
@@ -228,13 +230,21 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
     if not (parts.distributed or parts.tensor_parallel):
         yield from batches
         return
-    device, done = parts.parameters[0].device, 0
+    device, done, world = parts.parameters[0].device, 0, dist.get_world_size()
     while True:
-        batch = next(batches, None)
-        having = processes.total(int(batch is not None), device)
-        if having < dist.get_world_size() and having > 0:
+        batch, failed = None, None
+        try:
+            batch = next(batches, None)
+        except Exception as error:  # of a data loader, say: the other processes must learn of it
+            failed = error
+        found = processes.total(int(batch is not None) + (world + 1 if failed else 0), device)
+        if failed is not None:
+            raise failed
+        if found > world:
+            raise ValueError(f"another process could not make batch {done + 1}: its error is printed there")
+        if 0 < found < world:
             raise ValueError(
-                f"only {having} of {dist.get_world_size()} processes have more than {done} batches; expected as many "
+                f"only {found} of {world} processes have more than {done} batches; expected as many "
                 "on each: set max_batches"
             )
         if batch is None:
@@ -247,11 +257,12 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
 
 @contextmanager
 def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode and the caller's random state for the time of a measurement; compiled modules run eagerly."""
+    """Eval mode, full fp32 and the caller's random state while it is measured; compiled modules run eagerly."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
+        stack.enter_context(fp32_precision("ieee"))  # finite differences drown in the rounding of TF32
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
 from blockwise_lr.blocks.block import Assignment, Piece
+from blockwise_lr.sharpness.dense import check_gradient, check_real
 from blockwise_lr.sharpness.processes import (
     check_replicas,
     check_sharding,
@@ -54,7 +55,8 @@ class Parts:
         distributed: sum over all processes of the default group although the model is not sharded.
 
     Attributes:
-        parameters: all trainable ones, in the order of ``model.named_parameters()``; shared ones once.
+        parameters: all trainable ones that have elements, in the order of ``model.named_parameters()``; shared ones
+            once.
         names: theirs, without wrapper prefixes.
         parts: what they consist of, in the same order.
         sharded: whether some are DTensors.
@@ -63,8 +65,9 @@ class Parts:
         divisor: what ``backward()`` of a sharded model divides the sum of the processes' gradients by.
 
     Raises:
-        ValueError: nothing to train; parameters sharded otherwise than by ``fully_shard`` or tensor parallelism over
-            all processes; `distributed` under tensor parallelism; and as :func:`blockwise_lr.classify`.
+        ValueError: nothing to train; a complex parameter; parameters sharded otherwise than by ``fully_shard`` or
+            tensor parallelism over all processes; `distributed` under tensor parallelism; and as
+            :func:`blockwise_lr.classify`.
     """
 
     def __init__(self, model: nn.Module, blocks: BlockMap | None, *, distributed: bool) -> None:
@@ -74,7 +77,7 @@ class Parts:
         self.parts: list[Part] = []
         self._pieces: list[list[Piece | None]] = []
         for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
+            if not (parameter.requires_grad and parameter.numel()):
                 continue
             entry, name = blocks.assignment(name), canonical_name(name)
             if is_sharded(parameter):
@@ -88,6 +91,7 @@ class Parts:
                 self.parts.append(Part(name + suffix, block, layer_of(name), numel))
                 pieces.append(piece)
             self._pieces.append(pieces)
+            check_real(name, parameter, "sharpness")
         if not self.parameters:
             raise ValueError(
                 f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to measure"
@@ -148,6 +152,13 @@ class Parts:
             return own_elements(self.parameters[i], local(tensor), piece)
         elements = cut(tensor, piece)
         return elements.flatten()[:0] if self.sharded and dist.get_rank() else elements
+
+    def check_dense(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return the gradients as a list. Raises ValueError, which names the parameter: one of them is sparse."""
+        for name, gradient in zip(self.names, gradients):
+            if gradient is not None:
+                check_gradient(name, gradient, "sharpness")
+        return list(gradients)
 
     def check_replicas(self, gradients: Sequence[Tensor | None]) -> None:
         """Under tensor parallelism: that processes do not differ in the gradients of which each has the whole.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.extras import missing
 from blockwise_lr.sharpness.report import Estimate
 
 PAPER_ORDER = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM)
@@ -47,9 +48,7 @@ def order_agreement(report: Mapping[Block, Estimate]) -> float:
     try:
         from scipy.stats import kendalltau
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Kendall's tau needs scipy: pip install 'blockwise-lr[train]'", name="scipy"
-        ) from None
+        raise missing("Kendall's tau needs", "scipy", "train") from None
 
     measured = [block for block in PAPER_ORDER if block in report]
     if len(measured) < 2:

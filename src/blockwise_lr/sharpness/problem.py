@@ -58,11 +58,12 @@ def gradients_of_sum(problem: Problem, loss: Tensor, *, keep_graph: bool = False
     """Gradients of the sum over this process's samples; of sharded parameters, over all processes' samples.
 
     Raises:
-        ValueError: ``backward()`` left none; tensor-parallel processes with different batches.
+        ValueError: ``backward()`` left none; a sparse gradient; tensor-parallel processes with different batches.
     """
     parameters = problem.parts.parameters
     if not problem.parts.sharded:
-        return list(torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True))
+        gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
+        return problem.parts.check_dense(gradients)
     # fully_shard's reduce-scatter runs in backward() only, into .grad, and averages over the processes. So do the sums
     # that transformers' tensor parallelism makes of the gradients of some norms.
     divisor = problem.parts.divisor

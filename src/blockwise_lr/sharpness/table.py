@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.extras import missing
 from blockwise_lr.sharpness.report import Estimate, SharpnessReport
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ def table(report: SharpnessReport) -> Table:
         from rich.table import Column, Table
         from rich.text import Text
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "tables need rich: pip install 'blockwise-lr[train]'", name="rich"
-        ) from None
+        raise missing("tables need", "rich", "train") from None
 
     columns = [
         Column(name, justify="right")

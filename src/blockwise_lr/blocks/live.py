@@ -1,0 +1,251 @@
+"""A split weight as its users see it outside of a forward pass: what is written into it reaches its parts.
+
+A split weight is computed from its parts whenever it is read, so a plain tensor would swallow every write: PEFT merges
+an adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and an average of
+weights writes into the tensors of `state_dict()`. A :class:`LiveWeight` does what these expect of a parameter.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from types import CodeType, FrameType, FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+_CALL: CodeType = nn.Module._call_impl.__code__
+_INSIDE_CALL = {constant for constant in _CALL.co_consts if isinstance(constant, CodeType)}
+_IN_PLACE = re.compile(r"__(i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)|setitem)__")
+_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
+
+
+class Parts(Protocol):
+    """What a split weight consists of."""
+
+    name: str
+
+    def tensors(self) -> Sequence[Tensor]:
+        """The parts as they are now."""
+
+    def whole(self) -> Tensor:
+        """The weight, computed from the parts without gradients."""
+
+    def assign(self, value: Tensor) -> None:
+        """Give the parts the values of a whole weight."""
+
+    def require_grad(self, flag: bool) -> None:
+        """Train the parts, or not."""
+
+
+class LiveWeight(Tensor):
+    """A split weight, or a view of one, whose in-place writes are copied to the parts.
+
+    It behaves as the parameter would: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=`
+    and `torch._foreach_*` reach the parts, and a part that has changed since is read again. A copy, a pickle and every
+    result of a computation are plain tensors. A write that cannot reach the parts is an error.
+    """
+
+    _parts: Parts
+    _whole: Tensor  # the storage that views share, without a version counter of its own
+    _versions: list[Any]
+    _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
+    _is_part_of_one: bool
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        live = [each for each in _tensors((args, kwargs)) if isinstance(each, LiveWeight)]
+        first = args[0] if args and isinstance(args[0], LiveWeight) else None
+        with torch._C.DisableTorchFunctionSubclass():
+            if first is not None and (handled := _special(first, func, args, kwargs)) is not _ORDINARY:
+                return handled
+            writes = _writes(func, kwargs)
+            _refuse_recorded(func, args, writes)
+            for each in live:
+                _refresh(each, always=writes)
+            before = [_version(each) for each in live]
+            out = func(*args, **kwargs)
+            for each, version in zip(live, before):
+                if version != _version(each) or (version is None and writes):
+                    _write_back(each)
+            return _views(out, live)
+
+
+def live(value: Tensor, parts: Parts, *, parameter: bool) -> Tensor:
+    """A computed weight whose writes reach its parts.
+
+    Args:
+        value: the weight, just computed from the parts.
+        parts: what to write to.
+        parameter: whether it stands for the parameter itself, which can be frozen and has no gradient hooks.
+
+    Returns:
+        A :class:`LiveWeight`, or `value` where writes cannot be followed: inside torch.compile or a function transform,
+        or for a tensor that is a subclass of its own.
+    """
+    if torch.compiler.is_compiling() or type(value) is not Tensor:
+        return value
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return value
+    with torch.inference_mode(False), torch.set_grad_enabled(value.requires_grad):
+        made = value.as_subclass(LiveWeight)
+    return _follow(made, parts, value.data, parameter=parameter, view=False)
+
+
+def in_forward() -> bool:
+    """Whether the caller's caller is inside a module's forward pass, where a weight is read and never written.
+
+    A hook that is called before or after a forward is outside of it.
+    """
+    frame: FrameType | None = sys._getframe(2)
+    callee: FrameType | None = None
+    while frame is not None:
+        if frame.f_code is _CALL:
+            return callee is None or callee.f_code.co_name == "forward" or not _is_hook(callee, frame)
+        if frame.f_code not in _INSIDE_CALL:
+            callee = frame
+        frame = frame.f_back
+    return False
+
+
+def _is_hook(callee: FrameType, call: FrameType) -> bool:
+    module = call.f_locals["self"]
+    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
+    return any(getattr(hook, "__code__", None) is callee.f_code for hook in hooks)
+
+
+# What is not an ordinary function --------------------------------------------------------------------
+
+_ORDINARY = object()
+
+
+def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What stands for the parameter itself, or leaves the process; `_ORDINARY` if it is neither."""
+    if func == Tensor.data.__set__:  # type: ignore[attr-defined]
+        value = args[1]
+        Tensor.data.__set__(weight, value.detach().clone())  # type: ignore[attr-defined]
+        if not weight._is_part_of_one:
+            weight._whole = Tensor.data.__get__(weight)  # type: ignore[attr-defined]
+            _write_back(weight)
+        return None
+    if func in (Tensor.__deepcopy__, Tensor.__reduce_ex__):
+        plain = _plain(weight)
+        return plain.clone() if func is Tensor.__deepcopy__ else plain.__reduce_ex__(args[1])  # type: ignore[no-untyped-call]
+    if func in (Tensor.numpy, Tensor.__array__):
+        array = func(_plain(weight) if func is Tensor.__array__ else weight, *args[1:], **kwargs)
+        array.flags.writeable = False  # numpy's own error refuses a write
+        return array
+    if not weight._is_parameter:
+        return _ORDINARY
+    if func == Tensor.requires_grad.__set__ or func is Tensor.requires_grad_:  # type: ignore[attr-defined]
+        flag = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
+        weight._parts.require_grad(bool(flag))
+        return weight if func is Tensor.requires_grad_ else None
+    if func in _HOOKS:
+        raise RuntimeError(
+            f"a gradient hook on {weight._parts.name} would never run: split_fused has made its parts the parameters; "
+            f"register it on each of the parts, whose gradients are slices of the weight's: "
+            f"{weight._parts.name} is computed from the parameters of module.parametrizations"
+        )
+    return _ORDINARY
+
+
+def _plain(weight: LiveWeight) -> Tensor:
+    _refresh(weight)
+    return weight.detach().as_subclass(Tensor).requires_grad_(weight.requires_grad)
+
+
+# Ordinary functions ------------------------------------------------------------------------------------
+
+
+def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
+    """Whether a function writes into an argument, by its name."""
+    name = getattr(func, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or _IN_PLACE.fullmatch(name) is not None or kwargs.get("out") is not None
+
+
+def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
+    """torch refuses to write into a leaf that requires gradients; `nn.init` writes without recording."""
+    if not (writes and args and torch.is_grad_enabled()) or isinstance(func, FunctionType):
+        return
+    for each in _tensors(args[:1]):
+        if isinstance(each, LiveWeight) and each.requires_grad:
+            raise RuntimeError(
+                f"{each._parts.name} requires gradients and is written in place while they are recorded; nothing was "
+                "written: write under torch.no_grad(), as into any parameter"
+            )
+
+
+def _refresh(weight: LiveWeight, always: bool = False) -> None:
+    """Read the parts again if they have changed since."""
+    versions = _versions(weight._parts)
+    if always or versions != weight._versions:
+        with torch.inference_mode(False), torch.no_grad():
+            whole = weight._parts.whole()
+            if whole.shape == weight._whole.shape:
+                weight._whole.copy_(whole)
+        weight._versions[:] = versions
+
+
+def _write_back(weight: LiveWeight) -> None:
+    value = weight._whole if weight._is_part_of_one else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
+    with torch.no_grad():
+        weight._parts.assign(value)
+    weight._versions[:] = _versions(weight._parts)
+
+
+def _views(out: Any, live: Sequence[LiveWeight]) -> Any:
+    """Results that share the weight's memory are live, too."""
+    if type(out) is Tensor:
+        return next((_view(out, each) for each in live if _shares(out, each._whole)), out)
+    if type(out) in (list, tuple):
+        return type(out)(_views(each, live) for each in out)
+    return out
+
+
+def _view(out: Tensor, weight: LiveWeight) -> Tensor:
+    made = out.as_subclass(LiveWeight)
+    return _follow(made, weight._parts, weight._whole, parameter=False, view=True, versions=weight._versions)
+
+
+def _shares(tensor: Tensor, whole: Tensor) -> bool:
+    return tensor.layout is whole.layout and tensor.untyped_storage()._cdata == whole.untyped_storage()._cdata
+
+
+def _follow(
+    made: LiveWeight,
+    parts: Parts,
+    whole: Tensor,
+    *,
+    parameter: bool,
+    view: bool,
+    versions: list[Any] | None = None,
+) -> LiveWeight:
+    made._parts, made._whole, made._is_parameter, made._is_part_of_one = parts, whole, parameter, view
+    made._versions = _versions(parts) if versions is None else versions
+    return made
+
+
+def _versions(parts: Parts) -> list[Any]:
+    return [(id(part), part.data_ptr(), _version(part)) for part in parts.tensors()]
+
+
+def _version(tensor: Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _tensors(each)

@@ -1,0 +1,133 @@
+"""register_rule: what users teach `classify` about modules that the tables do not know."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from blockwise_lr.blocks.block import Block, canonical_name
+from blockwise_lr.blocks.topology import Site, Tree, ancestors
+
+Predicate = Callable[[str, Tensor, nn.Module], bool]
+"""`predicate(name, parameter, module)`: whether a rule holds for the parameter called `name` that `module` owns."""
+
+
+@dataclass(frozen=True, eq=False)
+class RegisteredRule:
+    """A rule added by :func:`register_rule`. Remove it with `remove()`, by calling it, or at the end of a `with` block.
+
+    Args:
+        match: which parameters it holds for.
+        block: their block.
+        reason: why, in words.
+    """
+
+    match: str | type[nn.Module] | Predicate
+    block: Block
+    reason: str
+
+    def remove(self) -> None:
+        """Take the rule back. Removing it twice changes nothing."""
+        _REGISTERED[:] = [rule for rule in _REGISTERED if rule is not self]
+
+    def __call__(self) -> None:
+        self.remove()
+
+    def __enter__(self) -> RegisteredRule:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+    def holds(self, site: Site, tree: Tree) -> bool:
+        """Whether the rule is for the parameter at this place."""
+        if isinstance(self.match, str):
+            return any(re.search(self.match, name) for name in (site.name, canonical_name(site.name)))
+        if isinstance(self.match, type):
+            return any(
+                isinstance(tree.modules[path], self.match) for path in (site.path, *ancestors(site.path))
+            )
+        return bool(self.match(canonical_name(site.name), site.param, site.module))
+
+
+_REGISTERED: list[RegisteredRule] = []
+
+
+def register_rule(
+    match: str | type[nn.Module] | Predicate, block: Block | str, reason: str
+) -> RegisteredRule:
+    """Teach :func:`classify` the block of some parameters, for every model from here on in this process.
+
+    Registered rules come after the `overrides` of a call and before the built-in rules. The latest rule that holds
+    counts. Unlike an override, a rule may hold for no parameter of a model.
+
+    Args:
+        match: a module class, which claims every parameter inside its instances; a regular expression, searched in
+            the parameter's name (as `named_parameters()` gives it, and without wrapper prefixes); or a function
+            `match(name, parameter, module)` that returns whether the rule holds for the parameter called `name`, which
+            `module` owns.
+        block: the block of these parameters, e.g. ``Block.FFN`` or ``"ffn"``.
+        reason: why, in words; `BlockMap.reason` returns it.
+
+    Returns:
+        RegisteredRule: `.remove()` takes the rule back; in a `with` statement it lasts for the block of code.
+
+    Raises:
+        TypeError: `match` is none of these three, or `reason` is no string.
+        ValueError: `match` is no valid regular expression, `block` is no Block, or `reason` is empty.
+
+    Example:
+        >>> from blockwise_lr import classify
+        >>> class Gate(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.table = nn.Parameter(Tensor(4, 2))
+        >>> with register_rule(Gate, "other", "gates the residual stream"):
+        ...     blocks = classify(nn.Sequential(nn.LayerNorm(4), Gate()))
+        >>> blocks["1.table"].value, blocks.reason("1.table")
+        ('other', 'gates the residual stream')
+    """
+    is_class = isinstance(match, type) and issubclass(match, nn.Module)
+    if isinstance(match, nn.Module) or not (is_class or isinstance(match, str) or callable(match)):
+        raise TypeError(
+            f"register_rule got {match!r} to match; expected a module class, a regular expression (str) or a "
+            "function of (name, parameter, module)"
+        )
+    if isinstance(match, type) and not is_class:
+        raise TypeError(
+            f"register_rule got the class {match.__name__}, which is no nn.Module; expected a module class, a regular "
+            "expression (str) or a function of (name, parameter, module)"
+        )
+    if isinstance(match, str):
+        try:
+            re.compile(match)
+        except re.error as error:
+            raise ValueError(
+                f'register_rule: r"{match}" is not a valid regular expression: {error}'
+            ) from None
+    if not isinstance(reason, str):
+        raise TypeError(f"register_rule: reason is {reason!r}; expected a sentence (str) that says why")
+    if not reason.strip():
+        raise ValueError("register_rule: reason is empty; expected a sentence that says why")
+    rule = RegisteredRule(match, _block(block), reason)
+    _REGISTERED.append(rule)
+    return rule
+
+
+def registered(site: Site, tree: Tree) -> RegisteredRule | None:
+    """The latest registered rule that holds for a parameter."""
+    return next((rule for rule in reversed(_REGISTERED) if rule.holds(site, tree)), None)
+
+
+def _block(value: Block | str) -> Block:
+    try:
+        return Block(value)
+    except ValueError:
+        names = ", ".join(block.value for block in Block)
+        raise ValueError(f"register_rule: {value!r} is no Block; the blocks are: {names}") from None

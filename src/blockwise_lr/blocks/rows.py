@@ -1,0 +1,257 @@
+"""What each row of a fused weight makes, asked of autograd: the queries, keys or values that it moves in a run."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import groupby
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from blockwise_lr.blocks.attending import Attended, watched
+from blockwise_lr.blocks.interleaved import Layout
+from blockwise_lr.blocks.topology import output_dim
+
+_LENGTH = 6
+_RANDOM = 100_003  # so many random numbers, over and over: a prime, so that no two rows are alike
+_HIDDEN = (
+    "x",
+    "hidden_states",
+    "hidden",
+    "input",
+    "inputs",
+    "query",
+    "key",
+    "value",
+    "q",
+    "k",
+    "v",
+    "context",
+)
+
+
+class Fused(NamedTuple):
+    """A fused weight to be asked about.
+
+    Args:
+        weight: the parameter.
+        dim: the dimension that its parts share.
+    """
+
+    weight: nn.Parameter
+    dim: int
+
+
+Rows = list[frozenset[str]]
+"""Of each row of a weight, what it moves: a set of "q", "k" and "v"."""
+
+
+class NotSeenError(Exception):
+    """Why a forward pass showed nothing, in words."""
+
+
+def of_run(
+    model: nn.Module, attentions: Mapping[str, Mapping[str, Fused]], run: Callable[[], object]
+) -> dict[str, Rows]:
+    """What the rows of fused weights move when `run` runs the model.
+
+    Args:
+        model: holds the attentions.
+        attentions: path of an attention in the model -> name -> fused weight; of an attention that runs several times
+            the first time counts, because later its own output moves it.
+        run: calls the model. An exception in it is of no interest once an attention was seen.
+
+    Returns:
+        By name, for the weights whose attention was seen.
+
+    Raises:
+        NotSeenError: `run` ended in an exception before any attention was seen.
+    """
+    seen: dict[str, list[tuple[Attended, dict[str, dict[str, Tensor]]]]] = {}
+    finished: set[str] = set()
+    stack: list[str] = []
+
+    def record(attended: Attended) -> None:
+        if stack and stack[-1] not in finished:
+            weights = attentions[stack[-1]]
+            moved = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", attended[:3])}
+            if any(gradients for gradients in moved.values()):
+                seen.setdefault(stack[-1], []).append((attended, moved))
+
+    with ExitStack() as exits:
+        for path in attentions:
+            module = model.get_submodule(path)
+            enter = module.register_forward_pre_hook(lambda *_, path=path: stack.append(path))
+            leave = module.register_forward_hook(lambda *_: finished.add(stack.pop()), always_call=True)
+            exits.callback(enter.remove)
+            exits.callback(leave.remove)
+        exits.enter_context(
+            _undisturbed(model, [f.weight for each in attentions.values() for f in each.values()])
+        )
+        exits.enter_context(watched(model, record))
+        try:
+            run()
+        except Exception as error:
+            if not seen:
+                raise NotSeenError(
+                    f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                ) from error
+    found: dict[str, Rows] = {}
+    for path, events in seen.items():
+        computed = [moved for attended, moved in events if not attended.by_name]
+        for name, fused in attentions[path].items():
+            found[name] = _rows(fused, computed or [moved for _, moved in events], name)
+    return found
+
+
+def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> dict[str, Rows]:
+    """What the rows of fused weights move when a copy of their attention runs alone, on random numbers.
+
+    Args:
+        attention: the module; it is not changed, and may be on the meta device.
+        fused: name -> path of the linear layer in the attention.
+        width: that of the inputs.
+
+    Raises:
+        NotSeenError: it cannot be copied or run, or no attention was seen in it.
+    """
+    try:
+        twin = _random_copy(attention)
+        inputs = _inputs(twin, width)
+    except NotSeenError:
+        raise
+    except Exception as error:
+        raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
+    weights = {
+        name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
+        for name, layer in ((name, twin.get_submodule(path)) for name, path in fused.items())
+    }
+    with torch.random.fork_rng(devices=[]):
+        return of_run(twin, {"": weights}, lambda: twin(**inputs))
+
+
+def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
+    """The layout that rows show.
+
+    Args:
+        rows: what each row moves.
+        expected: the parts that the weight is thought to make: whether what moves keys and values is a latent, and
+            what moves neither is a gate.
+
+    Raises:
+        NotSeenError: rows that make nothing known, or an order that is no repetition of one run for each part.
+
+    Example:
+        >>> layout_of([frozenset(part) for part in "qqkvqqkv"], ("q", "k", "v"))
+        Layout(parts=(('q', 4), ('k', 2), ('v', 2)), repeats=2)
+    """
+    shared = "latent" if "latent" in expected else "kv"
+    names: dict[frozenset[str], str] = {frozenset(part): part for part in "qkv"} | {frozenset("kv"): shared}
+    if "gate" in expected:
+        names[frozenset()] = "gate"
+    unknown = [i for i, moved in enumerate(rows) if moved not in names]
+    if unknown:
+        words = (
+            " and ".join(_WORDS[part] for part in "qkv" if part in rows[unknown[0]]) or "nothing that attends"
+        )
+        raise NotSeenError(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
+    owners = [names[moved] for moved in rows]
+    for repeats in (n for n in range(1, len(owners) + 1) if len(owners) % n == 0):
+        stretch = owners[: len(owners) // repeats]
+        runs = [(part, len(list(same))) for part, same in groupby(stretch)]
+        if len({part for part, _ in runs}) == len(runs) and stretch * repeats == owners:
+            return Layout(tuple((part, length * repeats) for part, length in runs), repeats)
+    raise NotSeenError(f"its parts follow no repeated order: {_shown(owners)}")
+
+
+_WORDS = {"q": "queries", "k": "keys", "v": "values"}
+
+
+def _shown(owners: list[str]) -> str:
+    runs = [f"{len(list(same))} {part}" for part, same in groupby(owners)]
+    return ", ".join(runs[:8]) + (", ..." if len(runs) > 8 else "")
+
+
+def _gradients(tensor: Tensor, weights: Mapping[str, Fused]) -> dict[str, Tensor]:
+    if not tensor.requires_grad or not tensor.is_floating_point():
+        return {}
+    total = (tensor.nan_to_num(0, 0, 0) * torch.randn_like(tensor)).sum()
+    each = [fused.weight for fused in weights.values()]
+    found = torch.autograd.grad(total, each, retain_graph=True, allow_unused=True)
+    return {name: gradient for name, gradient in zip(weights, found) if gradient is not None}
+
+
+def _rows(fused: Fused, events: Sequence[Mapping[str, Mapping[str, Tensor]]], name: str) -> Rows:
+    moved: Rows = [frozenset()] * fused.weight.shape[fused.dim]
+    for event in events:
+        for part, gradients in event.items():
+            if (gradient := gradients.get(name)) is not None:
+                moves = (gradient != 0).movedim(fused.dim, 0).flatten(1).any(1).tolist()
+                moved = [each | {part} if moving else each for each, moving in zip(moved, moves)]
+    return moved
+
+
+@contextmanager
+def _undisturbed(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
+    """In eval mode and with gradients of these weights; afterwards modes, buffers and random numbers are as before."""
+    modes = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    trained = [weight.requires_grad for weight in weights]
+    devices = {weight.device for weight in weights if weight.device.type == "cuda"}
+    with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
+        try:
+            model.eval()
+            for weight in weights:
+                weight.requires_grad_(True)
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for weight, flag in zip(weights, trained):
+                weight.requires_grad_(flag)
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+
+
+def _random_copy(attention: nn.Module) -> nn.Module:
+    """A copy in single precision whose weights are random: a weight at zero would hide what it is multiplied with."""
+    twin = copy.deepcopy(attention)
+    without_values = [name for name, buffer in twin.named_buffers() if buffer.is_meta]
+    twin = (
+        twin.to_empty(device="cpu")
+        if without_values or any(p.is_meta for p in twin.parameters())
+        else twin.cpu()
+    )
+    twin = twin.float().requires_grad_(True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        few = 0.3 * torch.randn(_RANDOM, generator=generator)
+        for parameter in twin.parameters():
+            rows = -(-parameter.numel() // _RANDOM)
+            parameter.copy_(few.repeat(rows)[: parameter.numel()].view_as(parameter))
+        for name, buffer in twin.named_buffers():
+            if name in without_values:
+                buffer.fill_(1)  # a mask of ones sees everything
+    return twin
+
+
+def _inputs(attention: nn.Module, width: int) -> dict[str, Any]:
+    """Arguments for an attention that takes hidden states, and masks perhaps."""
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, _LENGTH, width, generator=generator)
+    inputs: dict[str, Any] = {}
+    for index, (name, parameter) in enumerate(inspect.signature(attention.forward).parameters.items()):
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if index == 0 or (parameter.default is parameter.empty and name in _HIDDEN):
+            inputs[name] = hidden
+        elif parameter.default is parameter.empty and "mask" in name:
+            inputs[name] = None
+        elif parameter.default is parameter.empty:
+            raise NotSeenError(f"alone it cannot be run, because its forward needs {name!r}")
+    return inputs

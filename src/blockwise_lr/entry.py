@@ -1,0 +1,215 @@
+"""Entry point of the command line: answers --help and --version, and turns every end of a command into an exit code.
+
+This module imports nothing heavy, so that --help is quick and Ctrl-C gets an answer from the first moment on.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+from blockwise_lr.errors import (
+    LostProcessError,
+    NonFiniteLossError,
+    SigtermInterrupt,
+    StorageError,
+    Terminated,
+    UserError,
+)
+
+USAGE = """\
+usage: blockwise-lr COMMAND ...
+
+A learning rate of its own for every block type of a Transformer.
+
+  train PRESET      pre-train one model; resumes an unfinished run
+  compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
+  eval RUN          losses and bits per byte of a checkpoint, on the held-out text or on any other (--data)
+  generate RUN      a sample from a checkpoint, behind --prompt
+  sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
+  export RUN        a plain Hugging Face folder of a run, or of a sharded checkpoint
+  inspect MODEL     which parameter is in which block, and why
+  presets           the names of the presets
+
+PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
+MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id;
+for inspect also module:function, a function of yours that returns the model.
+`blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
+"""
+
+_INTERRUPTED = 128 + signal.SIGINT
+_TERMINATED = 128 + signal.SIGTERM
+_TRAINING = ("train", "compare")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit.
+
+    Exit codes: 0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 143 SIGTERM; 1 anything else. When the reader
+    of a pipe closes it, as `head` does, the commands that train exit with 141 and the others with 0.
+
+    Args:
+        arguments: the words after `blockwise-lr`; None: those of this process.
+    """
+    ends_process = arguments is None
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments[0] if arguments else ""
+    _print_any_character()
+    with _CtrlC(command, ends_process=ends_process) as ctrl_c:
+        try:
+            _run(command, arguments[1:])
+            sys.stdout.flush()
+        except (NonFiniteLossError, StorageError, LostProcessError) as error:
+            _fail(str(error), 1)
+        except Terminated as stopped:
+            _fail_once(str(stopped), _TERMINATED)
+        except BrokenPipeError:
+            _stop_printing()
+            if command in _TRAINING:
+                raise SystemExit(128 + signal.SIGPIPE) from None
+        except SigtermInterrupt:
+            _interrupted(command, _TERMINATED)
+        except KeyboardInterrupt:
+            _interrupted(command)
+        except SystemExit:
+            raise
+        except BaseException as error:
+            if ctrl_c.received:  # a library that was interrupted in its import raises what it likes
+                _interrupted(command)
+            if isinstance(error, UserError):
+                _fail(str(error), 2)
+            if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+                _stop_printing()
+                _fail(f"cannot write the output ({error.strerror}): make room or print it elsewhere", 1)
+            raise
+
+
+def _run(command: str, rest: list[str]) -> None:
+    if command in ("", "-h", "--help", "help"):
+        print(USAGE, end="")
+        return
+    if command == "--version":
+        from blockwise_lr import __version__
+
+        print(__version__)
+        return
+    from blockwise_lr.cli import COMMANDS
+
+    if command not in COMMANDS:
+        raise UserError(f"no command {command!r}; the commands are {', '.join(COMMANDS)}")
+    COMMANDS[command](rest)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _interrupted(command: str, code: int = _INTERRUPTED) -> NoReturn:
+    goes_on = ": give the same command again to go on" if command in _TRAINING else ""
+    _fail_once(f"interrupted{goes_on}", code)
+
+
+def _fail_once(message: str, code: int) -> NoReturn:
+    """Fail with a message of which all processes of a run know: rank 0 prints it."""
+    if os.environ.get("RANK", "0") != "0":
+        raise SystemExit(code) from None
+    _fail(message, code)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    # The message may quote names out of files: no escape sequence in them reaches the terminal.
+    line = "".join(each if each.isprintable() else "?" for each in " ".join(message.split()))
+    with contextlib.suppress(OSError):  # stderr may be a closed pipe
+        print(f"blockwise-lr: {line}", file=sys.stderr)
+    raise SystemExit(code) from None
+
+
+def _print_any_character() -> None:
+    r"""Let stdout print every character, those that the terminal's encoding lacks as \N escapes.
+
+    stderr does so in any Python. A choice of the user's (PYTHONIOENCODING=ascii:replace) is kept.
+    """
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
+        out.reconfigure(errors="backslashreplace")
+
+
+def _stop_printing() -> None:
+    """Send what is left for stdout nowhere; Python would complain once more at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+_at_work = threading.Event()
+
+
+def at_work() -> None:
+    """Call this when a command has imported what it needs and begins: from here on Ctrl-C is an exception.
+
+    Before, it ends the process at once. Some libraries drop an exception in their imports and go on: torch does when it
+    looks for numpy.
+    """
+    _at_work.set()
+
+
+class _CtrlC(contextlib.AbstractContextManager["_CtrlC"]):
+    """While a command runs, SIGINT ends it: at once until :func:`at_work`, later by KeyboardInterrupt.
+
+    KeyboardInterrupt is also raised again where Python would print and drop it, in destructors and callbacks of the
+    garbage collector.
+
+    Args:
+        ends_process: whether the process ends with the command. After one Ctrl-C it then ignores more of them, which
+            would only interrupt the ending.
+
+    Attributes:
+        received: whether SIGINT came.
+    """
+
+    def __init__(self, command: str, *, ends_process: bool) -> None:
+        self.received = False
+        self._command = command
+        self._ends_process = ends_process
+        self._previous: Any = None
+        self._unraisable: Any = None
+
+    def __enter__(self) -> _CtrlC:
+        _at_work.clear()
+        main_thread = threading.current_thread() is threading.main_thread()
+        # A process that was started in the background ignores SIGINT, and goes on doing so.
+        if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._previous = signal.signal(signal.SIGINT, self._receive)
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._previous is not None:
+            sys.unraisablehook = self._unraisable
+            ignore = self.received and self._ends_process
+            signal.signal(signal.SIGINT, signal.SIG_IGN if ignore else self._previous)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = True
+        if self._ends_process and not _at_work.is_set():
+            try:
+                _interrupted(self._command)
+            finally:
+                os._exit(_INTERRUPTED)
+        raise KeyboardInterrupt
+
+    def _raise_again(self, unraisable: Any) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            # Later, by another thread: here it would only be raised in this function.
+            again = threading.Timer(0.05, _thread.interrupt_main)
+            again.daemon = True
+            again.start()
+        else:
+            self._unraisable(unraisable)

@@ -1,0 +1,130 @@
+"""What a missing package is needed for, and the command that installs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Iterable
+from importlib import metadata
+
+MINIMUM = {"transformers": "5.3"}
+"""Lower bounds of pyproject.toml that are also checked at import: an older version fails only at the first step."""
+
+_REPOSITORY = ("repository", "source", "source code")
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra of this package, as it has to be typed.
+
+    No package index has blockwise-lr. The command names the repository where the package's metadata gives one
+    (``[project.urls]``), and a clone of it otherwise.
+
+    Args:
+        extra: a name from ``[project.optional-dependencies]``, such as "train".
+
+    Example:
+        >>> "[plot]" in install("plot")
+        True
+    """
+    address = _repository()
+    if address:
+        return f"pip install 'blockwise-lr[{extra}] @ git+{address}'"
+    return f"pip install '.[{extra}]' in a clone of blockwise-lr"
+
+
+def missing(purpose: str, package: str, extra: str) -> ModuleNotFoundError:
+    """The error for a package that is not installed.
+
+    Args:
+        purpose: what needs the package, with its verb: "figures need".
+        package: the package's name.
+        extra: the extra of this package that brings it.
+
+    Returns:
+        The error to raise; its message is one line.
+
+    Example:
+        >>> str(missing("figures need", "matplotlib", "plot")).partition(": ")[0]
+        'figures need matplotlib, which is not installed'
+    """
+    return ModuleNotFoundError(f"{purpose} {package}, which is not installed: {install(extra)}", name=package)
+
+
+def explained(error: ModuleNotFoundError, purpose: str, extra: str = "train") -> ModuleNotFoundError:
+    """Return the error to raise in the place of an import's own, which says only that a module is missing.
+
+    Args:
+        error: what the import raised.
+        purpose: what needs the package, with its verb.
+        extra: the extra that brings it.
+
+    Example:
+        >>> try:
+        ...     import no_such_package
+        ... except ModuleNotFoundError as error:
+        ...     print(str(explained(error, "figures need", "plot")).partition(": ")[0])
+        figures need no_such_package, which is not installed
+    """
+    return missing(purpose, (error.name or str(error)).partition(".")[0], extra)
+
+
+def check(purpose: str, packages: Iterable[str], extra: str = "train") -> None:
+    """Refuse to go on without packages that an extra brings. Imports none of them.
+
+    Args:
+        purpose: what needs them, with its verb.
+        packages: names of top-level packages.
+        extra: the extra that brings them.
+
+    Raises:
+        ModuleNotFoundError: one of them is missing; the message has the command that installs it.
+        ImportError: one of them is older than :data:`MINIMUM`; the message has the command that upgrades it.
+
+    Example:
+        >>> check("arrays need", ["numpy"])
+    """
+    for package in packages:
+        if not is_installed(package):
+            raise missing(purpose, package, extra)
+        least, found = MINIMUM.get(package), _version(package)
+        if least is not None and found and _numbers(found) < _numbers(least):
+            raise ImportError(
+                f"{purpose} {package} {least} or newer, and {found} is installed: pip install '{package}>={least}'",
+                name=package,
+            )
+
+
+def is_installed(package: str) -> bool:
+    """Return whether a top-level package can be imported, without importing it.
+
+    Example:
+        >>> is_installed("numpy"), is_installed("no_such_package")
+        (True, False)
+    """
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ImportError, ValueError):  # ValueError: a module without a spec, such as one made by hand
+        return sys.modules.get(package) is not None
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _repository() -> str | None:
+    try:
+        entries = metadata.metadata("blockwise-lr").get_all("Project-URL") or []
+    except metadata.PackageNotFoundError:  # the source folder alone is on sys.path
+        return None
+    urls = dict(entry.split(", ", 1) for entry in entries if ", " in entry)
+    return next((url for label, url in urls.items() if label.lower() in _REPOSITORY), None)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The release of a version, for comparison: "5.10.0.dev1" is (5, 10, 0)."""
+    release = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()

@@ -1,0 +1,59 @@
+"""What a schedule does when its optimizer loads a state. The hooks live as long as the schedule does."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from torch.optim import Optimizer
+
+from blockwise_lr.optim.saved_groups import reconcile
+
+if TYPE_CHECKING:
+    from blockwise_lr.optim.schedules import BlockwiseSchedule
+
+_HOOKS: weakref.WeakKeyDictionary[Optimizer, _LoadHooks] = weakref.WeakKeyDictionary()
+
+
+class _LoadHooks:
+    """Two hooks on ``optimizer.load_state_dict``, which do not keep the schedule alive.
+
+    Before loading, the saved settings are compared with the groups'. Afterwards the learning rates are the schedule's.
+    """
+
+    def __init__(self, schedule: BlockwiseSchedule, optimizer: Optimizer) -> None:
+        self._schedule = weakref.ref(schedule)
+        self._owned = False
+        self._handles = (
+            optimizer.register_load_state_dict_pre_hook(self._before),
+            optimizer.register_load_state_dict_post_hook(self._after),
+        )
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _before(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        schedule = self._schedule()
+        if schedule is None:
+            return None
+        self._owned = schedule.owns_lrs()
+        return dict(reconcile(state_dict, optimizer.param_groups, schedule.on_change, schedule.tell_groups))
+
+    def _after(self, optimizer: Optimizer) -> None:
+        schedule = self._schedule()
+        if schedule is not None and self._owned:
+            schedule.set_lrs()
+
+
+def attach(schedule: BlockwiseSchedule) -> None:
+    """Hook a schedule to its optimizer, in the place of an earlier one."""
+    optimizer: Any = schedule.optimizer
+    while not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):  # a wrapper, such as accelerate's
+        optimizer = getattr(optimizer, "optimizer", None)
+        if optimizer is None:
+            return
+    if (earlier := _HOOKS.pop(optimizer, None)) is not None:
+        earlier.remove()
+    hooks = _HOOKS[optimizer] = _LoadHooks(schedule, optimizer)
+    weakref.finalize(schedule, hooks.remove).atexit = False

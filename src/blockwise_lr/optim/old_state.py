@@ -1,0 +1,112 @@
+"""The old state of an optimizer by parameter name, whatever its groups were."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+from torch import nn
+
+from blockwise_lr.blocks import canonical_name
+from blockwise_lr.blocks.layout import split_state
+from blockwise_lr.extras import is_installed
+
+State = dict[str, Any]
+PART = re.compile(r"(?P<before>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d+)")
+_SHOWN = 5  # names that a message lists
+
+
+class Entry(NamedTuple):
+    """The old state of one parameter: its moments, the steps that they saw, and its group."""
+
+    state: State
+    steps: int | None
+    group: Mapping[str, Any]
+
+
+def _entry(state: State, group: Mapping[str, Any]) -> Entry:
+    count = state.get("step", group.get("step"))  # pytorch_optimizer's count in the group
+    return Entry(state, None if count is None else int(count), group)
+
+
+def by_name(
+    old: Mapping[str, Any], model: nn.Module, names: Sequence[Sequence[str]] | None = None
+) -> dict[str, Entry]:
+    """The old state by canonical parameter name."""
+    if not {"state", "param_groups"} <= set(old):
+        raise ValueError(
+            f"the old state has the keys {listed(sorted(map(str, old)))}; expected an optimizer's state_dict(), with "
+            "`state` and `param_groups`"
+        )
+    groups = old["param_groups"]
+    carried = [group.get("names", group.get("param_names", _as_names(group["params"]))) for group in groups]
+    chosen = names if names is not None else carried if all(carried) else _inferred(groups, model)
+    counts = [len(group["params"]) for group in groups]
+    if [len(each) for each in chosen] != counts:
+        raise ValueError(
+            f"names are given for groups of {[len(each) for each in chosen]} parameters, and the old state has groups "
+            f"of {counts}"
+        )
+    return {
+        canonical_name(name): _entry(dict(old["state"].get(key, {})), group)
+        for own, group in zip(chosen, groups)
+        for name, key in zip(own, group["params"])
+    }
+
+
+def _as_names(params: Sequence[Any]) -> list[str] | None:
+    """Names where a group has them in place of parameters, as torch.distributed.checkpoint's state dicts do."""
+    return list(params) if all(isinstance(each, str) for each in params) else None
+
+
+def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
+    """The names in the order in which torch, or transformers' Trainer, takes a model's parameters."""
+    counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
+    if counts == [len(whole)]:
+        return [whole]
+    if counts == [
+        len(every := list(_original_names(model, frozen=True)))
+    ]:  # model.parameters() has the frozen too
+        return [every]
+    of_trainer = len(counts) == 2 and is_installed("transformers")
+    for all_names in (whole, every) if of_trainer else ():
+        from transformers import Trainer
+
+        decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))
+        decays = {fused_name(canonical_name(name)) for name in decayed}
+        pair = [[name for name in all_names if (name in decays) is wanted] for wanted in (True, False)]
+        if [len(each) for each in pair] == counts:
+            return pair
+    raise ValueError(
+        f"the old groups carry no names, and have {counts} parameters where the model has {len(whole)}: expected one "
+        "group of all, or Trainer's two; give names=[[...], ...], the names in each group"
+    )
+
+
+def _original_names(model: nn.Module, *, frozen: bool = False) -> Iterator[str]:
+    """The names that ``named_parameters()`` gave before ``split_fused``, of what is trained, each once."""
+    seen: set[int] = set()
+    for path, module in model.named_modules():
+        prefix, split = canonical_name(f"{path}.") if path else "", split_state(module)
+        if "parametrizations" in path.split("."):
+            continue
+        for leaf in split.order if split else module._parameters:
+            own = module._parameters.get(leaf)
+            if own is not None and (id(own) in seen or not (own.requires_grad or frozen)):
+                continue
+            if own is not None or (split and leaf in split.leaves):
+                seen.add(id(own))
+                yield f"{prefix}{leaf}"
+
+
+def fused_name(name: str) -> str:
+    """The name of the fused weight that a part was cut from; any other name as it is."""
+    found = PART.fullmatch(name)
+    return f"{found['before']}{found['leaf']}" if found else name
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

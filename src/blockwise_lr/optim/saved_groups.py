@@ -1,0 +1,220 @@
+"""The groups of a saved optimizer state, compared with those that the optimizer was made with.
+
+``optimizer.load_state_dict`` replaces the groups' settings by the saved ones, learning rates and ratios among them. So
+a run that is resumed with other ratios would go on with the old ones, without a word.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import canonical_name
+
+OnChange = Literal["error", "use_new"]
+Group = Mapping[str, Any]
+
+MOVES = "auto_moves"  # set by AutoRatios in every group
+_OURS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
+_RATES = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
+_OTHERS = ("betas", "eps", "momentum")
+_SHOWN = 4  # differences that a message lists
+_PRECISION = 1e-6  # a base learning rate is a quotient: relative rounding errors are no difference
+
+
+def check_on_change(on_change: OnChange) -> None:
+    """Raise ValueError for anything but "error" and "use_new"."""
+    if on_change not in ("error", "use_new"):
+        raise ValueError(f'on_change is {on_change!r}; expected "error" or "use_new"')
+
+
+def load_optimizer_state(
+    optimizer: Optimizer, state_dict: Mapping[str, Any], *, on_change: OnChange = "error"
+) -> None:
+    """Load an optimizer's state after comparing its learning rates and ratios with the optimizer's own.
+
+    ``optimizer.load_state_dict`` does the same where a schedule of this library was made before. This function is for
+    loops that load the optimizer first.
+
+    Args:
+        optimizer: on groups of :func:`blockwise_lr.param_groups`, as the run is to go on.
+        state_dict: ``state_dict()`` of the saved optimizer.
+        on_change: "error": raise if base learning rate, ratios or ``decay`` are not those that were saved; "use_new":
+            keep the optimizer's own, its weight decay and betas too, and take only the moments. Ratios that
+            :class:`blockwise_lr.AutoRatios` has moved are no difference, and are kept.
+
+    Raises:
+        ValueError: they differ, and on_change is "error"; or the saved groups hold other parameters.
+
+    Example:
+        >>> import torch
+        >>> from blockwise_lr import param_groups
+        >>> model = torch.nn.ModuleDict({"wte": torch.nn.Embedding(8, 4), "ln_f": torch.nn.LayerNorm(4)})
+        >>> saved = torch.optim.AdamW(param_groups(model, lr=1e-3)).state_dict()
+        >>> resumed = torch.optim.AdamW(param_groups(model, lr=2e-3))
+        >>> load_optimizer_state(resumed, saved)
+        Traceback (most recent call last):
+            ...
+        ValueError: the saved optimizer has other settings: base learning rate is 0.001 there and 0.002 here; ...
+    """
+    check_on_change(on_change)
+    optimizer.load_state_dict(dict(reconcile(state_dict, optimizer.param_groups, on_change)))
+
+
+def reconcile(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Group],
+    on_change: OnChange,
+    tell: Callable[[str], None] | None = None,
+) -> Mapping[str, Any]:
+    """Return the saved state with the settings that are to hold from now on.
+
+    Args:
+        state_dict: the saved state. It is not changed.
+        groups: those of the optimizer, with the settings that were asked for.
+        on_change: as for :func:`load_optimizer_state`.
+        tell: takes the line that names a change which is no error. Default: a warning.
+
+    Raises:
+        ValueError: as :func:`load_optimizer_state`.
+    """
+    tell = tell or _warn
+    saved: Sequence[Group] = state_dict.get("param_groups", ())
+    if problem := other_parameters(saved, groups):
+        raise ValueError(
+            f"{problem}: make the groups as they were, or carry the moments over by parameter name, with "
+            "adopt_state(state, model, optimizer), and give the schedule last_epoch"
+        )
+    if len(saved) != len(groups):
+        return state_dict  # groups without names: torch refuses them
+    moved = moves(saved) or moves(groups)
+    differences = list(dict.fromkeys(_rate_differences(saved, groups, moved)))
+    others = list(dict.fromkeys(_other_differences(saved, groups, moved)))
+    if differences and on_change == "error":
+        raise ValueError(
+            f"the saved optimizer has other settings: {listed(differences)}; make the groups as they were, or go on "
+            'with the new ones by on_change="use_new"'
+        )
+    if on_change == "use_new" and (differences or others):
+        tell(f"the optimizer goes on with new settings: {listed(differences + others)}")
+    elif others:
+        tell(
+            f"the saved optimizer has other settings, which are used: {listed(others)}; "
+            'on_change="use_new" takes the new ones'
+        )
+    merged = [_merged(old, new, on_change, moved) for old, new in zip(saved, groups)]
+    return {**state_dict, "param_groups": merged}
+
+
+def moves(groups: Sequence[Group]) -> bool:
+    """Whether AutoRatios moves the ratios of these groups, or has done so."""
+    return any(key.startswith("auto_") for group in groups for key in group if isinstance(key, str))
+
+
+def other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
+    """Say how the saved groups hold other parameters than the optimizer's; None if they do not, or are not named."""
+    if not all("names" in group for group in groups):
+        return None
+    here = [[canonical_name(name) for name in group["names"]] for group in groups]
+    if not all("names" in group for group in saved):
+        there = [len(group["params"]) for group in saved]
+        if there == list(map(len, here)):
+            return None
+        return (
+            f"the saved optimizer has groups of {there} parameters without names, as torch and transformers' Trainer "
+            f"make them, and this one has groups by block of {list(map(len, here))}"
+        )
+    named = [[canonical_name(name) for name in group["names"]] for group in saved]
+    if named == here:
+        return None
+    places = [{name: group["block"] for own, group in zip(*each) for name in own}
+              for each in ((named, saved), (here, groups))]  # fmt: skip
+    differences = [
+        f"{name} is in {_place(places[0].get(name))} there and in {_place(places[1].get(name))} here"
+        for name in dict.fromkeys([*places[1], *places[0]])
+        if places[0].get(name) != places[1].get(name)
+    ]
+    if not differences:
+        differences = [f"{len(saved)} groups of {list(map(len, named))} parameters there and {len(groups)} of "
+                       f"{list(map(len, here))} here"]  # fmt: skip
+    return f"the saved optimizer has other groups: {listed(differences)}"
+
+
+def _place(block: str | None) -> str:
+    return "no group" if block is None else f"block {block}"
+
+
+def listed(differences: Sequence[str]) -> str:
+    """The first differences, and how many more there are."""
+    more = len(differences) - _SHOWN
+    return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+    pairs = [(old, new) for old, new in zip(saved, groups) if "initial_lr" in old]
+    for old, new in pairs:
+        there, here = _base(old), _base(new)
+        if not math.isclose(there, here, rel_tol=_PRECISION):
+            yield f"base learning rate is {there:.8g} there and {here:.8g} here"
+    for old, new in pairs:
+        there, here = _ratio(old), _ratio(new)
+        if not moved and not math.isclose(there, here, rel_tol=_PRECISION):
+            yield f"ratio of {_block(new)} is {there:.8g} there and {here:.8g} here"
+    for old, new in pairs:
+        if old.get("decay", "coupled") != new.get("decay", "coupled"):
+            yield f"decay is {old.get('decay', 'coupled')} there and {new.get('decay', 'coupled')} here"
+
+
+def _other_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+    for old, new in zip(saved, groups):
+        constant = new.get("decay") == "constant"
+        if not (constant and moved):  # it moves against the ratio
+            key = "peak_weight_decay" if constant and "peak_weight_decay" in old else "weight_decay"
+            if key in old and not _same(old[key], new.get(key, old[key])):
+                yield f"weight_decay of {_block(new)} is {old[key]:.8g} there and {new[key]:.8g} here"
+        for key in _OTHERS:
+            if key in old and key in new and not _same(old[key], new[key]):
+                yield f"{key} is {_spell(old[key])} there and {_spell(new[key])} here"
+
+
+def _merged(old: Group, new: Group, on_change: OnChange, moved: bool) -> dict[str, Any]:
+    merged = {**{key: new[key] for key in _OURS if key in new}, **old}
+    if on_change == "use_new":
+        merged |= {key: new[key] for key in _OTHERS if key in new}
+        if not moved:
+            merged |= {key: new[key] for key in ("lr", *_RATES) if key in new}
+        elif "initial_lr" in old:
+            merged["initial_lr"] = _base(new) * _ratio(old)
+    return merged
+
+
+def _base(group: Group) -> float:
+    return float(group.get("initial_lr", group["lr"])) / _ratio(group)
+
+
+def _ratio(group: Group) -> float:
+    return float(group.get("lr_ratio", 1.0))
+
+
+def _block(group: Group) -> str:
+    return str(group.get("block", "its group"))
+
+
+def _same(there: Any, here: Any) -> bool:
+    if isinstance(there, list | tuple) and isinstance(here, list | tuple):
+        return len(there) == len(here) and all(map(_same, there, here))
+    if there is None or here is None:
+        return there is here
+    return math.isclose(float(there), float(here), rel_tol=_PRECISION)
+
+
+def _spell(value: Any) -> str:
+    return f"({', '.join(map(_spell, value))})" if isinstance(value, list | tuple) else f"{value:g}"
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=4)

@@ -1,0 +1,44 @@
+"""Gradients that cannot be measured: sparse ones, and those of complex parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from blockwise_lr.errors import UnsupportedGradientError
+
+
+def check_gradient(name: str, gradient: Tensor, what: str) -> None:
+    """Refuse a sparse gradient.
+
+    Args:
+        name: of its parameter.
+        gradient: of one parameter.
+        what: what needs a dense one, for the message.
+
+    Raises:
+        UnsupportedGradientError: it is sparse, as ``nn.Embedding(sparse=True)`` makes it.
+
+    Example:
+        >>> check_gradient("wte.weight", torch.zeros(2).to_sparse(), "AdamMini")
+        Traceback (most recent call last):
+        blockwise_lr.errors.UnsupportedGradientError: AdamMini does not support sparse gradients, and wte.weight has \
+one: make its embedding with sparse=False
+    """
+    if gradient.layout is not torch.strided:
+        raise UnsupportedGradientError(
+            f"{what} does not support sparse gradients, and {name} has one: make its embedding with sparse=False"
+        )
+
+
+def check_real(name: str, tensor: Tensor, what: str) -> None:
+    """Refuse a complex parameter or gradient.
+
+    Raises:
+        UnsupportedGradientError: it is complex.
+    """
+    if tensor.is_complex():
+        raise UnsupportedGradientError(
+            f"{what} does not support complex gradients, and {name} has one: keep its real and imaginary part as a "
+            "real parameter (torch.view_as_real), or freeze it with requires_grad_(False)"
+        )

@@ -1,0 +1,133 @@
+"""What to train next: a queue that follows from the results so far, the most telling runs first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from arms import RULES, Arm
+
+SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
+WARMUPS = (0.15, 0.05, 0.4)
+MOST_RATES = 6  # of the factor-two search; a rule that needs more than three has begun at the wrong place
+
+# Where the search over base learning rates begins, by shape, steps and rule.
+_CENTRES = {
+    ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
+    ("llama-2m", 1200): {"uniform": 4e-3, "half": 2.8e-3, "measured": 1.4e-3, "paper": 1e-3},
+    ("llama-2m", 300): {"uniform": 5.6e-3, "half": 4e-3, "measured": 2e-3, "paper": 2e-3},
+    ("llama-600k", 4800): {"uniform": 4e-3, "half": 4e-3, "measured": 1.4e-3, "paper": 1e-3},
+    ("llama-600k", 1200): {"uniform": 5.6e-3, "half": 4e-3, "measured": 2e-3, "paper": 1.4e-3},
+    ("llama-600k", 300): {"uniform": 8e-3, "half": 5.6e-3, "measured": 2.8e-3, "paper": 2.8e-3},
+}
+_ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
+    ("llama-2m", 4800, ("uniform", "half", "measured")),
+    ("llama-2m", 1200, ("uniform", "half", "measured", "paper")),
+    ("llama-2m", 300, ("uniform", "half", "measured", "paper")),
+    ("llama-600k", 4800, ("uniform", "half", "measured")),
+    ("llama-600k", 1200, ("uniform", "half", "measured", "paper")),
+    ("llama-600k", 300, ("uniform", "half", "measured", "paper")),
+    ("llama-2m", 4800, ("paper",)),
+    ("llama-600k", 4800, ("paper",)),
+)
+_LONGEST = ("llama-2m", 19200, ("uniform", "half", "measured"))
+_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "decay constant": {"decay": "constant"},
+    "decay of matrices": {"decay": "matrices"},
+    "floor in proportion": {"floor": "proportional"},
+    "shrinking to half way": {"shrink": 0.5},
+}
+_BASELINE: Sequence[Mapping[str, float]] = (
+    {"weight_decay": 0.1},
+    {"weight_decay": 0.01},
+    {"beta2": 0.99},
+    {"beta2": 0.9},
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs that have ended, by the name of their arm."""
+
+    runs: Mapping[str, Mapping[str, Any]]
+
+    def loss(self, arm: Arm) -> float | None:
+        """Return the tune loss; infinite for a run that diverged, None for one that has not been made."""
+        run = self.runs.get(arm.name)
+        if run is None:
+            return None
+        return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
+
+    def best(self, arms: Sequence[Arm]) -> Arm | None:
+        """Return the arm with the lowest tune loss, or None while one of them has not been made."""
+        losses = [self.loss(arm) for arm in arms]
+        if any(loss is None for loss in losses):
+            return None
+        return min(zip(losses, arms), key=lambda pair: pair[0] or 0.0)[1]
+
+
+def three_digits(value: float) -> float:
+    """Round to three digits, so that equal rates are equal numbers."""
+    return float(f"{value:.3g}")
+
+
+def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
+
+    Every rule is tuned alike, at seed 0 and by its tune loss: base learning rates a factor of two apart until the best
+    has a worse one on both sides, the other two warm-ups at that rate, then a factor of sqrt 2 to either side.
+    """
+    first = Arm(shape, steps, _CENTRES[shape, steps][rule], RULES[rule])
+    arms = [first, *(replace(first, base_lr=three_digits(first.base_lr * by)) for by in (0.5, 2.0))]
+    while (best := results.best(arms)) is not None and len(arms) < MOST_RATES:
+        rates = sorted(arm.base_lr for arm in arms)
+        if best.base_lr not in (rates[0], rates[-1]):
+            break
+        factor = 0.5 if best.base_lr == rates[0] else 2.0
+        arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
+    if best is None:
+        return arms, None
+    arms += [replace(best, warmup=warmup) for warmup in WARMUPS if warmup != best.warmup]
+    if (best := results.best(arms)) is None:
+        return arms, None
+    arms += [replace(best, base_lr=three_digits(best.base_lr * by)) for by in (2**-0.5, 2**0.5)]
+    return arms, results.best(arms)
+
+
+def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the further runs of the uniform baseline over weight decay and beta2, and the best of all."""
+    arms = [chosen, *(replace(chosen, **changes) for changes in _BASELINE)]
+    return arms, results.best(arms)
+
+
+def _wanted(results: Results) -> Iterator[Arm]:
+    chosen: dict[tuple[str, int, str], Arm] = {}
+    for shape, steps, rules in _ORDER:
+        yield from (tuning(shape, steps, rule, results)[0][0] for rule in rules)  # one of each says most
+        for rule in rules:
+            arms, best = tuning(shape, steps, rule, results)
+            yield from arms
+            if best is not None and rule == "uniform":
+                more, best = baseline(best, results)
+                yield from more
+            if best is not None:
+                chosen[shape, steps, rule] = best
+        for rule in rules:
+            if best := chosen.get((shape, steps, rule)):
+                yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+    for steps in (1200, 4800):
+        for rule in ("half", "measured"):
+            if best := chosen.get(("llama-2m", steps, rule)):
+                yield from (replace(best, **changes) for changes in _VARIANTS.values())
+    shape, steps, rules = _LONGEST
+    for rule in rules:
+        if best := chosen.get((shape, 4800, rule)):
+            rates = (best.base_lr, best.base_lr * 2**-0.5)
+            yield from (replace(best, steps=steps, base_lr=three_digits(rate)) for rate in rates)
+
+
+def queue(results: Results) -> list[Arm]:
+    """Return the arms that are still to be trained and follow from the results so far, in order."""
+    arms = {arm.name: arm for arm in _wanted(results)}
+    return [arm for name, arm in arms.items() if name not in results.runs]

@@ -1,0 +1,190 @@
+"""The horizon study: arms that train stacked end where each would end alone, and the queue follows from the results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from blockwise_lr import classify, cosine_schedule, param_groups
+from blockwise_lr.pretrain.models import build_model
+
+STUDY = Path(__file__).parents[2] / "studies" / "2026-11-horizon"
+STEPS, ROWS, CONTEXT = 12, 4, 16
+
+
+@pytest.fixture(autouse=True)
+def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY))
+
+
+def text(seed: int = 0) -> Any:
+    from stacked import Text
+
+    windows = np.random.default_rng(seed).integers(0, 64, (3, 256, CONTEXT)).astype(np.uint16)
+    return Text(*windows)
+
+
+def arms() -> list[Any]:
+    from arms import RULES, Arm
+
+    return [
+        Arm("tiny", STEPS, 1e-2, RULES["uniform"], seed=1),
+        Arm("tiny", STEPS, 2e-3, RULES["measured"], warmup=0.4, seed=2, weight_decay=0.1, beta2=0.99),
+        Arm("tiny", STEPS, 4e-3, RULES["half"], clip=1e9, floor="proportional", decay="constant"),
+    ]
+
+
+def alone(arm: Any, windows: Any) -> dict[str, torch.Tensor]:
+    """Train the arm in an ordinary loop on transformers' model, torch's AdamW and the library's schedule."""
+    from arms import SHAPES
+
+    model = build_model(SHAPES[arm.shape], seed=arm.seed).double()
+    model.set_attn_implementation("eager")
+    groups = param_groups(model, arm.base_lr, arm.ratios, weight_decay=arm.weight_decay, decay=arm.decay)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, arm.beta2))
+    schedule = cosine_schedule(
+        optimizer,
+        warmup_steps=round(arm.warmup * arm.steps),
+        total_steps=arm.steps,
+        floor=arm.base_lr / 20,
+        floor_mode=arm.floor,
+    )
+    order = windows.order(arm.seed, STEPS * ROWS).reshape(STEPS, ROWS)
+    for rows in order:
+        ids = torch.from_numpy(windows.train[rows].astype(np.int64))
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arm.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def test_stacked_arms_end_where_each_ends_alone() -> None:
+    from stacked import Stack
+
+    windows = text()
+    stack = Stack(arms(), windows, rows=ROWS, dtype=torch.float64)
+    for _ in range(STEPS):
+        stack.advance()
+    for i, arm in enumerate(arms()):
+        for name, expected in alone(arm, windows).items():
+            torch.testing.assert_close(stack.weights[name][i], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_stack_that_is_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
+    from stacked import Stack
+
+    whole = Stack(arms(), text(), rows=ROWS).run(points=3)
+    cut = Stack(arms(), text(), rows=ROWS)
+    for _ in range(5):
+        cut.advance()
+    cut.curves = [[curve[0]] for curve in (result["curve"] for result in whole)]  # that of step 4
+    torch.save(cut._state(), tmp_path / "state.pt")
+    again = Stack(arms(), text(), rows=ROWS).run(checkpoint=tmp_path / "state.pt", points=3)
+    for one, other in zip(whole, again):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_no_window_is_read_twice_and_too_little_text_is_said() -> None:
+    assert len(set(text().order(0, 256))) == 256
+    with pytest.raises(ValueError, match="reads 257 windows and the text has 256"):
+        text().order(0, 257)
+
+
+@pytest.mark.parametrize("floor", ["shared", "proportional", {"emb": 2.0}])
+def test_the_ratio_at_the_last_step_is_the_one_asked_for(floor: Any) -> None:
+    from arms import Arm
+
+    arm = Arm("tiny", 1000, 1e-3, {"emb": 4.0}, floor=floor)
+    ends = {"shared": 1.0, "proportional": 4.0}.get(floor if isinstance(floor, str) else "", 2.0)
+    assert arm.lr("emb", 1000) == pytest.approx(ends * 1e-3 / 20)
+    assert arm.lr("emb", 150) == pytest.approx(4e-3)
+    shrunk = Arm("tiny", 1000, 1e-3, {"emb": 4.0}, floor="proportional", shrink=0.5)
+    assert shrunk.lr("emb", 1000) / shrunk.lr("ffn", 1000) == pytest.approx(2.0)
+
+
+def test_decay_of_matrices_leaves_out_embedding_head_and_norms() -> None:
+    from arms import Arm
+
+    arm = Arm("tiny", 10, 1e-3, {"emb": 4.0}, decay="matrices")
+    model = build_model(__import__("arms").SHAPES["tiny"], seed=0)
+    decayed = {str(block.value) for block in classify(model).values() if arm.weight_decay_of(block.value, 5)}
+    assert decayed == {"qk", "vo", "ffn"}
+    constant = Arm("tiny", 10, 1e-3, {"emb": 4.0}, decay="constant")
+    for step in range(10):
+        assert constant.weight_decay_of("emb", step) * constant.lr("emb", step) == pytest.approx(
+            0.03 * constant.lr("ffn", step)
+        )
+
+
+def pretend(arm: Any) -> dict[str, Any]:
+    """A loss whose best base learning rate is four times where the search begins, at the second warm-up."""
+    import math
+
+    loss = 3 + (math.log2(arm.base_lr / 1.12e-2)) ** 2 / 100 + (arm.warmup != 0.05) / 1000
+    return {"tune_loss": loss, "val_loss": loss}
+
+
+def test_the_queue_brackets_the_best_rate_of_every_rule_and_ends() -> None:
+    from plan import Results, queue, tuning
+
+    runs: dict[str, Any] = {}
+    while arms := queue(Results(runs)):
+        runs[arms[0].name] = pretend(arms[0])
+    tried, best = tuning("llama-2m", 4800, "uniform", Results(runs))
+    assert best is not None
+    assert best.warmup == 0.05
+    assert min(arm.base_lr for arm in tried) < best.base_lr < max(arm.base_lr for arm in tried)
+    assert len(runs) > 100
+
+
+def test_the_first_runs_are_one_of_each_rule_at_the_long_horizon() -> None:
+    from plan import Results, queue
+
+    first = queue(Results({}))[:3]
+    assert [arm.steps for arm in first] == [4800] * 3
+    assert len({json.dumps(arm.ratios) for arm in first}) == 3
+
+
+def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -> None:
+    document = " ".join(f"word{i % 97} and line {i}" for i in range(400))
+    lines = (json.dumps({"text": f"{i} {document}"}) for i in range(40))
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    code = (
+        "import plan, run, arms, sys; "
+        "plan.queue = run.queue = lambda results: [arm for arm in "
+        "[arms.Arm('llama-600k', 3, lr) for lr in (1e-3, 2e-3)] if arm.name not in results.runs]; run.main()"
+    )
+    for _ in range(2):
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                code,
+                "--text",
+                str(tmp_path / "text.jsonl"),
+                "--out",
+                str(tmp_path / "out"),
+                "--results",
+                str(tmp_path / "results"),
+                "--stack",
+                "2",
+            ],
+            cwd=STUDY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    found = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
+    assert sorted(result["arm"]["base_lr"] for result in found) == [1e-3, 2e-3]
+    assert all(result["val_loss"] < 9 and result["versions"]["torch"] for result in found)
+    assert done.stdout == ""  # nothing was left to do
