@@ -32,7 +32,11 @@ with tempfile.TemporaryDirectory() as folder:
         warmup_steps=6, logging_steps=20, report_to="none", use_cpu=True, save_strategy="no",
     )  # fmt: skip
     trainer = BlockwiseTrainer(
-        model, arguments, train_dataset=Counting(), ratios={"emb": 10, "qk": 8, "ffn": 6, "vo": 4}
+        model,
+        arguments,
+        train_dataset=Counting(),
+        ratios={"emb": 10, "qk": 8, "ffn": 6, "vo": 4},
+        schedule="cosine",  # the paper's; "trainer" takes lr_scheduler_type
     )
     trainer.train()
 assert trainer.state.log_history[-2]["loss"] < 3

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
-from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups
+from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.integrations.sharded import load_sharded, save_sharded
 from blockwise_lr.optim import cosine
@@ -278,3 +278,27 @@ class TestChanges:
         with pytest.raises(UserError, match=r"has no names: make the groups with param_groups"):
             save_sharded(folder.with_name("checkpoint-5"), model, torch.optim.SGD(model.parameters(), lr=1.0))
         assert json.loads((folder / "sharded.json").read_text())["schedule"] == 3
+
+
+def test_a_schedule_that_is_scaled_by_block_is_kept_out_and_the_message_says_how_to_save_it(
+    tmp_path: Path,
+) -> None:
+    model, optimizer, _ = started("llama", "adamw")
+    schedule = scale_by_block(torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20))
+    folder = tmp_path / "checkpoint-3"
+    with pytest.raises(
+        UserError, match=r"leave the schedule out here, and save its state_dict\(\) with torch"
+    ):
+        save_sharded(folder, model, optimizer, schedule)
+    steps(model, optimizer, schedule, range(3))
+    save_sharded(folder, model, optimizer)
+    torch.save(schedule.state_dict(), tmp_path / "schedule.pt")
+    expected = steps(model, optimizer, schedule, range(3, 6))
+
+    model, optimizer, _ = started("llama", "adamw", seed=1)
+    schedule = scale_by_block(torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=20))
+    with pytest.raises(UserError, match="leave the schedule out here"):
+        load_sharded(folder, model, optimizer, schedule)
+    load_sharded(folder, model, optimizer)
+    schedule.load_state_dict(torch.load(tmp_path / "schedule.pt", weights_only=True))
+    assert steps(model, optimizer, schedule, range(3, 6)) == expected

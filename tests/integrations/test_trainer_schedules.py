@@ -2,6 +2,7 @@
 
 import logging
 import math
+import warnings
 
 import pytest
 import torch
@@ -306,32 +307,63 @@ def test_auto_moves_the_ratios_under_a_schedule_of_trainers(tmp_path):
     assert rows(trainer)[-1]["learning_rate"] == pytest.approx(LR)
 
 
-def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(tmp_path, caplog):
+def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(tmp_path):
     changes = {"lr_scheduler_type": "cosine_with_restarts", "lr_scheduler_kwargs": {"num_cycles": 2}}
     whole = blockwise(tmp_path / "a", SLOW, changes)
     whole.train()
     saving = {**changes, "save_strategy": "steps", "save_steps": 5}
     blockwise(tmp_path / "b", SLOW, saving).train()
     resumed = blockwise(tmp_path / "b", SLOW, saving)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
-    assert "settings that are not the saved ones" not in caplog.text
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*other settings.*")
+        resumed.train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-5"))
     expected = whole.model.state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in resumed.model.state_dict().items())
     assert [row["learning_rate"] for row in rows(resumed)] == [row["learning_rate"] for row in rows(whole)]
 
 
-def test_a_run_that_goes_on_for_longer_takes_the_new_length_and_says_so(tmp_path, caplog):
+def test_a_run_that_goes_on_for_longer_takes_the_new_length_and_says_so(tmp_path):
     changes = {"lr_scheduler_type": "cosine", "save_strategy": "steps", "save_steps": STEPS}
     blockwise(tmp_path, SLOW, changes).train()
     longer = blockwise(tmp_path, SLOW, {**changes, "max_steps": 3 * STEPS})
-    with caplog.at_level(logging.WARNING):
+    with pytest.warns(UserWarning, match=r"goes on at step 12 with other settings .*: total_steps 12 -> 36$"):
         longer.train(resume_from_checkpoint=str(tmp_path / f"checkpoint-{STEPS}"))
-    said = "goes on at step 12 with settings that are not the saved ones: total_steps 12 -> 36"
-    assert caplog.text.count(said) == 1
     expected = [
         LR * 0.5 * (1 + math.cos(math.pi * (step - 3) / (3 * STEPS - 3))) for step in range(STEPS, 3 * STEPS)
     ]
     assert [row["learning_rate"] for row in rows(longer)][STEPS:] == pytest.approx(expected)
+
+
+def test_a_run_that_goes_on_by_another_schedule_says_so(tmp_path):
+    saving = {"save_strategy": "steps", "save_steps": 5}
+    blockwise(tmp_path, SLOW, saving, schedule="cosine").train()
+    other = blockwise(tmp_path, SLOW, {**saving, "lr_scheduler_type": "cosine"})
+    with pytest.warns(UserWarning, match="shape cosine -> trainer:cosine"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-5"))
+    plain = Trainer(gpt2(), arguments(tmp_path, lr_scheduler_type="cosine"), train_dataset=Tokens())
+    expected = [groups[0] for groups in rates(plain)][5:STEPS]
+    assert [row["learning_rate"] for row in rows(other)][5:] == pytest.approx(expected)
+    back = blockwise(tmp_path, SLOW, saving, schedule="wsd")
+    with pytest.warns(UserWarning, match="shape trainer:cosine -> wsd"):
+        back.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+
+
+def test_plain_trainers_schedule_takes_the_progress_of_ours_and_back(tmp_path):
+    ours = blockwise(tmp_path, SLOW, {"lr_scheduler_type": "cosine"})
+    plain = Trainer(gpt2(), arguments(tmp_path, lr_scheduler_type="cosine"), train_dataset=Tokens())
+    for trainer in (ours, plain):
+        trainer.create_optimizer()
+        trainer.create_scheduler(STEPS)
+    for _ in range(6):
+        ours.optimizer.step()
+        ours.lr_scheduler.step()
+    plain.lr_scheduler.load_state_dict(ours.lr_scheduler.state_dict())
+    assert plain.lr_scheduler.last_epoch == 6
+    again = blockwise(tmp_path, SLOW, {"lr_scheduler_type": "cosine"})
+    again.create_optimizer()
+    again.create_scheduler(STEPS).load_state_dict(plain.lr_scheduler.state_dict())
+    assert again.lr_scheduler.get_last_lr() == ours.lr_scheduler.get_last_lr()
+    assert [g["lr"] for g in again.optimizer.param_groups] == ours.lr_scheduler.get_last_lr()
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])

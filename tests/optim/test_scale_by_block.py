@@ -1,6 +1,7 @@
 """Every torch schedule, scaled: each block is at its ratio of what the schedule gives one group at the base rate."""
 
 import copy
+import math
 import pickle
 
 import pytest
@@ -139,6 +140,45 @@ def test_each_block_is_at_its_ratio_of_the_schedule_of_a_single_group(name, rati
             advance(reference, step)
             advance(scheduler, step)
     assert len(seen) > 1
+
+
+def falling(t, start, end, steps):
+    return end + (start - end) * (1 + math.cos(math.pi * t / steps)) / 2
+
+
+CLOSED_FORMS = {
+    "LambdaLR": lambda t: BASE * min(1.0, t / 5),
+    "ExponentialLR": lambda t: BASE * 0.9**t,
+    "MultiplicativeLR": lambda t: BASE * 0.9**t,
+    "StepLR": lambda t: BASE * 0.3 ** (t // 5),
+    "LinearLR": lambda t: BASE * (0.01 + 0.99 * min(t, 8) / 8),
+    "PolynomialLR": lambda t: BASE * (1 - min(t, 12) / 12) ** 2,
+    "CosineAnnealingLR": lambda t: falling(t, BASE, 1e-4, 12),
+    "CosineAnnealingWarmRestarts": lambda t: falling(
+        *((t, BASE, 1e-4, 4) if t < 4 else (t - 4, BASE, 1e-4, 8) if t < 12 else (t - 12, BASE, 1e-4, 16))
+    ),
+    "OneCycleLR": lambda t: (
+        falling(t, BASE / 25, BASE, 6.2) if t <= 6.2 else falling(t - 6.2, BASE, BASE / 25e4, TOTAL - 7.2)
+    ),
+    "CyclicLR": lambda t: 1e-4 + (BASE - 1e-4) * (1 - abs(t % 10 - 5) / 5),
+    "SequentialLR": lambda t: (
+        BASE * (0.1 + 0.9 * t / 5)
+        if t < 5
+        else falling(t - 5, BASE, 1e-4, 12)
+        if t < 17
+        else BASE * (0.1 if t < 20 else 1)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLOSED_FORMS)
+def test_each_block_is_at_its_ratio_of_the_closed_form(name):
+    scheduler = scale_by_block(SCHEDULES[name](optimizer_by_block(SLOW)))
+    for step in range(TOTAL - 1):
+        ratio = [group["lr_ratio"] for group in scheduler.optimizer.param_groups]
+        expected = CLOSED_FORMS[name](step)
+        assert rates(scheduler) == pytest.approx([r * expected for r in ratio], rel=1e-9, abs=1e-12)
+        advance(scheduler, step)
 
 
 @ALL

@@ -28,6 +28,7 @@ from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.optim.adam_mini import AdamMini
 from blockwise_lr.optim.adam_mini_sharded import sharded_zeros
 from blockwise_lr.optim.auto import auto_of
+from blockwise_lr.optim.scaled import is_scaled
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.pretrain.checkpoint import problem_with, seal
 from blockwise_lr.sharpness.processes import is_sharded
@@ -49,7 +50,7 @@ def save_sharded(
         schedule: of this library; its step and its settings are saved.
 
     Raises:
-        UserError: the folder exists or has another kind of name; groups without names.
+        UserError: the folder exists or has another kind of name; groups without names; a schedule of another kind.
         StorageError: it cannot be written, on whichever process: all raise it, and no folder appears.
 
     Example:
@@ -60,6 +61,7 @@ def save_sharded(
         raise UserError(
             f"the folder is named {folder.name}; expected checkpoint-STEP, such as checkpoint-100"
         )
+    _check_schedule(schedule)
     groups = [_settings(group) for group in _named_groups(optimizer)]
     tensors = {f"model.{name}": value for name, value in weights_of(model)}
     for name, parameter in _parameters(optimizer):
@@ -120,6 +122,7 @@ def load_sharded(
         >>> load_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
     """
     folder = Path(folder)
+    _check_schedule(schedule)
     if problem := problem_with(folder):
         raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint")
     layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
@@ -158,6 +161,14 @@ def load_sharded(
             except ValueError as error:
                 raise UserError(f"{folder}: {error}") from None
         schedule.go_on_at(layout["schedule"])
+
+
+def _check_schedule(schedule: object) -> None:
+    if is_scaled(schedule):
+        raise UserError(
+            "a schedule of scale_by_block has more to save than its step; expected one of this library, or None: "
+            "leave the schedule out here, and save its state_dict() with torch.save"
+        )
 
 
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:

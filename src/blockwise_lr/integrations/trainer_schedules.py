@@ -111,12 +111,11 @@ class TrainerSchedule(BlockwiseSchedule):
         kwargs = cast("dict[str, Any]", dict(cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})))
         warmup_steps = args.get_warmup_steps(total_steps)
         self._factor = _factor(kind, kwargs, args.learning_rate, warmup_steps, total_steps)
-        self._settings = {
-            "lr_scheduler_type": kind.value, "total_steps": total_steps, "warmup_steps": warmup_steps, **kwargs,
-        }  # fmt: skip
+        self._kwargs = kwargs
         super().__init__(
             optimizer,
-            shape=cast("Shape", kind.value),
+            # transformers' cosine is another than this library's.
+            shape=cast("Shape", f"trainer:{kind.value}"),
             warmup_steps=warmup_steps,
             total_steps=total_steps,
             floor=0.0,
@@ -129,7 +128,7 @@ class TrainerSchedule(BlockwiseSchedule):
         peak = float(group["initial_lr"])
         if ratio is not None:
             peak = ratio * peak / ratio_of(group)
-        return peak * self._factor(step)
+        return peak * self._factor(max(step, 0))
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Learning rate of each group at the current step."""
@@ -141,29 +140,43 @@ class TrainerSchedule(BlockwiseSchedule):
         return lrs
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress, and the settings to compare with when it is loaded."""
+        """Progress, and the settings to compare with when it is loaded; plain Trainer's schedules take it, too."""
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "_last_lr": self._last_lr,
-            "settings": dict(self._settings),
+            **self.settings(),
+            "base_lrs": [float(group["initial_lr"]) for group in self.optimizer.param_groups],
+            "lr_lambdas": [],  # LambdaLR asks for it
         }
 
+    def settings(self) -> dict[str, Any]:
+        """What a resume compares."""
+        return {
+            "shape": self.shape,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "lr_scheduler_kwargs": dict(self._kwargs),
+        }
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """Whether the first update has learning rate 0."""
+        return self._factor(0) == 0
+
     def _changes(self, state: Mapping[str, Any], step: int) -> list[str]:
-        saved = state.get("settings", {})  # another scheduler saves none
-        return [
-            f"{key} {saved.get(key)!r} -> {self._settings.get(key)!r}"
-            for key in {**saved, **self._settings}
-            if saved and saved.get(key) != self._settings.get(key)
-        ]
+        if "total_steps" not in state:  # of plain Trainer's schedule
+            return []
+        saved = {"lr_scheduler_kwargs": {}, **state}
+        changed = [key for key, value in self.settings().items() if key in saved and saved[key] != value]
+        return [f"{key} {saved[key]} -> {self.settings()[key]}" for key in changed] + self._moved_peaks(saved)
 
 
 def base_lr(optimizer: Any, schedule: Any) -> float:
     """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
     groups = groups_of(optimizer)
-    if isinstance(
-        schedule, BlockwiseSchedule
-    ):  # under a shared floor no rate divided by its ratio is the base rate
+    if isinstance(schedule, BlockwiseSchedule):
+        # Under a shared floor a block's rate divided by its ratio is not the base rate.
         return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)
     group = next((group for group in groups if ratio_of(group) == 1), groups[0])
     return float(group["lr"]) / ratio_of(group)

@@ -58,10 +58,10 @@ def scale_by_block(scheduler: S) -> S:
         >>> model = torch.nn.ModuleDict({"wte": torch.nn.Embedding(16, 4), "ln_f": torch.nn.LayerNorm(4)})
         >>> optimizer = torch.optim.AdamW(param_groups(model, lr=1e-3, ratios={"emb": 10}), lr=1e-3)
         >>> scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1e-3, total_steps=100, div_factor=10)
-        >>> scheduler.get_last_lr()  # one rate for both blocks
+        >>> [round(lr, 6) for lr in scheduler.get_last_lr()]  # one rate for both blocks
         [0.0001, 0.0001]
         >>> scheduler = scale_by_block(scheduler)
-        >>> scheduler.get_last_lr()
+        >>> [round(lr, 6) for lr in scheduler.get_last_lr()]
         [0.0001, 0.001]
     """
     if isinstance(scheduler, _Scaled):
@@ -103,6 +103,11 @@ def scale_by_block(scheduler: S) -> S:
     cast("Any", scheduler).__class__ = _scaled_class(cast("type", type(scheduler)))
     cast("_Scaled", scheduler)._give(rates)
     return scheduler
+
+
+def is_scaled(scheduler: object) -> bool:
+    """Whether this is a schedule of :func:`scale_by_block`."""
+    return isinstance(scheduler, _Scaled)
 
 
 class _Scaled:

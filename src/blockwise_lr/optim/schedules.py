@@ -252,8 +252,8 @@ def cosine_schedule(
 
     Args:
         optimizer: an optimizer on the groups of :func:`param_groups` (others count as ratio 1).
-        warmup_steps: linear warm-up in steps, or below 1 as a share of total_steps (0.1 is 10 %). The last update of the
-            warm-up has the peak.
+        warmup_steps: linear warm-up in steps, or below 1 as a share of total_steps (0.1 is 10 %). The last update of
+            the warm-up has the peak.
         total_steps: optimizer steps in the run.
         floor: final learning rate of a block whose ratio is 1. Default 0; the paper takes base / 20 or / 10.
         floor_mode: "shared" (default, the paper's): every block ends at ``min(floor, its peak)``;
