@@ -63,7 +63,7 @@ def moved_by(model: nn.Module, blocks: BlockMap, run: Callable[[], object]) -> P
     counts: later, its own earlier outputs move it.
     """
     labelled = {name for name, block in blocks.items() if block in (Block.QK, Block.VO, Block.QKV)}
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     paths = {module: path for path, module in model.named_modules()}
     inside = {
         path: {name for name in labelled if name.startswith(f"{path}.")} for path in paths.values() if path

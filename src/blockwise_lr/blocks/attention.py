@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 
 from torch import nn
@@ -72,13 +72,13 @@ def _stacked(
     path: str, module: nn.Module, matrices: Mapping[str, tuple[int, int]]
 ) -> dict[tuple[str, str], Projection] | None:
     """An attention whose matrices lie one upon another in a parameter of its own; None for any other module."""
-    for leaf, parameter in module._parameters.items():
+    for leaf, (rows, *others) in _own_shapes(module):
         stacked = _STACKED.fullmatch(leaf)
-        if stacked is None or parameter is None or parameter.ndim < 2:
+        if stacked is None or not others:
             continue
         parts = tuple(stacked[1])
-        size, rest = divmod(parameter.shape[0], len(parts))
-        in_rows = rest == 0 and (parameter.ndim == 3 or size == parameter.shape[1] or parts[-1] == "o")
+        size, rest = divmod(rows, len(parts))
+        in_rows = rest == 0 and (len(others) == 2 or size == others[0] or parts[-1] == "o")
         found = {(path, leaf): Projection(path, tuple((p, size) for p in parts), 0, 1 if in_rows else None)}
         for child in matrices:
             if role_of(child) == "o":
@@ -87,6 +87,17 @@ def _stacked(
                 )
         return found
     return None
+
+
+def _own_shapes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    """The parameters of a module itself, with their shapes: of a split one, that of the whole."""
+    for leaf, parameter in module._parameters.items():
+        if parameter is not None and parameter.ndim:
+            yield leaf, list(parameter.shape)
+    for leaf, split in getattr(module, "parametrizations", {}).items():
+        parts = [parameter.shape for parameter in split.parameters()]
+        if parts and parts[0]:
+            yield leaf, [sum(shape[0] for shape in parts), *parts[0][1:]]
 
 
 def _output(shape: tuple[int, int]) -> Layout:

@@ -84,6 +84,7 @@ NAMES: tuple[Named, ...] = (
           r"(?<!attention)\.(intermediate|output)\.dense:",
           r"\.(mlp|ffn|ff|feed_forward)\w*:\w*(MLP|Mlp|FeedForward|FFN)\w*\.(c_fc|c_proj|w_?\d|fc_?\d|\w*(up|down))$"),
     _line(Block.NORM, "{leaf} of {module}: a norm that is computed in one with a matrix", r"\.layer_?norm_(weight|bias)$"),
+    _line(Block.NORM, "{leaf} of {module}: gains and biases in the place of a norm", r":Affine\.(alpha|beta)$"),
     _line(Block.FFN, "{module}, a pointwise convolution, widens or narrows as a feed-forward does", r"\.pwconv\d:"),
     _line(Block.NORM, "{leaf} of {module}, a {type}: global response normalization", r":\w*GRN\.(weight|bias)$"),
     # Embeddings, and what leads from them to the model's width.
@@ -121,7 +122,7 @@ NAMES: tuple[Named, ...] = (
     _line(Block.OTHER, "{leaf} of {module}: scales a branch of the residual stream",
           r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r":\w*DiTBlock\.gate$", r"\.\w*(gate|residual|hidden_states)_bias$",
           r"\.layer_scalar$", r"\.(\w+_)?lambdas?$", r"(LayerScale|Layer|Block)\w*\.(gamma|lambda)(_?\d|_\w+)?$",
-          r":GPT\.(scalars|skip_weights)$"),
+          r":GPT\.(scalars|skip_weights)$", r":\w*Block\.ls_?\d$"),
     _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:", r":StarReLU\."),
     _line(Block.OTHER, "{module} gates the output of a norm", r"^\w*GateMLP .*norm\.mlp\."),
 )  # fmt: skip
