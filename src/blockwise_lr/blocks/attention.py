@@ -15,7 +15,8 @@ from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
 _NAMES = {
     "q": "q wq c_q query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
-    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj add_q_proj linear_q",
+    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj "
+    "add_q_proj linear_q",
     "k": "k wk c_k key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
     "pos_k_proj pos_key_proj add_k_proj",
     "v": "v wv c_v value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "

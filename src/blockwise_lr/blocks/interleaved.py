@@ -138,7 +138,7 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
 
 
 def _heads_of_two_sizes(attention: nn.Module, width: int) -> Layout | None:
-    """Vision models whose values are wider than their keys (LeViT, TinyViT, EfficientFormer) lay them out head by head."""
+    """LeViT, TinyViT and EfficientFormer, whose values may be wider than their keys: head by head."""
     heads, keys, values = (setting(attention, name) for name in ("num_heads", "key_dim", "val_dim"))
     if not heads or not keys or not values:
         return None

@@ -1,8 +1,8 @@
 """Where in a model a module is: in a layer of a stack, or where embeddings and heads are; and its name within that.
 
-Layers are known without attention: they are the numbered items of a list (or siblings whose names differ in their number
-only). The names of the modules around a model say nothing about what is in it, so rules see a name only from the
-nearest such place downwards.
+Layers are known without attention: they are the numbered items of a list, or siblings whose names differ in their
+number only. The names of the modules around a model say nothing about what is in it, so rules see a name only from
+the nearest such place downwards.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Places:
         }
 
     def _mixes(self, path: str) -> bool:
-        """Whether a module around an embedding holds more than what belongs to it: a model, not a module of embeddings."""
+        """Whether a module around an embedding holds several others, too: a model, not a module of embeddings."""
         rest = [p for p in self._holding(path) if p not in self._tables and not self.tree.is_norm(p)]
         return len(rest) > 1
 
