@@ -161,7 +161,14 @@ class AdamMini(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """torch's, which casts the state to the parameters' type; here it keeps float32 under bf16 and fp16."""
-        super().load_state_dict(state_dict)
+        given = [state_dict]
+        # Hooks may put another state in its place: the last of them sees what is loaded.
+        last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        state_dict = given[-1]
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, parameter in zip(saved, parameters):
