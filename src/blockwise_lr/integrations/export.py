@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
-from blockwise_lr.files import make_folder
+from blockwise_lr.files import check_name, make_folder
 from blockwise_lr.integrations.dcp_reader import SafeReader
 from blockwise_lr.integrations.sharded import LAYOUT, check_model, weights_of
 from blockwise_lr.pretrain.checkpoint import find_checkpoint, problem_with
@@ -34,6 +34,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     Raises:
         UserError: no whole checkpoint; no config.json in it; the folder has files already.
     """
+    check_name(out, "--out")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} has files already: choose another --out")
     if out.exists() and not out.is_dir():
