@@ -54,7 +54,8 @@ def row(run: dict[str, Any], name: str) -> str:
 def won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any] | None) -> str:
     """What a rule wins, and after how many steps it would end where uniform does."""
     gap = loss_gap(*([run["val_loss"] for run in chosen[of]] for of in ("uniform", rule)))
-    text = f"- `{rule}` wins {gap.mean:+.3f} nats ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
+    interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
+    text = f"- `{rule}` wins {gap.mean:+.3f} nats{interval}"
     ratios = chosen[rule][0]["point"].get("ratios", rule)
     text += f" with {ratios}." if ratios != rule else "."
     few = before["arms"].get(rule) if before and ratios == rule else None
@@ -63,6 +64,8 @@ def won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any] |
         return text
     mean = sum(times) / len(times)
     then = next(each for each in before["comparisons"] if each["arm"] == rule)["speedup_decayed"]["value"]
+    if then is None:
+        return text
     return (
         f"{text} It would end where uniform does after {steps / mean:.0f} steps, by a line in the logarithm of the "
         f"steps between its own runs of {few['steps']} and {steps}: {mean:.2f}x (seeds {min(times):.2f}x to "

@@ -63,7 +63,7 @@ def moved_by(model: nn.Module, blocks: BlockMap, run: Callable[[], object]) -> P
     counts: later, its own earlier outputs move it.
     """
     labelled = {name for name, block in blocks.items() if block in (Block.QK, Block.VO, Block.QKV)}
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     paths = {module: path for path, module in model.named_modules()}
     inside = {
         path: {name for name in labelled if name.startswith(f"{path}.")} for path in paths.values() if path
@@ -204,6 +204,11 @@ def _watched(function: Any, names: tuple[str, str, str], record: Record) -> Any:
     return watched
 
 
+def _mixes_heads(name: str, tensors: list[Tensor], out: Tensor) -> bool:
+    """Whether a square matrix was applied to the weights of the heads (talking heads)."""
+    return name == "linear" and bool(tensors) and out.shape == tensors[0].shape
+
+
 class _Watch(TorchFunctionMode):
     def __init__(self, record: Record) -> None:
         super().__init__()
@@ -222,7 +227,7 @@ class _Watch(TorchFunctionMode):
         weights = [self._weights[id(tensor)] for tensor in tensors if id(tensor) in self._weights]
         if name == "softmax" and isinstance(out, Tensor):
             self._weights[id(out)] = (out, tensors[0])
-        elif weights and name in _PASSED and isinstance(out, Tensor):
+        elif weights and isinstance(out, Tensor) and (name in _PASSED or _mixes_heads(name, tensors, out)):
             self._weights[id(out)] = (out, weights[0][1])
         elif weights and name in _PRODUCTS:
             self._record([weights[0][1]], [t for t in tensors if id(t) not in self._weights][-1:])

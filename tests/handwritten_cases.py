@@ -6,6 +6,7 @@ import torch
 
 from case import NORM_PAIR, QKV_PARTS, Case, prefixed
 from handwritten import CausalSelfAttention, ChatGPT, HyenaLM, LitGPT, VisionTransformer
+from handwritten_parallel import GPT, MegatronGPT, StackedAttention
 
 _LINEAR = {kind: {"weight": kind, "bias": kind} for kind in ("qkv", "vo", "ffn", "conv", "ssm", "head")}
 _VISION_MLP = {**prefixed("mlp.fc1", _LINEAR["ffn"]), **prefixed("mlp.fc2", _LINEAR["ffn"])}
@@ -27,6 +28,21 @@ def _litgpt(attention: dict[str, str]) -> dict[str, str]:
             },
         ),
         "transformer.ln_f.weight": "norm",
+    }
+
+
+def _modded(attention: dict[str, str]) -> dict[str, str]:
+    return {
+        "scalars": "other",
+        "embed.weight": "emb",
+        "value_embeds.0.weight": "emb",
+        "smear_gate.weight": "other",
+        "skip_gate.weight": "other",
+        **prefixed(
+            "blocks.0",
+            {"lambdas": "other", **prefixed("attn", attention), "mlp.c_fc": "ffn", "mlp.c_proj": "ffn"},
+        ),
+        "lm_head.weight": "head",
     }
 
 
@@ -117,5 +133,39 @@ HANDWRITTEN: tuple[Case, ...] = (
             ),
             **prefixed("norm", NORM_PAIR),
         },
+    ),
+    Case(
+        "megatron",
+        MegatronGPT,
+        {
+            "embedding.word_embeddings.weight": "emb",
+            "embedding.position_embeddings.weight": "pos",
+            **prefixed(
+                "decoder.layers.0",
+                {
+                    **prefixed("input_layernorm", NORM_PAIR),
+                    **prefixed("self_attention.linear_proj", _LINEAR["vo"]),
+                    **prefixed("self_attention.linear_qkv", _LINEAR["qkv"]),
+                    **prefixed("pre_mlp_layernorm", NORM_PAIR),
+                    **prefixed("mlp.linear_fc1", _LINEAR["ffn"]),
+                    **prefixed("mlp.linear_fc2", _LINEAR["ffn"]),
+                },
+            ),
+            **prefixed("decoder.final_layernorm", NORM_PAIR),
+            **prefixed("output_layer", _LINEAR["head"]),
+        },
+        {f"decoder.layers.0.self_attention.linear_qkv.{leaf}": QKV_PARTS for leaf in ("weight", "bias")},
+    ),
+    Case(
+        "modded-nanogpt",
+        GPT,
+        _modded({"qkvo_w": "qkv", "attn_gate.weight": "vo"}),
+        {"blocks.0.attn.qkvo_w": ["qk", "qk", "vo", "vo"]},
+    ),
+    Case(
+        "modded-nanogpt-before",
+        lambda: GPT(StackedAttention),
+        _modded({"qkv_w": "qkv", "lambdas": "other", "c_proj.weight": "vo"}),
+        {"blocks.0.attn.qkv_w": QKV_PARTS},
     ),
 )

@@ -15,7 +15,7 @@ LEAVES = {
     "how-to/optimizers.md": (None, None, None, None),
     "how-to/sharded.md": ("run/checkpoint-2/__0_0.distcp",),
     "concepts/ratios.md": (None,),
-    "concepts/learning-rates.md": (None, None),
+    "concepts/learning-rates.md": (None, None, None),
     "getting-started.md": (None,),
 }
 

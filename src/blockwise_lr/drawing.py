@@ -18,8 +18,13 @@ from blockwise_lr.files import storing
 
 BLOCK_COLOURS = {
     "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
-    "#CC79A7", "pos": "#E69F00",
+    "#CC79A7", "pos": "#E69F00", "qkv": "#5E4FA2", "router": "#8C510A", "ssm": "#B8A800", "conv": "#882255",
+    "other": "#999999",
 }  # fmt: skip
+"""The colour of every block, in figures and in docs/concepts/layer.svg."""
+SERIES_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 OTHER_COLOUR = "#999999"
 STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color":
@@ -33,6 +38,29 @@ STYLE: Any = {
 def block_colour(block: Block | str) -> str:
     """The colour of a block in every figure."""
     return BLOCK_COLOURS.get(str(block), OTHER_COLOUR)
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """The look of one series among others: colour, dashes and marker, as keywords of matplotlib's ``plot``.
+
+    No two indices look alike. The first six have a colour each; the next thirty pair these colours with other dashes;
+    from then on there are markers too.
+
+    Args:
+        index: place of the series, from 0.
+
+    Example:
+        >>> series_style(0)["color"] == series_style(6)["color"], series_style(0) == series_style(6)
+        (True, False)
+    """
+    colours, dashes = len(SERIES_COLOURS), len(_DASHES)
+    turn, place = divmod(index, colours)
+    again = turn // dashes  # how often every pair of colour and dashes has been used
+    style = {"color": SERIES_COLOURS[place], "linestyle": _DASHES[(place + turn) % dashes]}
+    if again:
+        # Beyond the shapes, a regular polygon of more and more corners: (corners, filled, angle).
+        style["marker"] = _MARKERS[again - 1] if again <= len(_MARKERS) else (again, 0, 0)
+    return style
 
 
 @contextmanager

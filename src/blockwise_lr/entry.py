@@ -48,6 +48,7 @@ for inspect also module:function, a function of yours that returns the model.
 
 _INTERRUPTED = 128 + signal.SIGINT
 _TERMINATED = 128 + signal.SIGTERM
+_PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows lacks
 _TRAINING = ("train", "compare")
 
 
@@ -67,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _CtrlC(command, ends_process=ends_process) as ctrl_c:
         try:
             _run(command, arguments[1:])
-            sys.stdout.flush()
+            if sys.stdout is not None:  # Python's stand-in for one that was closed before the start
+                sys.stdout.flush()
         except (NonFiniteLossError, StorageError, LostProcessError) as error:
             _fail(str(error), 1)
         except Terminated as stopped:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except BrokenPipeError:
             _stop_printing()
             if command in _TRAINING:
-                raise SystemExit(128 + signal.SIGPIPE) from None
+                raise SystemExit(_PIPE_CLOSED) from None
         except SigtermInterrupt:
             _interrupted(command, _TERMINATED)
         except KeyboardInterrupt:
@@ -109,7 +111,7 @@ def _run(command: str, rest: list[str]) -> None:
     COMMANDS[command](rest)
 
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_NO_ROOM = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]  # Windows lacks one
 
 
 def _interrupted(command: str, code: int = _INTERRUPTED) -> NoReturn:

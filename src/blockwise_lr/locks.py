@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 # What file systems without locks answer: Lustre without `-o flock`, NFS without a lock daemon, some FUSE and 9p.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY}
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
 
 
 class HeldError(Exception):

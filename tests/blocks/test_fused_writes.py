@@ -340,6 +340,7 @@ def test_in_a_forward_pass_the_weight_is_a_plain_tensor() -> None:
             return super().forward(x)
 
     model = split_fused(Reads())
+    seen.clear()  # of the proof of its layout
     model(torch.randn(1, 3, WIDTH))
     assert seen == [Tensor]
 
@@ -421,6 +422,12 @@ def test_a_numpy_array_of_a_split_weight_cannot_be_written() -> None:
     array = model.c_attn.weight.detach().numpy()
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 1
+
+
+def test_a_write_through_dlpack_is_warned_of() -> None:
+    model = split_fused(NanoAttention())
+    with pytest.warns(UserWarning, match=r"through DLPack into Linear\.weight is lost.*merge_fused"):
+        torch.from_dlpack(model.c_attn.weight.detach())
 
 
 def test_a_gradient_hook_that_would_never_run_is_refused() -> None:

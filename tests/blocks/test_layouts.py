@@ -290,6 +290,7 @@ def test_weights_at_zero_and_in_half_precision_and_on_the_meta_device_are_proved
     nn.init.zeros_(zero.qkv.weight)
     with torch.device("meta"):
         meta = Language(Mixer(by_head))
+        split_fused(Language(Mixer(by_row)))
     for mixer in (
         split_fused(zero),
         split_fused(Mixer(by_head).bfloat16()),

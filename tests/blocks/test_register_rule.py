@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import blockwise_lr
-from blockwise_lr import Block, classify, param_groups, register_rule
+from blockwise_lr import Block, classify, param_groups, register_rule, split_fused
 from blockwise_lr.blocks import registered
 from nano import NanoGPT
 
@@ -49,7 +49,7 @@ def test_a_rule_by_class_pattern_or_function_claims_the_parameters_and_gives_its
     assert blocks["transformer.h.1.gate.table"] is Block.OTHER
     assert blocks["transformer.h.1.gate.inner.odd.bias"] is Block.OTHER
     assert blocks.reason("transformer.h.1.gate.table") == "gates the residual stream"
-    assert len(param_groups(gated(), lr=1e-3)) > 1
+    assert len(param_groups(split_fused(gated()), lr=1e-3)) > 1
     rule.remove()
     rule.remove()
     with pytest.raises(ValueError, match="6 parameters belong to no block"):

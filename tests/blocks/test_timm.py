@@ -21,9 +21,16 @@ ATTENTIONS = {
     "vit_small_patch16_dinov3": 12,
     "convnext_tiny": 0,
     "convnextv2_atto": 0,
+    "mixer_s32_224": 0,
+    "maxvit_tiny_tf_224": 22,
+    "cait_xxs24_224": 26,
+    "levit_128s": 11,
+    "hiera_tiny_224": 12,
+    "mvitv2_tiny": 10,
+    "crossvit_tiny_240": 21,
 }
-# What scales the scores, and the one query of a pooling attention, which is no projection.
-MOVES_SCORES = ("attn.logit_scale is other", "attn_pool.latent is other")
+# What scales or mixes the scores, and the one query of a pooling attention, which is no projection.
+MOVES_SCORES = ("attn.logit_scale is other", "attn_pool.latent is other", "attn.proj_l.weight is other")
 
 
 @pytest.mark.parametrize(("name", "attentions"), ATTENTIONS.items())

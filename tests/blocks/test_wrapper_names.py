@@ -137,11 +137,12 @@ def test_an_attention_named_mlp_and_an_mlp_in_a_model_named_attention_keep_their
             layer = nn.ModuleDict({"norm": nn.LayerNorm(8), "mlp": nn.ModuleDict({"fc1": nn.Linear(8, 12)})})
             layer["mlp"]["fc2"] = nn.Linear(12, 8)
             self.attention_stack = nn.ModuleList([layer])
-            self.attn_stem = nn.Conv2d(3, 8, 4)
+            self.stem = nn.Conv2d(3, 8, 4)
 
     blocks = classify(nn.ModuleDict({"qkv": AttentionNet(), "critic": nn.LayerNorm(3)}))
     assert blocks["qkv.attention_stack.0.mlp.fc1.weight"] is Block.FFN
     assert blocks["qkv.attention_stack.0.mlp.fc2.weight"] is Block.FFN
+    assert blocks["qkv.stem.weight"] is Block.CONV
 
 
 def test_a_convolution_or_mlp_inside_an_attention_is_still_not_taken_for_another() -> None:
@@ -149,7 +150,7 @@ def test_a_convolution_or_mlp_inside_an_attention_is_still_not_taken_for_another
         {"norm": nn.LayerNorm(8), "attn": nn.ModuleDict({"mlp": nn.ModuleDict({"fc1": nn.Linear(8, 12)})})}
     )
     layer["attn"]["mixing"] = nn.Conv1d(8, 8, 1)
-    with pytest.raises(ValueError, match="3 parameters belong|4 parameters belong") as caught:
+    with pytest.raises(ValueError, match="4 parameters belong") as caught:
         classify(nn.ModuleList([layer, nn.LayerNorm(8)]))
     assert "attn.mlp.fc1.weight" in str(caught.value)
     assert "attn.mixing.weight" in str(caught.value)

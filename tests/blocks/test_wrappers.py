@@ -167,6 +167,24 @@ def two_processes(rank: int, port: int, out: str) -> None:
         sharded.load_state_dict(start)
     with pytest.raises(ValueError, match=r"c_attn\.weight is sharded .* cannot be merged in place"):
         merge_fused(sharded)
+    # torchtitan's order: initialised after the split and the sharding; all processes have what the first one drew.
+    with torch.device("meta"):
+        made = split_fused(NanoGPT())
+    fully_shard(made)
+    made.to_empty(device="cpu")
+    torch.manual_seed(rank)
+    layer = made.transformer.h[0].attn.c_attn
+    nn.init.normal_(layer.weight)
+    layer.bias.data.fill_(2)
+    layer.bias.data += 1
+    torch.manual_seed(0)
+    expected = torch.empty(24, 8).normal_()
+    names = [f"original{i}" for i in range(3)]
+    parts = [getattr(layer.parametrizations.weight, name).full_tensor() for name in names]
+    assert torch.equal(torch.cat(parts), expected)
+    assert all((getattr(layer.parametrizations.bias, name).full_tensor() == 3).all() for name in names)
+    assert torch.equal(layer.weight, expected)
+
     late = NanoGPT()
     fully_shard(late)
     with pytest.raises(

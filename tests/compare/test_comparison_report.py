@@ -361,3 +361,79 @@ def test_a_finished_comparison_is_reported_again_without_its_text(tmp_path):
     assert synthetic_compare(tmp_path / "out", base=base)["comparisons"] == before["comparisons"]
     with pytest.raises(UserError, match=r"texts\.jsonl"):
         synthetic_compare(tmp_path / "other", base=base)
+
+
+def changed(folder, change):
+    """Rewrite the losses of finished runs, then report them again: `change(config, result)`."""
+    for path in folder.rglob("result.json"):
+        config = json.loads((path.parent / "config.json").read_text())["train"]
+        result = json.loads(path.read_text())
+        change(config, result)
+        path.write_text(json.dumps(result))
+
+
+def test_a_baseline_that_rises_with_more_steps_is_said_to_rise(tmp_path):
+    synthetic_content(tmp_path, seeds=(0, 1, 2))
+
+    def rise(config, result):
+        result["terminal_val_loss"] = {60: 3.5, 120: 3.6}[config["steps"]] + 0.001 * config["seed"]
+        if config["optim"]["ratios"] == "paper":
+            result["terminal_val_loss"] = 3.4 - 0.002 * config["seed"]
+
+    changed(tmp_path, rise)
+    content = synthetic_compare(tmp_path, seeds=[0, 1, 2])
+    (comparison,) = content["comparisons"]
+    reason = "the baseline ends higher after 120 steps than after 60 (3 of 3 seeds)"
+    decayed = comparison["speedup_decayed"]
+    assert (decayed["value"], decayed["bound"], decayed["ci95"]) == (None, None, None)
+    assert decayed["reason"] == reason
+    assert decayed["per_seed"][0]["reason"] == "the baseline ends higher after 120 steps than after 60"
+    assert f"undefined, since {reason}, between fully decayed runs." in comparison["statement"]
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / name).read_text()
+        assert reason in text
+        assert "≥ 2.00×" not in text.split("decayed")[0]
+
+
+def test_equal_gaps_are_reported_without_an_interval(tmp_path):
+    synthetic_content(tmp_path, seeds=(0, 1, 2))
+
+    def equal(config, result):
+        result["terminal_val_loss"] = 240 / config["steps"] + 0.01 * config["seed"]
+        if config["optim"]["ratios"] == "paper":
+            result["terminal_val_loss"] -= 0.1
+
+    changed(tmp_path, equal)
+    content = synthetic_compare(tmp_path, seeds=[0, 1, 2])
+    (comparison,) = content["comparisons"]
+    assert comparison["loss_gap"]["mean"] == pytest.approx(0.1)
+    assert comparison["loss_gap"]["ci95"] is None
+    assert (
+        "ends 0.100 nats below adamw:uniform after 60 steps. No interval for 3 seeds: all seeds are equal"
+        in (comparison["statement"])
+    )
+    assert "cannot tell" in (tmp_path / "report.md").read_text()
+def test_an_arm_at_the_edge_of_the_grid_is_not_called_tuned(tmp_path):
+    content = synthetic_compare(tmp_path / "edge", base_lrs=[2e-3, 4e-3, 8e-3])
+    assert content["at_edge"] == ["adamw:uniform", "adamw:uniform 2N", "adamw:paper"]
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "edge" / page).read_text(encoding="utf-8")
+        assert "at the edge of the grid, so not tuned: adamw:uniform" in text
+        assert not re.search(r"(?<!not )(?<!every arm )\btuned\b", text.replace(content["command"], ""))
+    inside = synthetic_content(tmp_path / "inside", base_lrs=(1e-3, 2e-3, 4e-3))
+    assert inside["at_edge"] == []
+    assert "tuned adamw:uniform" in inside["answer"][0]
+
+
+def test_arms_of_any_number_differ_in_every_figure():
+    from types import SimpleNamespace
+
+    from blockwise_lr.compare.arms import Arm, Series
+    from blockwise_lr.compare.figures import _style
+
+    arms = tuple(Arm(str(i), "adamw", f"emb={i + 2}") for i in range(40))
+    results = SimpleNamespace(plan=SimpleNamespace(arms=arms))
+    series = [Series(arm.name, arm, "N", 10) for arm in arms]
+    series += [Series(f"0 {horizon}", arms[0], horizon, 10) for horizon in ("N/2", "2N", "4N")]
+    looks = [repr(sorted(_style(results, each).items(), key=str)) for each in series]
+    assert len(set(looks)) == len(series)

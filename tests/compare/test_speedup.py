@@ -191,3 +191,95 @@ def test_a_diverged_run_leaves_no_loss_gap():
 def test_input_that_is_no_curve_or_no_pair_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# A baseline that rises, and seeds that are equal -----------------------------------------------------
+
+
+def test_a_baseline_that_rises_with_more_steps_gives_no_decayed_speedup():
+    speedup = decayed_speedup({100: 3.0, 200: 3.1}, 2.9, N)
+    assert speedup == SpeedUp(None, None)
+    assert speedup.reason == "the baseline ends higher after 200 steps than after 100"
+    assert (
+        decayed_speedup({50: 3.5, 100: 3.0, 200: 3.0001}, 2.5, N).reason
+        == "the baseline ends higher after 200 steps than after 100"
+    )
+
+
+def test_what_a_rising_baseline_reaches_before_it_rises_is_a_number():
+    assert decayed_speedup({50: 4.0, 100: 3.0, 200: 3.1}, 3.5, N).bound == "exact"
+    assert decayed_speedup({100: 3.0, 200: 3.1}, 3.0, N) == SpeedUp(1.0, "exact")
+    assert decayed_speedup({100: 3.0, 200: 3.1}, 3.2, N) == SpeedUp(1.0, "at_most")
+
+
+def test_a_baseline_that_rises_only_in_between_or_stays_level_bounds_the_speedup():
+    assert decayed_speedup({100: 3.0, 200: 3.1, 400: 2.8}, 2.9, N).bound == "exact"
+    assert decayed_speedup({100: 3.0, 200: 3.1, 400: 2.8}, 2.7, N) == SpeedUp(4.0, "at_least")
+    assert decayed_speedup({100: 3.0, 200: 3.0}, 2.9, N) == SpeedUp(2.0, "at_least")
+
+
+def test_between_equal_losses_nothing_is_interpolated():
+    decayed = decayed_speedup({50: 4.0, 100: 3.0, 200: 3.0, 400: 2.0}, 3.0, N)
+    assert (decayed.value, decayed.bound) == (pytest.approx(1.0), "exact")
+    assert paper_speedup(STEPS, [5.0, 3.0, 3.0, 2.0], 3.0, N) == SpeedUp(1.0, "exact")
+
+
+@given(st.lists(st.floats(1, 9), min_size=2, max_size=5), st.floats(0.5, 9.5))
+def test_a_decayed_speedup_is_a_number_only_where_the_baseline_bounds_it(losses, target):
+    horizons = {50 * 2**i: loss for i, loss in enumerate(losses)}
+    speedup = decayed_speedup(horizons, target, N)
+    reached = min(losses) <= target
+    rises = losses[-1] > min(losses)
+    assert (speedup.value is None) == (rises and not reached)
+    assert (speedup.reason is None) == (speedup.value is not None)
+
+
+def test_seeds_without_a_number_leave_the_mean_without_one_and_say_how_many():
+    rising = decayed_speedup({100: 3.0, 200: 3.1}, 2.9, N)
+    over = speedup_over_seeds([rising, SpeedUp(1.5, "exact"), rising])
+    assert over == SpeedUpOverSeeds(None, None, None)
+    assert over.reason == "the baseline ends higher after 200 steps than after 100 (2 of 3 seeds)"
+    assert speedup_over_seeds([rising]).reason == rising.reason
+    diverged = paper_speedup(STEPS, [5.0, 4.0, 3.0, 2.0], math.inf, N)
+    assert speedup_over_seeds([rising, diverged]).reason == "a run diverged (2 of 2 seeds)"
+
+
+EQUAL_GAPS = [
+    ([3.0, 3.0, 3.0], [2.9, 2.9, 2.9]),
+    ([3.0, 3.1, 3.2], [2.9, 3.0, 3.1]),  # equal but for rounding
+    ([3.0, 3.1], [3.2, 3.3]),
+    ([3.0, 3.0], [2.9, 2.9 + 1e-8]),  # closer than float32 can tell
+]
+
+
+@pytest.mark.parametrize(("baseline", "arm"), EQUAL_GAPS)
+def test_equal_gaps_have_no_interval_and_say_why(baseline, arm):
+    gap = loss_gap(baseline, arm)
+    assert gap.mean == pytest.approx(baseline[0] - arm[0])
+    assert (gap.ci95, gap.p_value, gap.significant) == (None, None, None)
+    assert gap.reason.startswith("all seeds are equal to the precision of the losses")
+
+
+def test_gaps_that_float32_tells_apart_have_an_interval():
+    gap = loss_gap([3.0, 3.0, 3.0], [2.9, 2.9001, 2.9])
+    assert gap.ci95[0] < gap.mean < gap.ci95[1]
+    assert gap.reason is None
+
+
+def test_equal_speedups_have_no_interval():
+    over = speedup_over_seeds([SpeedUp(1.5, "exact")] * 3)
+    assert over == SpeedUpOverSeeds(1.5, "exact", None)
+    assert over.reason.startswith("all seeds are equal")
+    assert speedup_over_seeds([SpeedUp(1.5, "exact")]).reason is None
+
+
+@given(st.lists(st.tuples(st.floats(1, 9), st.floats(1, 9)), min_size=2, max_size=6))
+def test_an_interval_has_a_width_or_is_not_there(pairs):
+    gap = loss_gap([b for b, _ in pairs], [a for _, a in pairs])
+    if any(b != a for b, a in pairs):
+        assert gap.ci95 is None or gap.ci95[0] < gap.ci95[1]
+        assert (gap.ci95 is None) == (gap.p_value is None) == (gap.reason is not None)
+
+
+def test_one_diverged_seed_says_so():
+    assert loss_gap([3.0, math.nan], [2.9, 2.9]).reason == "a run diverged"

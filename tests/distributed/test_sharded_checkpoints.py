@@ -16,6 +16,7 @@ from torch import distributed, multiprocessing
 from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.integrations.sharded import load_sharded, save_sharded
+from blockwise_lr.optim import cosine
 from blockwise_lr.pretrain.checkpoint import seal
 from commands import call
 from sharded_training import CASES, OPTIMIZERS, RATIOS, free_port, started, steps, whole
@@ -175,6 +176,29 @@ def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path) -> None:
     model, optimizer, schedule = started("llama", "adamw", seed=1)
     with pytest.raises(UserError, match=r"lr_ratio of .* is .* there and"):  # nothing moves them here
         load_sharded(tmp_path / "checkpoint-8", model, optimizer, schedule)
+
+
+def test_a_longer_schedule_goes_on_by_its_own_settings_and_names_the_change(tmp_path: Path) -> None:
+    model, optimizer, schedule = started("llama", "adamw")
+    steps(model, optimizer, schedule, range(3))
+    save_sharded(tmp_path / "checkpoint-3", model, optimizer, schedule)
+    model, optimizer, _ = started("llama", "adamw", seed=1)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(group["lr"])
+    held = [group["lr"] for group in optimizer.param_groups]  # as a compiled step does
+    longer = cosine_schedule(optimizer, warmup_steps=2, total_steps=60, floor=0.0)
+    with pytest.warns(UserWarning, match=r"goes on at step 3 with other settings .*: total_steps 20 -> 60$"):
+        load_sharded(tmp_path / "checkpoint-3", model, optimizer, longer)
+    for group, lr in zip(optimizer.param_groups, held):
+        assert group["lr"] is lr
+        expected = cosine(3, peak=group["initial_lr"], warmup_steps=2, total_steps=60, floor=0.0)
+        assert float(lr) == pytest.approx(expected)
+    model, optimizer, _ = started("llama", "adamw", seed=1)
+    short = cosine_schedule(optimizer, warmup_steps=1, total_steps=2)
+    with pytest.raises(
+        UserError, match="checkpoint-3: 3 steps are done, and the schedule was made for total_s"
+    ):
+        load_sharded(tmp_path / "checkpoint-3", model, optimizer, short)
 
 
 def failing_save(rank: int, port: int, folder: Path) -> None:

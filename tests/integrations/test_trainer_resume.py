@@ -132,6 +132,31 @@ def test_use_new_goes_on_with_the_new_ratios_and_the_old_moments(runs, tmp_path)
     assert float(state["step"]) == 6
 
 
+class TransformersSchedule(BlockwiseTrainer):
+    """One of transformers' own schedules in the place of ours, as a subclass may make it."""
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        return Trainer.create_scheduler(self, num_training_steps, optimizer or self.optimizer)
+
+
+def test_other_settings_are_compared_whatever_the_schedule_is(tmp_path):
+    def trainer(folder, **options):
+        return TransformersSchedule(
+            split_fused(gpt2()), arguments(folder, warmup_steps=0), train_dataset=Tokens(), **options
+        )
+
+    trainer(tmp_path / "a").train()
+    checkpoint = tmp_path / "a" / "checkpoint-3"
+    with pytest.raises(ValueError, match=r"ratio of emb is 10 there and 3 here"):
+        trainer(tmp_path / "b", ratios={**PAPER_RATIOS, "emb": 3.0}).train(
+            resume_from_checkpoint=str(checkpoint)
+        )
+    new = trainer(tmp_path / "c", ratios={**PAPER_RATIOS, "emb": 3.0}, on_change="use_new")
+    assert len(resume(new, checkpoint)) == 1
+    for step in range(3, 6):
+        assert rates(new, "emb")[step + 1] == pytest.approx(3 * LR * (1 - step / 6))
+
+
 def test_other_groups_are_an_error_that_names_them_or_carried_over_by_name(runs, tmp_path):
     trainer = blockwise(tmp_path / "a", no_decay="1d")
     with pytest.raises(ValueError, match=r"the saved optimizer has other groups: .*on_change=\"use_new\""):

@@ -20,6 +20,7 @@ from blockwise_lr import (
     cosine_schedule,
     param_groups,
     split_fused,
+    wsd_schedule,
 )
 from blockwise_lr.optim.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios
@@ -393,3 +394,57 @@ def test_one_that_is_refused_leaves_the_earlier_one_in_place():
     with pytest.raises(ValueError, match="has no block"):
         AutoRatios(training.optimizer, training.schedule, rule())
     assert not training.auto.closed
+class EqualSlopes(Training):
+    """Uniform ratios that grow fast, while a warm-up at an equal slope bounds how far they may."""
+
+    def __init__(self, make, steps: int = STEPS, **options) -> None:
+        super().__init__(rule(**{"gain": 200.0, "stop": 1.0, **options}))
+        self.schedule = make(
+            self.optimizer, warmup_steps=2, total_steps=steps, floor=1e-3, warmup="equal_slope"
+        )
+        self.auto = AutoRatios(self.optimizer, self.schedule, self.auto.rule)
+
+
+@pytest.mark.parametrize(("make", "longest"), [(cosine_schedule, STEPS / 2), (wsd_schedule, STEPS / 6)])
+@pytest.mark.parametrize("options", [{}, {"stop": 0.2, "re_measure": 1}, {"guard": 1e-3}], ids=str)
+def test_no_ratio_grows_beyond_what_its_warm_up_at_an_equal_slope_leaves_room_for(
+    make, longest, options, caplog
+):
+    training = EqualSlopes(make, **options)
+    highest = 0.0
+    for step in range(STEPS):
+        training.run(1)
+        if "guard" in options and step % 5 == 4:
+            training.auto.watch(5.0 + step)
+        highest = max(highest, *training.auto.ratios.values())
+        for group in training.optimizer.param_groups:
+            assert math.isfinite(group["lr"])
+    assert highest <= longest
+    if "guard" not in options:
+        assert highest == pytest.approx(longest)
+        said = [r.getMessage() for r in caplog.records if "no ratio goes above" in r.getMessage()]
+        assert len(said) == 1
+        assert f"no ratio goes above {longest:.3g}, since its warm-up at an equal slope" in said[0]
+    assert training.schedule.last_epoch == STEPS
+
+
+@pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
+def test_a_bounded_run_is_resumed_and_a_shorter_one_is_refused_when_it_is_loaded(make):
+    training = EqualSlopes(make).run(20)
+    states = copy.deepcopy([each.state_dict() for each in (training.optimizer, training.schedule)])
+    resumed = EqualSlopes(make)
+    resumed.model.load_state_dict(training.model.state_dict())
+    resumed.optimizer.load_state_dict(states[0])
+    resumed.schedule.load_state_dict(states[1])
+    assert resumed.run(20).auto.ratios == training.run(20).auto.ratios
+    for group in states[0]["param_groups"]:
+        group["lr_ratio"], group["initial_lr"] = 6.0, 6e-2  # a warm-up of 12 steps
+    shorter = EqualSlopes(make, steps=12)
+    with pytest.raises(ValueError, match=r"warm-up takes 12 steps, but .*total_steps=12"):
+        shorter.optimizer.load_state_dict(states[0])
+
+
+def test_a_warm_up_that_all_share_bounds_no_ratio():
+    training = Training(rule(gain=200.0, stop=1.0)).run(STEPS)
+    assert training.schedule.largest_ratio == math.inf
+    assert max(training.auto.ratios.values()) > STEPS / 4

@@ -54,7 +54,7 @@ def test_ratios_by_name_are_those_of_the_mapping(name):
     assert by_block(build_optimizer("adamw", model, 1e-3, name).param_groups) == expected
     assert resolve_ratios(name) == resolve_ratios(mapping)
     assert spell_ratios(name) == spell_ratios(mapping)
-    kind, kwargs = blockwise_optimizer(model, lr=1e-3, ratios=name)
+    _, kwargs = blockwise_optimizer(model, lr=1e-3, ratios=name)
     if "params" in kwargs:
         assert by_block(kwargs["params"]) == expected
 

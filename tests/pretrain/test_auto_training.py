@@ -90,3 +90,16 @@ def test_two_processes_find_the_ratios_of_one(tiny, tmp_path):
 def test_bad_input_gives_one_line(tiny, tmp_path, optim, message):
     with pytest.raises(UserError, match=message):
         train(auto(tiny, **optim), tmp_path / "run")
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd"])
+def test_a_warm_up_at_an_equal_slope_never_stops_a_run_midway(tiny, tmp_path, schedule):
+    slopes = {"warmup": "equal_slope", "warmup_steps": 2, "schedule": schedule}
+    config = auto(tiny, ratios="auto:begin=uniform,gain=300,signal=cosine,start=0,stop=1", **slopes)
+    train(config, tmp_path / "run")
+    found = rows(tmp_path / "run")
+    assert found[-1]["step"] == 24
+    longest = 24 / 2 if schedule == "cosine" else 24 / 6
+    assert max(max(row["ratios"].values()) for row in found) == pytest.approx(longest)
+    with pytest.raises(UserError, match="warm-up takes 32 steps, but the run"):  # of EMB, measured 16
+        train(auto(tiny, **slopes), tmp_path / "other")

@@ -105,6 +105,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
     for count, batch_size in CASES:
         found[f"fsdp {count} {batch_size}"] = evaluate_loss(made, Windows(count), batch_size=batch_size)
         found[f"ddp {count} {batch_size}"] = evaluate_loss(ddp, Windows(count), batch_size=batch_size)
+    assert all(isinstance(parameter, DTensor) for parameter in made.parameters())
     found["text"] = on_texts(made, rank)
     found["same text"] = on_texts(made, 0)
     found["step"] = stepped(sharded(), looked=False), stepped(sharded(), looked=True)

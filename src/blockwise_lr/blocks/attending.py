@@ -120,6 +120,8 @@ def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
             if name.split(".")[0] in ("torch", "builtins", "blockwise_lr") or name not in sys.modules:
                 continue
             for attribute, function in list(vars(sys.modules[name]).items()):
+                if not inspect.isfunction(function):
+                    continue
                 if names := _named_parameters(function):
                     replaced.append((sys.modules[name], attribute, function))
                     setattr(sys.modules[name], attribute, _recorded(function, names, record))
@@ -129,8 +131,9 @@ def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
             setattr(holder, attribute, function)
 
 
+@functools.lru_cache(maxsize=4096)
 def _named_parameters(function: Any) -> tuple[str, str, str] | None:
-    if not inspect.isfunction(function) or function is functional.scaled_dot_product_attention:
+    if function is functional.scaled_dot_product_attention:
         return None
     try:
         known = set(inspect.signature(function).parameters)

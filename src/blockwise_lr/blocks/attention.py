@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import permutations
 
 from torch import nn
@@ -15,7 +15,8 @@ from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
 _NAMES = {
     "q": "q wq c_q query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
-    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj add_q_proj linear_q",
+    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj "
+    "add_q_proj linear_q",
     "k": "k wk c_k key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
     "pos_k_proj pos_key_proj add_k_proj",
     "v": "v wv c_v value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
@@ -72,13 +73,13 @@ def _stacked(
     path: str, module: nn.Module, matrices: Mapping[str, tuple[int, int]]
 ) -> dict[tuple[str, str], Projection] | None:
     """An attention whose matrices lie one upon another in a parameter of its own; None for any other module."""
-    for leaf, parameter in module._parameters.items():
+    for leaf, (rows, *others) in _own_shapes(module):
         stacked = _STACKED.fullmatch(leaf)
-        if stacked is None or parameter is None or parameter.ndim < 2:
+        if stacked is None or not others:
             continue
         parts = tuple(stacked[1])
-        size, rest = divmod(parameter.shape[0], len(parts))
-        in_rows = rest == 0 and (parameter.ndim == 3 or size == parameter.shape[1] or parts[-1] == "o")
+        size, rest = divmod(rows, len(parts))
+        in_rows = rest == 0 and (len(others) == 2 or size == others[0] or parts[-1] == "o")
         found = {(path, leaf): Projection(path, tuple((p, size) for p in parts), 0, 1 if in_rows else None)}
         for child in matrices:
             if role_of(child) == "o":
@@ -87,6 +88,17 @@ def _stacked(
                 )
         return found
     return None
+
+
+def _own_shapes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
+    """The parameters of a module itself, with their shapes: of a split one, that of the whole."""
+    for leaf, parameter in module._parameters.items():
+        if parameter is not None and parameter.ndim:
+            yield leaf, list(parameter.shape)
+    for leaf, split in getattr(module, "parametrizations", {}).items():
+        parts = [parameter.shape for parameter in split.parameters()]
+        if parts and parts[0]:
+            yield leaf, [sum(shape[0] for shape in parts), *parts[0][1:]]
 
 
 def _output(shape: tuple[int, int]) -> Layout:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import NamedTuple
 
 # What torch.compile, FSDP and activation checkpointing put into a parameter's name, and what DDP puts in front of it.
@@ -14,7 +14,7 @@ _WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_ch
 _LEADING_MODULE = re.compile(r"^(?:module\.)+")
 
 
-class Block(str, Enum):
+class Block(StrEnum):
     """A block type of a Transformer (METHOD section 1; the paper's Figure 1 names the first five).
 
     A ``str``, so that a value survives JSON, ``torch.load(weights_only=True)`` and command lines.
@@ -36,9 +36,6 @@ class Block(str, Enum):
     SSM = "ssm"
     CONV = "conv"
     OTHER = "other"
-
-    def __str__(self) -> str:
-        return self.value
 
 
 class Piece(NamedTuple):

@@ -70,14 +70,18 @@ def find_heads(
     read = set(_widths_read(tree))
     sure = {path for path in fitting if _outputs(tree, path) not in read}
     found = {path for path in fitting if _is_last_of_head(tree, places, path, path in sure)}
-    beside = [path for path in fitting if not places.in_layer(path) and places.beside_table(path)]
+    beside = [path for path in fitting if not places.in_layer(path) and places.model_of(path) is not None]
     groups = {_group(tree, path) for path in beside}
     if len(groups) == 1:
-        alone = len(beside) == 1 and not asked and not _matrices_after(tree, beside[0])
+        alone = (
+            len(beside) == 1
+            and not asked
+            and not _matrices_after(tree, beside[0], places.model_of(beside[0]) or "")
+        )
         if alone or sure.issuperset(beside):
             found.update(beside)
     elif not groups:
-        found.update(p for p in sure if not places.in_layer(p) and not _matrices_after(tree, p))
+        found.update(p for p in sure if not places.in_layer(p) and not _matrices_after(tree, p, ""))
     return found
 
 
@@ -111,9 +115,10 @@ def _group(tree: Tree, path: str) -> str:
     return around if is_list and all(map(tree.is_matrix, tree.children[around])) else path
 
 
-def _matrices_after(tree: Tree, path: str) -> bool:
-    """Whether a matrix is registered after this one."""
-    matrices = [p for p in tree.modules if tree.is_matrix(p) and _ADAPTED.search(p) is None]
+def _matrices_after(tree: Tree, path: str, model: str) -> bool:
+    """Whether a matrix of the model is registered after this one."""
+    inside = (p for p in tree.modules if not model or p.startswith(f"{model}."))
+    matrices = [p for p in inside if tree.is_matrix(p) and _ADAPTED.search(p) is None]
     return matrices[-1] != path
 
 

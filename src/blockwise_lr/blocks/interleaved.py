@@ -137,6 +137,19 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
 )
 
 
+def _heads_of_two_sizes(attention: nn.Module, width: int) -> Layout | None:
+    """LeViT, TinyViT and EfficientFormer, whose values may be wider than their keys: head by head."""
+    heads, keys, values = (setting(attention, name) for name in ("num_heads", "key_dim", "val_dim"))
+    if not heads or not keys or not values:
+        return None
+    sizes = {
+        2 * keys + values: (("q", keys), ("k", keys), ("v", values)),
+        keys + values: (("k", keys), ("v", values)),
+    }
+    parts = sizes.get(width // heads) if width % heads == 0 else None
+    return Layout(tuple((part, heads * size) for part, size in parts), heads) if parts else None
+
+
 def _thirds(width: int) -> tuple[tuple[str, int], ...]:
     return tuple((part, width // 3) for part in ("q", "k", "v"))
 
@@ -144,4 +157,6 @@ def _thirds(width: int) -> tuple[tuple[str, int], ...]:
 def known_layout(attention: nn.Module, child: str, width: int) -> Layout | None:
     """The layout of the weight that is called `child` in `attention`, None if the table has no line for it."""
     key = f"{type_before_parametrizations(attention).__name__}.{child}"
-    return next((rule(attention, width) for pattern, rule in LAYOUTS if pattern.fullmatch(key)), None)
+    found = next((rule(attention, width) for pattern, rule in LAYOUTS if pattern.fullmatch(key)), None)
+    fused = child in ("qkv", "kv")
+    return found or (_heads_of_two_sizes(attention, width) if fused else None)

@@ -88,7 +88,7 @@ class SplitWeight:
         return parts_of(self.module, self.leaf) if self._is_split else [getattr(self.module, self.leaf)]
 
     def whole(self) -> Tensor:
-        tensors = self.tensors()
+        tensors = [gathered(tensor) for tensor in self.tensors()]
         return self.concatenation.fuse(tensors) if self._is_split else tensors[0]
 
     def assign(self, value: Tensor) -> None:
@@ -108,7 +108,9 @@ class SplitWeight:
             )
         pieces = self.concatenation.pieces(value.detach()) if self._is_split else [value.detach()]
         for part, piece in zip(parts, pieces):
-            if (part.dtype, part.device) == (piece.dtype, piece.device):
+            if any_sharded([part]):
+                part.copy_(_sharded_as(part, piece))
+            elif (part.dtype, part.device) == (piece.dtype, piece.device):
                 part.copy_(piece)
             else:
                 part.data = piece.clone(memory_format=torch.contiguous_format)
@@ -176,9 +178,14 @@ def _let_writes_through(module: nn.Module, leaf: str) -> None:
     computed: Any = made_by_torch.__dict__[leaf]
 
     def read(self: nn.Module) -> Tensor:
-        value: Tensor = computed.fget(self)
         if torch.compiler.is_compiling() or in_forward() or not _is_plainly_split(self, leaf):
-            return value
+            plain: Tensor = computed.fget(self)
+            return plain
+        parts = parts_of(self, leaf)
+        if any_sharded(parts) and not parts[0].is_meta:
+            value: Tensor = SplitWeight(self, leaf).concatenation(*(gathered(part) for part in parts))
+        else:
+            value = computed.fget(self)
         return live(value, SplitWeight(self, leaf), parameter=True)
 
     def write(self: nn.Module, value: Tensor) -> None:
@@ -233,6 +240,20 @@ def parts_of(module: nn.Module, leaf: str) -> list[Tensor]:
     """The parameters that a split weight is put together from."""
     originals: Any = getattr(module, "parametrizations")[leaf]  # noqa: B009 (nn.Module types it as a Tensor)
     return [getattr(originals, f"original{i}") for i in range(originals.ntensors)]
+
+
+def gathered(part: Tensor) -> Tensor:
+    """All of a part on every process, if it is sharded."""
+    whole: Tensor = part.full_tensor() if any_sharded([part]) else part  # type: ignore[attr-defined]
+    return whole
+
+
+def _sharded_as(part: Any, piece: Tensor) -> Tensor:
+    """What the first process has for a part, sharded as the part is; all processes take part."""
+    from torch.distributed.tensor import distribute_tensor
+
+    whole = piece.to(part.dtype).contiguous()
+    return distribute_tensor(whole, part.device_mesh, part.placements)
 
 
 def any_sharded(tensors: list[Tensor]) -> bool:

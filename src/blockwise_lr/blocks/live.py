@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from types import CodeType, FrameType, FunctionType
@@ -141,6 +142,12 @@ def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: An
         array = func(_plain(weight) if func is Tensor.__array__ else weight, *args[1:], **kwargs)
         array.flags.writeable = False  # numpy's own error refuses a write
         return array
+    if func is Tensor.__dlpack__:
+        warnings.warn(
+            f"what is written through DLPack into {weight._parts.name} is lost: it is split and computed from "
+            "its parts; write into the parts, which are parameters, or call merge_fused(model) first",
+            stacklevel=4,
+        )
     if not weight._is_parameter:
         return _ORDINARY
     if func == Tensor.requires_grad.__set__ or func is Tensor.requires_grad_:  # type: ignore[attr-defined]
@@ -234,7 +241,8 @@ def _follow(
 
 
 def _versions(parts: Parts) -> list[Any]:
-    return [(id(part), part.data_ptr(), _version(part)) for part in parts.tensors()]
+    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # of a DTensor
+    return [(id(part), part.data_ptr(), _version(part)) for part in here]
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -1,9 +1,10 @@
 """What is known by its name alone, after everything that topology and types decide (`blocks/rules.py`).
 
 One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around .path:Type.leaf", such as
-"GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path within
-its layer (or, outside of layers, within the model) and class, and what it calls the parameter. A name that other models may use for something else is bound
-to the class that it was seen in. To add a kind, write one line here and one case in tests/cases_by_hand.py.
+"GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path and
+class, and what it calls the parameter. The path begins at the owner's layer or, outside of layers, at the model: what
+is around them has names that say nothing (`blocks/places.py`). A name that other models may use for something else is
+bound to the class that it was seen in. To add a kind, write one line here and one case in tests/cases_by_hand.py.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ NAMES: tuple[Named, ...] = (
     _line(Block.VO, "{leaf} of {module}: makes or moves its values or output",
           r":XLNet\w*Attention\.[vo]$", r":\w*Attention\.(v_bias|dense_bias)$", r":\w*MoA\.bias$",
           r"\.(ve|attn|value_embed)_gate:"),
-    _line(Block.VO, "{module} makes the output of an attention and of a feed-forward in one: the sharper block of the two",
+    _line(Block.VO, "{module} makes the output of attention and feed-forward in one: the sharper block of the two",
           r"^\w*SingleTransformerBlock \.proj_out:"),
     _line(Block.FFN, "{module} widens the stream beside an attention", r"^\w*SingleTransformerBlock \.proj_mlp:"),
     _line(Block.OTHER, "{module} mixes the scores of the heads (talking heads)", r"^TalkingHeadAttn .*\.proj_[lw]:"),
@@ -49,7 +50,8 @@ NAMES: tuple[Named, ...] = (
           r":DogeAttention\.A$", r"^Doge\w* .*\.dt_proj:"),
     _line(Block.POS, "{leaf} of {module}: positions",
           r"\.rel(ative)?_(pos|attention_bias|position_bias)\w*$", r"\.position_bias$", r"\brelative_pos\w*[.:]",
-          r"(RelativeAttentionBias|RelativeLogits)[. ]", r"position_embeddings\.weights:", r"(position_bias|cpb|meta)_mlp\.",
+          r"(RelativeAttentionBias|RelativeLogits)[. ]", r"position_embeddings\.weights:",
+          r"(position_bias|cpb|meta)_mlp\.",
           r"Attention\.seg_embed$", r"\.attention_biases$", r"\brel_pos\.mlp\.", r":TNT\.(patch|pixel)_pos$",
           r"\.pos_frequencies$"),
     # Conditioning of diffusion models.
@@ -83,7 +85,9 @@ NAMES: tuple[Named, ...] = (
           r"\b(shared_)?mlps?\.(\d+\.)?((in|out)put_linear|\w+\.linear):", r"\battn_pool\.mlp\.fc\d:",
           r"(?<!attention)\.(intermediate|output)\.dense:",
           r"\.(mlp|ffn|ff|feed_forward)\w*:\w*(MLP|Mlp|FeedForward|FFN)\w*\.(c_fc|c_proj|w_?\d|fc_?\d|\w*(up|down))$"),
-    _line(Block.NORM, "{leaf} of {module}: a norm that is computed in one with a matrix", r"\.layer_?norm_(weight|bias)$"),
+    _line(Block.NORM, "{leaf} of {module}: a norm that is computed in one with a matrix",
+          r"\.layer_?norm_(weight|bias)$"),
+    _line(Block.NORM, "{leaf} of {module}: gains and biases in the place of a norm", r":Affine\.(alpha|beta)$"),
     _line(Block.FFN, "{module}, a pointwise convolution, widens or narrows as a feed-forward does", r"\.pwconv\d:"),
     _line(Block.NORM, "{leaf} of {module}, a {type}: global response normalization", r":\w*GRN\.(weight|bias)$"),
     # Embeddings, and what leads from them to the model's width.
@@ -97,7 +101,8 @@ NAMES: tuple[Named, ...] = (
           r"\.?embed\w*_proj(ect|ection)?:", r"\bproject_(in|out):", r"hidden_mapping\w*:", r"map_inputs_layer:",
           r"\bper_layer_model_projection:", r"_proj_for_\w+:", r"feature_extensor$", r"patch_embedding:",
           r"embeddings\.projection:", r"decoder_embed:", r"^Phi4Multimodal\w* .*\bembed\.out:",
-          r"\b(context|x|caption|image)_embedder(\.proj)?:", r"\b(img|txt)_in:", r"^\w*(Model|DiT|Embedder|Refiner|Transformer) \.proj_in:",
+          r"\b(context|x|caption|image)_embedder(\.proj)?:", r"\b(img|txt)_in:",
+          r"^\w*(Model|DiT|Embedder|Refiner|Transformer) \.proj_in:",
           r"\b(text|encoder_hidden_states)_proj:", r"^\w*PatchEmbed\w* .*\.proj:", r"\bembeds\.proj:Linear",
           r"^Transformer2DModel \S*\.proj_(in|out):", r"\bcaption_projection:"),
     # Heads.
@@ -119,9 +124,10 @@ NAMES: tuple[Named, ...] = (
           r"Hyper(Connection|Head)\b", r"hyper_connection\w*[.:]", r"AltUp\b", r"\baltup_\w+\.", r"AttentionResidual\.",
           r"\bper_layer_(input_gate|projection):", r"^Zamba\w* .*\.linear:"),
     _line(Block.OTHER, "{leaf} of {module}: scales a branch of the residual stream",
-          r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r":\w*DiTBlock\.gate$", r"\.\w*(gate|residual|hidden_states)_bias$",
+          r"\.(\w+_)?scale(_parameter)?$", r"\.\w+_(residual|gate)$", r":\w*DiTBlock\.gate$",
+          r"\.\w*(gate|residual|hidden_states)_bias$",
           r"\.layer_scalar$", r"\.(\w+_)?lambdas?$", r"(LayerScale|Layer|Block)\w*\.(gamma|lambda)(_?\d|_\w+)?$",
-          r":GPT\.(scalars|skip_weights)$"),
+          r":GPT\.(scalars|skip_weights)$", r":\w*Block\.ls_?\d$"),
     _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:", r":StarReLU\."),
     _line(Block.OTHER, "{module} gates the output of a norm", r"^\w*GateMLP .*norm\.mlp\."),
 )  # fmt: skip

@@ -1,8 +1,8 @@
 """Where in a model a module is: in a layer of a stack, or where embeddings and heads are; and its name within that.
 
-Layers are known without attention: they are the numbered items of a list (or siblings whose names differ in their number
-only). The names of the modules around a model say nothing about what is in it, so rules see a name only from the
-nearest such place downwards.
+Layers are known without attention: they are the numbered items of a list, or siblings whose names differ in their
+number only. The names of the modules around a model say nothing about what is in it, so rules see a name only from
+the nearest such place downwards.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Places:
         self.tree = tree
         self.around_attention = {path for attention in attentions for path in ancestors(attention)}
         self.around_table = {path for table in tables for path in ancestors(table)}
-        self._attentions = attentions
+        self._attentions, self._tables = attentions, tables
 
     @cached_property
     def core(self) -> str:
@@ -73,12 +73,11 @@ class Places:
                 return around in self.attention_layers and path.rpartition(".")[0] != self.core
         return False
 
-    def beside_table(self, path: str) -> bool:
-        """Whether the module around this one, containers aside, also holds an embedding."""
-        around = next(
-            (p for p in ancestors(path) if not p or not isinstance(self.tree.modules[p], CONTAINERS)), ""
-        )
-        return around in self.around_table
+    def model_of(self, path: str) -> str | None:
+        """The module around this one, containers aside, if it also holds an embedding."""
+        modules = self.tree.modules
+        around = next((p for p in ancestors(path) if not p or not isinstance(modules[p], CONTAINERS)), "")
+        return around if around in self.around_table else None
 
     def local(self, path: str) -> str:
         """A module's path within the nearest layer, or, outside of layers, within the model.
@@ -97,7 +96,14 @@ class Places:
                 map(self.tree.is_matrix, self._owners_in(layer))
             ):  # the name of a list of MLPs says so
                 frames |= {layer, *ancestors(layer)}
-        return frames | (self.around_table & self.around_attention)
+        return frames | {
+            path for path in self.around_table if path in self.around_attention or self._mixes(path)
+        }
+
+    def _mixes(self, path: str) -> bool:
+        """Whether a module around an embedding holds several others, too: a model, not a module of embeddings."""
+        rest = [p for p in self._holding(path) if p not in self._tables and not self.tree.is_norm(p)]
+        return len(rest) > 1
 
     def _owners_in(self, path: str) -> Iterator[str]:
         if path in self.tree.owners:

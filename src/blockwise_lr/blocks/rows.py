@@ -119,18 +119,22 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
     Raises:
         NotSeenError: it cannot be copied or run, or no attention was seen in it.
     """
-    try:
-        twin = _random_copy(attention)
-        inputs = _inputs(twin, width)
-    except NotSeenError:
-        raise
-    except Exception as error:
-        raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
-    weights = {
-        name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
-        for name, layer in ((name, twin.get_submodule(path)) for name, path in fused.items())
-    }
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+    ):  # the caller may be making a model on the meta device
+        try:
+            twin = _random_copy(attention)
+            inputs = _inputs(twin, width)
+        except NotSeenError:
+            raise
+        except Exception as error:
+            raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
+        layers = {name: twin.get_submodule(path) for name, path in fused.items()}
+        weights = {
+            name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
+            for name, layer in layers.items()
+        }
         return of_run(twin, {"": weights}, lambda: twin(**inputs))
 
 

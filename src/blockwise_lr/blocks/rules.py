@@ -28,8 +28,9 @@ _FFN_CHILD = re.compile(
     r"\d+|gate_proj|up_proj|down_proj|gate_up_proj|c_fc\d?|c_proj|fc_?\d|fc_(in|out)|w[123]|w[io](_\d)?"
     r"|dense_(h_to_4h|4h_to_h)|linear_fc\d|(lin(ear)?|layer|dense)_?\d|w_(in|out|\d)|proj_(up|up_gate|down)"
 )
+_EMBEDDER = re.compile(r"\w*_embedd(er|ing)")
 _HEAD_NAME = re.compile(
-    r"(\w+_)?head\d*|unembed(ding)?|embed_out|score|classifier|proj_(out(_2)?|to_clip_embeddings)|output_layer|decoder_pred"
+    r"(\w+_)?head(\d+|_dist)?|unembed(ding)?|embed_out|score|classifier|proj_(out(_2)?|to_clip_embeddings)|output_layer|decoder_pred"
 )
 
 
@@ -137,7 +138,8 @@ def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
-    around = any(_FFN_AROUND.fullmatch(name) for name in facts.places.local(site.path).split(".")[:-1])
+    inside = facts.places.local(site.path).split(".")[:-1]
+    around = any(_FFN_AROUND.fullmatch(name) for name in inside) and not any(map(_EMBEDDER.fullmatch, inside))
     named = around and _FFN_CHILD.fullmatch(site.child) is not None
     return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site, facts)
 

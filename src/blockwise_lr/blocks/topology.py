@@ -172,11 +172,12 @@ class Tree:
         if any(p is not None for p in self.modules[path]._parameters.values()):
             return path
         inside = [child for child in self.children.get(path, ()) if child in self.holders]
-        rest = [child for child in inside if not self._is_norm(child)]
+        rest = [child for child in inside if not self.is_norm(child)]
         inner = self.linear(rest[0]) if len(rest) == 1 else path
         return inner if self.is_matrix(inner) else path
 
-    def _is_norm(self, path: str) -> bool:
+    def is_norm(self, path: str) -> bool:
+        """Whether a module is a norm of torch's."""
         module = self.modules[path]
         return self.holders[path] == 1 and path in self.owners and isinstance(module, NORMS)
 

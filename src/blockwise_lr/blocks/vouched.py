@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -48,7 +49,7 @@ Key = tuple[str, str]
 _PROVED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[str, Layout | str]]] = (
     weakref.WeakKeyDictionary()
 )
-# Models that were run on tokens.
+# Models that were run on a random batch.
 _RUN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
@@ -59,7 +60,7 @@ class Vouched:
         tree: the model.
         found: projections with the layouts that names and shapes suggest.
         split: the layout of a weight that is split already, None if it is not.
-        tokens: sizes of the vocabularies, for a model that takes token ids; asked for when all else fails.
+        tokens: sizes of the vocabularies, for a model that takes token ids; called when all else fails.
         stated: the user's layouts.
         example: a batch of the user's, or None.
 
@@ -130,7 +131,7 @@ class Vouched:
                     del groups[name]
         self._alone(left, reasons)
         if self._example is None:
-            self._by_tokens(left, reasons)
+            self._by_random_batch(left, reasons)
         for groups in left.values():
             for keys in groups.values():
                 for key in keys:
@@ -174,17 +175,25 @@ class Vouched:
                 else:
                     reasons.setdefault(keys[0], layout)
 
-    def _by_tokens(self, left: dict[str, dict[str, list[Key]]], reasons: dict[Key, str]) -> None:
+    def _by_random_batch(self, left: dict[str, dict[str, list[Key]]], reasons: dict[Key, str]) -> None:
         model = self._tree.modules[""]
         parameter = next(model.parameters(), None)
         if not any(left.values()) or parameter is None or parameter.is_meta or is_sharded(model):
             return
-        vocabulary = min(self._tokens(), default=0)
-        if vocabulary and model not in _RUN:
+        vocabulary, images = min(self._tokens(), default=0), getattr(model, "default_cfg", None)  # timm's
+        generator = torch.Generator().manual_seed(0)
+        if vocabulary:
+            batch = torch.randint(vocabulary, (2, 6), generator=generator, device="cpu")
+        elif isinstance(images, Mapping) and "input_size" in images:
+            batch = torch.randn(1, *images["input_size"], generator=generator, device="cpu").to(
+                parameter.dtype
+            )
+        else:
+            return
+        if model not in _RUN:
             _RUN.add(model)
-            generator = torch.Generator().manual_seed(0)
-            tokens = torch.randint(vocabulary, (2, 6), generator=generator).to(parameter.device)
-            self._by_run(left, lambda: model(tokens), reasons)
+            with real_device():
+                self._by_run(left, lambda: model(batch.to(parameter.device)), reasons)
 
     def _by_run(
         self,
@@ -307,6 +316,11 @@ def _settings(attention: nn.Module) -> Any:
     shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in attention.named_parameters())
     inside = tuple((name, type(module)) for name, module in attention.named_modules())
     return type_before_parametrizations(attention), values, shapes, inside
+
+
+def real_device() -> AbstractContextManager[object]:
+    """Whoever makes a model on the meta device has no tensors to run it on."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 def _call(model: nn.Module, example: Any) -> object:

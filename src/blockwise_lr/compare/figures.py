@@ -22,9 +22,13 @@ from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.wording import format_signed, format_speedup
 from blockwise_lr.pretrain.presets import Setting
 
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"]
-_STYLES = ["-", (0, (5, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2))]
 _WIDE, _SMALL = (9.0, 4.6), (6.4, 4.4)
+_BASELINE: dict[str, dict[str, Any]] = {
+    "N": {"color": "#222222", "linestyle": "-"},
+    "2N": {"color": "#8a8a8a", "linestyle": "-"},
+    "N/2": {"color": "#222222", "linestyle": (0, (2, 2))},
+    "4N": {"color": "#8a8a8a", "linestyle": (0, (2, 2))},
+}
 
 
 @dataclass(frozen=True)
@@ -77,13 +81,8 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
 
 def _style(results: Results, series: Series) -> dict[str, Any]:
     if series.arm == results.plan.arms[0]:
-        return {
-            "color": "#222222" if series.horizon == "N" else "#8a8a8a",
-            "linestyle": "-",
-            "linewidth": 1.8,
-        }
-    i = results.plan.arms.index(series.arm) - 1
-    return {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i % len(_STYLES)], "linewidth": 1.8}
+        return {**_BASELINE[series.horizon], "linewidth": 1.8}
+    return {**drawing.series_style(results.plan.arms.index(series.arm) - 1), "linewidth": 1.8}
 
 
 def _label(name: str, width: int = 34) -> str:
@@ -108,8 +107,9 @@ def _draw_curves(axes: Any, results: Results, series: Series) -> None:
         curves.append(dict(zip(steps, losses)))
     common = sorted(set.intersection(*map(set, curves)))
     means = [float(np.mean([curve[step] for curve in curves])) for step in common]
-    marker = "o" if len(common) == 1 else None
-    axes.plot(common, means, label=_label(series.name), marker=marker, markersize=4, **style)
+    if len(common) == 1:
+        style.setdefault("marker", "o")
+    axes.plot(common, means, label=_label(series.name), markersize=4, **style)
 
 
 def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
@@ -211,9 +211,9 @@ def _draw_tuning(figure: Any, results: Results) -> None:
 def _draw_tuning_line(
     axes: Any, results: Results, series: Series, runs: list[tuple[Setting, RunResult]]
 ) -> None:
-    style = _style(results, series)
+    style = {"marker": "o", **_style(results, series)}
     points = sorted((setting.base_lr, result.tune_loss) for setting, result in runs if not result.diverged)
-    axes.plot([lr for lr, _ in points], [loss for _, loss in points], marker="o", markersize=4.5,
+    axes.plot([lr for lr, _ in points], [loss for _, loss in points], markersize=4.5,
               label=_label(series.name), **style)  # fmt: skip
     for setting, result in runs:
         if result.diverged:

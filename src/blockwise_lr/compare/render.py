@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -96,7 +96,7 @@ def compare(
         _check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
     if not done:
-        stored["date"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        stored["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json_atomic(out / "plan.json", stored)
     return render(out)
 
@@ -204,7 +204,10 @@ def _how_tuned(content: Mapping[str, Any]) -> str:
             grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
         if content["refined"]:
             grid += ", then a factor of √2 to either side of the best,"
-        return f"every arm tuned over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+        chosen = f"over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+        if at_edge := content.get("at_edge"):
+            return f"every arm tried {chosen}; at the edge of the grid, so not tuned: {', '.join(at_edge)}"
+        return f"every arm tuned {chosen}"
     if content["tuned"]:
         return "tuned beforehand for every arm and horizon; comes with the preset"
     return "not tuned"

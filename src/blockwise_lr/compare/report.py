@@ -27,7 +27,8 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
 
     A number that a diverged run would have to supply is null. Keys beyond the schema: per-seed values and a
     sentence in each comparison, "tuning" (every run of the grid), "other_runs", "baseline_against_itself"
-    (the paper's speed-up of the baseline's own N-step run), "warnings", and where, when and how it was run.
+    (the paper's speed-up of the baseline's own N-step run), "at_edge" (the series whose base learning rate is at the
+    edge of the grid), "warnings", and where, when and how it was run.
 
     Args:
         results: the finished runs.
@@ -50,6 +51,7 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
         "warmups": None if plan.warmups is None else list(plan.warmups),
         "refined": plan.refine,
+        "at_edge": _at_edge(results),
         "command": command,
         "date": date,
         "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
@@ -103,6 +105,7 @@ def _comparison(results: Results, series: Series, baseline: Series) -> dict[str,
             "p_value": gap.p_value,
             "significant": gap.significant,
             "per_seed": [_finite(b - a) for b, a in zip(baseline_losses, arm_losses)],
+            **_reason(gap.reason),
         },
         "speedup": _speedup_dict(*_speedups(results, series, "paper")),
         "speedup_decayed": _speedup_dict(*_speedups(results, series, "decayed")),
@@ -141,8 +144,14 @@ def _speedup_dict(mean: SpeedUpOverSeeds, per_seed: list[SpeedUp]) -> dict[str, 
         "value": mean.value,
         "bound": mean.bound,
         "ci95": mean.ci95,
-        "per_seed": [{"value": s.value, "bound": s.bound} for s in per_seed],
+        "per_seed": [{"value": s.value, "bound": s.bound, **_reason(s.reason)} for s in per_seed],
+        **_reason(mean.reason),
     }
+
+
+def _reason(reason: str | None) -> dict[str, str]:
+    """Why there is no value or no interval; nothing where there is one."""
+    return {} if reason is None else {"reason": reason}
 
 
 def _tuning(results: Results, run: Run, result: RunResult, out: Path) -> dict[str, Any]:
@@ -214,17 +223,15 @@ def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
 
 def _grid_warnings(results: Results) -> list[str]:
     found: list[str] = []
-    lr_edges, warmup_edges = [], []
+    lr_edges = [f"{name} ({results.chosen[name].base_lr:g})" for name in _at_edge(results)]
+    warmup_edges = []
     warmups = results.plan.warmups or ()
     for series in results.plan.series:
         chosen = results.chosen[series.name]
         runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
-        lrs = [setting.base_lr for setting, _ in runs if setting.warmup_fraction == chosen.warmup_fraction]
         if all(result.diverged for _, result in runs):
             found.append(f"{series.name} diverged at every base learning rate of the grid.")
             continue
-        if chosen.base_lr in (min(lrs), max(lrs)):
-            lr_edges.append(f"{series.name} ({chosen.base_lr:g})")
         # Two warm-ups are both edges: nothing to report.
         if len(warmups) > 2 and chosen.warmup_fraction in (min(warmups), max(warmups)):
             warmup_edges.append(f"{series.name} ({chosen.warmup_fraction:.0%})")
@@ -237,6 +244,22 @@ def _grid_warnings(results: Results) -> list[str]:
                 f"The chosen {what} is at the edge of the grid for {', '.join(at_edge)}: the optimum "
                 f"may lie outside; widen {flag}."
             )
+    return found
+
+
+def _at_edge(results: Results) -> list[str]:
+    """The series whose chosen base learning rate is the lowest or the highest tried with its warm-up.
+
+    They count as not tuned: their optimum may lie outside. A series that always diverged is none of them.
+    """
+    found = []
+    for series in results.plan.series if results.plan.tunes else ():
+        chosen = results.chosen[series.name]
+        runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
+        lrs = {setting.base_lr for setting, _ in runs if setting.warmup_fraction == chosen.warmup_fraction}
+        converged = any(not result.diverged for _, result in runs)
+        if converged and len(lrs) > 1 and chosen.base_lr in (min(lrs), max(lrs)):
+            found.append(series.name)
     return found
 
 

@@ -1,14 +1,14 @@
 """The speed-up in both of its senses, and the loss gap, with their uncertainty over paired seeds.
 
 Pure functions of numbers. A diverged run is a loss of +inf; whatever needs it is then None, never a number
-that looks like a measurement.
+that looks like a measurement. What is None for another cause than a diverged run says its reason.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -28,29 +28,40 @@ class SpeedUp:
     """How many times as long the baseline needs: `value` in units of N steps, and how `value` bounds the
     truth.
 
-    `value` and `bound` are None where a run that it needs diverged.
+    `value` and `bound` are None where a run that it needs diverged, or where the baseline gives no number;
+    `reason` then says why.
     """
 
     value: float | None
     bound: Bound | None
+    reason: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class SpeedUpOverSeeds:
-    """A speed-up aggregated over seeds; `ci95` is None with one seed and where any seed is only bounded."""
+    """A speed-up aggregated over seeds.
+
+    `ci95` is None with one seed, where any seed is only bounded, and where all seeds have the same speed-up.
+    `reason` says why there is no value, or no interval although there are several exact seeds.
+    """
 
     value: float | None
     bound: Bound | None
     ci95: tuple[float, float] | None
+    reason: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class LossGap:
-    """Baseline's terminal loss minus the arm's, nats a token, paired by seed; positive = arm better."""
+    """Baseline's terminal loss minus the arm's, nats a token, paired by seed; positive = arm better.
+
+    `ci95` and `p_value` are None with one seed, and where the gaps of all seeds are equal; `reason` then says so.
+    """
 
     mean: float | None
     ci95: tuple[float, float] | None
     p_value: float | None
+    reason: str | None = field(default=None, compare=False)
 
     @property
     def significant(self) -> bool | None:
@@ -58,7 +69,11 @@ class LossGap:
         return None if self.p_value is None else self.p_value < 0.05
 
 
-UNDEFINED = SpeedUp(None, None)
+DIVERGED = "a run diverged"
+ALL_EQUAL = (
+    "all seeds are equal to the precision of the losses, so they say nothing of the spread between seeds"
+)
+UNDEFINED = SpeedUp(None, None, DIVERGED)
 
 
 def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float, n_steps: float) -> SpeedUp:
@@ -83,8 +98,9 @@ def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float
             finite.
 
     Example:
-        >>> paper_speedup([100, 200, 400], [4.0, 3.0, 2.0], target=2.5, n_steps=200)
-        SpeedUp(value=1.5, bound='exact')
+        >>> found = paper_speedup([100, 200, 400], [4.0, 3.0, 2.0], target=2.5, n_steps=200)
+        >>> found.value, found.bound
+        (1.5, 'exact')
     """
     x, y = _curve(steps, losses)
     if not math.isfinite(target):
@@ -111,7 +127,9 @@ def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps
 
     Returns:
         "exact"; "at_most" smallest horizon / N where even that baseline ends lower; "at_least" largest
-        horizon / N where none does; undefined if the arm diverged.
+        horizon / N where none does; undefined if the arm diverged. Also undefined, with the reason, if none
+        does and the longest baseline ends above a shorter one: a baseline that rises with more steps bounds
+        nothing.
 
     Raises:
         ValueError: no horizons, or a loss that is not finite.
@@ -130,6 +148,11 @@ def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps
         return SpeedUp(float(x[0] / n_steps), "exact")
     crossing = _first_crossing(np.log(x), y, target)
     if crossing is None:
+        lowest = int(y.argmin())
+        if y[-1] > y[lowest]:
+            return SpeedUp(
+                None, None, f"the baseline ends higher after {x[-1]:,.0f} steps than after {x[lowest]:,.0f}"
+            )
         return SpeedUp(float(x[-1] / n_steps), "at_least")
     return SpeedUp(math.exp(crossing) / n_steps, "exact")
 
@@ -142,10 +165,10 @@ def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
     - Some "at_least": each of these enters with its bound, the smallest it can be, so the mean is "at_least".
     - Some "at_most" and none "at_least": the mean of the bounds is "at_most".
     - Both kinds: an "at_most" seed enters as 0, the smallest any speed-up can be, so the mean is "at_least".
-    - Any undefined (a diverged run): undefined.
+    - Any undefined (a diverged run, a baseline that rises with more steps): undefined, with the reason.
 
     Where any seed is only bounded there is no interval, since it would be too narrow (three seeds at "at
-    least 2" have no spread at all).
+    least 2" have no spread at all). Nor is there one where all seeds are equal.
 
     Raises:
         ValueError: no seeds.
@@ -154,11 +177,11 @@ def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
         raise ValueError("speedup_over_seeds got no seeds; expected at least one speed-up")
     values = [s.value for s in per_seed if s.value is not None]
     if len(values) < len(per_seed):
-        return SpeedUpOverSeeds(None, None, None)
+        return SpeedUpOverSeeds(None, None, None, _why_undefined(per_seed))
     bounds = {s.bound for s in per_seed}
     if bounds == {"exact"}:
-        mean, ci95, _ = _t_interval(values)
-        return SpeedUpOverSeeds(mean, "exact", ci95)
+        mean, ci95, _ = _t_interval(values, _rounding(values))
+        return SpeedUpOverSeeds(mean, "exact", ci95, _why_no_interval(values, ci95))
     if "at_least" not in bounds:
         return SpeedUpOverSeeds(float(np.mean(values)), "at_most", None)
     if "at_most" in bounds:
@@ -174,7 +197,10 @@ def loss_gap(baseline: Sequence[float], arm: Sequence[float]) -> LossGap:
         arm: that of the arm's run of the same seeds in the same order.
 
     Returns:
-        All None if any run diverged (loss not finite); with one seed the mean alone.
+        All None if any run diverged (loss not finite); with one seed the mean alone. The mean alone, too, where
+        the gaps differ by less than float32 resolves in the losses: a t interval of width 0 would claim a
+        certainty that equal gaps do not give. Only if every gap is exactly 0, the runs being the same, the
+        interval is (0, 0).
 
     Raises:
         ValueError: unequal numbers of seeds, or none.
@@ -190,22 +216,46 @@ def loss_gap(baseline: Sequence[float], arm: Sequence[float]) -> LossGap:
             f"expected the same number of each, at least one"
         )
     if not np.isfinite([*baseline, *arm]).all():
-        return LossGap(None, None, None)
-    mean, ci95, p_value = _t_interval(np.subtract(baseline, arm))
-    return LossGap(mean, ci95, p_value)
+        return LossGap(None, None, None, DIVERGED)
+    gaps = np.subtract(baseline, arm)
+    mean, ci95, p_value = _t_interval(gaps, _rounding([*baseline, *arm]))
+    return LossGap(mean, ci95, p_value, _why_no_interval(gaps, ci95))
+
+
+def _rounding(values: Sequence[float]) -> float:
+    """By how much differences of such values may differ and still be the same in float32."""
+    return 2 * float(np.spacing(np.float32(max(map(abs, values)))))
+
+
+def _why_undefined(per_seed: Sequence[SpeedUp]) -> str | None:
+    """The reason of the first seed without a value, a diverged run before all others, and how many share it."""
+    reasons = [s.reason or DIVERGED for s in per_seed if s.value is None]
+    reason = DIVERGED if DIVERGED in reasons else reasons[0]
+    if len(per_seed) == 1:
+        return reason
+    return f"{reason} ({len(reasons)} of {len(per_seed)} seeds)"
+
+
+def _why_no_interval(values: Sequence[float] | np.ndarray, ci95: object) -> str | None:
+    return ALL_EQUAL if len(values) > 1 and ci95 is None else None
 
 
 def _t_interval(
-    values: Sequence[float] | np.ndarray,
+    values: Sequence[float] | np.ndarray, rounding: float
 ) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Mean, its 95 % interval, and the p-value of the mean being 0; the latter two None for one value."""
+    """Mean, its 95 % interval, and the p-value of the mean being 0.
+
+    The latter two are None for one value and for values within `rounding` of each other; (0, 0) and 1 for zeros.
+    """
     sample = np.asarray(values, dtype=float)
     mean = float(sample.mean())
     if len(sample) < 2:
         return mean, None, None
+    if not sample.any():  # the same runs
+        return 0.0, (0.0, 0.0), 1.0
+    if np.ptp(sample) <= rounding:
+        return mean, None, None
     stderr = float(stats.sem(sample))
-    if stderr == 0:  # a t-test would divide by zero
-        return mean, (mean, mean), 1.0 if mean == 0 else 0.0
     half = float(stats.t.ppf(0.975, len(sample) - 1)) * stderr
     p_value = float(2 * stats.t.sf(abs(mean) / stderr, len(sample) - 1))
     return mean, (mean - half, mean + half), p_value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.compare.progress import format_seconds
+from blockwise_lr.compare.speedup import DIVERGED
 from blockwise_lr.compare.wording import (
     format_interval,
     format_loss,
@@ -57,6 +58,12 @@ def comparisons_table(content: Mapping[str, Any]) -> Table:
         f"{format_speedup(itself)} by it (inside a 2N run the learning rate is still high). Speed-up "
         "(decayed): the horizon, over N, at which a fully decayed baseline ends at the arm's loss. "
         "≥ and ≤ mark bounds, which have no interval."
+    )
+    note += "".join(
+        f" {comparison['arm']}, {what}: {reason}."
+        for comparison in content["comparisons"]
+        for key, what in (("loss_gap", "loss gap"), ("speedup", "paper"), ("speedup_decayed", "decayed"))
+        if (reason := comparison[key].get("reason", DIVERGED)) and not reason.startswith(DIVERGED)
     )
     columns = ["arm", "loss gap", "95 % CI", "p", "significant"]
     columns += ["speed-up (paper)", "95 % CI", "speed-up (decayed)", "95 % CI"]

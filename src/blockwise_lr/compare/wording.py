@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from blockwise_lr.compare.speedup import ALL_EQUAL, DIVERGED
+
 ONE_SEED = "One seed: cannot tell noise from effect"
 
 _SIGNS = {"exact": "", "at_least": "at least ", "at_most": "at most "}
@@ -31,9 +33,13 @@ def format_interval(ci95: Sequence[float] | None, digits: int = 4, signed: bool 
 
 
 def format_speedup(speedup: Mapping[str, Any], words: bool = False) -> str:
-    """A speed-up: "1.72×", "≥ 2.00×", in words "at least 2.00×"; "undefined" where a run diverged."""
+    """A speed-up: "1.72×", "≥ 2.00×", in words "at least 2.00×"; "undefined" where it has no value.
+
+    In words with the reason, but for a diverged run, which the report names elsewhere.
+    """
     if speedup["value"] is None:
-        return "undefined"
+        reason = speedup.get("reason", DIVERGED)
+        return f"undefined, since {reason}," if words and not reason.startswith(DIVERGED) else "undefined"
     sign = (_SIGNS if words else _SYMBOLS)[speedup["bound"]]
     return f"{sign}{speedup['value']:.2f}×"
 
@@ -45,10 +51,15 @@ def format_p_value(p_value: float | None) -> str:
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
+def is_tuned(content: Mapping[str, Any], series: str) -> bool:
+    """Whether a series may be called tuned: at the edge of the grid, its optimum may lie outside."""
+    return bool(content["tuned"]) and series not in content.get("at_edge", ())
+
+
 def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     """One comparison in a sentence or two, negative results as plainly as positive ones."""
     arm, against, gap = comparison["arm"], comparison["against"], comparison["loss_gap"]
-    baseline = f"tuned {against}" if content["tuned"] else against
+    baseline = f"tuned {against}" if is_tuned(content, against) else against
     seeds, steps = len(content["seeds"]), content["steps"]
     if gap["mean"] is None:
         return _diverged_statement(comparison, content)
@@ -56,6 +67,12 @@ def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     if seeds == 1:
         side = "below" if gap["mean"] > 0 else "above"
         first = f"{arm} ends {size} {side} {baseline} after {steps:,} steps. {ONE_SEED}."
+    elif gap["significant"] is None:
+        side = "below" if gap["mean"] > 0 else "above"
+        first = (
+            f"{arm} ends {size} {side} {baseline} after {steps:,} steps. No interval for {seeds} seeds: "
+            f"{gap.get('reason', ALL_EQUAL)}."
+        )
     elif not gap["significant"]:
         first = (
             f"{arm} and {baseline} cannot be told apart after {steps:,} steps: loss gap "

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from blockwise_lr.optim.adopt import adopt_state
-from blockwise_lr.optim.saved_groups import OnChange, moves, other_parameters
+from blockwise_lr.optim.load_hooks import is_attached
+from blockwise_lr.optim.saved_groups import OnChange, moves, other_parameters, reconcile
 
 
 def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool) -> None:
@@ -44,12 +47,31 @@ def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, r
             raise ValueError(
                 f'{problem}: make the groups as they were, or go on with the new ones by on_change="use_new"'
             )
-        if not foreign and not problem:
-            return state
+        if not foreign and not problem:  # a schedule of this library compares the settings itself
+            return state if is_attached(optimizer) else dict(reconcile(state, groups, on_change))
         adopt_state(state, target, optimizer)
         return optimizer.state_dict()  # which loading puts where it is
 
     optimizer.register_load_state_dict_pre_hook(before_loading)
+
+
+def take_new_peaks(scheduler: LambdaLR) -> None:
+    """After loading: the peaks are those of the optimizer's groups, and not those that were saved.
+
+    Args:
+        scheduler: one of transformers' own. A schedule of this library needs no such thing.
+    """
+    groups = scheduler.optimizer.param_groups
+    scheduler.base_lrs = [group["initial_lr"] for group in groups]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects get_lr to be called by step() alone
+        lrs = scheduler.get_lr()
+    for group, lr in zip(groups, lrs):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+    scheduler._last_lr = list(lrs)
 
 
 def _without_auto(group: dict[str, Any]) -> dict[str, Any]:

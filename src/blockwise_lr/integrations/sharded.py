@@ -156,7 +156,10 @@ def load_sharded(
                     group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
         if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
-            schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
+            try:
+                schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
+            except ValueError as error:
+                raise UserError(f"{folder}: {error}") from None
         schedule.go_on_at(layout["schedule"])
 
 

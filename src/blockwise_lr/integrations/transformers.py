@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from blockwise_lr.extras import check, explained
 
@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 
 from blockwise_lr.arguments import check_model, check_number, check_options
 from blockwise_lr.fp32 import Fp32Settings
-from blockwise_lr.integrations.carry_over import carry_over
+from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine, hides_parameters
 from blockwise_lr.integrations.factory import Blocks, LazyGroups, OptimizerFactory, resolve_blocks
 from blockwise_lr.integrations.sharpness import SharpnessCallback
@@ -331,6 +331,8 @@ class BlockwiseTrainer(Trainer):
         schedule = self.lr_scheduler if isinstance(self.lr_scheduler, BlockwiseSchedule) else None
         if schedule is None:
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
+                take_new_peaks(self.lr_scheduler)
             return
         schedule.notes = []
         try:

@@ -28,8 +28,10 @@ class AdamMini(Optimizer):
 
     Pieces come from the model itself (:func:`blockwise_lr.optim.partitions.partitions`): head sizes, grouped queries,
     latent attention, split fused weights, Conv1D and stacks of experts are right whatever the parameters are called.
-    The state is one number for each parameter's element (m) and about one for each of its rows (v): half of AdamW's.
-    Weights, gradients and activations take what they took. The state is float32 where parameters are bf16 or fp16.
+    The state is one number for each parameter's element (m) and about one for each of its rows (v). For float32
+    parameters that is half of AdamW's: 4 bytes a parameter, not 8. For bf16 and fp16 parameters it is as much as
+    torch's AdamW takes, 4 bytes: the moments are float32 here and in the parameters' type there. Weights, gradients and
+    activations take what they took.
 
     Args:
         params: groups of :func:`blockwise_lr.param_groups`: each says how its parameters are cut (``partitions``).
@@ -159,7 +161,14 @@ class AdamMini(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """torch's, which casts the state to the parameters' type; here it keeps float32 under bf16 and fp16."""
-        super().load_state_dict(state_dict)
+        given = [state_dict]
+        # Hooks may put another state in its place: the last of them sees what is loaded.
+        last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        state_dict = given[-1]
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, parameter in zip(saved, parameters):

@@ -46,6 +46,11 @@ class _LoadHooks:
             schedule.set_lrs()
 
 
+def is_attached(optimizer: Optimizer) -> bool:
+    """Whether a schedule compares what this optimizer loads."""
+    return optimizer in _HOOKS
+
+
 def attach(schedule: BlockwiseSchedule) -> None:
     """Hook a schedule to its optimizer, in the place of an earlier one."""
     optimizer: Any = schedule.optimizer

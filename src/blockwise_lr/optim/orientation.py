@@ -8,7 +8,7 @@ from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, output_dim
+from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, output_dim, table_shape
 
 # Experts whose matrices are (inputs, outputs), of classes that do not say so by `is_transposed`.
 _TRANSPOSED = {"Llama4TextExperts"}
@@ -55,7 +55,8 @@ def _is_stored_by_inputs(site: Site, block: Block, facts: ModelFacts) -> bool:
     """Whether the matrices of a stack are (inputs, outputs), by the model's width and the stack's name."""
     if block not in (Block.FFN, Block.HEAD):
         return False
-    widths = facts.configured(*_WIDTHS) | {each.embedding_dim for each in facts.embeddings.values()}
+    tables = (table_shape(facts.tree.modules[path]) for path in facts.embeddings)
+    widths = facts.configured(*_WIDTHS) | {shape[1] for shape in tables if shape}
     rows, columns = (size in widths for size in site.param.shape[-2:])
     if rows == columns:  # neither side is known to be the model's, or both may be
         return False

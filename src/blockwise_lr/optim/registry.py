@@ -105,7 +105,8 @@ _ENTRIES = (
     ),
     OptimizerEntry(
         "adam-mini", "blockwise_lr.optim.adam_mini:AdamMini", "arXiv 2406.16793; betas as in arXiv 2502.19002",
-        betas=(0.9, 0.95), eps=1e-8, note="half of AdamW's state",
+        betas=(0.9, 0.95), eps=1e-8,
+        note="half of AdamW's state for float32 parameters; as much for bf16 and fp16 ones",
     ),
     OptimizerEntry(
         "lion", "pytorch_optimizer:Lion", "arXiv 2302.06675; decay as in arXiv 2502.19002's code",

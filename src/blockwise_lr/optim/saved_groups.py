@@ -21,7 +21,7 @@ Group = Mapping[str, Any]
 MOVES = "auto_moves"  # set by AutoRatios in every group
 _OURS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
 _RATES = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
-_OTHERS = ("betas", "eps", "momentum")
+_OTHERS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
 _SHOWN = 4  # differences that a message lists
 _PRECISION = 1e-6  # a base learning rate is a quotient: relative rounding errors are no difference
 
@@ -207,13 +207,15 @@ def _block(group: Group) -> str:
 def _same(there: Any, here: Any) -> bool:
     if isinstance(there, list | tuple) and isinstance(here, list | tuple):
         return len(there) == len(here) and all(map(_same, there, here))
-    if there is None or here is None:
-        return there is here
+    if isinstance(there, bool | str | None) or isinstance(here, bool | str | None):
+        return bool(there == here)
     return math.isclose(float(there), float(here), rel_tol=_PRECISION)
 
 
 def _spell(value: Any) -> str:
-    return f"({', '.join(map(_spell, value))})" if isinstance(value, list | tuple) else f"{value:g}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_spell, value))})"
+    return str(value) if isinstance(value, bool | str | None) else f"{float(value):g}"
 
 
 def _warn(text: str) -> None:

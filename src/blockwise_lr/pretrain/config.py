@@ -58,7 +58,8 @@ class DataConfig:
     max_documents: int | None = None
     """Read at most this many documents; None: all of them."""
     cache: str | None = None
-    """Folder for tokenizers and token shards; None: $BLOCKWISE_LR_CACHE, else ~/.cache/blockwise-lr."""
+    """Folder for tokenizers and token shards; None: $BLOCKWISE_LR_CACHE, else blockwise-lr in $XDG_CACHE_HOME or
+    ~/.cache."""
 
 
 @dataclass(frozen=True)

@@ -204,9 +204,8 @@ def _trained_tokenizer(
                     trained = train_bpe(training(), vocab_size)
                 folder.mkdir(exist_ok=True)
                 write_text_atomic(path, trained.to_str())
-    path.open(
-        "rb"
-    ).close()  # the tokenizers library has no error of its own for a file that is another user's
+    # The tokenizers library has no error of its own for a file that this user may not read.
+    path.open("rb").close()
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exceptions

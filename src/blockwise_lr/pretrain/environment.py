@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def describe_environment(device: str) -> dict[str, Any]:
         hardware["gpu"] = torch.cuda.get_device_name()
         hardware["gpus"] = int(os.environ.get("WORLD_SIZE", "1"))
     return {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version(), **_versions()},
         "git_commit": git_commit(),
         "hardware": hardware,

@@ -94,7 +94,9 @@ def _decompressed(path: Path) -> IO[bytes]:
     kind = format_of(path)
     if kind == ".jsonl" or not path.stat().st_size:
         return path.open("rb")
-    return cast("IO[bytes]", io.BufferedReader(_Whole(path, "zstd" if kind == ".jsonl.zst" else "gzip")))
+    return cast(
+        "IO[bytes]", io.BufferedReader(_Whole(path, "zstd" if kind == ".jsonl.zst" else "gzip"), 2**20)
+    )
 
 
 class _Whole(io.RawIOBase):

@@ -20,7 +20,7 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.extras import install, is_installed, missing
 from blockwise_lr.files import expanded, reading
 from blockwise_lr.pretrain.config import DataConfig
-from blockwise_lr.pretrain.found import each_once, files_below
+from blockwise_lr.pretrain.found import files_below, files_matching
 from blockwise_lr.pretrain.readers import (
     format_of,
     formats,
@@ -194,8 +194,7 @@ def _open(data: str, path: Path, config: DataConfig) -> Source:
     if path.is_file():
         matches = [path]
     elif glob.has_magic(data):
-        found = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-        matches = each_once(Path(match) for match in found if Path(match).is_file())
+        matches = files_matching(str(path))
         if not matches:
             raise UserError(f"no file matches {data}")
     elif not is_installed("datasets"):
