@@ -1,5 +1,6 @@
 """``lr_scheduler_type`` on blocks, held against transformers' own Trainer."""
 
+import dataclasses
 import logging
 import math
 import warnings
@@ -158,6 +159,21 @@ def test_two_schedules_that_contradict_each_other_are_refused_by_name(tmp_path, 
             eval_dataset=Tokens(),
             schedule=schedule,
         )
+
+
+def test_the_default_of_a_class_of_arguments_is_no_choice_of_the_users(tmp_path):
+    @dataclasses.dataclass
+    class Arguments(TrainingArguments):
+        lr_scheduler_type: str = "constant"
+
+    def shape(**changes):
+        args = Arguments(str(tmp_path), learning_rate=LR, report_to="none", use_cpu=True, **changes)
+        trainer = BlockwiseTrainer(split_fused(gpt2()), args, train_dataset=Tokens())
+        trainer.create_optimizer()
+        return trainer.create_scheduler(STEPS).shape
+
+    assert shape() == "cosine"
+    assert shape(lr_scheduler_type="linear") == "trainer:linear"
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "wsd"])

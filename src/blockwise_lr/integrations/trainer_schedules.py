@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping
@@ -22,7 +23,6 @@ from blockwise_lr.optim.set_lr import groups_of, keep_decay, ratio_of
 ScheduleName = Literal["cosine", "wsd", "trainer"]
 
 _LOGGER = logging.getLogger(__name__)
-_DEFAULT = SchedulerType.LINEAR  # TrainingArguments', so it may as well be what nobody has set
 _ALIKE = {"cosine": "cosine", "wsd": "warmup_stable_decay"}  # one idea under two names
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
 _NO_KWARGS = ("constant", "constant_with_warmup")  # get_scheduler drops theirs without a word
@@ -52,7 +52,8 @@ def choose_schedule(
     kwargs = cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})
     if schedule not in (None, "cosine", "wsd", "trainer"):
         raise ValueError(f'schedule is {schedule!r}; expected "cosine", "wsd", "trainer" or None')
-    untouched = kind is _DEFAULT and not kwargs
+    default = _default_of(args)  # what `args` hold where nobody has set anything
+    untouched = kind is default and not kwargs
     if schedule == "trainer" or (schedule is None and not untouched):
         _check_type(kind, kwargs)
         for name, unused in (("floor", floor is not None), ("warmup", warmup != "shared")):
@@ -64,7 +65,7 @@ def choose_schedule(
                 )
         return "trainer"
     ours: Literal["cosine", "wsd"] = "wsd" if schedule == "wsd" else "cosine"
-    if kind is not _DEFAULT and kind.value != _ALIKE[ours]:
+    if kind is not default and kind.value != _ALIKE[ours]:
         raise ValueError(
             f"schedule={ours!r} and lr_scheduler_type={kind.value!r} ask for two different schedules: leave out one "
             f'of them (schedule="trainer" takes lr_scheduler_type as it is)'
@@ -77,8 +78,9 @@ def choose_schedule(
     if schedule is None and "default" not in _said:
         _said.add("default")
         _LOGGER.warning(
-            "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is 'linear', which is also "
-            'what it is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line'
+            "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is %r, which is also what it "
+            'is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line',
+            kind.value,
         )
     return ours
 
@@ -199,6 +201,12 @@ def _factor(
             warmup_steps,
         )
     return built.lr_lambdas[0]
+
+
+def _default_of(args: TrainingArguments) -> SchedulerType:
+    """The class's default: "linear" in TrainingArguments, perhaps another in a subclass."""
+    field = next(field for field in dataclasses.fields(args) if field.name == "lr_scheduler_type")
+    return SchedulerType(field.default)
 
 
 def _check_type(kind: SchedulerType, kwargs: Mapping[str, Any]) -> None:

@@ -66,7 +66,7 @@ def _found(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     _waiting[:] = [reference for reference, p in waiting if p is not None and id(p) not in members]
     if members and optimizer not in _watched:
         watch = _watched[optimizer] = _Watch()
-        optimizer.register_step_pre_hook(watch.look)  # lives as long as the optimizer
+        optimizer.register_step_post_hook(watch.look)  # lives as long as the optimizer
 
 
 class _Watch:
@@ -78,6 +78,7 @@ class _Watch:
         self._spread: float | None = None  # largest over smallest rate at the last look
 
     def look(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        """Called by torch after each step of this optimizer, before a schedule moves its rates on."""
         if torch.compiler.is_compiling():
             return
         if not _waiting and _announcement:
