@@ -164,12 +164,13 @@ class BlockwiseTrainer(Trainer):
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
         self._step_loss: torch.Tensor | None = (
-            None  # of the micro-batches so far, where the guard of auto wants it
+            None  # sum over the step's micro-batches so far, for the guard of auto
         )
         before = Fp32Settings.now()
-        super().__init__(*args, **kwargs)
-        # accelerate, too, switches TF32 on for torch_compile.
-        before.restore()
+        try:
+            super().__init__(*args, **kwargs)
+        finally:
+            before.restore()  # accelerate, too, switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
             replace(before, root="none").restore()  # as transformers found it
         if self._clipping is not None:
@@ -180,7 +181,7 @@ class BlockwiseTrainer(Trainer):
         self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; what works through hooks and handlers lets go at the end, however that comes."""
+        """Train as Trainer does, and remove hooks at the end, after an error or Ctrl-C too."""
         self._attach_callbacks()
         try:
             return super().train(*args, **kwargs)
