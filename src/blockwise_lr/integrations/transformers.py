@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -15,75 +14,15 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine, hides_parameters
-from blockwise_lr.integrations.factory import Blocks, LazyGroups, OptimizerFactory, resolve_blocks
+from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode
-from blockwise_lr.optim.decay import (
-    WEIGHT_DECAY,
-    Decay,
-    NoDecay,
-    WeightDecay,
-    resolve_decay,
-    resolve_no_decay,
-)
-from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
-
-
-def blockwise_optimizer(
-    model: nn.Module,
-    *,
-    lr: float,
-    ratios: Ratios = PAPER_RATIOS,
-    weight_decay: WeightDecay = WEIGHT_DECAY,
-    no_decay: NoDecay = (),
-    decay: Decay = "coupled",
-    blocks: Blocks = None,
-    optimizer_cls: type[Optimizer] = torch.optim.AdamW,
-    **optimizer_kwargs: Any,
-) -> tuple[type[Optimizer], dict[str, Any]]:
-    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, with a learning rate per block.
-
-    The groups are made when Trainer asks for the optimizer, from the model that it trains: adapters that TRL adds for
-    its ``peft_config`` are in them. The first of the two values makes the optimizer as its class would.
-
-    Trainer's own schedulers scale every block's peak by one factor, so the ratios hold to the end. The paper's
-    schedule, in which the blocks meet at one floor, needs :class:`BlockwiseTrainer`.
-
-    Args:
-        model: the model that Trainer gets; call ``split_fused(model)`` before training.
-        lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
-        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that Trainer
-            trains, where adapters are added later: ``lambda model: classify(model, overrides={...})``.
-        optimizer_cls: any torch optimizer. Default AdamW.
-        optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
-
-    Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`; of the model, when Trainer makes the optimizer. At the first
-            step, if the optimizer's parameters are not the model's trainable ones, since some were frozen, added or
-            replaced after the optimizer was made.
-
-    Example:
-        >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
-    """
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr is {lr}; expected a finite number above 0")
-    resolve_decay(weight_decay, decay)
-    resolve_ratios(ratios)
-    resolve_no_decay(no_decay)
-
-    def make(model: nn.Module) -> list[dict[str, Any]]:
-        own = resolve_blocks(model, blocks)
-        return param_groups(
-            model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=own
-        )
-
-    factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # as Trainer annotates it
-    return factory, {"params": LazyGroups(model, make), "lr": lr, **optimizer_kwargs}
 
 
 class BlockwiseTrainer(Trainer):
