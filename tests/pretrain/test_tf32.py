@@ -94,7 +94,7 @@ def test_an_older_configuration_has_none(tiny):
     ("changes", "message"),
     [
         (
-            {},
+            {"precision": "bf16"},
             "--tf32 is about products in fp32, and --precision is bf16: add --precision fp32, or leave --tf32",
         ),
         ({"precision": "fp32"}, r"--tf32 needs a GPU of compute capability 8\.0 or higher .* leave it out"),
