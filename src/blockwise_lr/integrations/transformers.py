@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import replace
 from typing import Any, cast
@@ -19,11 +18,10 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
-from blockwise_lr.arguments import check_model, check_number, check_options
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
 from blockwise_lr.integrations.clipping import TrainerClipping, check_engine, hides_parameters
-from blockwise_lr.integrations.factory import Blocks, LazyGroups, OptimizerFactory, resolve_blocks
+from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
 from blockwise_lr.integrations.sharpness import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_schedules import (
@@ -35,73 +33,11 @@ from blockwise_lr.integrations.trainer_schedules import (
 from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
-from blockwise_lr.optim.decay import (
-    WEIGHT_DECAY,
-    Decay,
-    NoDecay,
-    WeightDecay,
-    resolve_decay,
-    resolve_no_decay,
-)
-from blockwise_lr.optim.ratios import named_ratios, resolve_ratios
+from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.ratios import named_ratios
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
-
-
-def blockwise_optimizer(
-    model: nn.Module,
-    *,
-    lr: float,
-    ratios: Ratios = PAPER_RATIOS,
-    weight_decay: WeightDecay = WEIGHT_DECAY,
-    no_decay: NoDecay = (),
-    decay: Decay = "coupled",
-    blocks: Blocks = None,
-    optimizer_cls: type[Optimizer] = torch.optim.AdamW,
-    **optimizer_kwargs: Any,
-) -> tuple[type[Optimizer], dict[str, Any]]:
-    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, with a learning rate per block.
-
-    The groups are made when Trainer asks for the optimizer, from the model that it trains: adapters that TRL adds for
-    its ``peft_config`` are in them. The first of the two values makes the optimizer as its class would.
-
-    Trainer's own schedulers scale every block's peak by one factor, so the ratios hold to the end. The paper's
-    schedule, in which the blocks meet at one floor, needs :class:`BlockwiseTrainer`.
-
-    Args:
-        model: the model that Trainer gets; call ``split_fused(model)`` before training.
-        lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
-        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that Trainer
-            trains, where adapters are added later: ``lambda model: classify(model, overrides={...})``.
-        optimizer_cls: any torch optimizer. Default AdamW.
-        optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
-
-    Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`; of the model, when Trainer makes the optimizer. At the first
-            step, if the optimizer's parameters are not the model's trainable ones, since some were frozen, added or
-            replaced after the optimizer was made.
-
-    Example:
-        >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
-    """
-    check_options(optimizer_kwargs, "blockwise_optimizer")
-    check_model(model, "blockwise_optimizer")
-    lr = check_number(lr, "lr", "lr=6e-4")
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr is {lr}; expected a finite number above 0")
-    resolve_decay(weight_decay, decay)
-    resolve_ratios(ratios)
-    resolve_no_decay(no_decay)
-
-    def make(model: nn.Module) -> list[dict[str, Any]]:
-        own = resolve_blocks(model, blocks)
-        return param_groups(
-            model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=own
-        )
-
-    factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # as Trainer annotates it
-    return factory, {"params": LazyGroups(model, make), "lr": lr, **optimizer_kwargs}
 
 
 class BlockwiseTrainer(Trainer):
@@ -200,13 +136,13 @@ class BlockwiseTrainer(Trainer):
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
         self._step_loss: torch.Tensor | None = (
-            None  # of the micro-batches so far, where the guard of auto wants it
+            None  # sum over the step's micro-batches so far, for the guard of auto
         )
         before = Fp32Settings.now()
-        super().__init__(*args, **kwargs)
-        self._choose_schedule()  # a contradiction is an error now and not after the data are loaded
-        # accelerate, too, switches TF32 on for torch_compile.
-        before.restore()
+from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
+from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.ratios import named_ratios
+from blockwise_lr.optim.saved_groups import OnChange, check_on_change
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
             replace(before, root="none").restore()  # as transformers found it
         if self._clipping is not None:
@@ -217,7 +153,7 @@ class BlockwiseTrainer(Trainer):
         self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's; what works through hooks and handlers lets go at the end, however that comes."""
+        """Train as Trainer does, and remove hooks at the end, after an error or Ctrl-C too."""
         self._attach_callbacks()
         try:
             return super().train(*args, **kwargs)
