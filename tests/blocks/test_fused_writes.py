@@ -137,9 +137,14 @@ def _decayed_in_place(module: nn.Module, leaf: str) -> None:
         getattr(module, leaf).mul_(0.5)
 
 
+def _set_storage(module: nn.Module, leaf: str) -> None:
+    with torch.no_grad():
+        getattr(module, leaf).set_(torch.full_like(getattr(module, leaf), 4.0))
+
+
 WRITES: tuple[Callable[[nn.Module, str], None], ...] = (
     _set_data, _iadd_data, _add_data, _copy, _iadd, _assign_after_iadd, _item, _views, _out, _foreach, _normal,
-    _normal_data, _orthogonal, _eye, _parameter, _held, _decayed_in_place,
+    _normal_data, _orthogonal, _eye, _parameter, _held, _decayed_in_place, _set_storage,
 )  # fmt: skip
 
 
@@ -461,3 +466,35 @@ def test_compiling_a_split_model_breaks_no_graph() -> None:
     with torch.no_grad():
         model.transformer.h[0].attn.c_attn.weight.zero_()
     assert torch.allclose(compiled(tokens), model(tokens), atol=1e-6)
+
+
+def test_averaging_into_a_state_dict_may_be_compiled() -> None:
+    model, average = split_fused(NanoAttention()), split_fused(NanoAttention())
+    expected = (average.c_attn.weight + model.c_attn.weight) / 2
+    update = torch.compile(lambda old, new: old.lerp_(new, 0.5), backend="eager")
+    with torch.no_grad():
+        for old, new in zip(average.state_dict().values(), model.state_dict().values()):
+            update(old, new)
+    assert torch.allclose(average.c_attn.weight, expected)
+
+
+def test_a_parameter_made_of_a_split_weight_is_one_like_any_other() -> None:
+    model, other = split_fused(NanoAttention()), NanoAttention()
+    state = model.state_dict()
+    other.load_state_dict(state, assign=True)
+    assert type(other.c_attn.weight) is nn.Parameter
+    assert type(nn.Parameter(model.c_attn.weight)) is nn.Parameter
+    before = other.c_attn.weight.detach().clone()
+    with torch.no_grad():
+        other.c_attn.bias.zero_()
+        for parameter in model.parameters():
+            parameter.add_(1)
+    assert torch.equal(state["c_attn.weight"], before + 1)
+    assert torch.equal(other.c_attn.weight, before)
+    assert not (model.c_attn.bias == 0).any()
+
+
+def test_taking_a_split_weight_from_its_module_is_refused() -> None:
+    model = split_fused(NanoAttention())
+    with pytest.raises(AttributeError, match=r"Linear\.weight is split and cannot be taken .*merge_fused"):
+        del model.c_attn.weight

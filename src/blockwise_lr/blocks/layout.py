@@ -195,6 +195,12 @@ def _let_writes_through(module: nn.Module, leaf: str) -> None:
         with torch.no_grad():
             SplitWeight(self, leaf).assign(value)
 
+    def delete(self: nn.Module) -> None:
+        name = SplitWeight(self, leaf).name
+        raise AttributeError(
+            f"{name} is split and cannot be taken from its module: call merge_fused(model) first"
+        )
+
     def register_parameter(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
         state = split_state(self)
         if param is None or state is None or name not in state.leaves:
@@ -203,7 +209,7 @@ def _let_writes_through(module: nn.Module, leaf: str) -> None:
         setattr(self, name, param.detach())
         SplitWeight(self, name).require_grad(param.requires_grad)
 
-    setattr(made_by_torch, leaf, property(read, write))
+    setattr(made_by_torch, leaf, property(read, write, delete))
     setattr(made_by_torch, "register_parameter", register_parameter)  # noqa: B010
 
 

@@ -17,10 +17,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 _CALL: CodeType = nn.Module._call_impl.__code__
 _INSIDE_CALL = {constant for constant in _CALL.co_consts if isinstance(constant, CodeType)}
 _IN_PLACE = re.compile(r"__(i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)|setitem)__")
+_BASE = Tensor._base.__get__  # type: ignore[union-attr]
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
@@ -56,7 +58,27 @@ class LiveWeight(Tensor):
     _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
     _is_part_of_one: bool
 
+    @property
+    def _is_param(self) -> bool:
+        return False
+
+    @_is_param.setter
+    def _is_param(self, flag: bool) -> None:
+        """nn.Parameter(weight) sets this: a parameter of another module, with memory of its own."""
+        self.__class__ = nn.Parameter  # type: ignore[assignment]
+        self.data = self.data.clone()
+
+    def set_(self, source: Any = None, *args: Any, **kwargs: Any) -> Tensor:  # not seen by __torch_function__
+        """Take the values of a tensor, as an assignment to `data` does."""
+        if not isinstance(source, Tensor) or args or kwargs:
+            raise RuntimeError(
+                f"{self._parts.name} is split and has no memory of its own to replace: write values into it, with copy_"
+            )
+        self.data = source
+        return self
+
     @classmethod
+    @_disable_dynamo
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -72,10 +94,11 @@ class LiveWeight(Tensor):
                 _refresh(each, always=writes)
             before = [_version(each) for each in live]
             out = func(*args, **kwargs)
+            targets = {id(each) for each in _tensors((args[:1], kwargs.get("out")))} if writes else set()
             for each, version in zip(live, before):
-                if version != _version(each) or (version is None and writes):
+                if version != _version(each) or id(each) in targets:
                     _write_back(each)
-            return _views(out, live)
+            return out if func == _BASE else _views(out, live)
 
 
 def live(value: Tensor, parts: Parts, *, parameter: bool) -> Tensor:

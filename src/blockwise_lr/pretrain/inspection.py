@@ -112,7 +112,9 @@ def _about_fused(fused: Mapping[str, Assignment]) -> list[str]:
         parts = ", ".join(f"{PART_WORDS[part]} ({block})" for part, block in (entry.parts or {}).items())
         verdict = "split_fused makes them parameters of their own"
         if entry.slices is None:
-            verdict = "how they lie in it is not known for this class, so split_fused refuses it"
+            verdict = (
+                "how they lie in it is not known for this class, so split_fused refuses it (see its layout=)"
+            )
         lines.append(f"fused, {_times(names)}: {pattern} makes {parts}; {verdict}")
     return lines
 
