@@ -135,7 +135,8 @@ def _largest(gradient: Tensor) -> Tensor:
 
     placements: Any = gradient.placements  # type: ignore[attr-defined]
     if any(placement.is_partial() for placement in placements):  # sums that are still to be made
-        return torch.linalg.vector_norm(gradient, math.inf)
+        norm: Tensor = torch.linalg.vector_norm(gradient, math.inf)
+        return norm
     own = _largest(gradient.to_local())  # type: ignore[attr-defined]
     parts = [Replicate() if placement.is_replicate() else Partial("max") for placement in placements]
     return DTensor.from_local(own, mesh_of(gradient), parts, run_check=False)
