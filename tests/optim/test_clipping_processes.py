@@ -46,6 +46,26 @@ def trained(model: nn.Module, rows: slice, use_groups: bool = False) -> list[dic
     return norms
 
 
+class Few(nn.Module):
+    """A model with parameters of which one process has nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.wte, self.ln_f = nn.Embedding(9, 3), nn.LayerNorm(1)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return (self.wte(ids) * self.ln_f.weight).square().sum() + self.ln_f.bias.sum()
+
+
+def norms_of_few(model: nn.Module) -> dict[str, dict[str, float]]:
+    model(torch.arange(9)).backward()
+    found = {
+        str(order): clip_grad_norm_by_block(model, 1e9, norm_type=order) for order in (1.0, 2.0, math.inf)
+    }
+    return {order: {block.value: float(n) for block, n in each.items()} for order, each in found.items()}
+
+
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix("module."): (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
@@ -105,6 +125,10 @@ def two_processes(rank: int, port: int, folder: str) -> None:
         for name, p in mixed.named_parameters()
     }
     found["mixed"] = (norms, gradients)
+    few = Few()
+    fully_shard(few)
+    assert all(isinstance(parameter, DTensor) for parameter in few.parameters())
+    found["few"] = norms_of_few(few)
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -142,6 +166,12 @@ def test_the_largest_element_is_that_of_all_shards(found):
     }
     for process in found:
         assert process["inf"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_process_without_a_part_of_a_parameter_finds_the_norms_of_all(found):
+    for order, expected in norms_of_few(Few()).items():
+        for each in found:
+            assert each["few"][order] == pytest.approx(expected, rel=1e-5)
 
 
 def test_every_process_names_what_is_in_the_shard_of_one(found):

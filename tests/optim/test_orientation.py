@@ -47,7 +47,8 @@ def test_conv1d_is_stepped_as_the_linear_layer_that_it_is(adjust: Any, outputs: 
         optimizer = Muon(groups, adjust_lr_fn=adjust, min_side=1)
         module.weight.grad = grad
         optimizer.step()
-    torch.testing.assert_close(conv.weight.T, linear.weight)
+    rounding = {"rtol": 0.0, "atol": 0.02} if adjust == "match_rms_adamw" else {}  # bfloat16's, of a square
+    torch.testing.assert_close(conv.weight.T, linear.weight, **rounding)
     assert moved(linear.weight) > 1
 
 
@@ -94,7 +95,7 @@ def test_a_transposed_stack_is_stepped_as_the_stack_of_linears(adjust: Any) -> N
         stack.grad = grad
         Muon([group], adjust_lr_fn=adjust).step()
         stacks.append(stack.detach())
-    torch.testing.assert_close(stacks[1].mT, stacks[0])
+    torch.testing.assert_close(stacks[1].mT, stacks[0], rtol=0.0, atol=0.02)
 
 
 class Experts(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -119,11 +120,26 @@ def _foreach_norms(gradients: Sequence[Tensor], norm_type: float) -> list[Tensor
         alike.setdefault((gradient.device, gradient.dtype, mesh_of(gradient)), []).append(i)
     norms: dict[int, Tensor] = {}
     for places in alike.values():
-        empty = [i for i in places if not gradients[i].numel()]  # has no largest element
-        norms.update((i, gradients[i].new_zeros(()).abs()) for i in empty)
-        if full := [i for i in places if gradients[i].numel()]:
-            norms.update(zip(full, torch._foreach_norm([gradients[i] for i in full], norm_type)))
+        if math.isinf(norm_type):  # foreach refuses what has no elements here
+            norms.update((i, _largest(gradients[i])) for i in places)
+        else:
+            norms.update(zip(places, torch._foreach_norm([gradients[i] for i in places], norm_type)))
     return [norms[i] for i in range(len(gradients))]
+
+
+def _largest(gradient: Tensor) -> Tensor:
+    """The largest absolute value, 0 where there is no element; of a DTensor as one, to be put together by `whole`."""
+    if not is_sharded(gradient):
+        return gradient.abs().amax() if gradient.numel() else gradient.new_zeros(()).abs()
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    placements: Any = gradient.placements  # type: ignore[attr-defined]
+    if any(placement.is_partial() for placement in placements):  # sums that are still to be made
+        norm: Tensor = torch.linalg.vector_norm(gradient, math.inf)
+        return norm
+    own = _largest(gradient.to_local())  # type: ignore[attr-defined]
+    parts = [Replicate() if placement.is_replicate() else Partial("max") for placement in placements]
+    return DTensor.from_local(own, mesh_of(gradient), parts, run_check=False)
 
 
 def whole(scalars: Sequence[Tensor]) -> list[Tensor]:

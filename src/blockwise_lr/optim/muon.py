@@ -179,7 +179,9 @@ class Muon(Optimizer):
                 check_gradient(name_of(p, group), p.grad, "Muon")
                 check_real(name_of(p, group), p, "Muon")
             if group["algorithm"] == "muon":
-                outputs = group.get("output_dims", [-2] * len(group["params"]))
+                # The default scaling does not ask which side is which; without a transpose it rounds as it always did.
+                known = "output_dims" in group and group["adjust_lr_fn"] == "original"
+                outputs = group["output_dims"] if known else [-2] * len(group["params"])
                 by_columns = {p for p, dim in zip(group["params"], outputs) if dim % p.ndim == p.ndim - 1}
                 self._step_muon(group, parameters, by_columns)
             else:
