@@ -82,7 +82,10 @@ def test_a_fused_weight_under_a_name_is_refused_as_under_its_mapping():
         ("papper", ["'papper'", '"uniform", "paper", "measured"', 'such as {"emb": 10']),
         ("", ["''", '"paper"']),
         ("emb=4,vo=0.5", ["expected a mapping here", '{"emb": 4, "vo": 0.5}']),
-        ("sharpness.json", ["the name of a file", "SharpnessReport.from_json('sharpness.json')", "json.load"]),
+        (
+            "sharpness.json",
+            ["the name of a file", "SharpnessReport.from_json('sharpness.json')", "json.load"],
+        ),
         ("auto", ["BlockwiseTrainer", "AutoRatios(optimizer, schedule, AutoRule())"]),
         (None, ["ratios is None", '"paper"']),
         (10, ["ratios is 10", '{"emb": 10']),
