@@ -360,7 +360,8 @@ def test_an_order_of_one_block_is_refused():
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"Kendall's tau needs scipy, which is not installed: pip install '.\[train\]'"
+        ModuleNotFoundError,
+        match=r"Kendall's tau needs scipy, which is not installed: pip install '.\[train\]'",
     ):
         order_agreement(estimates(norm=1, emb=2))
 
