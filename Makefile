@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint format bench clean
+.PHONY: quickstart test test-slow lower-bounds lint format bench clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   set up, then train and compare on the embedded text (minutes on two CPU cores)"
 	@echo "make test         set up, then run the tests (under 10 minutes); make test-slow: the long ones too"
+	@echo "make lower-bounds  a short set of tests with the lowest declared version of every dependency (but torch)"
 	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
 	@echo "make bench        the benchmarks; each writes a dated file to benchmarks/results"
 
@@ -34,6 +35,16 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow --timeout 1200
 
+# torch as CI has it: its lowest wheel is a CUDA build of gigabytes. Another one: make lower-bounds TORCH=2.9.0
+LOWER := .venv-lower
+TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
+lower-bounds:
+	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
+	$(PYTHON) tools/lower_bounds.py > $(LOWER)/lower.txt
+	$(LOWER)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+		-r $(LOWER)/lower.txt torch==$(TORCH) pytest==9.2.0 pytest-timeout==2.4.0
+	LOWER_BOUNDS=1 OMP_NUM_THREADS=1 PYTHONPATH=src $(LOWER)/bin/python -m pytest tests/test_lower_bounds.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -56,4 +67,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/directional_cost.py
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWER) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -149,6 +149,11 @@ def _default_jobs(config: TrainConfig) -> int:
 
 
 def _presets(arguments: list[str]) -> None:
+    if arguments in (["-h"], ["--help"]):
+        print(
+            "usage: blockwise-lr presets\n\nPrint the name of every preset, with its model, steps and text."
+        )
+        return
     if arguments:
         raise UserError(f"presets takes no arguments; got {' '.join(arguments)}")
     for name, config in PRESETS.items():

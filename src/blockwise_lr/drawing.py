@@ -56,7 +56,7 @@ def series_style(index: int) -> dict[str, Any]:
     colours, dashes = len(SERIES_COLOURS), len(_DASHES)
     turn, place = divmod(index, colours)
     again = turn // dashes  # how often every pair of colour and dashes has been used
-    style = {"color": SERIES_COLOURS[place], "linestyle": _DASHES[(place + turn) % dashes]}
+    style: dict[str, Any] = {"color": SERIES_COLOURS[place], "linestyle": _DASHES[(place + turn) % dashes]}
     if again:
         # Beyond the shapes, a regular polygon of more and more corners: (corners, filled, angle).
         style["marker"] = _MARKERS[again - 1] if again <= len(_MARKERS) else (again, 0, 0)

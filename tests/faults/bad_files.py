@@ -81,7 +81,7 @@ TEXT_FILES = [
     text("a.jsonl", "a.jsonl, line 1: holds list; expected one object a line", make=file("a.jsonl",
         "[1]\n" * 20),
          what=".jsonl of lists"),
-    text("a.jsonl", "line 21: no field 'text'; the fields are body: choose one with text_field",
+    text("a.jsonl", "line 21: no field 'text'; the fields are body: choose one with --text-field",
          make=file("a.jsonl", LINES + '{"body": "x"}\n'), what=".jsonl without the field"),
     text("a.jsonl", "line 21: the field 'text' holds int, expected text", make=file("a.jsonl",
         LINES + '{"text": 3}\n'),
@@ -112,7 +112,7 @@ TEXT_FILES = [
         what="a bin of others",
          make=both(file("nano/train.bin", b"\0\0" * 500), file("nano/val.bin", b"\xff\xff" * 500))),
     Bad("text: too few documents", f"{TINY} --max-documents 3", ("text: 3 documents cannot be split",)),
-    Bad("text: no documents", f"{TINY} --max-documents 0", ("max_documents is 0, expected at least 1",)),
+    Bad("text: no documents", f"{TINY} --max-documents 0", ("--max-documents is 0, expected at least 1",)),
     Bad("cache: a file", f"{TINY} --cache tiny.json", ("the cache folder tiny.json cannot be made",
         "choose another")),
 ]

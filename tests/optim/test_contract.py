@@ -29,7 +29,7 @@ VOCAB, CONTEXT = 61, 12
 LR = 2e-3
 RATIOS = {"emb": 3.0, "qk": 2.0, "vo": 0.5, "head": 3.0}
 
-pytest.importorskip("pytorch_optimizer", reason="pip install 'blockwise-lr[optimizers]'")
+pytest.importorskip("pytorch_optimizer", reason="pip install '.[optimizers]'")
 
 _SOAP = (
     "its first eigenbases are of matrices of low rank, whose null space has no basis of its own: the last bit of a "

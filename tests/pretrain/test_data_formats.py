@@ -95,7 +95,7 @@ def test_a_hugging_face_data_set_is_read_through_load_dataset(
         list(HuggingFaceSource(str(folder), streaming=streaming, max_documents=4).documents(2)) == TEXTS[2:4]
     )
     with pytest.raises(
-        UserError, match=r"no field 'content'; the fields are id, text: choose one with text_field"
+        UserError, match=r"no field 'content'; the fields are id, text: choose one with --text-field"
     ):
         list(HuggingFaceSource(str(folder), streaming=streaming, text_field="content").documents())
 
@@ -164,7 +164,7 @@ def test_a_path_that_is_not_there_is_not_taken_for_an_id(tmp_path: Path) -> None
     (tmp_path / "a.csv").write_text("text\n")
     with pytest.raises(UserError, match=r"a\.csv has a format that is not supported: expected \.txt"):
         open_source(DataConfig(data=str(tmp_path / "a.csv")))
-    with pytest.raises(UserError, match="max_documents is 0, expected at least 1"):
+    with pytest.raises(UserError, match="--max-documents is 0, expected at least 1"):
         open_source(DataConfig(max_documents=0))
 
 

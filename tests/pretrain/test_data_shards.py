@@ -280,7 +280,7 @@ def test_training_a_bpe_twice_gives_the_same_tokenizer() -> None:
 
 
 def test_a_byte_level_tokenizer_smaller_than_the_bytes_is_refused() -> None:
-    with pytest.raises(UserError, match="needs at least 257 tokens, vocab_size is 256"):
+    with pytest.raises(UserError, match="needs at least 257 tokens, --vocab-size is 256"):
         train_bpe(["text"], 256)
 
 

@@ -105,7 +105,7 @@ def test_the_command_line_says_it_in_one_line_with_exit_code_2(capsys, monkeypat
         code, _, err = call(capsys, *arguments)
         assert code == 2
         assert err.count("\n") == 1
-        assert "pip install 'blockwise-lr[optimizers]'" in err
+        assert "pip install '.[optimizers]' in a clone of blockwise-lr" in err
     code, _, err = call(capsys, "train", "quickstart", "--optimizer", "torch.optim:Adamm")
     assert code == 2
     assert "expected module:Class" in err

@@ -298,7 +298,7 @@ def test_one_block_alone_and_no_norm_are_drawn(draw, report, tmp_path, recwarn):
 def test_without_matplotlib_the_extra_is_named(report, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"figures need matplotlib: pip install 'blockwise-lr\[plot\]'"
+        ModuleNotFoundError, match=r"figures need matplotlib, which is not installed: pip install '.\[plot\]'"
     ):
         report.plot(tmp_path / "figure.png")
 
@@ -360,7 +360,8 @@ def test_an_order_of_one_block_is_refused():
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(
-        ModuleNotFoundError, match=r"Kendall's tau needs scipy: pip install 'blockwise-lr\[train\]'"
+        ModuleNotFoundError,
+        match=r"Kendall's tau needs scipy, which is not installed: pip install '.\[train\]'",
     ):
         order_agreement(estimates(norm=1, emb=2))
 

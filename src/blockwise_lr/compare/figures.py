@@ -205,7 +205,10 @@ def _draw_tuning(figure: Any, results: Results) -> None:
         pad = 0.08 * (high - low) or 0.01
         grid[0, 0].set_ylim(low - pad, high + 2 * pad)
     grid[0, 0].set_ylabel("terminal tune loss (nats a token)")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", fontsize=9, ncols=2)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    # Arms that share a colour differ in dashes, of which a marker hides most in a short line.
+    length = 2.0 if len(labels) <= len(drawing.SERIES_COLOURS) + 1 else 5.0
+    figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=2, handlelength=length)
 
 
 def _draw_tuning_line(

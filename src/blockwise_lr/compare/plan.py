@@ -230,7 +230,7 @@ def _check_values(plan: Plan) -> None:
         check_seed(seed, "a seed in --seeds")
     if len(plan.seeds) > 1 and plan.base.init_seed is not None and plan.base.data_seed is not None:
         raise UserError(
-            f"init_seed {plan.base.init_seed} and data_seed {plan.base.data_seed} are both fixed, so that "
+            f"--init-seed {plan.base.init_seed} and --data-seed {plan.base.data_seed} are both fixed, so that "
             f"{len(plan.seeds)} seeds would repeat one run; leave one of them unset, or give one seed"
         )
     if plan.base_lrs is not None and not plan.base_lrs:

@@ -139,10 +139,11 @@ class BlockwiseTrainer(Trainer):
             None  # sum over the step's micro-batches so far, for the guard of auto
         )
         before = Fp32Settings.now()
-from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
-from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
-from blockwise_lr.optim.ratios import named_ratios
-from blockwise_lr.optim.saved_groups import OnChange, check_on_change
+        try:
+            super().__init__(*args, **kwargs)
+            self._choose_schedule()  # a contradiction is an error now and not after the data are loaded
+        finally:
+            before.restore()  # accelerate, too, switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
             replace(before, root="none").restore()  # as transformers found it
         if self._clipping is not None:

@@ -124,7 +124,7 @@ def _in_range(value: float) -> bool:
 
 
 def _checked(value: float) -> float:
-    value = check_number(value, "weight_decay", "0.1")
-    if not _in_range(value):
+    number = check_number(value, "weight_decay", "0.1")
+    if not _in_range(number):
         raise ValueError(f"weight_decay is {value}; expected {_EXPECTED}")
-    return value
+    return number

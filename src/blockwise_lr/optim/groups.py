@@ -83,9 +83,9 @@ def param_groups(
         [0.0, 0.1]
     """
     check_model(model, "param_groups")
-    lr, ratios = check_number(lr, "lr", "1e-3"), named_ratios(ratios)
+    given, lr, ratios = lr, check_number(lr, "lr", "1e-3"), named_ratios(ratios)
     if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr is {lr}; expected a finite number above 0")
+        raise ValueError(f"lr is {given}; expected a finite number above 0")
     decays, decay = resolve_decay(weight_decay, decay)
     ratio_of = resolve_ratios(ratios)
     exempt = resolve_no_decay(no_decay)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class OptimizerEntry:
         options: other constructor arguments.
         note: what differs from AdamW besides, in half a sentence.
         own_loop: why ``train`` cannot run it; empty: it can.
+        needs_graph: whether it differentiates the gradients again, so that they need ``backward(create_graph=True)``.
     """
 
     name: str
@@ -46,6 +47,7 @@ class OptimizerEntry:
     options: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
     own_loop: str = ""
+    needs_graph: bool = False
 
     @property
     def beta1(self) -> float | None:
@@ -120,7 +122,7 @@ _ENTRIES = (
         "sophia", "pytorch_optimizer:SophiaH", "arXiv 2305.14342", betas=(0.96, 0.99), eps=1e-12, weight_decay=0.002,
         lr_factor=80.0, note="steps are clipped at 0.01 lr, not at lr: hence 100 times the rate and 1/100 of the decay",
         own_loop="it needs loss.backward(create_graph=True), which Trainer does not do: call build_optimizer in a loop "
-        "of your own",
+        "of your own", needs_graph=True,
     ),
     OptimizerEntry(
         "ademamix", "pytorch_optimizer:AdEMAMix", "arXiv 2409.03137", betas=(0.9, 0.999, 0.9999), eps=1e-8,
@@ -253,7 +255,32 @@ def build_optimizer(
         decay=decay,
         blocks=blocks,
     )
-    return cls(groups, **{**defaults, **options})
+    optimizer = cls(groups, **{**defaults, **options})
+    if optimizer_entry(name).needs_graph:
+        optimizer.register_step_pre_hook(_refuse_without_graph(name))
+    return optimizer
+
+
+def _refuse_without_graph(name: str) -> Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]:
+    """A hook that refuses a step for which the gradients have to be differentiated again and cannot be."""
+
+    def check(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [*args[1:], *kwargs.values()]  # without the optimizer itself
+        if any(each is not None for each in given):
+            return  # a closure makes the gradients later; hessian= replaces the second derivative
+        every = getattr(optimizer, "update_period", 1)
+        taken = optimizer.param_groups[0].get("step", 0)
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if taken % every == 0 and any(gradient.grad_fn is None for gradient in gradients):
+            raise RuntimeError(
+                f"optimizer {name} estimates the Hessian from the gradients at every {every}th step, this one among "
+                "them, and these gradients carry no graph: write loss.backward(create_graph=True) for such a step "
+                f"(step % {every} == 0), or give the estimate yourself, optimizer.step(hessian=...)"
+            )
+
+    return check
 
 
 def resolve_weight_decay(name: str, given: float | None) -> float:

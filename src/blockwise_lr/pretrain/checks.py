@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
@@ -113,7 +114,18 @@ def _check_optim(config: TrainConfig) -> None:
                 )
             scheduled_lr(config, 0, peak=ratio * optim.base_lr, ratio=ratio)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(_with_flag(str(error))) from None
+
+
+def _with_flag(message: str) -> str:
+    """A message about an argument of the library, with the flag that sets it in the place of its name.
+
+    Example:
+        >>> _with_flag("weight_decay is -1.0; expected 0 or above")
+        '--weight-decay is -1.0; expected 0 or above'
+    """
+    named = re.match(r"(ratios|weight_decay|no_decay|decay)(?=:| is )", message)
+    return f"--{named[1].replace('_', '-')}{message[named.end() :]}" if named else message
 
 
 def check_optimizer(optim: OptimConfig) -> None:
@@ -156,7 +168,7 @@ def _check_model(config: TrainConfig) -> None:
             model = split_fused(build_model(config.model, seed=0))
         groups = groups_of_run(config, model)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(_with_flag(str(error))) from None
     except RuntimeError as error:  # of sizes whose product no integer holds
         raise UserError(f"a model of these sizes cannot be built: {error}") from None
     cls, options = optimizer_of_run(config.optim)

@@ -18,6 +18,8 @@ class MeasureConfig:
 
     data: str | None = None
     """The text, as for train; None: the run's or preset's own, otherwise sotu."""
+    text_field: str = "text"
+    """Field that holds the text of --data in .jsonl, .parquet and Hugging Face data sets."""
     tokenizer: str | None = None
     """Id or folder of a Hugging Face tokenizer; None: the model's own."""
     estimator: Literal["fisher", "empirical", "hutchinson"] = "fisher"

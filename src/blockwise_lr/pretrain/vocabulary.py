@@ -41,11 +41,11 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size <= len(alphabet):
         raise UserError(
-            f"a byte-level tokenizer needs at least {len(alphabet) + 1} tokens, vocab_size is {vocab_size}"
+            f"a byte-level tokenizer needs at least {len(alphabet) + 1} tokens, --vocab-size is {vocab_size}"
         )
     if vocab_size > BPE_TOKENS:
         raise UserError(
-            f"a byte-level tokenizer of at most {BPE_TOKENS} tokens is trained here, vocab_size is {vocab_size}"
+            f"a byte-level tokenizer of at most {BPE_TOKENS} tokens is trained here, --vocab-size is {vocab_size}"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
