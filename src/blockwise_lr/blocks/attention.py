@@ -24,7 +24,8 @@ _NAMES = {
     "kv": "kv wkv kv_proj to_kv key_value linear_kv",
     "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
     "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv linear_qkv",
-    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj to_add_out linear_proj",
+    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj "
+    "to_add_out linear_proj",
     "gate": "g gate g_proj gate_proj g_a_proj g_b_proj output_gate in_proj_z ogate_preact",
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
