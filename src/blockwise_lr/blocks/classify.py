@@ -171,7 +171,7 @@ def _overridden(
 def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
     """What a rule of the user's (:func:`register_rule`) says of a parameter."""
     rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
-    return rule and Assignment(rule.block, rule.reason, sites[0].param.numel())
+    return None if rule is None else Assignment(rule.block, rule.reason, sites[0].param.numel())
 
 
 def _matches(key: str | type[nn.Module], site: Site, facts: ModelFacts) -> bool:
