@@ -31,7 +31,7 @@ class Places:
         self.tree = tree
         self.around_attention = {path for attention in attentions for path in ancestors(attention)}
         self.around_table = {path for table in tables for path in ancestors(table)}
-        self._attentions, self._tables = attentions, tables
+        self._attentions, self._tables = attentions, set(tables)
 
     @cached_property
     def core(self) -> str:
@@ -142,4 +142,7 @@ class Places:
 
     def _is_model(self, path: str, siblings: int) -> bool:
         """Whether a module with a stack of its own also has an embedding, or is the only one in its list."""
-        return (path in self.around_table or siblings == 1) and any(True for _ in self._items(path))
+        alone = siblings == 1
+        if alone and self._mixes(path) and not self._tables.isdisjoint(self._holding(path)):
+            return True  # without a stack, e.g. a recurrent network
+        return (path in self.around_table or alone) and any(True for _ in self._items(path))
