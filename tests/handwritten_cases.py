@@ -7,6 +7,7 @@ import torch
 from case import NORM_PAIR, QKV_PARTS, Case, prefixed
 from handwritten import CausalSelfAttention, ChatGPT, HyenaLM, LitGPT, VisionTransformer
 from handwritten_parallel import GPT, MegatronGPT, StackedAttention
+from handwritten_vision import Cait, Hiera, Levit
 
 _LINEAR = {kind: {"weight": kind, "bias": kind} for kind in ("qkv", "vo", "ffn", "conv", "ssm", "head")}
 _VISION_MLP = {**prefixed("mlp.fc1", _LINEAR["ffn"]), **prefixed("mlp.fc2", _LINEAR["ffn"])}
@@ -167,5 +168,77 @@ HANDWRITTEN: tuple[Case, ...] = (
         lambda: GPT(StackedAttention),
         _modded({"qkv_w": "qkv", "lambdas": "other", "c_proj.weight": "vo"}),
         {"blocks.0.attn.qkv_w": QKV_PARTS},
+    ),
+    Case(
+        "timm-levit",
+        Levit,
+        {
+            **prefixed("stem.proj", _LINEAR["conv"]),
+            "stages.0.attn.attention_biases": "pos",
+            "stages.0.attn.qkv.linear.weight": "qkv",
+            **prefixed("stages.0.attn.qkv.bn", NORM_PAIR),
+            "stages.0.attn.proj.1.linear.weight": "vo",
+            **prefixed("stages.0.attn.proj.1.bn", NORM_PAIR),
+            "stages.0.mlp.ln1.linear.weight": "ffn",
+            **prefixed("stages.0.mlp.ln1.bn", NORM_PAIR),
+            "stages.0.mlp.ln2.linear.weight": "ffn",
+            **prefixed("stages.0.mlp.ln2.bn", NORM_PAIR),
+            **prefixed("head.bn", NORM_PAIR),
+            **prefixed("head.linear", _LINEAR["head"]),
+            **prefixed("head_dist.bn", NORM_PAIR),
+            **prefixed("head_dist.linear", _LINEAR["head"]),
+        },
+        {"stages.0.attn.qkv.linear.weight": QKV_PARTS},
+        lambda model: model.eval()(torch.randn(2, 3, 8, 8)),
+    ),
+    Case(
+        "timm-hiera",
+        Hiera,
+        {
+            "pos_embed": "pos",
+            **prefixed("patch_embed.proj", _LINEAR["conv"]),
+            **prefixed(
+                "blocks.0",
+                {
+                    **prefixed("norm1", NORM_PAIR),
+                    **prefixed("attn.qkv", _LINEAR["qkv"]),
+                    **prefixed("attn.proj", _LINEAR["vo"]),
+                    **prefixed("proj", {"weight": "other", "bias": "other"}),
+                    **prefixed("norm2", NORM_PAIR),
+                    **_VISION_MLP,
+                },
+            ),
+            **prefixed("norm", NORM_PAIR),
+            **prefixed("head.fc", _LINEAR["head"]),
+        },
+        {f"blocks.0.attn.qkv.{leaf}": QKV_PARTS for leaf in ("weight", "bias")},
+        lambda model: model(torch.randn(2, 3, 8, 8)),
+    ),
+    Case(
+        "timm-cait",
+        Cait,
+        {
+            "pos_embed": "pos",
+            "cls_token_0": "emb",
+            **prefixed("patch_embed.proj", _LINEAR["conv"]),
+            **prefixed(
+                "blocks.0",
+                {
+                    "gamma_1": "other",
+                    "gamma_2": "other",
+                    **prefixed("norm1", NORM_PAIR),
+                    **prefixed("attn.qkv", _LINEAR["qkv"]),
+                    **prefixed("attn.proj", _LINEAR["vo"]),
+                    **prefixed("attn.proj_l", {"weight": "other", "bias": "other"}),
+                    **prefixed("attn.proj_w", {"weight": "other", "bias": "other"}),
+                    **prefixed("norm2", NORM_PAIR),
+                    **_VISION_MLP,
+                },
+            ),
+            **prefixed("norm", NORM_PAIR),
+            **prefixed("head", _LINEAR["head"]),
+        },
+        {f"blocks.0.attn.qkv.{leaf}": QKV_PARTS for leaf in ("weight", "bias")},
+        lambda model: model(torch.randn(2, 3, 8, 8)),
     ),
 )

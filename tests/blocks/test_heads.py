@@ -10,7 +10,14 @@ from torch import nn
 
 import architectures
 from architectures import CAUSAL, build
-from attention_free import WIDTH, LanguageModel, LSTMLanguageModel, MixerLayer, StateSpaceLayer
+from attention_free import (
+    WIDTH,
+    LanguageModel,
+    LSTMLanguageModel,
+    MixerLayer,
+    StateSpaceLayer,
+    StateSpaceMixer,
+)
 from blockwise_lr.blocks import Block, classify
 from proofs import UNBUILDABLE
 
@@ -57,6 +64,11 @@ def test_layers_without_attention_hold_no_head(layer, inside: str, vocabulary: i
     assert found["emb"] == {"a.weight"}
     assert found["head"] == {"d.weight", "d.bias"}
     assert found[inside] == {name for name in blocks if name.startswith("b.") and ".norm" not in name}
+
+
+def test_a_mixer_alone_is_a_mixer() -> None:
+    for model in (StateSpaceMixer(), nn.ModuleDict({"router": StateSpaceMixer()})):
+        assert set(classify(model).values()) == {Block.SSM}
 
 
 @pytest.mark.parametrize("vocabulary", [WIDTH, 4 * WIDTH, 40])

@@ -24,7 +24,8 @@ _NAMES = {
     "kv": "kv wkv kv_proj to_kv key_value linear_kv",
     "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
     "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv linear_qkv",
-    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj to_add_out linear_proj",
+    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj "
+    "to_add_out linear_proj",
     "gate": "g gate g_proj gate_proj g_a_proj g_b_proj output_gate in_proj_z ogate_preact",
 }
 ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
@@ -52,7 +53,7 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
             found.update(_torch_attention(path, module))
             continue
         matrices = tree.matrices(path)
-        if (stacked := _stacked(path, module, matrices)) is not None:
+        if (stacked := _stacked(tree, path, matrices)) is not None:
             found.update(stacked)
             continue
         if not matrices or INDEXER.fullmatch(type(module).__name__):
@@ -70,22 +71,21 @@ def role_of(path: str) -> str | None:
 
 
 def _stacked(
-    path: str, module: nn.Module, matrices: Mapping[str, tuple[int, int]]
+    tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]
 ) -> dict[tuple[str, str], Projection] | None:
     """An attention whose matrices lie one upon another in a parameter of its own; None for any other module."""
-    for leaf, (rows, *others) in _own_shapes(module):
+    for leaf, (rows, *others) in _own_shapes(tree.modules[path]):
         stacked = _STACKED.fullmatch(leaf)
         if stacked is None or not others:
             continue
         parts = tuple(stacked[1])
         size, rest = divmod(rows, len(parts))
-        in_rows = rest == 0 and (len(others) == 2 or size == others[0] or parts[-1] == "o")
+        in_rows = size == 1 if len(others) > 1 else size == others[0] or parts[-1] == "o"
+        in_rows = in_rows and rest == 0
         found = {(path, leaf): Projection(path, tuple((p, size) for p in parts), 0, 1 if in_rows else None)}
-        for child in matrices:
-            if role_of(child) == "o":
-                found |= _of_linear(
-                    path, child, module._modules[child.rpartition(".")[2]], _output(matrices[child])
-                )
+        for child in (child for child in matrices if role_of(child) == "o"):
+            inner, output = tree.linear(child), Layout((("o", matrices[child][1]),))
+            found |= _of_linear(path, inner, tree.modules[inner], output)
         return found
     return None
 
@@ -99,10 +99,6 @@ def _own_shapes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
         parts = [parameter.shape for parameter in split.parameters()]
         if parts and parts[0]:
             yield leaf, [sum(shape[0] for shape in parts), *parts[0][1:]]
-
-
-def _output(shape: tuple[int, int]) -> Layout:
-    return Layout((("o", shape[1]),))
 
 
 def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:

@@ -103,7 +103,7 @@ NAMES: tuple[Named, ...] = (
           r"embeddings\.projection:", r"decoder_embed:", r"^Phi4Multimodal\w* .*\bembed\.out:",
           r"\b(context|x|caption|image)_embedder(\.proj)?:", r"\b(img|txt)_in:",
           r"^\w*(Model|DiT|Embedder|Refiner|Transformer) \.proj_in:",
-          r"\b(text|encoder_hidden_states)_proj:", r"^\w*PatchEmbed\w* .*\.proj:", r"\bembeds\.proj:Linear",
+          r"\b(text|encoder_hidden_states)_proj:", r"^\w*PatchEmbed\w* .*\.proj:\w*Linear", r"\bembeds\.proj:Linear",
           r"^Transformer2DModel \S*\.proj_(in|out):", r"\bcaption_projection:"),
     # Heads.
     _line(Block.HEAD, "{module} is in an output head",

@@ -31,7 +31,7 @@ class Places:
         self.tree = tree
         self.around_attention = {path for attention in attentions for path in ancestors(attention)}
         self.around_table = {path for table in tables for path in ancestors(table)}
-        self._attentions, self._tables = attentions, tables
+        self._attentions, self._tables = attentions, set(tables)
 
     @cached_property
     def core(self) -> str:
@@ -120,7 +120,12 @@ class Places:
         is_stack = _NO_STACK.fullmatch(path.rpartition(".")[2]) is None
         for child, stem in zip(children, stems):
             numbered = stem[0] == "" or (stem[0] is not None and stems.count(stem) > 1)
-            if is_stack and numbered and self._is_composite(child) and not self._is_model(child):
+            if (
+                is_stack
+                and numbered
+                and self._is_composite(child)
+                and not self._is_model(child, len(children))
+            ):
                 yield child
             else:
                 yield from self._items(child)
@@ -135,5 +140,9 @@ class Places:
         """Whether more than one module in it has parameters."""
         return not self.tree.is_matrix(path) and self.tree.holders[path] > 1
 
-    def _is_model(self, path: str) -> bool:
-        return path in self.around_table and any(True for _ in self._items(path))
+    def _is_model(self, path: str, siblings: int) -> bool:
+        """Whether a module with a stack of its own also has an embedding, or is the only one in its list."""
+        alone = siblings == 1
+        if alone and self._mixes(path) and not self._tables.isdisjoint(self._holding(path)):
+            return True  # without a stack, e.g. a recurrent network
+        return (path in self.around_table or alone) and any(True for _ in self._items(path))

@@ -30,7 +30,7 @@ _FFN_CHILD = re.compile(
 )
 _EMBEDDER = re.compile(r"\w*_embedd(er|ing)")
 _HEAD_NAME = re.compile(
-    r"(\w+_)?head(\d+|_dist)?|unembed(ding)?|embed_out|score|classifier|proj_(out(_2)?|to_clip_embeddings)|output_layer|decoder_pred"
+    r"(\w+_)?head(\d+|_dist)?|unembed(ding)?|embed_out|score|classifier|proj_(out(_2)?|to_clip_embeddings)|output_layer|(to_)?logits|readout|decoder_pred"
 )
 
 
