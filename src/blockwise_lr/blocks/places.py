@@ -143,6 +143,8 @@ class Places:
     def _is_model(self, path: str, siblings: int) -> bool:
         """Whether a module with a stack of its own also has an embedding, or is the only one in its list."""
         alone = siblings == 1
-        if alone and self._mixes(path) and not self._tables.isdisjoint(self._holding(path)):
+        holders = {table.rpartition(".")[0] for table in self._tables}
+        inside = (p for p in holders if p == path or p.startswith(f"{path}."))
+        if alone and any(map(self._mixes, inside)):
             return True  # without a stack, e.g. a recurrent network
         return (path in self.around_table or alone) and any(True for _ in self._items(path))
