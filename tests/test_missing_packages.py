@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import tomllib
 import venv
 from pathlib import Path
 
@@ -15,9 +16,6 @@ import pytest
 
 import blockwise_lr
 from blockwise_lr import extras
-
-if sys.version_info >= (3, 11):
-    import tomllib
 
 ROOT = Path(__file__).parents[1]
 CORE = ("torch", "numpy")

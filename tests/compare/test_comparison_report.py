@@ -413,6 +413,8 @@ def test_equal_gaps_are_reported_without_an_interval(tmp_path):
         in (comparison["statement"])
     )
     assert "cannot tell" in (tmp_path / "report.md").read_text()
+
+
 def test_an_arm_at_the_edge_of_the_grid_is_not_called_tuned(tmp_path):
     content = synthetic_compare(tmp_path / "edge", base_lrs=[2e-3, 4e-3, 8e-3])
     assert content["at_edge"] == ["adamw:uniform", "adamw:uniform 2N", "adamw:paper"]

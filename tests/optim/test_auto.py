@@ -394,6 +394,8 @@ def test_one_that_is_refused_leaves_the_earlier_one_in_place():
     with pytest.raises(ValueError, match="has no block"):
         AutoRatios(training.optimizer, training.schedule, rule())
     assert not training.auto.closed
+
+
 class EqualSlopes(Training):
     """Uniform ratios that grow fast, while a warm-up at an equal slope bounds how far they may."""
 

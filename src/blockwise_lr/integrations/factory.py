@@ -124,7 +124,9 @@ def _compare_when_loading(optimizer: Optimizer) -> None:
         try:
             return dict(reconcile(state, optimizer.param_groups, "error"))
         except ValueError as error:
-            text = str(error).replace('by on_change="use_new"', 'with BlockwiseTrainer(..., on_change="use_new")')
+            text = str(error).replace(
+                'by on_change="use_new"', 'with BlockwiseTrainer(..., on_change="use_new")'
+            )
             raise ValueError(text) from None
 
     optimizer.register_load_state_dict_pre_hook(before_loading)
