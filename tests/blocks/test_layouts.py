@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 import blockwise_lr
 from blockwise_lr import Layout, classify, measure_sharpness, register_layout, split_fused
+from blockwise_lr.blocks.rows import NotSeenError, layout_of
 from by_function import moved_by, problems
 from case import VOCAB, WIDTH
 
@@ -131,6 +133,33 @@ class Rotated(Mixer):
         return self.proj(self.attend(q * freqs, k * freqs, v).transpose(1, 2).flatten(2))
 
 
+class PositionedAttention(Mixer):
+    """Made for one number of tokens: a bias for each pair of positions."""
+
+    def __init__(self, heads: Heads, tokens: int) -> None:
+        super().__init__(heads)
+        self.position_bias = nn.Parameter(torch.zeros(HEADS, tokens, tokens))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.heads(self.qkv(x))
+        weights = (q @ k.transpose(-2, -1) + self.position_bias).softmax(-1)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Merged(nn.Module):
+    """The output's matrix in one parameter with those of queries, keys and values, in some order."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.n_head, self.order = HEADS, order
+        self.qkvo_w = nn.Parameter(torch.randn(4 * WIDTH, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        matrix = dict(zip(self.order, self.qkvo_w.chunk(4)))
+        q, k, v = (linear(x, matrix[p]).unflatten(-1, (HEADS, SIZE)).transpose(1, 2) for p in "qkv")
+        return linear(by_sdpa(q, k, v).transpose(1, 2).flatten(2), matrix["o"])
+
+
 class Holder(nn.Module):
     """Only holds the layers of an attention; who uses them is around it."""
 
@@ -222,6 +251,28 @@ def test_an_attention_of_ones_own_is_split_where_it_splits_itself(heads: Heads, 
     assert {tuple(row.tolist()) for row in rows} == {
         tuple(row) for row in queries.transpose(2, 3).flatten(0, 2).tolist()
     }
+
+
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_an_attention_for_one_number_of_tokens_is_proved_with_so_many(tokens: int) -> None:
+    model = split_fused(PositionedAttention(by_group, tokens))
+    assert layout_in(model.qkv) == EXPECTED[by_group]
+
+
+@pytest.mark.parametrize("order", ["qkvo", "ovkq", "kqov"])
+def test_the_matrix_of_the_output_is_the_one_that_moves_nothing_that_attends(order: str) -> None:
+    model = split_fused(Language(Merged(order)))
+    concatenation: Any = model.layers[0].mixer.parametrizations["qkvo_w"][0]
+    assert list(zip(concatenation.part_names, concatenation.sizes)) == [(part, WIDTH) for part in order]
+
+
+def test_rows_that_move_nothing_are_the_output_only_if_others_are_all_the_rest() -> None:
+    q, k, v, none = (frozenset(each) for each in ("q", "k", "v", ""))
+    assert layout_of([q, k, v, none], "qkvo") == Layout((("q", 1), ("k", 1), ("v", 1), ("o", 1)))
+    with pytest.raises(NotSeenError, match="none of its 4 rows moves values alone"):
+        layout_of([q, k, none, none], "qkvo")
+    with pytest.raises(NotSeenError, match="row 3 first, move nothing that attends"):
+        layout_of([q, k, v, none], "qkv")
 
 
 @pytest.mark.parametrize("heads", EXPECTED, ids=lambda way: way.__name__)

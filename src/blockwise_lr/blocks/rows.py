@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +18,7 @@ from blockwise_lr.blocks.interleaved import Layout
 from blockwise_lr.blocks.topology import output_dim
 
 _LENGTH = 6
+_LONGEST = 1024  # tokens of an attention that runs alone
 _RANDOM = 100_003  # so many random numbers, over and over: a prime, so that no two rows are alike
 _HIDDEN = (
     "x",
@@ -125,7 +127,7 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
     ):  # the caller may be making a model on the meta device
         try:
             twin = _random_copy(attention)
-            inputs = _inputs(twin, width)
+            inputs = [_inputs(twin, width, length) for length in (_LENGTH, *_lengths(twin))]
         except NotSeenError:
             raise
         except Exception as error:
@@ -135,7 +137,13 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
             name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
             for name, layer in layers.items()
         }
-        return of_run(twin, {"": weights}, lambda: twin(**inputs))
+        failure: NotSeenError | None = None
+        for given in inputs:
+            try:
+                return of_run(twin, {"": weights}, functools.partial(twin, **given))
+            except NotSeenError as why:
+                failure = failure or why
+        raise failure or NotSeenError("no attention was seen in it")
 
 
 def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
@@ -144,10 +152,11 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
     Args:
         rows: what each row moves.
         expected: the parts that the weight is thought to make: whether what moves keys and values is a latent, and
-            what moves neither is a gate.
+            what moves nothing that attends is a gate or the output's matrix.
 
     Raises:
-        NotSeenError: rows that make nothing known, or an order that is no repetition of one run for each part.
+        NotSeenError: rows that make nothing known, or that leave queries, keys or values to no row; or an order that
+            is no repetition of one run for each part.
 
     Example:
         >>> layout_of([frozenset(part) for part in "qqkvqqkv"], ("q", "k", "v"))
@@ -155,8 +164,9 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
     """
     shared = "latent" if "latent" in expected else "kv"
     names: dict[frozenset[str], str] = {frozenset(part): part for part in "qkv"} | {frozenset("kv"): shared}
-    if "gate" in expected:
-        names[frozenset()] = "gate"
+    silent = [part for part in expected if part in ("gate", "o")]
+    if len(silent) == 1:
+        names[frozenset()] = silent[0]
     unknown = [i for i, moved in enumerate(rows) if moved not in names]
     if unknown:
         words = (
@@ -164,6 +174,9 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
         )
         raise NotSeenError(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
     owners = [names[moved] for moved in rows]
+    unmoved = [_WORDS[part] for part in "qkv" if part in expected and part not in owners]
+    if unmoved and frozenset() in rows:  # rows that are taken for a gate or an output may be theirs
+        raise NotSeenError(f"none of its {len(rows)} rows moves {' or '.join(unmoved)} alone")
     for repeats in (n for n in range(1, len(owners) + 1) if len(owners) % n == 0):
         stretch = owners[: len(owners) // repeats]
         runs = [(part, len(list(same))) for part, same in groupby(stretch)]
@@ -244,10 +257,18 @@ def _random_copy(attention: nn.Module) -> nn.Module:
     return twin
 
 
-def _inputs(attention: nn.Module, width: int) -> dict[str, Any]:
+def _lengths(attention: nn.Module) -> list[int]:
+    """Numbers of tokens that an attention may be made for: sizes of what is no layer's weight."""
+    tensors = [*attention.named_parameters(), *attention.named_buffers()]
+    shapes = [t.shape for name, t in tensors if name.rpartition(".")[2] not in ("weight", "bias")]
+    sizes = {size for shape in shapes if len(shape) > 1 for size in shape[-2:]}
+    return sorted(size for size in sizes - {_LENGTH} if 1 < size <= _LONGEST)
+
+
+def _inputs(attention: nn.Module, width: int, length: int) -> dict[str, Any]:
     """Arguments for an attention that takes hidden states, and masks perhaps."""
     generator = torch.Generator().manual_seed(1)
-    hidden = torch.randn(2, _LENGTH, width, generator=generator)
+    hidden = torch.randn(2, length, width, generator=generator)
     inputs: dict[str, Any] = {}
     for index, (name, parameter) in enumerate(inspect.signature(attention.forward).parameters.items()):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
