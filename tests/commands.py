@@ -16,6 +16,7 @@ from blockwise_lr.cli import main
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the command line, called in this process."""
+    capsys.readouterr()  # what the test itself made libraries print
     try:
         main([str(argument) for argument in arguments])
         code = 0

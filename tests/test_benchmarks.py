@@ -335,7 +335,7 @@ def test_a_further_arm_is_held_against_the_committed_losses_of_its_seeds(monkeyp
     }
     found = compare(study, arm(100, "arm", 2.5, 3.5), None)
     assert found["loss_gap"]["mean"] == pytest.approx(0.5)
-    assert found["loss_gap"]["ci95"] == pytest.approx((0.5, 0.5))
+    assert found["loss_gap"]["ci95"] is None  # equal gaps say nothing of their spread
     assert found["speedup_decayed"]["value"] == pytest.approx(
         2**0.5
     )  # half way in the logarithm of the steps

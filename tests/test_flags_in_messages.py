@@ -41,8 +41,9 @@ OTHERS = {
     "--use",
     "--error-unmatch",
     "--porcelain",
+    "--long",
 }
-"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate and git."""
+"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate, git and zstd."""
 
 
 def fields(cls: Any) -> Iterator[str]:
@@ -78,7 +79,9 @@ PAGES = sorted(SOURCE.rglob("*.py"))
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_every_flag_in_a_text_is_one_that_can_be_typed(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    named = {flag for text in messages(tree) for flag in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)}
+    named = {
+        flag for text in messages(tree) for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*[a-z0-9]", text)
+    }
     assert named <= FLAGS | OTHERS
 
 

@@ -93,7 +93,7 @@ def test_the_updates_of_three_steps_differ_by_rounding_alone(tmp_path: Path) -> 
         for way in ("ddp", "fsdp2"):
             several = off(kind, name, bf16, way)
             if bf16:  # less than bfloat16 itself changes
-                assert several < min(0.05, off(kind, name, bf16, "float32")), (
+                assert several < min(0.06, off(kind, name, bf16, "float32")), (
                     f"{kind} {name} {way}: {several:g}"
                 )
             else:

@@ -143,7 +143,7 @@ RUNS = [
         "holds no run: choose another --out")),
     Bad("run: a model's folder", "train tiny.json --out plain",
         ('plain holds no run (no "train" in its config.json)',)),
-    again("of more steps", "(steps is 4 there and 8 here): choose another --out", given="--steps 8"),
+    again("of fewer steps than are done", "4 steps", given="--steps 3"),
     again("config.json is not JSON", "run/config.json cannot be read", make=file("run/config.json", "{")),
     again("config.json is a list", "run/config.json holds list; expected an object",
         make=file("run/config.json", "[]")),

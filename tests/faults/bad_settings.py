@@ -48,7 +48,7 @@ COMMANDS = [
     flags("--steps 3.5", "Error parsing --steps", "'3.5'"),
     flags("--steps", "Missing value for argument '--steps'", what="a flag without its value"),
     flags("--schedule linear", "invalid choice 'linear'", "('cosine', 'wsd')"),
-    flags("--precision fp16", "invalid choice 'fp16'", "('fp32', 'bf16')"),
+    flags("--precision fp16", "invalid choice 'fp16'", "('auto', 'fp32', 'bf16')"),
     flags("--device tpu", "invalid choice 'tpu'", "('auto', 'cpu', 'cuda')"),
     flags("--device cuda", "torch sees no GPU here; use --device cpu", needs_no_gpu=True),
     flags("--on-nonfinite ignore", "invalid choice 'ignore'", "('stop', 'skip')"),

@@ -351,7 +351,7 @@ def same_as_alone(found: Any) -> None:
     off, equal = found
     print(f"largest difference {off:g} base learning rates")
     assert equal
-    assert off < 0.01
+    assert off < 0.02  # Muon rounds to bfloat16, and how far depends on the processor: 0.0115 with AVX2 alone
 
 
 @pytest.mark.parametrize("name", keeps("ddp"))

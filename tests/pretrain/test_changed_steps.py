@@ -13,6 +13,7 @@ from blockwise_lr.compare import Arm, compare
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim import block_lr
 from blockwise_lr.optim.ratios import PAPER_RATIOS
+from blockwise_lr.pretrain.checks import check_config
 from blockwise_lr.pretrain.metrics import read_metrics
 from blockwise_lr.pretrain.run import train
 
@@ -67,7 +68,7 @@ def test_a_finished_run_goes_on_by_the_schedule_of_more_steps(tiny, tmp_path, ca
     assert second["terminal_val_loss"] == after[-1]["val_loss"]
     assert second["tokens"] == 2 * first["tokens"]
     saved = json.loads((run / "config.json").read_text())
-    assert saved["train"] == longer.to_dict() | {"optim": saved["train"]["optim"]}
+    assert saved["train"] == check_config(longer).to_dict() | {"optim": saved["train"]["optim"]}
     assert saved["changes"] == [{**change, "command": "blockwise-lr train ... --steps 12", "result": first}]
     assert json.loads((run / "result.json").read_text()) == second
     assert train(longer, run) == second  # finished: left alone

@@ -19,6 +19,7 @@ from blockwise_lr.compare.render import compare
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.optim import PAPER_RATIOS, cosine
 from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, problem_with, rotate, seal
+from blockwise_lr.pretrain.checks import check_config
 from blockwise_lr.pretrain.data import FixedWindows, prepare_data
 from blockwise_lr.pretrain.evaluate import evaluate_loss, evaluate_run
 from blockwise_lr.pretrain.metrics import read_metrics
@@ -48,7 +49,8 @@ def test_a_runs_folder_is_as_specified_and_its_checkpoint_gives_the_logged_loss(
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
 
     about = json.loads((out / "config.json").read_text())
-    assert about["train"] == replace(config, optim=config.optim.resolved()).to_dict()
+    resolved = check_config(config)
+    assert about["train"] == replace(resolved, optim=resolved.optim.resolved()).to_dict()
     assert about["train"]["optim"]["beta2"] == 0.95  # what AdamW ran with, whatever later versions take
     assert {"versions", "git_commit", "hardware", "data", "command", "date", "ratios"} <= set(about)
     assert about["data"]["splits"]["train"]["tokens"] > 0
@@ -299,7 +301,7 @@ def test_bf16_autocast_reaches_the_model_in_training_and_not_in_evaluation(tiny,
         return out
 
     monkeypatch.setattr(LlamaForCausalLM, "forward", spy)
-    train(replace(tiny, steps=4), tmp_path / "run")
+    train(replace(tiny, steps=4, precision="bf16"), tmp_path / "run")
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
 
 
@@ -436,10 +438,10 @@ class TestBadInput:
             ({"optim.warmup_steps": 10, "optim.schedule": "wsd"}, "warm up for at most 8 steps"),
             ({"optim.ratios": "papper"}, "ratios: 'papper' is no file and none of"),
             ({"optim.optimizer": "adamm"}, "no optimizer named 'adamm'; there are adamw"),
-            ({"optim.no_decay": "norms"}, "no_decay: 'norms' is not a valid Block"),
+            ({"optim.no_decay": "norms"}, "--no-decay: 'norms' is not a valid Block"),
             ({"optim.beta1": 1.5}, "--beta1 is 1.5; expected 0 or more and below 1"),
             ({"optim.eps": 0.0}, "--eps is 0.0; expected a finite number above 0"),
-            ({"optim.weight_decay": -1.0}, "weight_decay is -1.0; expected a finite number, 0 or above"),
+            ({"optim.weight_decay": -1.0}, "--weight-decay is -1.0; expected a finite number, 0 or above"),
             ({"optim.clip": -1.0}, "--clip is -1.0; expected 0 or more"),
             ({"eval_tokens": -1}, "--eval-tokens is -1; expected 0 or more"),
             ({"model.kv_heads": 0}, "--kv-heads is 0; expected 1 or more"),

@@ -258,7 +258,7 @@ def _random_copy(attention: nn.Module) -> nn.Module:
 
 
 def _lengths(attention: nn.Module) -> list[int]:
-    """Numbers of tokens that an attention may be made for: sizes of what is no layer's weight."""
+    """Numbers of tokens that an attention may be made for: sizes of what is no layer's weight, such as a bias."""
     tensors = [*attention.named_parameters(), *attention.named_buffers()]
     shapes = [t.shape for name, t in tensors if name.rpartition(".")[2] not in ("weight", "bias")]
     sizes = {size for shape in shapes if len(shape) > 1 for size in shape[-2:]}

@@ -170,7 +170,7 @@ def blockwise_optimizer(
     """
     check_options(optimizer_kwargs, "blockwise_optimizer")
     check_model(model, "blockwise_optimizer")
-    lr = check_number(lr, "lr", "lr=6e-4")
+    lr = check_number(lr, "lr", "1e-3")
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr is {lr}; expected a finite number above 0")
     resolve_decay(weight_decay, decay)
