@@ -33,7 +33,7 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow --timeout 1200
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --timeout 1200
 
 # torch as CI has it: its lowest wheel is a CUDA build of gigabytes. Another one: make lower-bounds TORCH=2.9.0
 LOWER := .venv-lower

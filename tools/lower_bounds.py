@@ -36,7 +36,8 @@ def lower_bounds(project: Path = PROJECT) -> dict[str, str]:
         name = re.match(r"[\w.-]+", requirement)[0]
         if name in LEFT_OUT:
             continue
-        bound = re.fullmatch(r"[\w.-]+(?:>=|==)([\w.]+)", requirement)
+        # A marker (`; python_version < ...`) holds for the Python that this runs with, or pip leaves the package out.
+        bound = re.fullmatch(r"[\w.-]+(?:>=|==)([\w.]+)", requirement.partition(";")[0].strip())
         if bound is None:
             raise ValueError(f"{requirement}: expected name>=version, so that the lower bound can be tested")
         found[name] = bound[1]
