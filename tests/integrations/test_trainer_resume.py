@@ -239,3 +239,24 @@ def _moments(optimizer):
         for group in optimizer.param_groups
         for name, parameter in zip(group["names"], group["params"])
     }
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"ratios": {"emb": 3.0}}, r"ratio of emb is 10 there and 3 here"),
+        ({"lr": 2 * LR}, r"base learning rate is .* there and .* here"),
+    ],
+)
+def test_a_plain_trainer_on_groups_by_block_refuses_a_checkpoint_of_other_rates(tmp_path, changed, message):
+    def plain(folder, steps, **settings):
+        model = split_fused(gpt2())
+        factory = blockwise_optimizer(model, **{"lr": LR, **settings})
+        return Trainer(
+            model, arguments(folder, steps), train_dataset=Tokens(), optimizer_cls_and_kwargs=factory
+        )
+
+    plain(tmp_path / "first", 6).train()
+    second = plain(tmp_path / "second", 12, **changed)
+    with pytest.raises(ValueError, match=rf"{message}.*BlockwiseTrainer\(\.\.\., on_change=\"use_new\"\)"):
+        second.train(resume_from_checkpoint=str(tmp_path / "first" / "checkpoint-3"))
