@@ -286,7 +286,7 @@ def resolve_precision(
 ) -> Literal["fp32", "bf16"]:
     """Return what "auto" is on this device: bf16 where it has instructions for it, otherwise fp32.
 
-    Emulated bf16 is far slower than fp32: on a CPU with AVX2 alone the quickstart's step takes 12 times as long.
+    Emulated bf16 is far slower than fp32, as on a CPU with AVX2 alone.
     """
     if precision != "auto":
         return precision

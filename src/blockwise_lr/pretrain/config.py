@@ -159,7 +159,7 @@ class TrainConfig:
     """Seed of the data order; None: seed."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast; "auto": bf16 where the
-    device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains ten times slower.
+    device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains far slower.
     Evaluation is always in fp32."""
     tf32: bool = False
     """With --precision fp32 on a GPU: compute matrix products of the training steps in TF32, which keeps 10 bits of
