@@ -43,8 +43,8 @@ def _train(arguments: list[str]) -> None:
     default = TrainCommand(Path("runs") / preset.preset, preset)
     parsed = parse(TrainCommand, f"train {preset.preset}", rest, default)
     from blockwise_lr.pretrain.allocator import keep_freed_memory
-    from blockwise_lr.pretrain.lost import is_to_say
-    from blockwise_lr.pretrain.run import LOCK, train
+    from blockwise_lr.pretrain.lost import is_first_to_report
+    from blockwise_lr.pretrain.run import train
 
     if parsed.config.device != "cuda":  # "auto" may be either: harmless where a GPU does the work
         keep_freed_memory()
@@ -55,7 +55,7 @@ def _train(arguments: list[str]) -> None:
         _leave_processes()
         raise
     except LostProcessError:
-        if not is_to_say(parsed.out / LOCK):
+        if not is_first_to_report(parsed.out):
             raise SystemExit(1) from None
         raise
     if os.environ.get("RANK", "0") == "0":

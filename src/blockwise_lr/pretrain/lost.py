@@ -1,33 +1,39 @@
-"""A process of a run that is gone: how the others notice, and which of them says so."""
+"""How the processes of a run notice that one of them is gone, and which of them reports it."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch.distributed as dist
 
-from blockwise_lr.locks import HeldError, take_lock
-
 # gloo and NCCL have no class of errors for it.
 _SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_REPORTED = ".lost"  # in a run's folder
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether an error is how a collective says that another process is gone."""
+    """Return whether an error is how a collective reports that another process is gone."""
     return dist.is_initialized() and any(sign in str(error) for sign in _SIGNS)
 
 
-def is_to_say(lock: Path) -> bool:
-    """Whether this process is to say what happened to the run: rank 0, or if that is gone, the first to find out.
+def is_first_to_report(out: Path) -> bool:
+    """Return True in the first process of a run that calls this, and False in all later ones.
+
+    The first process creates a file in the run's folder. Rank 0's lock on that folder cannot decide: the system may
+    close the connections of a killed process before it drops its lock.
 
     Args:
-        lock: the file that rank 0 holds while it lives; the system drops the lock of a dead process.
+        out: the folder of the run.
     """
-    if os.environ.get("RANK", "0") == "0":
-        return True
     try:
-        take_lock(lock)  # until this process ends
-    except HeldError:
+        (out / _REPORTED).touch(exist_ok=False)
+    except FileExistsError:
         return False
+    except OSError:  # a full disk: two reports are better than none
+        pass
     return True
+
+
+def forget_report(out: Path) -> None:
+    """Remove what an earlier attempt of this run left, so that this attempt can report again."""
+    (out / _REPORTED).unlink(missing_ok=True)

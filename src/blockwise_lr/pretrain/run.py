@@ -37,7 +37,7 @@ from blockwise_lr.pretrain.folder import (
     missing,
     take_back,
 )
-from blockwise_lr.pretrain.lost import is_lost_connection
+from blockwise_lr.pretrain.lost import forget_report, is_lost_connection
 from blockwise_lr.pretrain.measuring import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.pretrain.metrics import MetricsFile, read_metrics
 from blockwise_lr.pretrain.nonfinite import NonFiniteGuard
@@ -48,7 +48,7 @@ from blockwise_lr.pretrain.trackers import report_failures
 from blockwise_lr.pretrain.trainer import PretrainTrainer
 from blockwise_lr.pretrain.training_progress import TrainingProgress
 
-LOCK = ".lock"  # in a run's folder, held by rank 0 while it lives
+_LOCK = ".lock"  # in a run's folder, held by rank 0 while it lives
 
 
 def train(
@@ -85,14 +85,16 @@ def train(
     _refuse_fsdp(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
-    made = missing(out / LOCK)
+    made = missing(out / _LOCK)
     make_folder(out)
     try:
-        lock = take_lock(out / LOCK) if _is_main() else None
+        lock = take_lock(out / _LOCK) if _is_main() else None
     except HeldError as held:
         raise UserError(
             f"another process is training in {out}: wait for it, or choose another --out{held.advice}"
         ) from None
+    if lock is not None:
+        forget_report(out)
     try:
         config = as_begun(config, out, say)
         done = finished_result(config, out)
