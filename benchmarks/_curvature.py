@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import Block, BlockMap, classify, measure_sharpness, split_fused
-from blockwise_lr.pretrain.config import DataConfig, ModelConfig
-from blockwise_lr.pretrain.data import TrainingStream, prepare_data
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import TrainingStream, prepare_data
 from blockwise_lr.sharpness.principle import PAPER_ORDER
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 
 LR = 1e-3
 MATVECS = 6  # products with the matrix in one run of hutch++ and xtrace: has to divide by 2 and 3

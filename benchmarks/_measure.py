@@ -20,8 +20,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.environment import describe_environment
 
 T = TypeVar("T")
 

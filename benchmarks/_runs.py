@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.pretrain.config import TrainConfig, identity
+from blockwise_lr.train.config import TrainConfig, identity
 
 
 def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]:

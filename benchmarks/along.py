@@ -21,7 +21,7 @@ from _runs import run
 from ratios import RESULTS, config_of
 
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.environment import describe_environment
 
 FROM_4E_3 = "emb=11,qk=1.6,vo=0.48,norm=43,head=9.6"
 LLAMA_4E_3_SHORT = "emb=10.4,qk=2.48,vo=0.515,norm=8.13,head=4.53"

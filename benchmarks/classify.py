@@ -35,7 +35,7 @@ from transformers import (
 
 from blockwise_lr.blocks import classify, split_fused
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results" / "classify.json"
 REPEATS = 3

@@ -33,16 +33,16 @@ from ratios import RESULTS, config_of, train_with_checkpoints
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.analysis.measure_slopes import load_optimizer
+from blockwise_lr.analysis.named_models import find_subject
 from blockwise_lr.blocks import Block, classify, split_fused
+from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import spell_ratios
-from blockwise_lr.pretrain.data import prepare_data
-from blockwise_lr.pretrain.directional import load_optimizer
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.folder import read_run_config
-from blockwise_lr.pretrain.measuring import measure_batches
-from blockwise_lr.pretrain.subjects import find_subject
 from blockwise_lr.sharpness import measure_sharpness
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.run_folder import read_run_config
+from blockwise_lr.train.run_sharpness import measure_batches
 
 SETTINGS = ("llama-2m", "gpt2-1m")
 LRS = (1e-3, 2e-3, 4e-3)

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from blockwise_lr import measure_directional, param_groups, split_fused
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.auto import agreement
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.experimental.auto import agreement
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.presets import get_preset
 
 
 def cost(

@@ -40,9 +40,9 @@ from blockwise_lr.compare.speedup import (
     speedup_over_seeds,
 )
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.ratios import parse_ratios
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def main() -> None:

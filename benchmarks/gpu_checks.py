@@ -24,17 +24,18 @@ from typing import Any
 import numpy as np
 import torch
 from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio
-from optimizers import compare as compare_optimizer
 from sharpness_cost import against_a_step
 from train_throughput import process
 
 from blockwise_lr import param_groups, split_fused
+from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.config import DataConfig, TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.metrics import read_metrics
-from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.metrics import read_metrics
+from blockwise_lr.train.presets import get_preset
+from optimizers import compare as compare_optimizer
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 """Dense bf16 operations a second, by the makers' data sheets."""
@@ -45,7 +46,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Tokens of the embedded text as nanoGPT has them, by a BPE made from it."""
     from tokenizers import ByteLevelBPETokenizer
 
-    from blockwise_lr.pretrain.sources import open_source
+    from blockwise_lr.data.sources import open_source
 
     texts = list(open_source(DataConfig()).documents())[: 40 if arguments.tiny else None]
     bpe = ByteLevelBPETokenizer()

@@ -29,14 +29,14 @@ from ratios import RESULTS, config_of
 from transformers import TrainerCallback
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.data.prepare import prepare_data
+from blockwise_lr.directional import measure_directional
+from blockwise_lr.directional.run_ratios import log_ratios_along
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim import measure_directional
-from blockwise_lr.optim.trajectory import log_ratios_along
-from blockwise_lr.pretrain import run as training
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
-from blockwise_lr.pretrain.data import prepare_data
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.measuring import measure_batches
+from blockwise_lr.train import run as training
+from blockwise_lr.train.config import TrainConfig, config_from_dict
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.run_sharpness import measure_batches
 
 RULES = {"measured in the run, mean": 0.0, "measured in the run, greedy": 0.5}
 SETTINGS = ("llama-2m",)

@@ -25,9 +25,9 @@ from _runs import kept, run, tune_loss
 from further import spelled
 from ratios import GRID, RESULTS, SEEDS, WARMUPS, directional_along, settings
 
+from blockwise_lr.directional.directional_report import reports_of
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.trajectory import reports_of
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.environment import describe_environment
 
 LONGER = 4
 LRS = {"uniform": (*GRID, 2.83e-3), "own": (5e-4, 1e-3, 2e-3, 4e-3), "measured": (5e-4, *GRID)}

@@ -26,7 +26,7 @@ from _measure import (
 from torch.optim import AdamW
 
 from blockwise_lr import param_groups, split_fused
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
 
 LR = 6e-4
 SETTINGS: dict[str, Any] = {"lr": LR, "betas": (0.9, 0.95), "weight_decay": 0.1, "fused": True}

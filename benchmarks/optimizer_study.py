@@ -31,15 +31,15 @@ from typing import Any
 
 import torch
 from _runs import kept, run, tune_loss
-from optimizers import state_bytes
 from ratios import SEEDS, settings
 
 from blockwise_lr import build_optimizer
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from optimizers import state_bytes
 
 RESULTS = Path(__file__).parents[1] / "results" / "optimizers"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)

@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr import AdamMini, build_optimizer, param_groups, split_fused
-from blockwise_lr.optim.registry import OPTIMIZERS
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.optimizers.registry import OPTIMIZERS
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.presets import get_preset
 
 LR = 6e-4
 ELSEWHERE = {"sophia", "soap"}

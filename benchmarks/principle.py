@@ -31,9 +31,9 @@ from torch.utils.data import DataLoader
 
 from blockwise_lr import cosine_schedule, measure_sharpness, param_groups, split_fused
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.presets import get_preset
 
 RESULTS = Path(__file__).parents[1] / "results" / "sharpness" / "principle"
 FRACTIONS = (0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
@@ -102,11 +102,11 @@ def spawn(name: str, seed: int, arguments: argparse.Namespace) -> int:
 
 def train_and_measure(name: str, seed: int, out: Path, steps: int | None) -> None:
     """Train one case with a plain loop, and write {case}-seed{seed}.json when it is done."""
-    from blockwise_lr.pretrain.allocator import keep_freed_memory
-    from blockwise_lr.pretrain.checks import warmup_steps
-    from blockwise_lr.pretrain.data import FixedWindows, TrainingStream, prepare_data
-    from blockwise_lr.pretrain.evaluate import evaluate_loss
-    from blockwise_lr.pretrain.models import build_model
+    from blockwise_lr.data.prepare import FixedWindows, TrainingStream, prepare_data
+    from blockwise_lr.train.allocator import keep_freed_memory
+    from blockwise_lr.train.build_model import build_model
+    from blockwise_lr.train.checks import warmup_steps
+    from blockwise_lr.train.evaluate_loss import evaluate_loss
 
     keep_freed_memory()
     config = case(name)

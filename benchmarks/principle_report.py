@@ -185,7 +185,7 @@ def block_of_parameters(point: dict[str, Any]) -> dict[str, str]:
     from principle import case
 
     from blockwise_lr import classify, split_fused
-    from blockwise_lr.pretrain.models import build_model
+    from blockwise_lr.train.build_model import build_model
 
     name = "gpt2" if any("c_attn" in parameter for parameter in point["fisher"]["per_parameter"]) else "llama"
     return {k: v.value for k, v in classify(split_fused(build_model(case(name).model, seed=0))).items()}

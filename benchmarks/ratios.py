@@ -32,13 +32,14 @@ from typing import Any
 from _runs import kept, run
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.directional.ratios_from_report import ratios_from_sharpness
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.optim.measured import ratios_from_sharpness
-from blockwise_lr.optim.ratios import MEASURED_RATIOS, parse_ratios, spell_ratios
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.sharpness import SharpnessReport
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.presets import get_preset
+from blockwise_lr.train.ratio_text import parse_ratios
 
 RESULTS = Path(__file__).parents[1] / "results" / "ratios"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)

@@ -16,7 +16,7 @@ from typing import Any
 from blockwise_lr.compare.arms import Arm, Series
 from blockwise_lr.compare.figures import _draw_tuning
 from blockwise_lr.drawing import figure, save, series_style
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.train.presets import Setting
 
 RESULTS = Path(__file__).parents[1] / "results" / "ratios" / "llama-2m"
 BASELINES = {"uniform": "#222222", "uniform 2N": "#8a8a8a"}

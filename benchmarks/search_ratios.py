@@ -26,8 +26,8 @@ from ratios import RESULTS, config_of, settings
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import spell_ratios
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
 
 DIVERGED = 10.0  # nats: above the loss of an untrained model, so that the search turns away
 SHARED = {"base_lr": (5e-4, 1.6e-2), "warmup_fraction": (0.05, 0.8)}

@@ -50,8 +50,8 @@ from _curvature import MATVECS, Draw, Method, Subject, ours, theirs, trained
 from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio
 
 from blockwise_lr import Block, classify, split_fused
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 
 SHAPES = {
     "tiny": replace(GPT2_TINY, context=32),

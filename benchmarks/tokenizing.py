@@ -37,8 +37,8 @@ DOCUMENT_CHARACTERS = 5_000
 
 def write_corpus(path: Path, megabytes: float) -> None:
     """Speeches in pieces, over and over, until the text has this many MB (10^6 bytes)."""
-    from blockwise_lr.pretrain.config import DataConfig
-    from blockwise_lr.pretrain.sources import open_source
+    from blockwise_lr.data.data_config import DataConfig
+    from blockwise_lr.data.sources import open_source
 
     pieces = [
         speech[start : start + DOCUMENT_CHARACTERS]
@@ -64,9 +64,9 @@ def ours(corpus: Path, tokenizer: Path, out: Path) -> tuple[float, float]:
     """CPU seconds and seconds from .jsonl to shards."""
     from tokenizers import Tokenizer
 
-    from blockwise_lr.pretrain.sources import FileSource
-    from blockwise_lr.pretrain.tokenize import write_shards
-    from blockwise_lr.pretrain.vocabulary import Encoder
+    from blockwise_lr.data.sources import FileSource
+    from blockwise_lr.data.tokenize import write_shards
+    from blockwise_lr.data.vocabulary import Encoder
 
     encoder = Encoder(Tokenizer.from_file(str(tokenizer)), 0)
     return timed(lambda: write_shards(FileSource("corpus", [corpus]), encoder, out / "shards", 200))
@@ -173,10 +173,10 @@ def main() -> None:
         arm, *paths = arguments.arm
         print(*{"ours": ours, "datasets.map": hugging_face}[arm](*map(Path, paths)))
         return
+    from blockwise_lr.data.data_config import DataConfig
+    from blockwise_lr.data.sources import open_source
+    from blockwise_lr.data.vocabulary import train_bpe
     from blockwise_lr.files import write_json_atomic
-    from blockwise_lr.pretrain.config import DataConfig
-    from blockwise_lr.pretrain.sources import open_source
-    from blockwise_lr.pretrain.vocabulary import train_bpe
 
     result: dict[str, Any] = {"hardware": hardware(), "vocab_size": arguments.vocab_size}
     with tempfile.TemporaryDirectory() as folder:

@@ -39,14 +39,14 @@ from train_throughput import tiny
 from transformers import PreTrainedModel
 from transformers.trainer_callback import CallbackHandler
 
-from blockwise_lr.pretrain.allocator import keep_freed_memory
-from blockwise_lr.pretrain.checkpoint import checkpoints
-from blockwise_lr.pretrain.config import ModelConfig, TrainConfig, config_from_dict
-from blockwise_lr.pretrain.data import TrainingStream, prepare_data
-from blockwise_lr.pretrain.models import build_model
-from blockwise_lr.pretrain.presets import get_preset
-from blockwise_lr.pretrain.run import train
-from blockwise_lr.pretrain.trainer import PretrainTrainer
+from blockwise_lr.checkpoints.manifest import checkpoints
+from blockwise_lr.data.prepare import TrainingStream, prepare_data
+from blockwise_lr.train.allocator import keep_freed_memory
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict
+from blockwise_lr.train.presets import get_preset
+from blockwise_lr.train.pretrain_trainer import PretrainTrainer
+from blockwise_lr.train.run import train
 
 PAPER = "gpt2-small"
 FIRST_STEP_SECONDS, STALL, LOADER = 10.0, 0.02, 10.0

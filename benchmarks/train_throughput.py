@@ -33,13 +33,14 @@ import torch
 from _measure import argument_parser, finish, in_turns, ratio
 
 from blockwise_lr import cosine_schedule, param_groups, split_fused
-from blockwise_lr.optim.ratios import parse_ratios
-from blockwise_lr.optim.registry import optimizer_class
-from blockwise_lr.pretrain.allocator import keep_freed_memory
-from blockwise_lr.pretrain.config import DataConfig, ModelConfig, TrainConfig, config_from_dict
-from blockwise_lr.pretrain.data import TrainingStream, prepare_data
-from blockwise_lr.pretrain.metrics import read_metrics
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import TrainingStream, prepare_data
+from blockwise_lr.optimizers.registry import optimizer_class
+from blockwise_lr.train.allocator import keep_freed_memory
+from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict
+from blockwise_lr.train.metrics import read_metrics
+from blockwise_lr.train.presets import get_preset
+from blockwise_lr.train.ratio_text import parse_ratios
 
 EAGER = ("train", "bare", "bare, memory kept")
 COMPILED = ("train, compiled", "bare, compiled")
@@ -74,8 +75,8 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
     """The rows that `train` would log (step, seconds, train_loss), from a loop with nothing else in it."""
     from transformers import PreTrainedModel
 
-    from blockwise_lr.pretrain.checks import warmup_steps
-    from blockwise_lr.pretrain.models import build_model
+    from blockwise_lr.train.build_model import build_model
+    from blockwise_lr.train.checks import warmup_steps
 
     optim, context = config.optim.resolved(), config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)

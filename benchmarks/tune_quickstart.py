@@ -29,9 +29,9 @@ from typing import Any
 from _runs import run, tune_loss
 
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.presets import get_preset
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.presets import get_preset
 
 RESULTS = Path(__file__).parents[1] / "results" / "quickstart"
 GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
 
 WORDS = [
     "the",

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from blockwise_lr.pretrain.run import train
-from commands import call
+from blockwise_lr.train.run import train
+from support.commands import call
 
 pytest.importorskip("lm_eval", reason="needs lm_eval, which brings forty packages: pip install lm_eval")
 ROOT = Path(__file__).parents[1]

@@ -13,10 +13,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from blockwise_lr import build_optimizer, param_groups, split_fused
-from blockwise_lr.integrations.sharpness import SharpnessCallback
+from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
-from blockwise_lr.optim import OPTIMIZERS
-from commands import run_command
+from blockwise_lr.optimizers import OPTIMIZERS
+from support.commands import run_command
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif("LOWER_BOUNDS" not in os.environ, reason="runs under `make lower-bounds`")

@@ -63,7 +63,7 @@ def test_the_core_works_with_torch_and_numpy_alone_and_says_what_the_rest_needs(
     from blockwise_lr import param_groups, cosine_schedule, SharpnessReport, Block
     from blockwise_lr.sharpness import Estimate
     from blockwise_lr.sharpness.principle import order_agreement
-    import blockwise_lr.integrations.sharded
+    import blockwise_lr.checkpoints.sharded
     model = nn.ModuleDict({{"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)}})
     optimizer = torch.optim.AdamW(param_groups(model, 1e-3, "measured"), lr=1e-3)
     cosine_schedule(optimizer, warmup_steps=1, total_steps=10)
@@ -104,12 +104,12 @@ def test_the_command_line_without_a_package_is_one_line():
     code, out, err = without(
         "",
         f"""
-        import blockwise_lr
+        from blockwise_lr.cli.entry import main
         for package in {packages}:
             HIDDEN[:] = [package]
             sys.modules.pop(package, None)
             try:
-                import blockwise_lr.cli
+                main(["presets"])
             except SystemExit as end:
                 print(end.code)
         """,
@@ -150,7 +150,7 @@ def test_a_command_without_a_package_is_refused_before_it_begins(tmp_path):
         f"""
         import os
         os.chdir({str(tmp_path)!r})
-        from blockwise_lr.cli import main
+        from blockwise_lr.cli.entry import main
         for given, command, _ in {CASES!r}:
             HIDDEN[:] = [name for name in HIDDEN if name != given]
             try:
@@ -205,7 +205,7 @@ def test_the_messages_name_extras_and_bounds_that_the_project_declares():
 def test_wandb_without_a_login_is_refused_before_training(tmp_path):
     words = f"train {TINY} --report-to wandb".replace("--out out", f"--out {tmp_path / 'out'}").split()
     home = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": "", "NETRC": str(tmp_path / "netrc")}
-    code, _, err = without("", f"from blockwise_lr.cli import main\nmain({words!r})", environment=home)
+    code, _, err = without("", f"from blockwise_lr.cli.entry import main\nmain({words!r})", environment=home)
     assert code == 2
     assert "run `wandb login`, or set WANDB_MODE=offline" in err
     assert not (tmp_path / "out").exists()
@@ -216,7 +216,7 @@ def test_wandb_without_a_login_by_its_own_answer(monkeypatch):
     from types import ModuleType
 
     from blockwise_lr.errors import UserError
-    from blockwise_lr.pretrain import trackers
+    from blockwise_lr.train import trackers
 
     wandb = ModuleType("wandb")
     wandb.login = lambda *, prompt=True: False

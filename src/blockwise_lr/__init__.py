@@ -21,25 +21,19 @@ if TYPE_CHECKING:
         register_rule,
         split_fused,
     )
+    from blockwise_lr.directional import DirectionalReport, measure_directional, ratios_from_sharpness
+    from blockwise_lr.experimental import AutoRatios, AutoRule
     from blockwise_lr.optim import (
         MEASURED_RATIOS,
         PAPER_RATIOS,
-        AdamMini,
-        AutoRatios,
-        AutoRule,
-        DirectionalReport,
-        Muon,
-        adopt_state,
-        build_optimizer,
         clip_grad_norm_by_block,
         cosine_schedule,
-        measure_directional,
         param_groups,
-        ratios_from_sharpness,
         scale_by_block,
         set_lr,
         wsd_schedule,
     )
+    from blockwise_lr.optimizers import AdamMini, Muon, adopt_state, build_optimizer
     from blockwise_lr.sharpness import SharpnessReport, measure_sharpness
 
 __version__ = "0.1.0"
@@ -75,7 +69,7 @@ __all__ = [
 ]
 
 # Imported at first use: they bring torch, which takes seconds, and the command line's --help does without.
-_PACKAGES = ("blocks", "optim", "sharpness")
+_PACKAGES = ("blocks", "sharpness", "optim", "directional", "optimizers", "experimental")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-from blockwise_lr.entry import main
+from blockwise_lr.cli.entry import main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.curves import cosine
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS
-from blockwise_lr.pretrain.config import ModelConfig
+from blockwise_lr.train.config import ModelConfig
 
 SHAPES: Mapping[str, ModelConfig] = {
     "llama-600k": ModelConfig("llama", hidden_size=64, layers=4, heads=1),

@@ -25,12 +25,12 @@ from filelock import FileLock, Timeout
 from plan import Results, queue
 from stacked import Stack, Text
 
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import prepare_data
+from blockwise_lr.data.shards import TokenShards
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.pretrain.allocator import keep_freed_memory
-from blockwise_lr.pretrain.config import DataConfig
-from blockwise_lr.pretrain.data import prepare_data
-from blockwise_lr.pretrain.environment import describe_environment
-from blockwise_lr.pretrain.shards import TokenShards
+from blockwise_lr.train.allocator import keep_freed_memory
+from blockwise_lr.train.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "data" / "runs"
 

@@ -22,7 +22,7 @@ from torch.func import functional_call, grad_and_value, vmap
 
 from blockwise_lr.blocks import classify
 from blockwise_lr.files import storing
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
 
 BETA1, EPS = 0.9, 1e-8
 

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from architectures import build
 from blockwise_lr.blocks import classify
+from support.architectures import build
 
 PROJECTIONS = {
     "q_proj": "qk",

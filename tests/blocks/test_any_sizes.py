@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
-from architectures import tiny_config
 from blockwise_lr.blocks import classify, merge_fused, split_fused
-from by_function import moved_by, problems
-from proofs import vary
+from support.architectures import tiny_config
+from support.by_function import moved_by, problems
+from support.proofs import vary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

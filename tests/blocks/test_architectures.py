@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from architectures_page import PAGE, row, without_names
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 
-from architecture_rows import PAGE, row, without_names
-from architectures import CAUSAL, OTHERS, build, build_other
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
-from by_function import moved_by, problems
-from case import Case
-from cases import CASES
-from cases_by_hand import BY_HAND
-from proofs import (
+from support.architectures import CAUSAL, OTHERS, build, build_other
+from support.by_function import moved_by, problems
+from support.case import Case
+from support.cases import CASES
+from support.cases_by_hand import BY_HAND
+from support.proofs import (
     IDLE,
     MOVES_SCORES,
     NOT_INTERCEPTED,

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
-from case import CONTEXT, VOCAB, WIDTH, Case
-from cases import CASES, gpt2, llama
-from nano import NanoAttention, NanoGPT
+from support.case import CONTEXT, VOCAB, WIDTH, Case
+from support.cases import CASES, gpt2, llama
+from support.nano import NanoAttention, NanoGPT
 
 by_name = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, classify, split_fused
-from by_function import moved_by, problems
-from conditioning import modulating
-from handwritten_diffusion import ReferenceDiT
-from proofs import vary
+from support.by_function import moved_by, problems
+from support.conditioning import modulating
+from support.handwritten_diffusion import ReferenceDiT
+from support.proofs import vary
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

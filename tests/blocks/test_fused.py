@@ -16,9 +16,9 @@ from torch.nn.utils import parametrizations, parametrize
 from blockwise_lr.blocks import classify, merge_fused, split_fused
 from blockwise_lr.blocks.fused import ModelFacts
 from blockwise_lr.blocks.layout import Concatenation, merge_module, split_module
-from case import VOCAB, WIDTH, Case
-from cases import FUSED_CASES, gpt2, llama
-from nano import NanoAttention, NanoGPT
+from support.case import VOCAB, WIDTH, Case
+from support.cases import FUSED_CASES, gpt2, llama
+from support.nano import NanoAttention, NanoGPT
 
 by_name = pytest.mark.parametrize("case", FUSED_CASES, ids=lambda case: case.name)
 

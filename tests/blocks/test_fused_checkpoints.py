@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from blockwise_lr.blocks import classify, merge_fused, split_fused
-from case import VOCAB
-from cases import gpt2
+from support.case import VOCAB
+from support.cases import gpt2
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from blockwise_lr.blocks import merge_fused, split_fused
-from case import VOCAB, WIDTH, Case
-from cases import FUSED_CASES, gpt2
-from nano import NanoAttention, NanoGPT
+from support.case import VOCAB, WIDTH, Case
+from support.cases import FUSED_CASES, gpt2
+from support.nano import NanoAttention, NanoGPT
 
 # Conv1D and biases, torch's own parameters, grouped queries, stacked keys and values, group by group.
 NAMES = (

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import architectures
-from architectures import CAUSAL, build
-from attention_free import (
+from blockwise_lr.blocks import Block, classify
+from support import architectures
+from support.architectures import CAUSAL, build
+from support.attention_free import (
     WIDTH,
     LanguageModel,
     LSTMLanguageModel,
@@ -18,8 +19,7 @@ from attention_free import (
     StateSpaceLayer,
     StateSpaceMixer,
 )
-from blockwise_lr.blocks import Block, classify
-from proofs import UNBUILDABLE
+from support.proofs import UNBUILDABLE
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -15,8 +15,8 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 import blockwise_lr
 from blockwise_lr import Layout, classify, measure_sharpness, register_layout, split_fused
 from blockwise_lr.blocks.rows import NotSeenError, layout_of
-from by_function import moved_by, problems
-from case import VOCAB, WIDTH
+from support.by_function import moved_by, problems
+from support.case import VOCAB, WIDTH
 
 HEADS, SIZE = 4, 2
 Heads = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -389,7 +389,7 @@ def test_rows_that_do_several_jobs_are_refused_with_what_they_move() -> None:
 
 def test_a_known_class_whose_forward_is_replaced_is_not_known() -> None:
     transformers = pytest.importorskip("transformers")
-    from cases import gpt2
+    from support.cases import gpt2
 
     class Mine(transformers.models.gpt2.modeling_gpt2.GPT2Attention):
         def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, None]:
@@ -450,7 +450,7 @@ def test_a_stated_layout_by_group_has_the_widths_of_grouped_queries() -> None:
 
 
 def test_one_statement_is_for_what_is_not_known() -> None:
-    from cases import gpt2
+    from support.cases import gpt2
 
     model = split_fused(nn.ModuleList([gpt2(), Opaque()]), layout="q k v per head")
     assert layout_in(model[0].transformer.h[0].attn.c_attn).repeats == 1

@@ -12,7 +12,7 @@ from torch import nn
 import blockwise_lr
 from blockwise_lr import Block, classify, param_groups, register_rule, split_fused
 from blockwise_lr.blocks import registered
-from nano import NanoGPT
+from support.nano import NanoGPT
 
 
 @pytest.fixture(autouse=True)

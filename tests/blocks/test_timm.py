@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from blockwise_lr.blocks import classify, split_fused
-from by_function import moved_by, problems
+from support.by_function import moved_by, problems
 
 timm = pytest.importorskip("timm")
 

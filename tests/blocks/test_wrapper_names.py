@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from architectures import build, build_other
-from attention_free import LSTMLanguageModel
 from blockwise_lr.blocks import Block, classify
-from cases import CASES
+from support.architectures import build, build_other
+from support.attention_free import LSTMLanguageModel
+from support.cases import CASES
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
 from blockwise_lr.blocks import BlockMap, canonical_name, classify, merge_fused, split_fused
-from case import VOCAB
-from nano import NanoBlock, NanoGPT
-from sharded_training import free_port
+from support.case import VOCAB
+from support.nano import NanoBlock, NanoGPT
+from support.processes import free_port, spawn
 
 
 def by_canonical_name(blocks: BlockMap) -> dict[str, str]:
@@ -195,7 +195,7 @@ def two_processes(rank: int, port: int, out: str) -> None:
 
 
 def test_two_processes_keep_blocks_training_and_checkpoints(tmp_path: Path) -> None:
-    multiprocessing.spawn(two_processes, (free_port(), str(tmp_path / "state.pt")), nprocs=2)
+    spawn(two_processes, (free_port(), str(tmp_path / "state.pt")), 2)
     NanoGPT(layers=2).load_state_dict(torch.load(tmp_path / "state.pt"))
 
 

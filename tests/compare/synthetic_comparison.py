@@ -8,10 +8,10 @@ from typing import Any
 
 from blockwise_lr.compare import Arm, Plan, compare
 from blockwise_lr.compare.execute import run_all
-from blockwise_lr.compare.progress import ComparisonProgress
-from blockwise_lr.compare.report import build_content
+from blockwise_lr.compare.findings import build_content
 from blockwise_lr.compare.results import read_results
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.compare.run_bars import ComparisonProgress
+from blockwise_lr.train.config import TrainConfig
 
 TRAINER = Path(__file__).with_name("synthetic_trainer.py")
 BASE = TrainConfig(steps=60, log_every=3, eval_every=6, save_every=0)

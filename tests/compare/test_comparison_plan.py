@@ -5,9 +5,10 @@ import pytest
 
 from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.plan import Plan, run_folder
+from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.config import DataConfig, OptimConfig, TrainConfig
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.train.config import OptimConfig, TrainConfig
+from blockwise_lr.train.presets import Setting
 
 BASE = TrainConfig(steps=100)
 ARMS = (Arm.parse("adamw:uniform"), Arm.parse("blockwise=adamw:paper"))

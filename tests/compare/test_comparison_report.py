@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 from synthetic_comparison import BASE, synthetic_compare, synthetic_content
 
-from blockwise_lr.compare import print_summary, render
+from blockwise_lr.compare import print_summary
+from blockwise_lr.compare import write_report as render
 from blockwise_lr.compare.tables import runs_table
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.presets import Setting
 
 TUNED = dict.fromkeys(("adamw:uniform:N", "adamw:uniform:2N", "adamw:paper:N"), Setting(2e-3))
 HOSTILE = '<script>alert("$x$ & 1")</script>|`[a](b)'

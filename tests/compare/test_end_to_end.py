@@ -5,8 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from blockwise_lr.pretrain.metrics import read_metrics
-from commands import run_command
+from blockwise_lr.train.metrics import read_metrics
+from support.commands import run_command
 
 
 def compare(tmp_path, config, *flags):

@@ -12,7 +12,7 @@ from synthetic_comparison import BASE, TRAINER, quiet, synthetic_run
 
 from blockwise_lr.compare import Arm, Plan, execute
 from blockwise_lr.compare.execute import run_all
-from blockwise_lr.compare.progress import ComparisonProgress, format_seconds, last_metrics
+from blockwise_lr.compare.run_bars import ComparisonProgress, format_seconds, last_metrics
 from blockwise_lr.errors import UserError
 
 ARMS = (Arm.parse("adamw:uniform"), Arm.parse("adamw:paper"))

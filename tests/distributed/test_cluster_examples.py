@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from blockwise_lr.pretrain.config import TrainConfig
+from blockwise_lr.train.config import TrainConfig
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"
 ENVIRONMENT = {

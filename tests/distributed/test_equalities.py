@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing
+from torch import Tensor, distributed
 
-from several_processes import MODELS, OPTIMIZERS, losses, wrapped
-from sharded_training import free_port
+from support.processes import free_port, spawn
+from support.several_processes import MODELS, OPTIMIZERS, losses, wrapped
 
 CASES = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
 
@@ -35,7 +35,7 @@ def worker(rank: int, world: int, port: int, folder: Path, steps: int) -> None:
 
 
 def same_on(world: int, folder: Path, steps: int) -> None:
-    multiprocessing.spawn(worker, (world, free_port(), folder, steps), nprocs=world)
+    spawn(worker, (world, free_port(), folder, steps), world)
     found = torch.load(folder / "found.pt", weights_only=True)
     assert len(found) == 3 * len(CASES)
     for (kind, name, way), several in found.items():
@@ -49,6 +49,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
-def test_they_do_over_a_hundred_steps(tmp_path: Path, world: int) -> None:
-    same_on(world, tmp_path, steps=100)
+@pytest.mark.parametrize(("world", "steps"), [(2, 100), (4, 20)])
+def test_they_do_over_many_steps(tmp_path: Path, world: int, steps: int) -> None:
+    same_on(world, tmp_path, steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -16,7 +16,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from sharded_training import CASES, free_port, started, steps, whole
+from support.processes import free_port, spawn
+from support.sharded_training import CASES, started, steps, whole
 
 Found = dict[str, Any]
 
@@ -64,7 +65,7 @@ def there_and_back(rank: int, port: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
     folder = tmp_path_factory.mktemp("full")
-    multiprocessing.spawn(there_and_back, (free_port(), folder), nprocs=2)
+    spawn(there_and_back, (free_port(), folder), 2)
     loaded: dict[str, Found] = torch.load(folder / "found.pt", weights_only=True)
     assert len(loaded) == len(CASES)
     return loaded

@@ -11,15 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
+from blockwise_lr.checkpoints.manifest import seal
+from blockwise_lr.checkpoints.sharded import load_sharded, save_sharded
 from blockwise_lr.errors import StorageError, UserError
-from blockwise_lr.integrations.sharded import load_sharded, save_sharded
 from blockwise_lr.optim import cosine
-from blockwise_lr.pretrain.checkpoint import seal
-from commands import call
-from sharded_training import CASES, OPTIMIZERS, RATIOS, free_port, started, steps, whole
+from support.commands import call
+from support.processes import free_port, spawn
+from support.sharded_training import CASES, OPTIMIZERS, RATIOS, started, steps, whole
 
 
 def save_and_go_on(folder: Path, found: dict[str, Any]) -> None:
@@ -55,7 +56,7 @@ def worker(rank: int, world: int, port: int, folder: Path, job: str, again: str)
 
 
 def on(world: int, folder: Path, job: str, again: str = "") -> dict[str, Any]:
-    multiprocessing.spawn(worker, (world, free_port(), folder, job, again), nprocs=world)
+    spawn(worker, (world, free_port(), folder, job, again), world)
     found: dict[str, Any] = torch.load(folder / f"found-{world}.pt", weights_only=True)
     return found
 
@@ -218,7 +219,7 @@ def failing_save(rank: int, port: int, folder: Path) -> None:
 def test_what_fails_on_rank_0_is_raised_on_all(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-1").mkdir()
     (tmp_path / "file").touch()
-    multiprocessing.spawn(failing_save, (free_port(), tmp_path), nprocs=2)
+    spawn(failing_save, (free_port(), tmp_path), 2)
     said = [json.loads((tmp_path / f"said-{rank}.json").read_text()) for rank in (0, 1)]
     assert said[0] == said[1]
     assert "is there already" in said[0][0]

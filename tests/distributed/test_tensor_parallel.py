@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from blockwise_lr import (
@@ -27,10 +27,10 @@ from blockwise_lr import (
     measure_sharpness,
     param_groups,
 )
-from blockwise_lr.optim.muon import Muon
-from blockwise_lr.sharpness.gradients import gradient_report, squared_gradients
+from blockwise_lr.optimizers.muon import Muon
 from blockwise_lr.sharpness.parts import Parts
-from sharded_training import free_port
+from blockwise_lr.sharpness.training_gradients import gradient_report, squared_gradients
+from support.processes import free_port, spawn
 
 LR = 1e-3
 VOCAB = 40
@@ -228,7 +228,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("tensor_parallel")
     for name in MODELS:
         built(name).save_pretrained(folder / name)
-    multiprocessing.spawn(worker, (free_port(), folder), nprocs=2)
+    spawn(worker, (free_port(), folder), 2)
     first, second = (torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))
     for name in MODELS:
         for estimator in ESTIMATORS:

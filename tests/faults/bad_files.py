@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from blockwise_lr.pretrain.checkpoint import seal
+from blockwise_lr.checkpoints.manifest import seal
 from faults.bad_inputs import Bad, Make, both, cut, field, file, flip, remove
 
 TINY = "train tiny.json --out out"

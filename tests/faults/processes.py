@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.pretrain.config import TrainConfig
-from blockwise_lr.pretrain.metrics import read_metrics
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.metrics import read_metrics
 
 Record = Callable[[str, object], None]
 
 
 def report(record: Record, fault: str, times: int, outcome: str) -> None:
-    """One row of docs/reference/reliability.md, which `python tests/reliability_page.py` writes."""
+    """One row of docs/reference/reliability.md, which `python tools/docs/reliability_page.py` writes."""
     for name, value in (("fault", fault), ("times", times), ("outcome", outcome)):
         record(name, value)
 

@@ -16,13 +16,14 @@ import torch
 from datasets import config as datasets_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from blockwise_lr.pretrain.run import train
-from commands import call
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
+from blockwise_lr.train.run import train
 from faults.bad_files import FILES
 from faults.bad_inputs import Bad
 from faults.bad_models import MODELS
 from faults.bad_settings import SETTINGS
+from support.commands import call
 
 CASES = [*SETTINGS, *FILES, *MODELS]
 

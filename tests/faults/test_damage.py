@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from blockwise_lr.checkpoints.manifest import checkpoints, newest_whole, seal
+from blockwise_lr.checkpoints.manifest import remove as delete
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.checkpoint import checkpoints, newest_whole, seal
-from blockwise_lr.pretrain.checkpoint import remove as delete
-from blockwise_lr.pretrain.metrics import read_metrics
-from blockwise_lr.pretrain.run import train
-from commands import run_command
+from blockwise_lr.train.metrics import read_metrics
+from blockwise_lr.train.run import train
 from faults.processes import report, result, rows, written
+from support.commands import run_command
 
 
 def cut(file):

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from blockwise_lr.checkpoints.manifest import checkpoints, problem_with
 from blockwise_lr.errors import StorageError
 from blockwise_lr.files import storing
-from blockwise_lr.pretrain.checkpoint import checkpoints, problem_with
-from commands import run_command
 from faults.processes import report, result, rows, written
+from support.commands import run_command
 
 # The system refuses to let any file grow beyond a limit, as it refuses all growth on a full disk.
 LIMITED = """
 import resource, sys
-from blockwise_lr.cli import main
+from blockwise_lr.cli.entry import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
 main(sys.argv[2:])
 """

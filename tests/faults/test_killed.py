@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from blockwise_lr.pretrain.checkpoint import MANIFEST, checkpoints
-from commands import run_command, start_command
+from blockwise_lr.checkpoints.manifest import MANIFEST, checkpoints
 from faults.processes import last_step, report, result, rows, wait_for, written
+from support.commands import run_command, start_command
 
 TIMES = 20
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blockwise_lr.pretrain.config import TrainConfig
-from commands import run_command, start_command
+from blockwise_lr.train.config import TrainConfig
 from faults.processes import last_step, report, result, rows, wait_for, written
+from support.commands import run_command, start_command
 
 
 def children(pid: int) -> dict[int, int]:

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from synthetic_comparison import BASE, synthetic_compare
 
-from blockwise_lr.pretrain.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
-from blockwise_lr.pretrain.run import train
-from commands import call
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
+from blockwise_lr.train.run import train
+from support.commands import call
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9")
 USER = 54321  # of no name, as containers run programs
@@ -104,9 +105,7 @@ class TestTerminals:
         assert done.stdout.startswith(expected[terminal])
 
     def test_a_users_own_choice_is_kept(self) -> None:
-        code = (
-            "import sys; from blockwise_lr import entry; entry._run = lambda *_: print('é'); entry.main([])"
-        )
+        code = "import sys; from blockwise_lr.cli import entry; entry._run = lambda *_: print('é'); entry.main([])"
         environment = {**os.environ, "PYTHONIOENCODING": "ascii:replace"}
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
         assert (done.returncode, done.stdout) == (0, b"?\n")

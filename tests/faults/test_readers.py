@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 
 from blockwise_lr import DirectionalReport, SharpnessReport
 from blockwise_lr.blocks import Block
+from blockwise_lr.checkpoints.manifest import MANIFEST, problem_with, seal
+from blockwise_lr.data.shards import HEADER, SPLITS, load_shards
+from blockwise_lr.data.sources import FileSource
+from blockwise_lr.data.tokenize import write_shards
+from blockwise_lr.data.vocabulary import Encoder, train_bpe
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
-from blockwise_lr.pretrain.checkpoint import MANIFEST, problem_with, seal
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict
-from blockwise_lr.pretrain.shards import HEADER, SPLITS, load_shards
-from blockwise_lr.pretrain.sources import FileSource
-from blockwise_lr.pretrain.tokenize import write_shards
-from blockwise_lr.pretrain.vocabulary import Encoder, train_bpe
+from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.parts import Part
+from blockwise_lr.train.config import TrainConfig, config_from_dict
+from blockwise_lr.train.ratio_text import parse_ratios
 
 T = TypeVar("T")
 

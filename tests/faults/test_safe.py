@@ -14,12 +14,13 @@ import pytest
 from rich.console import Console
 from synthetic_comparison import BASE, synthetic_compare
 
-from blockwise_lr.compare.render import render
 from blockwise_lr.compare.tables import print_summary
-from blockwise_lr.pretrain.config import DataConfig, TrainConfig
-from blockwise_lr.pretrain.data import prepare_data
-from blockwise_lr.pretrain.presets import Setting
-from commands import call
+from blockwise_lr.compare.write_report import render
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import prepare_data
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.presets import Setting
+from support.commands import call
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for name in ("src", "examples", "benchmarks") for path in (ROOT / name).rglob("*.py"))
@@ -149,7 +150,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         BASE, preset=SCRIPT, report_to=IMAGE, data=replace(BASE.data, text_field=IMAGE, hf_config=SCRIPT)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blockwise_lr.pretrain.checks.report_names", lambda config: [])
+        patch.setattr("blockwise_lr.train.checks.report_names", lambda config: [])
         arms = [f"../../{MARKUP}=adamw:uniform", f"{IMAGE}=adamw:emb=2"]
         tuned = {f"adamw:{key}": Setting(2e-3) for key in ("uniform:N", "uniform:2N", "emb=2:N")}
         synthetic_compare(out, arms, base=base, tuned=tuned, command=f"compare {SCRIPT}")

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from commands import run_command, start_command
 from faults.processes import last_step, report, wait_for, written
+from support.commands import run_command, start_command
 
 
 @pytest.mark.slow

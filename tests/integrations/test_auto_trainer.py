@@ -13,8 +13,8 @@ import torch
 from transformers import TrainerCallback
 
 from blockwise_lr import AutoRule
+from blockwise_lr.experimental.auto import auto_of
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, SharpnessCallback
-from blockwise_lr.optim.auto import auto_of
 from integrations.guarded_training import STEPS, Padded, llama, trained
 from integrations.test_transformers import arguments
 

@@ -15,8 +15,8 @@ from transformers import Trainer, TrainerCallback
 from blockwise_lr import param_groups, split_fused
 from blockwise_lr.integrations.trainable import check_trainable
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
-from cases import llama
 from integrations.test_transformers import LR, Tokens, arguments, gpt2
+from support.cases import llama
 
 ADVICE = r"set trainer\.optimizer = None so that train\(\) makes a new one"
 

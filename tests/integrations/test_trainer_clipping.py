@@ -10,8 +10,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
 
 from blockwise_lr import Block, clip_grad_norm_by_block, cosine_schedule, param_groups, split_fused
-from blockwise_lr.integrations import clipping
-from blockwise_lr.integrations.clipping import check_engine
+from blockwise_lr.integrations import trainer_clipping as clipping
+from blockwise_lr.integrations.trainer_clipping import check_engine
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from integrations.test_transformers import LR, STEPS, Tokens, arguments, logged
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.debug import CommDebugMode
@@ -15,9 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import clip_grad_norm_by_block, param_groups, split_fused
 from blockwise_lr.optim import nonfinite_gradients
-from sharded_training import free_port
 from sharpness.references import gpt2, next_tokens, tokens
 from sharpness.test_distributed import fully_sharded
+from support.processes import free_port, spawn
 
 LIMITS = {"emb": 0.05, "qk": 0.02, "vo": 100.0, "norm": math.inf, "ffn": 0.01}
 BROKEN = "transformer.h.1.mlp.c_fc.weight"
@@ -136,7 +136,7 @@ def two_processes(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
+    spawn(two_processes, (free_port(), str(folder)), 2)
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 

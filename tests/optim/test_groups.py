@@ -5,7 +5,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from blockwise_lr import PAPER_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim import cosine
-from blockwise_lr.optim.ratios import parse_ratios
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def llama(tied=False):

@@ -18,7 +18,7 @@ from blockwise_lr import (
     split_fused,
     wsd_schedule,
 )
-from nano import NanoGPT
+from support.nano import NanoGPT
 
 BASE = 1e-3
 RATIOS = {"norm": 1, "ffn": 6, "emb": 10}  # q, k and v at one rate: nanoGPT's weight of all three stays whole

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from blockwise_lr import PAPER_RATIOS, Block
 from blockwise_lr.optim import resolve_ratios
-from blockwise_lr.optim.ratios import NAMED_RATIOS, parse_ratios, spell_ratios
+from blockwise_lr.optim.ratios import NAMED_RATIOS, spell_ratios
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def test_the_papers_ratios_are_those_of_the_paper():

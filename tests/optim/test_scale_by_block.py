@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler as torch_schedules
 from torch.optim.swa_utils import SWALR
 
 from blockwise_lr import AdamMini, Muon, cosine_schedule, param_groups, scale_by_block, set_lr
-from nano import TitanLlama
+from support.nano import TitanLlama
 
 BASE, TOTAL = 1e-3, 24
 LOSSES = [3.0, 2.0, 2.5, 2.6, 2.7, 1.9, 2.0, 2.1, 2.2, 2.3, 2.4, 2.5]

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from blockwise_lr import build_optimizer, cosine_schedule, param_groups, set_lr, split_fused
-from nano import NanoGPT
+from support.nano import NanoGPT
 
 BASE = 1e-3
 RATIOS = {"norm": 1, "vo": 4, "ffn": 6, "qk": 8, "emb": 10}

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import Block, SharpnessReport, classify, measure_sharpness
-from sharded_training import free_port
 from sharpness.references import gpt2, llama, next_tokens, tokens
+from support.processes import free_port, spawn
 
 ESTIMATORS = {
     "fisher": {"probes": 2, "histogram": True},
@@ -265,7 +265,7 @@ def what_cannot_be_sharded(here: Here) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("processes")
-    multiprocessing.spawn(two_processes, (free_port(), str(folder)), nprocs=2)
+    spawn(two_processes, (free_port(), str(folder)), 2)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     own = "ddp optimizer"  # each reads its own replica's, which may differ in the last bit
     same(second.pop(own), SharpnessReport.from_dict(first[own]))

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from blockwise_lr import Block, classify, measure_sharpness, merge_fused, split_fused
-from nano import NanoGPT
 from sharpness.references import VOCAB, gpt2, llama, means, next_tokens, spread, tokens
+from support.nano import NanoGPT
 
 ESTIMATORS = {
     "fisher": {},

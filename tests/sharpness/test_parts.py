@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from architectures import build
 from blockwise_lr import Block, classify, split_fused
 from blockwise_lr.blocks.block import Piece
 from blockwise_lr.sharpness.parts import OUTSIDE, Parts, add, cut, layer_of
-from cases import CASES, gpt2, llama, mixtral
+from support.architectures import build
+from support.cases import CASES, gpt2, llama, mixtral
 
 BY_NAME = {case.name: case for case in CASES}
 

@@ -15,10 +15,10 @@ from matplotlib.text import Text
 
 from blockwise_lr import Block, measure_sharpness
 from blockwise_lr.drawing import BLOCK_COLOURS, block_colour, figure, log_ticks, save
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.sharpness import Estimate, plot
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 
 GPT2 = ModelConfig("gpt2", hidden_size=16, layers=3, heads=2, vocab_size=40, context=12, tied=True)
 PLOTS = [plot.plot_blocks, plot.plot_density, plot.plot_layers]

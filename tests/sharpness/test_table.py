@@ -9,8 +9,8 @@ import torch
 from rich.console import Console
 
 from blockwise_lr import Block, measure_sharpness
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 
 LLAMA = ModelConfig("llama", hidden_size=8, layers=2, heads=2, vocab_size=40, context=12)
 

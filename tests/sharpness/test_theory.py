@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from blockwise_lr import Block, classify, measure_sharpness, split_fused
-from blockwise_lr.pretrain.config import ModelConfig
-from blockwise_lr.pretrain.models import build_model
 from blockwise_lr.sharpness.theory import predicted_by_block, predicted_sharpness
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 
 GPT2 = ModelConfig("gpt2", hidden_size=8, layers=1, heads=2, vocab_size=11, context=8, tied=True)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from blockwise_lr import classify, cosine_schedule, param_groups
-from blockwise_lr.pretrain.models import build_model
+from blockwise_lr.train.build_model import build_model
 
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-horizon"
 STEPS, ROWS, CONTEXT = 12, 4, 16

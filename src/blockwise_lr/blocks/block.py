@@ -54,6 +54,29 @@ class Piece(NamedTuple):
     repeats: int = 1
 
 
+Partition = tuple[int, ...]
+"""Into how many equal pieces each dimension of a parameter is cut."""
+
+
+class Structure(NamedTuple):
+    """How one parameter is built.
+
+    Args:
+        output_dim: the dimension that counts the outputs of its matrices: 0 for a Linear's weight, 1 for Conv1D's.
+        partition: into how many pieces Adam-mini cuts each dimension, one second moment for a piece. Queries and keys
+            are cut by head along the outputs, whichever dimension that is. Every other matrix is cut by output, the
+            matrices of experts and embeddings too. A norm's gain is not cut at all, and biases and other vectors are
+            cut by element. None where it cannot be known: a fused weight that was not split, or an attention that
+            does not say how many heads it has.
+
+    Source of the partition: Adam-mini, arXiv 2406.16793, algorithm 3, one second moment for each smallest dense block
+    of the Hessian.
+    """
+
+    output_dim: int
+    partition: Partition | None
+
+
 @dataclass(frozen=True)
 class Assignment:
     """One parameter's block, why it got it, and its size.
@@ -65,6 +88,7 @@ class Assignment:
         parts: for a fused weight that was not split, the logical parts in it and their blocks,
             e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise None.
         slices: where these parts lie; None for a parameter that is not fused, or of an unknown layout.
+        structure: which dimension counts outputs, and where its heads lie; None in an entry made by hand.
     """
 
     block: Block
@@ -72,6 +96,7 @@ class Assignment:
     numel: int
     parts: Mapping[str, Block] | None = None
     slices: Mapping[str, Piece] | None = None
+    structure: Structure | None = None
 
 
 def canonical_name(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
 from blockwise_lr.blocks.registered import registered
 from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
 from blockwise_lr.blocks.stated import Stated
+from blockwise_lr.blocks.structure import structure_of
 from blockwise_lr.blocks.topology import Site, ancestors
 
 Overrides = Mapping[str | type[nn.Module], Block]
@@ -72,7 +74,7 @@ def classify(
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
-            assignments[name] = found
+            assignments[name] = replace(found, structure=structure_of(sites[0], found.block, facts))
     if unknown:
         raise ValueError(_unknown_message(unknown))
     return BlockMap(assignments)

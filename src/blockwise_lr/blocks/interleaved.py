@@ -1,7 +1,8 @@
 """How known classes lay several parts out in one weight, where that is not all of q, then all of k, then all of v.
 
-To add a class, write one line in `LAYOUTS` and one case in tests/cases.py. A layout cannot be read off the weights, so
-these lines count only for the classes in `blocks/vouched.py`; the layout of any other class is proved or stated.
+To add a class, write one line in `LAYOUTS` and one case in tests/support/cases.py. A layout cannot be read off the
+weights, so these lines count only for the classes in `blocks/vouched.py`; the layout of any other class is proved or
+stated.
 """
 
 from __future__ import annotations

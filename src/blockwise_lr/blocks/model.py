@@ -64,6 +64,17 @@ class ModelFacts:
         """Where modules are: in layers, or outside of them."""
         return Places(self.tree, self.attentions, set(self.embeddings))
 
+    @cached_property
+    def _by_attention(self) -> dict[str, list[tuple[tuple[str, str], Projection]]]:
+        grouped: dict[str, list[tuple[tuple[str, str], Projection]]] = {}
+        for place, projection in self.projections.items():
+            grouped.setdefault(projection.attention, []).append((place, projection))
+        return grouped
+
+    def projections_of(self, attention: str) -> list[tuple[tuple[str, str], Projection]]:
+        """Return the projections of one attention module, each with the path and the leaf of its parameter."""
+        return self._by_attention.get(attention, [])
+
     def projection(self, site: Site) -> Projection | None:
         """What a parameter of an attention module makes, None outside of attention."""
         return self.projections.get((site.path.removesuffix(".base_layer"), site.leaf))

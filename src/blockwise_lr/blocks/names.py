@@ -4,7 +4,8 @@ One line a kind of parameter: its block, why, and patterns. A pattern is searche
 "GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path and
 class, and what it calls the parameter. The path begins at the owner's layer or, outside of layers, at the model: what
 is around them has names that say nothing (`blocks/places.py`). A name that other models may use for something else is
-bound to the class that it was seen in. To add a kind, write one line here and one case in tests/cases_by_hand.py.
+bound to the class that it was seen in. To add a kind, write one line here and one case in
+tests/support/cases_by_hand.py.
 """
 
 from __future__ import annotations

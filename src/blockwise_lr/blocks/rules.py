@@ -1,8 +1,8 @@
 """The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
 
 To add a rule, write one line here (or, for a name, in `blocks/names.py`, which comes after these) and one case in
-tests/cases.py or tests/handwritten_cases.py. A rule must be sure: what only resembles a block is better left to the
-error that asks the user.
+tests/support/cases.py or tests/support/handwritten_cases.py. A rule must be sure: what only resembles a
+block is better left to the error that asks the user.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.plan import Plan
-from blockwise_lr.compare.render import compare, render
 from blockwise_lr.compare.tables import print_summary
+from blockwise_lr.compare.write_report import compare, render
 
 __all__ = ["Arm", "Plan", "compare", "print_summary", "render"]

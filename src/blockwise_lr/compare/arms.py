@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import canonical_ratios
-from blockwise_lr.optim.registry import OPTIMIZERS, optimizer_entry
+from blockwise_lr.optimizers.registry import OPTIMIZERS, optimizer_entry
+from blockwise_lr.train.ratio_text import canonical_ratios
 
 HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
 """Lengths of a run, in units of the preset's steps N."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import FrameType
 
 from blockwise_lr.compare.plan import Plan, Run
-from blockwise_lr.compare.progress import ComparisonProgress
 from blockwise_lr.compare.results import check_unchanged, is_finished, read_run
+from blockwise_lr.compare.run_bars import ComparisonProgress
 from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.locks import HeldError, take_lock

@@ -20,7 +20,7 @@ from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.ratio_figure import draw_ratios, with_moving_ratios
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.wording import format_signed, format_speedup
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.train.presets import Setting
 
 _WIDE, _SMALL = (9.0, 4.6), (6.4, 4.4)
 _BASELINE: dict[str, dict[str, Any]] = {

@@ -19,10 +19,11 @@ from typing import Any
 
 from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.auto_rule import parse_auto
-from blockwise_lr.optim.ratios import parse_ratios, resolve_ratios
-from blockwise_lr.pretrain.config import TrainConfig, config_from_dict, identity
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.experimental.auto_rule import parse_auto
+from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.train.config import TrainConfig, config_from_dict, identity
+from blockwise_lr.train.presets import Setting
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,8 @@ def _check_values(plan: Plan) -> None:
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
-    from blockwise_lr.pretrain.checks import check_optimizer  # not at the top: it brings transformers
-    from blockwise_lr.pretrain.ranges import check_seed
+    from blockwise_lr.train.checks import check_optimizer  # not at the top: it brings transformers
+    from blockwise_lr.train.ranges import check_seed
 
     for arm in plan.arms:
         try:

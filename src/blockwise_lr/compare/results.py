@@ -12,8 +12,8 @@ from typing import Any
 from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.errors import UserError
-from blockwise_lr.pretrain.metrics import read_metrics
-from blockwise_lr.pretrain.presets import Setting
+from blockwise_lr.train.metrics import read_metrics
+from blockwise_lr.train.presets import Setting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwise_lr.compare.progress import format_seconds
+from blockwise_lr.compare.run_bars import format_seconds
 from blockwise_lr.compare.speedup import DIVERGED
 from blockwise_lr.compare.wording import (
     format_interval,

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from blockwise_lr.optim.adopt import adopt_state
 from blockwise_lr.optim.load_hooks import is_attached
 from blockwise_lr.optim.saved_groups import OnChange, moves, other_parameters, reconcile
+from blockwise_lr.optimizers.adopt import adopt_state
 
 
 def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool) -> None:

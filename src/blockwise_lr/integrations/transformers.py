@@ -18,23 +18,25 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
+from blockwise_lr.experimental import AutoRatios, AutoRule
+from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
-from blockwise_lr.integrations.clipping import TrainerClipping, check_engine, hides_parameters
 from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
-from blockwise_lr.integrations.sharpness import SharpnessCallback
+from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
+from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
 from blockwise_lr.integrations.trainer_schedules import (
     ScheduleName,
     TrainerSchedule,
     base_lr,
     choose_schedule,
 )
-from blockwise_lr.optim import PAPER_RATIOS, AutoRatios, AutoRule, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
-from blockwise_lr.optim.ratios import named_ratios
+from blockwise_lr.optim.ratios import given_ratios
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
@@ -119,9 +121,9 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
-        ratios = named_ratios(ratios, auto=True)
-        self._rule = ratios if isinstance(ratios, AutoRule) else None
-        self._ratios = ratios
+        rule = parse_auto(ratios) if isinstance(ratios, str) else ratios
+        self._rule = rule if isinstance(rule, AutoRule) else None
+        self._ratios = given_ratios(self._rule or ratios, more=("auto",))
         self.auto: AutoRatios | None = None
         self._schedule = schedule
         self._floor = floor

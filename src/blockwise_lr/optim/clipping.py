@@ -21,7 +21,7 @@ from blockwise_lr.optim.gradients import (
     mesh_of,
     together,
 )
-from blockwise_lr.optim.nonfinite import describe_nonfinite
+from blockwise_lr.optim.nonfinite_report import describe_nonfinite
 
 MaxNorm = float | Mapping[Block, float] | Mapping[str, float]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify
+from blockwise_lr.distributed import is_sharded
 from blockwise_lr.sharpness.dense import check_gradient
-from blockwise_lr.sharpness.processes import is_sharded
 
 Groups = Sequence[Mapping[str, Any]]
 Members = dict[Block, dict[str, nn.Parameter]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -10,7 +11,6 @@ from torch import nn
 from blockwise_lr.arguments import check_model, check_number
 from blockwise_lr.blocks import Block, BlockMap, classify
 from blockwise_lr.blocks.block import Assignment
-from blockwise_lr.optim.auto_rule import AutoRule
 from blockwise_lr.optim.decay import (
     WEIGHT_DECAY,
     Decay,
@@ -21,10 +21,9 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.known_structures import remember_structures
 from blockwise_lr.optim.one_rate import expect_optimizer
-from blockwise_lr.optim.orientation import output_dims
-from blockwise_lr.optim.partitions import Partition, partitions
-from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, UnnamedRatios, named_ratios, resolve_ratios
+from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, given_ratios, resolve_ratios
 
 # NORM first: trainers that log one learning rate log group 0's, and NORM's ratio is 1 (METHOD section 7).
 _ORDER = (Block.NORM, *(block for block in Block if block is not Block.NORM))
@@ -47,9 +46,8 @@ def param_groups(
     Args:
         model: the model; call ``split_fused(model)`` first if it has fused QKV weights.
         lr: base learning rate eta_base, the peak of a block whose ratio is 1.
-        ratios: r(b) by Block or its string; a missing block is 1. A SharpnessReport, or DirectionalReports, stand for
-            ``ratios_from_sharpness(report)``, an AutoRule for the ratios it begins with, and the names "paper",
-            "measured" and "uniform" for those ratios. Default: the paper's.
+        ratios: r(b) by Block or its string, where a missing block is 1; or a name: "paper", "measured" or "uniform".
+            A report, or a list of DirectionalReports, stands for its ``ratios()``. Default: the paper's.
         weight_decay: decoupled weight decay as torch's AdamW takes it, so that a step shrinks a weight by
             ``lr * weight_decay``. A number, 0.1 by default; or numbers by Block or its string, where a block that is
             not named keeps the 0.1 that it has by default (``{**dict.fromkeys(Block, 0.05), "norm": 0}`` says it for
@@ -65,9 +63,7 @@ def param_groups(
     Returns:
         Group dicts for ``torch.optim.AdamW`` and the like; NORM first, none empty. Beside ``params`` each has
         ``lr`` and ``initial_lr`` (ratio * base), ``weight_decay``, ``block`` (a plain str), ``lr_ratio``,
-        ``decay``, and three lists in the order of ``params``: ``names`` (the parameters' names), ``partitions`` (how
-        :class:`blockwise_lr.AdamMini` cuts each of them) and ``output_dims`` (which dimension of a matrix counts its
-        outputs, for Muon). Other optimizers do not look at the last two.
+        ``decay`` and ``names`` (the parameters' names, in the order of ``params``).
 
     Raises:
         ValueError: lr or weight_decay out of range; an unknown block in ratios, weight_decay or no_decay; a fused
@@ -83,14 +79,13 @@ def param_groups(
         [0.0, 0.1]
     """
     check_model(model, "param_groups")
-    given, lr, ratios = lr, check_number(lr, "lr", "1e-3"), named_ratios(ratios)
+    given, lr, ratios = lr, check_number(lr, "lr", "1e-3"), given_ratios(ratios)
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"lr is {given}; expected a finite number above 0")
     decays, decay = resolve_decay(weight_decay, decay)
     ratio_of = resolve_ratios(ratios)
     exempt = resolve_no_decay(no_decay)
     blocks = classify(model) if blocks is None else blocks
-    cut, outputs = partitions(model, blocks), output_dims(model, blocks)
 
     members: dict[tuple[Block, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -120,20 +115,19 @@ def param_groups(
                 "lr_ratio": ratio,
                 "decay": decay,
                 "names": [name for name, _ in members[block, own_decay]],
-                "partitions": [_as_list(cut[name]) for name, _ in members[block, own_decay]],
-                "output_dims": [outputs[name] for name, _ in members[block, own_decay]],
             }
         )
+    remember_structures(
+        (parameter, blocks.assignment(name).structure)
+        for pairs in members.values()
+        for name, parameter in pairs
+    )
     expect_optimizer(groups)
     return groups
 
 
-def _as_list(partition: Partition | None) -> list[int] | None:
-    return None if partition is None else list(partition)  # as torch.load with weights_only takes it
-
-
-def _names_block(ratios: UnnamedRatios, block: Block) -> bool:
-    return not isinstance(ratios, AutoRule) and any(key == block for key in ratios)
+def _names_block(ratios: Mapping[Any, float], block: Block) -> bool:
+    return any(key == block for key in ratios)
 
 
 def _part_ratios(entry: Assignment, ratio_of: dict[Block, float]) -> dict[str, float]:
@@ -155,7 +149,7 @@ def _group_ratio(
     members: list[tuple[str, nn.Parameter]],
     blocks: BlockMap,
     ratio_of: dict[Block, float],
-    ratios: UnnamedRatios,
+    ratios: Mapping[Any, float],
 ) -> float:
     if block is not Block.QKV or _names_block(ratios, Block.QKV):
         return ratio_of[block]

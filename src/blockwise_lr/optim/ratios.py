@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.auto_rule import AutoRule, parse_auto
-from blockwise_lr.optim.by_block import check_by_block, parse_pairs, spell_pairs
-from blockwise_lr.optim.directional_report import KIND as DIRECTIONAL
-from blockwise_lr.optim.directional_report import DirectionalReport
-from blockwise_lr.optim.measured import ratios_from_sharpness
-from blockwise_lr.optim.trajectory import reports_of
-from blockwise_lr.sharpness import SharpnessReport
+from blockwise_lr.optim.by_block import check_by_block, spell_pairs
 
-Ratios = (
-    Mapping[Block, float]
-    | Mapping[str, float]
-    | SharpnessReport
-    | DirectionalReport
-    | Sequence[DirectionalReport]
-    | AutoRule
-    | str
-)
 
-UnnamedRatios = (
-    Mapping[Block, float]
-    | Mapping[str, float]
-    | SharpnessReport
-    | DirectionalReport
-    | Sequence[DirectionalReport]
-    | AutoRule
-)
+class HasRatios(Protocol):
+    """A report of a measurement, or a rule: what has ratios of its own."""
+
+    def ratios(self) -> Mapping[Block, float]:
+        """Return a ratio by block."""
+
+
+Ratios = Mapping[Block, float] | Mapping[str, float] | HasRatios | Sequence[HasRatios] | str
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
 )
-"""The paper's ratios, tuned by its authors on LLaMA 0.25B and MiniPile (METHOD section 3). Blocks that are
+"""The paper's ratios, tuned by its authors on LLaMA 0.25B and MiniPile (arXiv 2502.19002). Blocks that are
 not named, the untied output head among them, have ratio 1."""
 
 UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
@@ -60,13 +44,12 @@ paper's order among the matrices, EMB > QK > FFN > VO, with NORM and HEAD fast. 
 
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
-    """A ratio for every block: those given, and 1 for the rest.
+    """Return a ratio for every block: those given, and 1 for the rest.
 
     Args:
-        ratios: learning-rate ratio by block; keys are Blocks or their strings ("qk"). A SharpnessReport, a
-            DirectionalReport or a sequence of these stands for ``ratios_from_sharpness(report)``,
-            an AutoRule for those it begins with, and a name of :data:`NAMED_RATIOS` ("paper", "measured",
-            "uniform", "quickstart") for those.
+        ratios: learning-rate ratio by block, with Blocks or their strings ("qk") as keys; a name of
+            :data:`NAMED_RATIOS` ("paper", "measured", "uniform", "quickstart"); or what has ratios of its own: a
+            SharpnessReport, a DirectionalReport or a sequence of them along a run, an AutoRule.
 
     Raises:
         ValueError: an unknown name, a key that is no block, or a ratio that is not a positive finite number.
@@ -76,13 +59,11 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB], resolve_ratios("paper")[Block.EMB]
         (8.0, 1.0, 10.0)
     """
-    found = named_ratios(ratios)
-    if isinstance(found, (SharpnessReport, DirectionalReport, Sequence)):
-        found = ratios_from_sharpness(found)
-    elif isinstance(found, AutoRule):
-        found = starting_ratios(found)
     given = check_by_block(
-        found, "ratios", lambda value: math.isfinite(value) and value > 0, "a finite number above 0"
+        given_ratios(ratios),
+        "ratios",
+        lambda value: math.isfinite(value) and value > 0,
+        "a finite number above 0",
     )
     return dict.fromkeys(Block, 1.0) | given
 
@@ -95,33 +76,40 @@ NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
         "quickstart": QUICKSTART_RATIOS,
     }
 )
-"""The ratios that command lines know by name."""
+"""The ratios that have a name."""
 
 
-def named_ratios(ratios: Ratios, *, auto: bool = False) -> UnnamedRatios:
-    """The ratios that a name stands for; ratios of any other kind as they are.
+def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, float]:
+    """Return the mapping that `ratios` stands for, without the blocks that it does not name.
 
     Args:
         ratios: as :func:`resolve_ratios` takes them.
-        auto: whether "auto" is a name too, for a rule that moves the ratios in the run.
+        more: names that the caller knows besides, for the message.
 
     Raises:
         ValueError: no such name; lists the names, and says how to read a file.
-        TypeError: neither a mapping nor a report nor a rule.
+        TypeError: neither a mapping nor a name nor a report.
 
     Example:
-        >>> named_ratios("measured") is MEASURED_RATIOS
+        >>> given_ratios("measured") is MEASURED_RATIOS
         True
     """
     if isinstance(ratios, str):
-        return _by_name(ratios, auto=auto)
-    if isinstance(ratios, Sequence) and ratios and not isinstance(ratios[0], DirectionalReport):
-        raise TypeError(f"ratios is a {type(ratios).__name__}; {_EXPECTED}")
-    if not isinstance(ratios, (Mapping, Sequence, SharpnessReport, DirectionalReport, AutoRule)):
-        if isinstance(ratios, os.PathLike):
-            raise TypeError(f"ratios is a path, {os.fspath(ratios)}; {_how_to_read(os.fspath(ratios))}")
-        raise TypeError(f"ratios is {ratios!r:.60}; {_EXPECTED}")
-    return cast("UnnamedRatios", ratios)  # str is a Sequence to mypy
+        return _by_name(ratios, more)
+    own = getattr(ratios, "ratios", None)
+    if callable(own):  # MeasuredRatios has an attribute of this name
+        return cast("Mapping[Block, float]", own())
+    if isinstance(ratios, Mapping):
+        return ratios
+    if isinstance(ratios, Sequence):
+        along = getattr(ratios[0], "ratios_of_run", None) if ratios else None
+        if along is None:
+            what = f"a {type(ratios).__name__}" if ratios else f"an empty {type(ratios).__name__}"
+            raise TypeError(f"ratios is {what}; {_EXPECTED}")
+        return cast("Mapping[Block, float]", along(ratios))
+    if isinstance(ratios, os.PathLike):
+        raise TypeError(f"ratios is a path, {os.fspath(ratios)}; {_how_to_read(os.fspath(ratios))}")
+    raise TypeError(f"ratios is {ratios!r:.60}; {_EXPECTED}")
 
 
 _EXPECTED = (
@@ -129,27 +117,21 @@ _EXPECTED = (
 )
 
 
-def _by_name(text: str, *, auto: bool) -> UnnamedRatios:
+def _by_name(text: str, more: Sequence[str]) -> Mapping[Block, float]:
     if text in NAMED_RATIOS:
         return NAMED_RATIOS[text]
-    names = ", ".join(map(repr, NAMED_RATIOS))
-    rule = parse_auto(text)
-    if rule is not None and auto:
-        return rule
-    if rule is not None:
+    names = ", ".join(f'"{name}"' for name in (*NAMED_RATIOS, *more))
+    if text.partition(":")[0] == "auto":
         raise ValueError(
             f"ratios is {text!r}, ratios that move in the run: give them to BlockwiseTrainer, or in a loop of your own "
             "use ratios=AutoRule() and AutoRatios(optimizer, schedule, AutoRule()); expected a name that stands for "
             f"fixed ones ({names})"
         )
-    if text.endswith(".json") or _is_file(text):
+    if text.endswith(".json") or is_file(text):
         raise ValueError(f"ratios is {text!r}, the name of a file; {_how_to_read(text)}")
     if "=" in text:
         raise ValueError(f'ratios is {text!r}; expected a mapping here, such as {{"emb": 4, "vo": 0.5}}')
-    also = ', "auto"' if auto else ""
-    raise ValueError(
-        f"ratios is {text!r}; the names are {names.replace(chr(39), chr(34))}{also}; {_EXPECTED}"
-    )
+    raise ValueError(f"ratios is {text!r}; the names are {names}; {_EXPECTED}")
 
 
 def _how_to_read(path: str) -> str:
@@ -159,70 +141,8 @@ def _how_to_read(path: str) -> str:
     )
 
 
-def starting_ratios(rule: AutoRule) -> Mapping[Block, float]:
-    """The ratios that a run by the rule begins with."""
-    return MEASURED_RATIOS if rule.begin == "measured" else UNIFORM_RATIOS
-
-
-def parse_ratios(text: str) -> dict[Block, float]:
-    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
-
-    Args:
-        text: name (of "auto", what it begins with; its rule is for :func:`blockwise_lr.optim.auto_rule.parse_auto`),
-            pairs, or the path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
-            DirectionalReports (directional.json: all that are in it).
-
-    Returns:
-        The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
-
-    Raises:
-        ValueError: none of the three; a file that is not such JSON; an unknown block or a ratio not above 0.
-
-    Example:
-        >>> parse_ratios("emb=4,vo=0.5")[Block.VO]
-        0.5
-    """
-    if text in NAMED_RATIOS:
-        return dict(NAMED_RATIOS[text])
-    if (rule := parse_auto(text)) is not None:
-        return dict(starting_ratios(rule))
-    if _is_file(text):
-        try:
-            values = json.loads(Path(text).read_text(encoding="utf-8-sig"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise ValueError(
-                f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'
-            ) from None
-        if not isinstance(values, dict):
-            raise ValueError(
-                f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
-            )
-        measured = "estimator" in values or values.get("kind") == DIRECTIONAL
-        return dict(ratios_from_sharpness(_report(text, values))) if measured else _named(values)
-    if "=" not in text:
-        raise ValueError(
-            f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
-            f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
-        )
-    return _named(parse_pairs(text, "ratios"))
-
-
-def canonical_ratios(text: str) -> str:
-    """The same ratios, spelled so that they mean the same on every reading: a file by what is in it.
-
-    Raises:
-        ValueError: as :func:`parse_ratios`.
-
-    Example:
-        >>> canonical_ratios("vo=.5"), canonical_ratios("paper"), canonical_ratios("auto")
-        ('vo=0.5', 'paper', 'auto')
-    """
-    by_name = text in NAMED_RATIOS or parse_auto(text) is not None
-    return text if by_name else spell_ratios(parse_ratios(text))
-
-
 def spell_ratios(ratios: Ratios) -> str:
-    """The inverse of :func:`parse_ratios`, without the blocks whose ratio is 1.
+    """The inverse of :func:`blockwise_lr.train.ratio_text.parse_ratios`, without the blocks whose ratio is 1.
 
     Example:
         >>> spell_ratios(PAPER_RATIOS)
@@ -232,25 +152,9 @@ def spell_ratios(ratios: Ratios) -> str:
     return spell_pairs(unequal) or "uniform"
 
 
-def _report(
-    path: str, values: Mapping[str, Any]
-) -> SharpnessReport | DirectionalReport | list[DirectionalReport]:
-    try:
-        if values.get("kind") != DIRECTIONAL:
-            return SharpnessReport.from_dict(values)
-        reports = reports_of(values)
-        return reports if len(reports) > 1 else reports[0]
-    except ValueError as error:
-        raise ValueError(f"ratios: {path}: {error}") from None
-
-
-def _is_file(text: str) -> bool:
+def is_file(text: str) -> bool:
+    """Return whether `text` names a file. Long text, such as many pairs, names none."""
     try:
         return Path(text).is_file()
     except OSError:  # many pairs are no file name: too long
         return False
-
-
-def _named(values: Mapping[str, float]) -> dict[Block, float]:
-    resolved = resolve_ratios(values)
-    return {Block(name): resolved[Block(name)] for name in values}

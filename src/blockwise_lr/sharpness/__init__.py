@@ -1,9 +1,10 @@
 """How sharp is each block?"""
 
+from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness
 from blockwise_lr.sharpness.monitor import SharpnessMonitor
 from blockwise_lr.sharpness.records import read_reports
-from blockwise_lr.sharpness.report import Estimate, SharpnessReport
+from blockwise_lr.sharpness.report import SharpnessReport
 
 __all__ = [
     "Estimate",

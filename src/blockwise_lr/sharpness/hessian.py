@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from blockwise_lr.sharpness import processes
+from blockwise_lr import distributed as processes
+from blockwise_lr.distributed import is_sharded, local
 from blockwise_lr.sharpness.parts import add
 from blockwise_lr.sharpness.predictions import HALF, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
-from blockwise_lr.sharpness.processes import is_sharded, local
 
 # Relative size of the central difference: truncation (its square) and rounding (its inverse) are balanced at about
 # the cube root of the precision of a gradient.

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.distributed import local
 from blockwise_lr.sharpness.estimators import Draws
 from blockwise_lr.sharpness.parts import Parts
-from blockwise_lr.sharpness.processes import local
 
 LOWEST, HIGHEST, WIDTH = -24.0, 8.0, 0.1
 _BINS = round((HIGHEST - LOWEST) / WIDTH)

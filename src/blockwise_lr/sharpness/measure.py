@@ -12,11 +12,12 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import BlockMap
-from blockwise_lr.estimator import Estimator as Estimator
+from blockwise_lr.estimator_names import Estimator as Estimator
 from blockwise_lr.fp32 import fp32_precision
-from blockwise_lr.sharpness import estimators, processes
+from blockwise_lr.sharpness import estimators
 from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
 from blockwise_lr.sharpness.histogram import Histograms
 from blockwise_lr.sharpness.parts import Parts

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from blockwise_lr.blocks import BlockMap, classify
 from blockwise_lr.sharpness.estimators import ESTIMATORS, HessianProducts
-from blockwise_lr.sharpness.gradients import METHOD, gradient_report, squared_gradients
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.records import append_report, keep_reports, read_reports
 from blockwise_lr.sharpness.report import SharpnessReport
+from blockwise_lr.sharpness.training_gradients import METHOD, gradient_report, squared_gradients
 
 __all__ = ["SharpnessMonitor", "read_reports"]
 
@@ -168,7 +168,7 @@ class SharpnessMonitor:
         return self.record_gradients(squared_gradients(self.parts), step, scale)
 
     def record_gradients(self, squares: Tensor, step: int, scale: float) -> SharpnessReport:
-        """The same from :func:`blockwise_lr.sharpness.gradients.squared_gradients`, taken earlier."""
+        """The same from :func:`blockwise_lr.sharpness.training_gradients.squared_gradients`, taken earlier."""
         samples = self.tokens_per_step or 0
         return self.record(gradient_report(self.parts, squares, samples=samples, scale=scale, step=step))
 

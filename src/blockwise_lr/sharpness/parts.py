@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
 from blockwise_lr.blocks.block import Assignment, Piece
-from blockwise_lr.sharpness.dense import check_gradient, check_real
-from blockwise_lr.sharpness.processes import (
+from blockwise_lr.distributed import (
     check_replicas,
     check_sharding,
     gradient_divisor,
@@ -21,6 +20,7 @@ from blockwise_lr.sharpness.processes import (
     local,
     own_elements,
 )
+from blockwise_lr.sharpness.dense import check_gradient, check_real
 
 __all__ = ["OUTSIDE", "Part", "Parts", "accumulation_dtype", "add", "cut", "is_sharded", "layer_of", "local"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,9 @@ from blockwise_lr.drawing import block_colour, figure, log_ticks, save
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.parts import OUTSIDE
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order
-from blockwise_lr.sharpness.report import SharpnessReport
+
+if TYPE_CHECKING:
+    from blockwise_lr.sharpness.report import SharpnessReport
 
 _LABEL = "average sharpness S(b)"
 _GREY = "#555555"

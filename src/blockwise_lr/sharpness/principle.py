@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.extras import missing
-from blockwise_lr.sharpness.report import Estimate
+from blockwise_lr.sharpness.estimate import Estimate
 
 PAPER_ORDER = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM)
 """Flattest to sharpest, as the paper's principle has it (METHOD section 2)."""

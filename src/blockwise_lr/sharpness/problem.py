@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blockwise_lr.sharpness import processes
+from blockwise_lr import distributed as processes
+from blockwise_lr.distributed import is_sharded, sharded_like
 from blockwise_lr.sharpness.parts import Parts
 from blockwise_lr.sharpness.predictions import LossFunction, Predictions, predict
-from blockwise_lr.sharpness.processes import is_sharded, sharded_like
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.checked import number, number_or_nan, numbers, typed
 from blockwise_lr.files import write_json_atomic
+from blockwise_lr.json_values import number, number_or_nan, numbers, typed
+from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.histogram import Histogram
+from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, log_ratio_error, ratios_by_sharpness
 from blockwise_lr.sharpness.parts import OUTSIDE, Part
 
 if TYPE_CHECKING:
@@ -22,20 +24,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT = 1
-
-
-class Estimate(NamedTuple):
-    """Average sharpness per parameter, S(b) = tr(H_b) / #(b).
-
-    Args:
-        mean: the estimate.
-        stderr: its standard error; NaN where there was a single draw.
-        numel: #(b), number of elements.
-    """
-
-    mean: float
-    stderr: float
-    numel: int
 
 
 @dataclass(frozen=True)
@@ -157,6 +145,31 @@ class SharpnessReport(Mapping[Block, Estimate]):
 
     def __contains__(self, block: object) -> bool:
         return block in self.blocks
+
+    def ratios(
+        self, power: float = 2 / 3, reference: Block = Block.NORM, low: float = 1.0, high: float = 20.0
+    ) -> MeasuredRatios:
+        """Return learning-rate ratios by average sharpness: r(b) = (S(reference) / S(b)) ** power.
+
+        Args:
+            power: 0 makes every ratio 1; above 0, flatter blocks learn faster.
+            reference: the block whose ratio is 1. Default: NORM, the paper's sharpest.
+            low, high: bounds of a ratio.
+
+        Raises:
+            ValueError: the report lacks the reference block, a sharpness is not above 0, or a setting is out of range.
+
+        See :func:`blockwise_lr.ratios_from_sharpness`, which does the same for plain values.
+        """
+        sharpness = {block: estimate.mean for block, estimate in self.items()}
+        return ratios_by_sharpness(
+            sharpness,
+            power,
+            reference,
+            low,
+            high,
+            error=lambda block: log_ratio_error(self.draws, self.weights, sharpness, reference, block),
+        )
 
     def table(self) -> Table:
         """By block, sharpest first, as a rich table (needs the extra "train")."""

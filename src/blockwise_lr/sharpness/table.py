@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.extras import missing
-from blockwise_lr.sharpness.report import Estimate, SharpnessReport
+from blockwise_lr.sharpness.estimate import Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from blockwise_lr.sharpness.report import SharpnessReport
 
 
 def table(report: SharpnessReport) -> Table:

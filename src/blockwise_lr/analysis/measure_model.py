@@ -1,0 +1,217 @@
+"""What `blockwise-lr sharpness` does: measure a model, or every checkpoint of a run; table, JSON and figures."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from torch import nn
+
+from blockwise_lr.analysis.measure_settings import MeasureConfig
+from blockwise_lr.analysis.measure_slopes import directional_reports, write_directional
+from blockwise_lr.analysis.named_models import Subject, find_subject
+from blockwise_lr.blocks import classify
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import TokenData, prepare_data
+from blockwise_lr.directional import DirectionalReport
+from blockwise_lr.directional.directional_figure import directional_run_table, shown_report
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
+from blockwise_lr.train.checks import resolve_device
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.quiet import quiet_libraries
+from blockwise_lr.train.run_folder import check_same_text, missing, take_back
+from blockwise_lr.train.run_sharpness import masked_batches, measure_batches
+
+RESULT = "sharpness.json"
+
+
+@quiet_libraries()
+def measure_model(
+    model: str,
+    config: MeasureConfig,
+    out: Path | None = None,
+    *,
+    command: str = "",
+    console: Console | None = None,
+) -> tuple[list[SharpnessReport] | list[DirectionalReport], Path]:
+    """Measure what `model` names, in fp32, on windows spread evenly over the text's measure split.
+
+    Args:
+        model: a preset (at initialisation), a run's folder (all its whole checkpoints, on the run's own text), one
+            checkpoint, or a Hugging Face folder or id.
+        config: how, and on what.
+        out: folder for sharpness.json and the figures. Default: sharpness/ in the run's folder, otherwise
+            runs/sharpness-NAME.
+        command: the command line, for sharpness.json.
+        console: where progress goes. Default: stderr.
+
+    Returns:
+        The reports, earliest first (with `config.directional`, DirectionalReports), and the folder.
+
+    Raises:
+        UserError: the model, the text or a setting is not usable; says what to change.
+    """
+    console = console or Console(stderr=True)
+    config.check()
+    device = resolve_device(config.device)
+    subject = find_subject(model, seed=config.seed)
+    out = subject.out if out is None else out
+    data, batches = _batches(subject, config, progress=console.is_terminal)
+    made = missing(out)
+    make_folder(out)  # before the work: whether it can be made
+    for reason in subject.skipped:
+        console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
+    about = {
+        "model": subject.name,
+        "command": command,
+        **describe_environment(device),
+        "data": data.describe(),
+    }
+    try:
+        with _progress(console, subject, config.batches) as show:
+            if config.directional:
+                slopes = directional_reports(subject, batches, device, show)
+                write_directional(slopes, out, about)
+                return slopes, out
+            reports = []
+            for step, load in subject.models:
+                reports.append(_measure(load, batches, step, config, device, partial(show, step)))
+                gc.collect()  # a model is a web of cycles: two would be in memory at once
+        _write(reports, out, about, console)
+    finally:
+        take_back(made)  # where nothing came of it
+    return reports, out
+
+
+def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) -> list[Table]:
+    """What the command prints: of the last checkpoint; along an optimizer's update, of the one at the highest rate."""
+    slopes = [report for report in reports if isinstance(report, DirectionalReport)]
+    if not slopes:
+        return [reports[-1].table()]
+    along = [directional_run_table(slopes)] if len(slopes) > 1 else []
+    return [shown_report(slopes).table(), *along]
+
+
+def _batches(subject: Subject, config: MeasureConfig, *, progress: bool) -> tuple[TokenData, list[Any]]:
+    context = config.context or subject.context
+    if subject.longest is not None and context > subject.longest:
+        raise UserError(
+            f"--context is {context}; {subject.name} takes windows of at most {subject.longest} tokens"
+        )
+    text = _text(subject, config)
+    try:
+        data = prepare_data(text, vocab_size=subject.vocab_size, context=context, progress=progress)
+    except UserError as error:  # there is no --vocab-size here
+        raise UserError(str(error).partition(": set --vocab-size")[0]) from None
+    if subject.run is not None and text == subject.data:
+        check_same_text(subject.run, data.describe())
+    batch_size = config.batch_size or subject.batch_size
+    if subject.masked:
+        return data, masked_batches(data, context, config.batches, batch_size, config.seed)
+    return data, measure_batches(data.measure, context, batches=config.batches, batch_size=batch_size)
+
+
+def _text(subject: Subject, config: MeasureConfig) -> DataConfig:
+    """The text and its tokenizer: a run's own, unless others are given."""
+    if subject.run is not None and config.data is None and config.tokenizer is None:
+        return subject.data
+    tokenizer = config.tokenizer or subject.tokenizer
+    if tokenizer is None:
+        raise UserError(
+            f"{subject.name} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
+            "--tokenizer FOLDER-or-id"
+        )
+    if config.data is None:
+        return replace(subject.data, tokenizer=tokenizer)
+    return DataConfig(
+        data=config.data, text_field=config.text_field, tokenizer=tokenizer, cache=subject.data.cache
+    )
+
+
+def _measure(
+    load: Callable[[], nn.Module],
+    batches: Sequence[Any],
+    step: int | None,
+    config: MeasureConfig,
+    device: str,
+    on_batch: Callable[[int], None],
+) -> SharpnessReport:
+    model, overrides = load().to(device), config.overrides
+    try:
+        blocks = classify(model, overrides)
+    except ValueError as error:
+        raise UserError(f"{error}; on the command line: --blocks 'REGEX=BLOCK' ...") from error
+    try:
+        return measure_sharpness(
+            model,
+            batches,
+            estimator=config.estimator,
+            seed=config.seed,
+            probes=config.probes,
+            blocks=blocks,
+            histogram=config.histogram,
+            step=step,
+            on_batch=on_batch,
+        )
+    except ValueError as error:  # logits that are not finite, windows in which nothing is masked ...
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _progress(
+    console: Console, subject: Subject, batches: int
+) -> Iterator[Callable[[int | None, int], None]]:
+    """A bar over all batches of all checkpoints on a terminal, elsewhere a line a checkpoint."""
+    columns = (
+        TextColumn("measuring {task.fields[what]}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("batches"),
+        TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=batches * len(subject.models), what=subject.name)
+
+        def show(step: int | None, done: int) -> None:
+            what = subject.name if step is None else f"{subject.name}, step {step:,}"
+            bar.update(task, advance=1, what=what)
+            if done == batches and not console.is_terminal:
+                console.print(f"measured {what}", highlight=False, soft_wrap=True, markup=False)
+
+        yield show
+
+
+def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any], console: Console) -> None:
+    """sharpness.json of the last report, the others under "earlier"; and the figures, in place of older ones."""
+    *earlier, last = reports
+    write_json_atomic(
+        out / RESULT, {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}
+    )
+    figures: dict[str, Callable[[Path], object] | None] = {
+        "sharpness.png": partial(plot.plot_blocks, last),
+        "layers.png": partial(plot.plot_layers, last),
+        "density.png": partial(plot.plot_density, last) if last.histograms else None,
+        "evolution.png": partial(plot.plot_evolution, reports) if earlier else None,
+    }
+    for name, draw in figures.items():
+        (out / name).unlink(missing_ok=True)  # of an earlier measurement
+        if draw is not None:
+            try:
+                draw(out / name)
+            except ValueError as error:
+                console.print(f"{name} was not drawn: {error}", highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,1 @@
+"""Checkpoints: whole or absent, sharded, or exported as a Hugging Face folder."""

@@ -1,0 +1,76 @@
+"""A checkpoint as a plain Hugging Face folder, in the original layout, by one process."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from blockwise_lr.blocks import merge_fused, split_fused
+from blockwise_lr.checkpoints.dcp_reader import SafeReader
+from blockwise_lr.checkpoints.manifest import find_checkpoint, problem_with
+from blockwise_lr.checkpoints.sharded import LAYOUT, check_model, weights_of
+from blockwise_lr.errors import UserError
+from blockwise_lr.extras import check
+from blockwise_lr.files import check_name, make_folder
+
+# What a checkpoint of Trainer holds besides the model: the optimizer's side of it.
+_MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
+
+
+def export_checkpoint(checkpoint: Path, out: Path) -> Path:
+    """Write the model of a checkpoint so that ``AutoModelForCausalLM.from_pretrained(out)`` loads it.
+
+    Args:
+        checkpoint: of :func:`blockwise_lr.checkpoints.sharded.save_sharded` (of a transformers causal LM, saved by
+            any number of processes), a run of ``train`` (its newest whole checkpoint), or one of its checkpoints.
+        out: the new folder.
+
+    Returns:
+        The checkpoint that was read.
+
+    Raises:
+        UserError: no whole checkpoint; no config.json in it; the folder has files already.
+    """
+    check_name(out, "--out")
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"the folder {out} has files already: choose another --out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; expected the name of a new folder: choose another --out")
+    sharded = (checkpoint / LAYOUT).exists()
+    if sharded and (problem := problem_with(checkpoint)):
+        raise UserError(f"{checkpoint} is not whole: {problem}; choose another checkpoint")
+    source = checkpoint if sharded else find_checkpoint(checkpoint)
+    if not (source / "config.json").exists():
+        raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")
+    if not sharded and not any(source.glob("*.safetensors")):
+        raise UserError(f"{source} has no weights (model.safetensors): choose another checkpoint")
+    make_folder(out.parent)
+    hidden = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)  # of an export that was cut short
+    make_folder(hidden)
+    if sharded:
+        _assemble(source, hidden)
+    for pattern in (*(() if sharded else _MODEL_FILES), *_TOKENIZER_FILES):
+        for file in source.glob(pattern):
+            shutil.copy2(file, hidden / file.name)
+    if out.is_dir():
+        out.rmdir()
+    hidden.rename(out)
+    return source
+
+
+def _assemble(source: Path, out: Path) -> None:
+    check("the export to a Hugging Face folder needs", ["transformers", "safetensors"])
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    stored = SafeReader(source).read_metadata().state_dict_metadata
+    if any(name.startswith("model.") and ".parametrizations." in name for name in stored):
+        split_fused(model)
+    targets = {f"model.{name}": value for name, value in weights_of(model)}
+    check_model(source, targets, stored)
+    load(targets, storage_reader=SafeReader(source), no_dist=True)
+    merge_fused(model).save_pretrained(out)

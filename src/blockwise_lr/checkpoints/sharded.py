@@ -1,0 +1,273 @@
+"""Checkpoints of fully_shard training that any number of processes can take up again, by parameter name.
+
+Everything is stored in the split layout under the parameters' names: sharded parts cannot be merged, and a position in
+a group would change its meaning with the groups.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.optim import Optimizer
+
+from blockwise_lr.blocks import canonical_name
+from blockwise_lr.checkpoints.dcp_reader import SafeReader
+from blockwise_lr.checkpoints.manifest import problem_with, seal
+from blockwise_lr.distributed import is_sharded
+from blockwise_lr.errors import StorageError, UserError
+from blockwise_lr.experimental.auto import auto_of
+from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.optim.scaled import is_scaled
+from blockwise_lr.optim.schedules import BlockwiseSchedule
+from blockwise_lr.optimizers.adam_mini import AdamMini
+from blockwise_lr.optimizers.adam_mini_sharded import sharded_zeros
+
+LAYOUT = "sharded.json"
+
+
+def save_sharded(
+    folder: str | Path, model: nn.Module, optimizer: Optimizer, schedule: BlockwiseSchedule | None = None
+) -> None:
+    """Save a model and its optimizer, each process its own shards. Called by every process.
+
+    The folder appears when it is whole: until then it has a name that begins with a dot.
+
+    Args:
+        folder: ``.../checkpoint-STEP``, on a disk that all processes see; it must not exist.
+        model: after ``split_fused`` and ``fully_shard``, or not sharded at all.
+        optimizer: on groups of :func:`blockwise_lr.param_groups`.
+        schedule: of this library; its step and its settings are saved.
+
+    Raises:
+        UserError: the folder exists or has another kind of name; groups without names; a schedule of another kind.
+        StorageError: it cannot be written, on whichever process: all raise it, and no folder appears.
+
+    Example:
+        >>> save_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    if not (folder.name.startswith("checkpoint-") and folder.name[11:].isdigit()):
+        raise UserError(
+            f"the folder is named {folder.name}; expected checkpoint-STEP, such as checkpoint-100"
+        )
+    _check_schedule(schedule)
+    groups = [_settings(group) for group in _named_groups(optimizer)]
+    tensors = {f"model.{name}": value for name, value in weights_of(model)}
+    for name, parameter in _parameters(optimizer):
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+    hidden = folder.with_name(f".{folder.name}")
+
+    def begin() -> None:
+        if folder.exists():
+            raise UserError(f"{folder} is there already: choose another, or remove it")
+        shutil.rmtree(hidden, ignore_errors=True)  # of a save that was cut short
+        hidden.mkdir(parents=True)
+
+    def finish() -> None:
+        step = None if schedule is None else schedule.last_epoch
+        settings = None if schedule is None else schedule.settings()
+        write_json_atomic(
+            hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
+        )
+        if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
+            config.save_pretrained(hidden)
+        seal(hidden)
+        hidden.rename(folder)
+
+    _on_main(begin, hidden)
+    try:
+        save(cast("dict[str, Any]", tensors), checkpoint_id=hidden, no_dist=not dist.is_initialized())
+    except CheckpointException as error:  # no Exception; torch raises it on every process if one failed
+        raise StorageError(hidden, str(next(iter(error.failures.values()))[0])) from error
+    _on_main(finish, hidden)
+
+
+def load_sharded(
+    folder: str | Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    schedule: BlockwiseSchedule | None = None,
+    *,
+    changed: Literal["error", "adopt"] = "error",
+) -> None:
+    """Load what :func:`save_sharded` saved, into any number of processes. Called by every process.
+
+    Args:
+        folder: of :func:`save_sharded`.
+        model: the same model, split as it was, sharded in any way. Changed in place.
+        optimizer: a new one of the same kind, before its first step. Its moments are found by parameter name.
+        schedule: a new one; goes on at the saved step with its own settings. A warning names those that have changed.
+        changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
+            parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
+            keeps the new groups, with the old moments where there are some. Without differences the hyperparameters of
+            the groups are those that were saved, betas and weight decay among them, as ``load_state_dict`` does it.
+            Ratios that :class:`blockwise_lr.AutoRatios` has moved are no difference to an optimizer that has one.
+
+    Raises:
+        UserError: the checkpoint is not whole, is of another model or optimizer, or has other groups.
+
+    Example:
+        >>> load_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
+    """
+    folder = Path(folder)
+    _check_schedule(schedule)
+    if problem := problem_with(folder):
+        raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint")
+    layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
+    saved = {name: group for group in layout["groups"] for name in map(canonical_name, group["names"])}
+    differences = list(_differences(saved, optimizer))
+    if differences and changed == "error":
+        raise UserError(
+            f"{folder} was saved with other groups: {'; '.join(differences[:3])}"
+            f"{f'; and {len(differences) - 3} more' if len(differences) > 3 else ''}; make the groups as they were, or "
+            'load with changed="adopt" to go on with the new ones'
+        )
+    stored = SafeReader(folder).read_metadata().state_dict_metadata
+    targets: dict[str, Any] = {f"model.{name}": value for name, value in weights_of(model)}
+    check_model(folder, targets, stored)
+    states: dict[Tensor, Any] = {}
+    known = dict(_parameters(optimizer))
+    for full, about in stored.items():
+        if full.startswith("optimizer."):
+            _, key, name = full.split(".", 2)
+            if name in known and isinstance(about, TensorStorageMetadata):
+                target = _empty(key, about, known[name], optimizer)
+                states.setdefault(known[name], {})[key] = targets[full] = target
+    load(targets, storage_reader=SafeReader(folder), no_dist=not dist.is_initialized())
+    optimizer.state.update(states)
+    if not differences:
+        for group in optimizer.param_groups:
+            for key, value in saved[canonical_name(group["names"][0])].items():
+                if isinstance(here := group.get(key), Tensor):  # a compiled step may hold on to it
+                    here.fill_(value)
+                elif key != "names":  # of a wrapper, perhaps
+                    group[key] = tuple(value) if isinstance(here, tuple) else value
+    if schedule is not None and layout["schedule"] is not None:
+        if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
+            try:
+                schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
+            except ValueError as error:
+                raise UserError(f"{folder}: {error}") from None
+        schedule.go_on_at(layout["schedule"])
+
+
+def _check_schedule(schedule: object) -> None:
+    if is_scaled(schedule):
+        raise UserError(
+            "a schedule of scale_by_block has more to save than its step; expected one of this library, or None: "
+            "leave the schedule out here, and save its state_dict() with torch.save"
+        )
+
+
+def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
+    said: set[str] = set()
+    names = set()
+    moved = auto_of(optimizer) is not None and any(
+        "auto_loss" in group or "auto_mean" in group for group in saved.values()
+    )
+    for group in _named_groups(optimizer):
+        for name in map(canonical_name, group["names"]):
+            names.add(name)
+            if name not in saved:
+                yield f"{name} ({group['block']}) was not trained there and is here"
+                continue
+            old = saved[name]
+            if old["block"] != group["block"]:
+                yield f"{name} was in block {old['block']} there and is in {group['block']} here"
+            for key in ("decay",) if moved else ("lr_ratio", "initial_lr", "decay"):
+                if old[key] != group.get(key):
+                    text = f"{key} of {group['block']} is {old[key]} there and {group.get(key)} here"
+                    if text not in said:
+                        said.add(text)
+                        yield text
+    for name in saved:
+        if name not in names:
+            yield f"{name} ({saved[name]['block']}) was trained there and is not here"
+
+
+def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
+    """Refuse tensors of a model that are not those of the checkpoint, by name and shape."""
+    there = {name: tuple(about.size) for name, about in stored.items() if name.startswith("model.")}
+    here = {name: tuple(value.shape) for name, value in targets.items()}
+    for name in sorted(there | here):
+        if there.get(name) != here.get(name):
+            raise UserError(
+                f"{folder} is of another model: {name.removeprefix('model.')} has shape "
+                f"{there.get(name, 'none')} there and {here.get(name, 'none')} here; expected the same model, and "
+                "split_fused called as it was then"
+            )
+
+
+def _empty(key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
+    """A tensor to load a moment into, sharded as the optimizer keeps it."""
+    dtype = about.properties.dtype
+    if isinstance(optimizer, AdamMini) and key == "exp_avg_sq" and is_sharded(parameter):
+        return sharded_zeros(parameter, about.size, dtype)
+    if about.size == parameter.shape and about.size:
+        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    counts = not about.size and not (group.get("fused") or group.get("capturable"))
+    return torch.empty(about.size, dtype=dtype, device="cpu" if counts else parameter.device)
+
+
+def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by canonical name; of tied ones, the first."""
+    for name, parameter in model.named_parameters():
+        yield canonical_name(name), parameter.detach()
+    skipped = {
+        f"{path}.{leaf}" if path else leaf
+        for path, module in model.named_modules()
+        for leaf in module._non_persistent_buffers_set
+    }
+    for name, buffer in model.named_buffers():
+        if name not in skipped:
+            yield canonical_name(name), buffer
+
+
+def _named_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    if not all("names" in group for group in optimizer.param_groups):
+        raise UserError("a group of the optimizer has no names: make the groups with param_groups(model, lr)")
+    return optimizer.param_groups
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+    for group in _named_groups(optimizer):
+        for name, parameter in zip(group["names"], group["params"]):
+            yield canonical_name(name), parameter
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's names and hyperparameters; no other lists, since they go by position, as Adam-mini's partitions do."""
+    plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+    hyperparameters = {
+        key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
+    }
+    return {**hyperparameters, "names": group["names"]}
+
+
+def _on_main(job: Callable[[], None], path: Path) -> None:
+    """Do it on rank 0; what goes wrong there is raised everywhere, or the others would wait for it in vain."""
+    failed: list[Exception | None] = [None]
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            with storing(path):
+                job()
+        except Exception as error:
+            failed = [error]
+    if dist.is_initialized():
+        dist.broadcast_object_list(failed)
+        dist.barrier()  # rank 0 has only sent: were it to end now, those that still listen would abort
+    if failed[0] is not None:
+        raise failed[0]

@@ -1,0 +1,94 @@
+"""nanoGPT's `train.bin` and `val.bin`, used where they are: memory-mapped uint16 tokens without a header."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blockwise_lr.data.shards import CHECKSUM_LIMIT, ShardFile, TokenShards
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import expanded, reading, sha256_of
+
+BINS = ("train.bin", "val.bin")
+_BLOCK = 2**20
+_BLOCKS = 64
+
+
+def find_bins(data: str) -> Path | None:
+    """The folder `data` if it holds both bins, else None.
+
+    Raises:
+        UserError: it holds one of them only.
+    """
+    folder = expanded(data)
+    with reading(folder):
+        there = [name for name in BINS if (folder / name).is_file()]
+    if len(there) == 1:
+        raise UserError(f"{folder} holds {there[0]} only; expected both train.bin and val.bin")
+    return folder if there else None
+
+
+def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], dict[str, Any]]:
+    """The splits of nanoGPT's bins and their description: train is train.bin; tune, val and measure are the
+    first, second and last third of val.bin.
+
+    Every token is compared with `vocab_size` in bins below 256 MB; in larger ones, those of 64 evenly spaced
+    blocks of 2 MB.
+
+    Raises:
+        UserError: a bin has an odd number of bytes, or a token that the model has no row for.
+    """
+    train, held_out = (folder / name for name in BINS)
+    with reading(folder):
+        hashes = {path.name: _check(path, vocab_size) for path in (train, held_out)}
+    n_train, n_held_out = (path.stat().st_size // 2 for path in (train, held_out))
+    borders = [n_held_out * third // 3 for third in range(4)]
+    runs = {"train": (train, 0, n_train)}
+    for name, start, stop in zip(("tune", "val", "measure"), borders, borders[1:]):
+        runs[name] = (held_out, start, stop)
+    splits = {
+        name: TokenShards(
+            name, [ShardFile(path, stop - start, start)] if stop > start else [], "<u2", None, str(folder)
+        )
+        for name, (path, start, stop) in runs.items()
+    }
+    return splits, {
+        "source": str(folder),
+        "identity": {
+            "kind": "nanogpt",
+            "bytes": {path.name: path.stat().st_size for path in (train, held_out)},
+        },
+        "tokenizer_sha256": None,
+        "dtype": "uint16",
+        "split": "train.bin: train; the thirds of val.bin: tune, val, measure",
+        "content_sha256": hashlib.sha256(repr(hashes).encode()).hexdigest(),
+    }
+
+
+def _check(path: Path, vocab_size: int) -> str:
+    """Compare tokens with the vocabulary and hash them: all of a small file, spaced blocks of a large one."""
+    size = path.stat().st_size
+    if size % 2:
+        raise UserError(
+            f"{path} has {size} bytes; uint16 tokens take an even number: cut short, or not nanoGPT's"
+        )
+    tokens = np.memmap(path, "<u2", "r") if size else np.empty(0, "<u2")
+    small = size < CHECKSUM_LIMIT
+    starts = (
+        range(0, len(tokens), _BLOCK)
+        if small
+        else np.linspace(0, len(tokens) - _BLOCK, _BLOCKS, dtype=np.int64)
+    )
+    digest = hashlib.sha256(str(size).encode())
+    for start in starts:
+        block = tokens[start : start + _BLOCK]
+        if (largest := int(block.max())) >= vocab_size:
+            raise UserError(
+                f"{path} holds token {largest}, the model's vocabulary is {vocab_size}: "
+                f"set --vocab-size {largest + 1} or more"
+            )
+        digest.update(block.tobytes())
+    return sha256_of(path) if small else f"sampled:{digest.hexdigest()}"

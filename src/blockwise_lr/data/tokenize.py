@@ -1,0 +1,213 @@
+"""Documents to tokens: streaming a corpus of any size through a tokenizer into shards.
+
+The text goes through in batches of a few megabytes, so memory stays the same however large the corpus is.
+The tokenizer's own threads use all cores. Shards are closed at fixed places in the text, each is recorded
+when it is whole and on disk, and a run that was killed goes on after the last recorded one: the files come
+out the same to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy.typing as npt
+
+from blockwise_lr.data.document_progress import documents_bar
+from blockwise_lr.data.shards import SPLITS, split_of, write_header
+from blockwise_lr.data.sources import Source
+from blockwise_lr.data.vocabulary import Encoder
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import storing, write_json_atomic
+
+# Text in one file set, in characters: what a killed run loses at most.
+SHARD_CHARACTERS = 256_000_000
+BATCH_CHARACTERS = 2_000_000
+PROGRESS = "progress.json"
+
+
+@dataclass
+class _Batch:
+    first: int  # index of the first document
+    texts: list[str]
+    ends_shard: bool
+
+
+def _batches(documents: Iterator[str], start: int, shard_characters: int) -> Iterator[_Batch]:
+    # Where shards end depends on the text alone: not on batches, cores, or where a killed run goes on.
+    texts: list[str] = []
+    in_batch = in_shard = 0
+    first = start
+    for text in documents:
+        texts.append(text)
+        in_batch += len(text)
+        in_shard += len(text)
+        ends_shard = in_shard >= shard_characters
+        if ends_shard or in_batch >= BATCH_CHARACTERS or len(texts) >= 10_000:
+            yield _Batch(first, texts, ends_shard)
+            first += len(texts)
+            texts, in_batch = [], 0
+            in_shard = 0 if ends_shard else in_shard
+    if texts:
+        yield _Batch(first, texts, False)
+
+
+def _encoded(batches: Iterator[_Batch], encoder: Encoder) -> Iterator[tuple[_Batch, list[npt.NDArray[Any]]]]:
+    # Two batches at a time: while one's ids are copied out of the tokenizer, the other keeps the cores busy.
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[tuple[_Batch, Future[list[npt.NDArray[Any]]]]] = deque()
+        for batch in batches:
+            waiting.append((batch, pool.submit(encoder.encode, batch.texts)))
+            if len(waiting) > 2:
+                batch, tokens = waiting.popleft()
+                yield batch, tokens.result()
+        for batch, tokens in waiting:
+            yield batch, tokens.result()
+
+
+class _ShardWriter:
+    """One shard of every split, from consecutive documents."""
+
+    def __init__(self, folder: Path, number: int, first: int) -> None:
+        self.folder = folder
+        self.number = number
+        self.first = self.next = first
+        self._files: dict[str, IO[bytes]] = {}
+        self._hashes = {name: hashlib.sha256() for name in SPLITS}
+        self._tokens = dict.fromkeys(SPLITS, 0)
+        self._documents = dict.fromkeys(SPLITS, 0)
+
+    def add(self, split: str, tokens: npt.NDArray[Any]) -> None:
+        self.next += 1
+        if not len(tokens):
+            return
+        data = tokens.tobytes()
+        path = self.folder / self._name(split)
+        with storing(path):
+            if split not in self._files:
+                path.parent.mkdir(exist_ok=True)
+                self._files[split] = path.open("wb")
+            self._files[split].write(data)
+        self._hashes[split].update(data)
+        self._tokens[split] += len(tokens)
+        self._documents[split] += 1
+
+    def close(self) -> dict[str, Any]:
+        for split, file in self._files.items():
+            with storing(self.folder / self._name(split)):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+        return {
+            "first": self.first,
+            "next": self.next,
+            "splits": {
+                split: {
+                    "file": self._name(split),
+                    "tokens": self._tokens[split],
+                    "documents": self._documents[split],
+                    "sha256": self._hashes[split].hexdigest(),
+                }
+                for split in self._files
+            },
+        }
+
+    def _name(self, split: str) -> str:
+        return f"{split}/shard-{self.number:05d}.bin"
+
+
+def write_shards(
+    source: Source,
+    encoder: Encoder,
+    folder: Path,
+    modulus: int,
+    *,
+    progress: bool = False,
+    shard_characters: int = SHARD_CHARACTERS,
+) -> None:
+    """Tokenize `source` into `folder`, which appears when it is complete.
+
+    Args:
+        source: the documents.
+        encoder: the tokenizer.
+        folder: where the shards go. Until they are complete, `<folder>.partial` holds them; what a killed run
+            left there is kept.
+        modulus: 1 in `modulus` documents goes to each of tune, val and measure.
+        progress: show a bar on stderr.
+        shard_characters: text in one shard, in characters.
+
+    Raises:
+        UserError: a split came out empty.
+        StorageError: the disk is full; the shards that are whole are kept, and the next call goes on after them.
+    """
+    partial = folder.with_name(f"{folder.name}.partial")
+    partial.mkdir(parents=True, exist_ok=True)
+    records = _finished(partial, encoder.dtype.itemsize)
+    start = records[-1]["next"] if records else 0
+    writer = _ShardWriter(partial, len(records), start)
+    with documents_bar("tokenizing", source.n_documents(), start, enabled=progress) as advance:
+        for batch, encoded in _encoded(_batches(source.documents(start), start, shard_characters), encoder):
+            for index, tokens in enumerate(encoded, batch.first):
+                writer.add(split_of(index, modulus), tokens)
+            advance(len(batch.texts), sum(map(len, batch.texts)))
+            if batch.ends_shard:
+                records.append(writer.close())
+                write_json_atomic(partial / PROGRESS, records)
+                writer = _ShardWriter(partial, len(records), writer.next)
+    if writer.next > writer.first:
+        records.append(writer.close())
+    splits = {name: _summary(name, records) for name in SPLITS}
+    for name, split in splits.items():
+        if not split["documents"]:
+            shutil.rmtree(partial)
+            raise UserError(
+                f"{source.name}: none of the documents of the split {name} has any text: "
+                "give more documents that are not empty"
+            )
+    write_header(
+        partial,
+        {
+            "source": source.name,
+            "tokenizer_sha256": encoder.sha256,
+            "end_of_text": encoder.end_of_text,
+            "vocab_size": encoder.n_tokens,
+            "dtype": encoder.dtype.name,
+            "modulus": modulus,
+            "splits": splits,
+        },
+    )
+    (partial / PROGRESS).unlink(missing_ok=True)
+    partial.replace(folder)
+
+
+def _finished(partial: Path, itemsize: int) -> list[dict[str, Any]]:
+    """Records of the shards that are whole, up to the first that is not."""
+    try:
+        records = json.loads((partial / PROGRESS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    whole: list[dict[str, Any]] = []
+    for record in records:
+        for shard in record["splits"].values():
+            path = partial / shard["file"]
+            if not path.is_file() or path.stat().st_size != shard["tokens"] * itemsize:
+                return whole
+        whole.append(record)
+    return whole
+
+
+def _summary(split: str, records: list[dict[str, Any]]) -> dict[str, Any]:
+    shards = [record["splits"][split] for record in records if split in record["splits"]]
+    return {
+        "tokens": sum(shard["tokens"] for shard in shards),
+        "documents": sum(shard["documents"] for shard in shards),
+        "shards": [{name: shard[name] for name in ("file", "tokens", "sha256")} for shard in shards],
+    }

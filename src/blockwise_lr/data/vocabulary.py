@@ -1,0 +1,140 @@
+"""Tokenizers: trained here or loaded, and made ready to encode whole documents."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from blockwise_lr.data.shards import token_dtype
+from blockwise_lr.errors import UserError
+from blockwise_lr.files import check_name
+from blockwise_lr.reason import reason
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+END_OF_TEXT = "<|endoftext|>"
+# The merges of a BPE settle long before this; training on more would only take memory and time.
+BPE_CHARACTERS = 100_000_000
+# The trainer makes room for all tokens at once and ends the process where there is none.
+BPE_TOKENS = 2**20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE (GPT-2's pre-tokenization) of at most `vocab_size` tokens; token 0 is <|endoftext|>.
+
+    Args:
+        documents: training documents only; the first 100 million characters are used.
+        vocab_size: tokens wanted; a small text may yield fewer.
+
+    Raises:
+        UserError: vocab_size is below 257 (256 bytes and the end-of-text token), or above a million.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    if vocab_size <= len(alphabet):
+        raise UserError(
+            f"a byte-level tokenizer needs at least {len(alphabet) + 1} tokens, --vocab-size is {vocab_size}"
+        )
+    if vocab_size > BPE_TOKENS:
+        raise UserError(
+            f"a byte-level tokenizer of at most {BPE_TOKENS} tokens is trained here, --vocab-size is {vocab_size}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(_first_characters(documents, BPE_CHARACTERS), trainer)
+    return tokenizer
+
+
+def _first_characters(documents: Iterable[str], limit: int) -> Iterator[str]:
+    for text in documents:
+        if limit <= 0:
+            return
+        yield text
+        limit -= len(text)
+
+
+class Encoder:
+    """A tokenizer as the shards need it: whole documents, no truncation, one end-of-text token after each.
+
+    Text that looks like a special token is encoded as text.
+
+    Args:
+        tokenizer: any `tokenizers.Tokenizer`; it is copied.
+        end_of_text: id of the token that ends a document.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, end_of_text: int) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self.end_of_text = end_of_text
+        self.sha256 = hashlib.sha256(f"{end_of_text}\n{self._tokenizer.to_str()}".encode()).hexdigest()
+        self._tokenizer.encode_special_tokens = True
+        self.n_tokens = max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.dtype = token_dtype(self.n_tokens)
+
+    def encode(self, texts: list[str]) -> list[npt.NDArray[Any]]:
+        """The tokens of each text, its end included; an empty text has none."""
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [
+            np.array([*encoding.ids, self.end_of_text] if text else [], self.dtype)
+            for text, encoding in zip(texts, encodings)
+        ]
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a tokenizer was saved in `folder`."""
+    return any((folder / name).exists() for name in _TOKENIZER_FILES)
+
+
+def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A Hugging Face tokenizer by id or folder; code that comes with it is never run.
+
+    Raises:
+        UserError: it cannot be loaded, is not a fast one, or has more tokens than `vocab_size`.
+    """
+    from transformers import AutoTokenizer
+
+    check_name(name, "--tokenizer")
+    if Path(name).is_dir():
+        if not holds_tokenizer(Path(name)):  # transformers would make up an empty one of the model's kind
+            raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")
+    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise UserError(f"there is no folder {name!r} with a tokenizer, and it is not a Hugging Face id")
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever transformers and the network raise, the user gets one line
+        raise UserError(f"the tokenizer {name!r} cannot be loaded: {reason(error)}") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json), which is needed here")
+    check_vocabulary(Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, name)), name, vocab_size)
+    fast: PreTrainedTokenizerFast = tokenizer
+    return fast
+
+
+def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
+    """The token that ends a document: the tokenizer's eos token, else its sep token."""
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError(f"the tokenizer {name!r} has no end-of-text token: set its eos_token and save it again")
+
+
+def check_vocabulary(encoder: Encoder, name: str, vocab_size: int) -> None:
+    if encoder.n_tokens > vocab_size:
+        raise UserError(
+            f"the tokenizer {name!r} has {encoder.n_tokens} tokens, the model's vocabulary is {vocab_size}: "
+            f"set --vocab-size {encoder.n_tokens} or more"
+        )

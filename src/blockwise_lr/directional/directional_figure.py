@@ -1,0 +1,188 @@
+"""A DirectionalReport on the terminal, and as a figure over training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.directional.slope import Slope, short
+from blockwise_lr.drawing import block_colour, figure, log_ticks, save
+from blockwise_lr.extras import missing
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from blockwise_lr.directional.directional_report import DirectionalReport
+
+COLUMNS = 6
+
+
+def directional_table(report: DirectionalReport) -> Table:
+    """By block: its learning rate, those it could take alone and (with standard error) beside the others, the verdict.
+
+    Raises:
+        ModuleNotFoundError: rich is missing; says which extra to install.
+
+    Example:
+        >>> from rich.console import Console                            # doctest: +SKIP
+        >>> Console().print(directional_table(report))                  # doctest: +SKIP
+    """
+    from_rich = _rich()
+    batches = "1 batch" if report.batches == 1 else f"{report.batches} batches"
+    step = "" if report.step is None else f"step {report.step:,}, "
+    columns = [
+        from_rich.Column(name, justify="right", no_wrap=True) for name in ("own", "alone", "beside others")
+    ]
+    made: Table = from_rich.Table(
+        "block",
+        *columns,
+        "verdict",
+        title=f"{step}along the optimizer's update, {report.samples:,} samples in {batches}:\n"
+        "learning rates: its own, and what it could take",
+        title_justify="left",
+        title_style="italic",
+    )
+    for block, slope in report.items():
+        made.add_row(
+            block.value,
+            f"{slope.lr:.2e}",
+            f"{slope.best_lr:.1e}",
+            _with_error(slope.best_lr_beside, slope.best_lr_beside_stderr),
+            slope.verdict,
+        )
+    return made
+
+
+def shown_report(reports: Sequence[DirectionalReport]) -> DirectionalReport:
+    """The one at the highest learning rate, the last of several such; at the schedule's floor, most could go up."""
+    return max(reversed(reports), key=lambda report: max(slope.lr for slope in report.values()))
+
+
+def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
+    """Along a run: by how much each block's learning rate could have been higher, and the ratios to train with.
+
+    Args:
+        reports: of one run, earliest first; of more than COLUMNS some are shown, and the ratios are of all.
+
+    Raises:
+        ModuleNotFoundError: rich is missing; says which extra to install.
+    """
+    from_rich = _rich()
+    count = min(COLUMNS, len(reports))
+    shown = [reports[round(i * (len(reports) - 1) / max(count - 1, 1))] for i in range(count)]
+    try:
+        ratios: Mapping[Block, float] = reports[0].ratios_of_run(reports)
+    except ValueError:  # at learning rate 0 all along
+        ratios = {}
+    steps = ["" if report.step is None else f"{report.step:,}" for report in shown]
+    columns = [from_rich.Column(name, justify="right", no_wrap=True) for name in (*steps, "ratio")]
+    made: Table = from_rich.Table(
+        "block",
+        *columns,
+        title="could take beside the others / own (-: raises the loss), by step;\n"
+        "ratio: best for all together, in the mean over FFN's",
+        title_justify="left",
+        title_style="italic",
+    )
+    for block in (block for block in Block if any(block in report for report in reports)):
+        cells = [_factor(report[block]) if block in report else "" for report in shown]
+        made.add_row(block.value, *cells, short(ratios[block]) if block in ratios else "")
+    return made
+
+
+def _factor(slope: Slope) -> str:
+    if not slope.lr:
+        return "lr 0"
+    return f"x{short(slope.factor_beside)}" if slope.factor_beside > 0 else "-"
+
+
+def _rich() -> Any:
+    try:
+        from rich import table
+    except ModuleNotFoundError:
+        raise missing("tables need", "rich", "train") from None
+    return table
+
+
+def _with_error(value: float, stderr: float) -> str:
+    return f"{value:.1e}" if math.isnan(stderr) else f"{value:.1e} ± {stderr:.1e}"
+
+
+def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> Path:
+    """How far each block's learning rate is from the one it could take, over training.
+
+    Args:
+        reports: of one run, earliest first; one is enough.
+        path: of the figure; ends in .png, .svg or .pdf.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is missing.
+        ValueError: no report, or another ending.
+    """
+    if not reports:
+        raise ValueError("no reports; expected one or more")
+    with figure((9.6, 4.4)) as made:
+        for axes, beside in zip(made.subplots(1, 2, sharex=True, sharey=True), (False, True)):
+            draw_directional(axes, reports, beside=beside)
+        made.axes[1].set_ylabel("")
+        made.axes[1].legend(ncols=2, fontsize=8)
+        made.suptitle("▼: the update raises the loss at any learning rate", fontsize=9)
+        return save(made, path)
+
+
+def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, beside: bool) -> None:
+    """One panel of :func:`plot_directional`: each block alone, or beside the others."""
+    blocks = [block for block in Block if any(block in report for report in reports)]
+    every = [s for r in reports for s in r.values()]
+    factors = [f for s in every for f in (s.factor, s.factor_beside) if math.isfinite(f) and f > 0]
+    low, high = min([*factors, 0.1]) / 2, max([*factors, 10.0]) * 2
+    strips = low / 1.35 ** (len(blocks) + 1)  # below, a line of ▼ for each block
+    axes.axhline(1.0, color="#555555", linewidth=0.9)
+    for number, block in enumerate(blocks):
+        found = [(x, report[block]) for x, report in enumerate(reports) if block in report]
+        # Side by side, so that error bars of the same step can be told apart.
+        at = [_step(reports, x) + _nudge(reports, number, len(blocks)) for x, _ in found]
+        slopes = [slope for _, slope in found]
+        shown = [slope.factor_beside if beside else slope.factor for slope in slopes]
+        errors = [slope.best_lr_beside_stderr if beside else slope.best_lr_stderr for slope in slopes]
+        relative = [0.0 if math.isnan(e) or not s.lr else e / s.lr for s, e in zip(slopes, errors)]
+        _draw_block(axes, block, at, shown, relative, strips * 1.35 ** (len(blocks) - number))
+    axes.axhline(low, color="#BBBBBB", linewidth=0.6)
+    axes.set_ylim(strips, high)
+    log_ticks(axes.yaxis)
+    axes.set_ylabel("learning rate it could take / its own")
+    if len(reports) > 1:
+        axes.set_xlabel("step")
+    else:
+        axes.set_xticks([])
+    axes.set_title("beside the others" if beside else "alone, the others at rest", fontsize=9, loc="left")
+
+
+def _draw_block(
+    axes: Any,
+    block: Block,
+    at: Sequence[float],
+    factors: Sequence[float],
+    errors: Sequence[float],
+    strip: float,
+) -> None:
+    colour = block_colour(block)
+    shown = [f if f > 0 and math.isfinite(f) else math.nan for f in factors]
+    below = [min(error, 0.9 * f) if f == f else 0.0 for error, f in zip(errors, shown)]
+    axes.errorbar(at, shown, yerr=[below, errors], color=colour, marker="o", markersize=4, capsize=2,
+                  linewidth=1.2, label=block.value)  # fmt: skip
+    lost = [x for x, f in zip(at, factors) if f <= 0 and math.isfinite(f)]
+    axes.plot(lost, [strip] * len(lost), linestyle="none", marker="v", markersize=5, color=colour)
+
+
+def _step(reports: Sequence[DirectionalReport], index: int) -> float:
+    step = reports[index].step
+    return float(index if step is None else step)
+
+
+def _nudge(reports: Sequence[DirectionalReport], number: int, blocks: int) -> float:
+    width = max(_step(reports, len(reports) - 1) - _step(reports, 0), 1.0) * (0.02 if len(reports) > 1 else 1)
+    return (number / max(blocks - 1, 1) - 0.5) * width

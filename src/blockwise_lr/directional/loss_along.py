@@ -1,0 +1,126 @@
+"""What happens to the loss along given directions: slope by one backward pass, curvature by moving the parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blockwise_lr import distributed as processes
+from blockwise_lr.blocks import Block
+from blockwise_lr.blocks.block import Piece
+from blockwise_lr.sharpness.parts import Parts, cut, local
+from blockwise_lr.sharpness.predictions import Predictions, summed_loss
+from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
+
+_CHUNK = 1 << 22  # logits of all blocks put together at a time
+
+
+@dataclass(frozen=True)
+class Direction:
+    """The optimizer's update on one block.
+
+    Args:
+        block: the block.
+        pieces: (parameter's index, where in it: None for all of it).
+        move: the factor by which the update is added to the parameters, for finite differences.
+    """
+
+    block: Block
+    pieces: tuple[tuple[int, Piece | None], ...]
+    move: float
+
+
+def slope_and_curvature(
+    problem: Problem,
+    batch: Any,
+    predictions: Predictions,
+    updates: Sequence[Tensor],
+    directions: Sequence[Direction],
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """One batch: signals (k,), C (k, k), noise in C's diagonal (k,), all float64; and the samples."""
+    parts = problem.parts
+    gradients = parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
+    signal = dots(parts, gradients, updates, directions)
+    center = predictions._replace(logits=predictions.logits.detach())
+    changes = []
+    for direction in directions:
+        above, below = (
+            _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
+        )
+        changes.append((above - below) / (2 * direction.move))
+    curvature = _products(center, changes)
+    # A move a thousand times smaller changes the logits by what is known from `changes`, and by rounding.
+    small = 1e-3
+    moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
+    known = sum(small * d.move * change for d, change in zip(directions, changes))
+    rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
+    noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
+    if parts.distributed:
+        for tensor in (curvature, noise):
+            total = tensor.to(parts.parameters[0].device)
+            dist.all_reduce(total)
+            tensor.copy_(total)
+    samples = problem.samples(predictions)
+    return signal / samples, curvature / samples, noise / samples, samples
+
+
+def _logits_at(
+    problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+) -> Tensor:
+    """Logits with the parameters of each direction moved by a factor times its update, which is then undone."""
+    parameters = problem.parts.parameters
+    touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
+    kept = {i: local(parameters[i].detach()).clone() for i in touched}
+    try:
+        with torch.no_grad():
+            for direction, factor in moves:
+                for i, piece in direction.pieces:
+                    cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
+            logits = problem.predict(batch, needs_gradient=False).logits
+        processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
+        return logits
+    finally:
+        with torch.no_grad():
+            for i, value in kept.items():
+                local(parameters[i].detach()).copy_(value)
+
+
+def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
+    """sum over samples of dz_a' (diag p - p p') dz_b, for all pairs: (k, k) float64 on the CPU."""
+    k, classes = len(changes), at.logits.shape[1]
+    total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)
+    rows = max(1, _CHUNK // (k * classes))
+    for start in range(0, len(at.logits), rows):
+        chunk = slice(start, start + rows)
+        counted = at.counted[chunk]
+        p = at.logits[chunk][counted].double().softmax(-1)
+        dz = torch.stack([change[chunk][counted] for change in changes]).double()
+        dz -= (p * dz).sum(-1, keepdim=True)
+        weighted = (dz * p.sqrt()).reshape(k, -1)
+        total += weighted @ weighted.T
+    return total.cpu()
+
+
+def dots(
+    parts: Parts,
+    tensors: Sequence[Tensor | None],
+    updates: Sequence[Tensor],
+    directions: Sequence[Direction],
+) -> Tensor:
+    """<tensor, update> on each direction: (k,) float64, over all shards."""
+    totals = torch.zeros(len(directions), dtype=torch.float64)
+    for row, direction in enumerate(directions):
+        for i, piece in direction.pieces:
+            if (tensor := tensors[i]) is not None:
+                a, b = parts.own(i, tensor, piece), parts.own(i, updates[i], piece)
+                totals[row] += (a.double() * b.double()).sum().cpu()
+    if parts.sharded:
+        everywhere = totals.to(parts.parameters[0].device)
+        dist.all_reduce(everywhere)
+        totals = everywhere.cpu()
+    return totals

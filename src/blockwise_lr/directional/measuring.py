@@ -1,0 +1,234 @@
+"""measure_directional: signal and curvature along the optimizer's own update, by block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blockwise_lr import distributed as processes
+from blockwise_lr.arguments import check_model
+from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.blocks.block import Piece
+from blockwise_lr.directional.directional_report import DirectionalReport
+from blockwise_lr.directional.loss_along import Direction, dots, slope_and_curvature
+from blockwise_lr.directional.updates import groups_of, stepped_updates, taken_back, unit_updates
+from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
+from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
+from blockwise_lr.sharpness.parts import Parts, cut
+from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
+from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
+
+# What the parameters of a block are moved by, root mean square, to see the logits change: rounding grows with its
+# inverse, truncation with its square.
+_MOVE = {torch.float32: 1e-3, torch.float64: 1e-5}
+
+
+def measure_directional(
+    model: nn.Module,
+    optimizer: Optimizer,
+    batches: Iterable[Any] | Mapping[str, Any],
+    *,
+    max_batches: int | None = None,
+    loss_fn: LossFunction | None = None,
+    blocks: BlockMap | None = None,
+    distributed: bool = False,
+    hessian: bool = False,
+    move: float | None = None,
+    step: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> DirectionalReport:
+    r"""What each block could learn at: the slope and the curvature of the loss along the optimizer's own update.
+
+    With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches, and from
+    where that update is taken (not from where it has led to, where only what is left to gain would be seen):
+
+        s_b   = <g, u_b>              the signal: above 0 if the update lowers the loss
+        C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
+        lr*_b = s_b / C_bb            the step that minimises the local quadratic, all other blocks at rest
+                (s_b - sum_a C_ba lr_a) / C_bb, a != b: the same beside the others, which keep their own rates
+        C^-1 s                        the same for all blocks together
+
+    C needs the change of the logits when a block moves along its update, by central differences: two forward passes a
+    block, no second derivative, any attention kernel. s needs one backward pass. float32 at least and no autocast:
+    differences in bfloat16 are rounding noise. The model and the optimizer are left as they were, to the bit.
+
+    Args:
+        model: as for :func:`blockwise_lr.measure_sharpness`.
+        optimizer: the one that trains it. The last update of Adam, AdamW and AdamMini is read from their state and
+            taken back for the time of the measurement; its learning rate is the groups' (a schedule that has stepped
+            since has changed it by one step). Any other optimizer's next update is seen in one step on the first batch,
+            with that batch's gradient as it is (not clipped), which is then undone; that batch is not measured on.
+        batches: fresh ones, which the optimizer has not seen: the `measure` split's.
+        max_batches: measure on so many.
+        loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
+        hessian: also measure with the true Hessian, by Hessian-vector products: a forward and two backward passes a
+            block more.
+        move: root mean square by which a block's parameters are moved. Default 1e-3 where the forward pass computes
+            anything in float32 (transformers' RMSNorm does, whatever the model's type), 1e-5 in float64.
+
+    Returns:
+        DirectionalReport, with standard errors over batches and the noise that rounding puts into each curvature.
+
+    Raises:
+        ValueError: the optimizer is not this model's or has taken no step; no batch; a forward pass in half precision
+            whatever the parameters are; a sharded model with fused weights that were not split; hessian=True for a
+            sharded model or one without double backward pass; as :func:`blockwise_lr.measure_sharpness`.
+
+    Example:
+        >>> report = measure_directional(model, optimizer, batches)  # doctest: +SKIP
+        >>> report[Block.VO].best_lr / report[Block.VO].lr  # doctest: +SKIP
+        0.12
+    """
+    check_model(model, "measure_directional")
+    inner, replicated = unwrapped(model)
+    processes.reshard(inner)
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    parts = Parts(inner, blocks, distributed=distributed or replicated)
+    _check(parts, hessian, move, max_batches)
+    groups = groups_of(optimizer, parts.parameters)
+    each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
+    fresh = (batch for (batch,) in together(each, parts))
+    draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
+    hessians: list[Tensor] = []
+    problem = Problem(inner, parts, loss_fn)
+    with (
+        left_as_it_was(inner),
+        _at_least_float32(parts.parameters),
+        no_autocast(problem),
+        torch.enable_grad(),
+        ExitStack() as stack,
+    ):
+        updates = unit_updates(optimizer, parts.parameters)
+        if updates is None:
+            updates = _updates_of_a_step(problem, optimizer, fresh)
+        else:
+            stack.enter_context(taken_back(parts.parameters, updates, groups))
+        directions: list[Direction] = []
+        for index, batch in enumerate(islice(fresh, max_batches)):
+            predictions = problem.predict(batch)
+            directions = directions or _directions(parts, updates, move or _move(predictions))
+            draws.append(slope_and_curvature(problem, batch, predictions, updates, directions))
+            if hessian:
+                hessians.append(_hessian(problem, batch, updates, directions) / draws[-1][3])
+            if on_batch is not None:
+                on_batch(index + 1)
+    if not draws:
+        raise ValueError(
+            "batches is empty; expected at least one batch (one more if the optimizer is not Adam)"
+        )
+    return DirectionalReport.from_draws(
+        [direction.block for direction in directions],
+        signals=torch.stack([draw[0] for draw in draws]),
+        curvatures=torch.stack([draw[1] for draw in draws]),
+        noise=torch.stack([draw[2] for draw in draws]),
+        samples=[draw[3] for draw in draws],
+        hessians=torch.stack(hessians) if hessians else None,
+        lrs=[_mean(direction, groups, "lr") for direction in directions],
+        ratios=[_mean(direction, groups, "lr_ratio") for direction in directions],
+        numels=[_numel(direction, parts) for direction in directions],
+        step=step,
+    )
+
+
+def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | None) -> None:
+    if move is not None and not move > 0:
+        raise ValueError(f"move is {move}; expected a number above 0")
+    if max_batches is not None and max_batches < 1:
+        raise ValueError(f"max_batches is {max_batches}; expected 1 or more")
+    if parts.tensor_parallel:
+        raise ValueError(
+            "measure_directional does not support tensor parallelism: measure on one process, or under fully_shard"
+        )
+    if not parts.sharded:
+        return
+    if hessian:
+        raise ValueError("hessian=True needs whole parameters, and these are sharded: leave it out")
+    fused = [name for name, pieces in zip(parts.names, parts.blocks_of_pieces()) if len(pieces) > 1]
+    if fused:
+        raise ValueError(
+            f"{fused[0]} is a fused QKV weight of a sharded model: its parts cannot be moved one by one; "
+            "call split_fused(model) before fully_shard"
+        )
+
+
+def _move(predictions: Predictions) -> float:
+    """By the least precise type that the forward pass computes in."""
+    if predictions.kinds & HALF:
+        raise ValueError(
+            "the forward pass computes in half precision, and not because of the parameters alone (autocast inside the "
+            "model, or fully_shard with MixedPrecisionPolicy or half-precision weights): its rounding would drown the "
+            "curvature"
+        )
+    return max(size for kind, size in _MOVE.items() if kind in predictions.kinds | {predictions.logits.dtype})
+
+
+def _hessian(
+    problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+) -> Tensor:
+    """u_a' H u_b of the summed loss, by Hessian-vector products: (k, k) float64."""
+    rows = []
+    for direction in directions:
+        vector = [torch.zeros_like(update) for update in updates]
+        for i, piece in direction.pieces:
+            cut(vector[i], piece).copy_(cut(updates[i], piece))
+        try:
+            products, _ = double_backward(problem, [batch], vector, strict=True)
+        except NoDoubleBackwardError as error:
+            raise ValueError(f"hessian=True needs a double backward pass: {error}; leave it out") from None
+        rows.append(dots(problem.parts, problem.parts.sum_over_processes(products), updates, directions))
+    return torch.stack(rows)
+
+
+def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
+    predictions = problem.predict(batch)
+    summed = problem.parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
+    samples = problem.samples(predictions)
+    gradients = [None if g is None else g / samples for g in summed]
+    return stepped_updates(optimizer, problem.parts.parameters, gradients)
+
+
+def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
+    found: dict[Block, list[tuple[int, Piece | None]]] = {}
+    for i, pieces in enumerate(parts.blocks_of_pieces()):
+        for block, piece in pieces:
+            found.setdefault(block, []).append((i, piece))
+    whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
+    squares = dots(parts, updates, updates, whole)
+    return [
+        replace(direction, move=move * math.sqrt(_numel(direction, parts) / float(square)))
+        for direction, square in zip(whole, squares)
+        if square > 0  # a block that the optimizer does not move has no direction
+    ]
+
+
+def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
+    """What the block's groups have; of a block in groups with different values, the mean over its parameters."""
+    return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
+
+
+def _numel(direction: Direction, parts: Parts) -> int:
+    return sum(part.numel for part in parts.parts if part.block is direction.block)
+
+
+@contextmanager
+def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """A float32 copy of half-precision parameters for the time of a measurement."""
+    kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in HALF}
+    try:
+        for i in kept:
+            parameters[i].data = kept[i].float()
+        yield
+    finally:
+        for i, value in kept.items():
+            parameters[i].data = value

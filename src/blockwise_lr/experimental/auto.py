@@ -1,0 +1,274 @@
+"""AutoRatios: every block's ratio, found in the run itself from what the optimizer's updates do to the loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.directional.updates import READABLE, unit_updates
+from blockwise_lr.distributed import is_sharded, is_split, local, sharded_like
+from blockwise_lr.experimental.auto_rule import AutoRule
+from blockwise_lr.optim.saved_groups import MOVES
+from blockwise_lr.optim.schedules import BlockwiseSchedule
+
+_LOGGER = logging.getLogger(__name__)
+_SMOOTHING = 0.9  # of the guard's loss, from one to the next
+_MEMORY = 0.8  # of a block's mean and mean square cosine, from one measurement to the next
+
+
+class AutoRatios:
+    r"""Moves every block's learning-rate ratio in the first part of a run.
+
+    Before an optimizer step, the gradient of a batch that the optimizer has not seen meets the last update, which is
+    read from the optimizer's state. Their cosine says whether more of that update would still have lowered the loss,
+    and its consistency, between -1 and 1, how sure that is over the last measurements:
+
+        cos_b = <g_b, u_b> / (|g_b| |u_b|)                                     u_b: the last update, as subtracted
+        z_b   = mean(cos_b) / sqrt(mean(cos_b^2))
+        log r_b += gain * dt * (z_b - z_anchor)                                dt: share of the run since the last time
+
+    So a block that overshoots more often than the anchor slows down, and one that does less often speeds up; how
+    large the steps are as a whole stays with the base learning rate, that of the anchor.
+
+    A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio``
+    and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed
+    run goes on to the bit.
+
+    The object works through a hook on the optimizer until :meth:`close`, or the end of a ``with`` block, removes it.
+    The ratios then stay as they are. An optimizer has one AutoRatios at most: a new one closes the one before.
+
+    Args:
+        optimizer: torch's Adam or AdamW, or AdamMini, on the groups of :func:`blockwise_lr.param_groups`.
+        schedule: of :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`; its step and total are
+            what shares of the run are of.
+        rule: how the ratios move. Default: ``AutoRule()``.
+
+    Raises:
+        ValueError: another kind of optimizer, groups without blocks, or fewer than two blocks.
+
+    Example:
+        >>> auto = AutoRatios(optimizer, schedule)  # doctest: +SKIP
+        >>> loss.backward(); optimizer.step(); schedule.step()  # as ever  # doctest: +SKIP
+        >>> auto.ratios  # doctest: +SKIP
+        {<Block.NORM: 'norm'>: 9.1, <Block.EMB: 'emb'>: 4.2, ...}
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, schedule: BlockwiseSchedule, rule: AutoRule | None = None
+    ) -> None:
+        if type(optimizer) not in READABLE:
+            raise ValueError(
+                f"auto reads the last update from the state of Adam, AdamW or AdamMini, and this is "
+                f"{type(optimizer).__name__}: give it ratios that do not move, such as measured"
+            )
+        if any("block" not in group for group in optimizer.param_groups):
+            raise ValueError("a parameter group has no block: make them with param_groups(model, lr)")
+        self.rule = AutoRule() if rule is None else rule
+        self._optimizer, self._schedule = optimizer, schedule
+        if len(self._groups) < 2:
+            raise ValueError(f"auto compares blocks, and the optimizer has only {', '.join(self._groups)}")
+        self._anchor = _anchor(self._groups)
+        self.cosines: dict[Block, float] = {}
+        self._bounded = False  # whether the log has said that the run is too short for a ratio
+        for group in optimizer.param_groups:
+            group[MOVES] = True  # a state with other ratios is then no other setting
+        if (earlier := auto_of(optimizer)) is not None:
+            earlier.close()
+        self._hook: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
+
+    def close(self) -> None:
+        """Remove the hook from the optimizer: the ratios stay as they are. Closing again changes nothing."""
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether :meth:`close` was called, or a newer AutoRatios has taken over the optimizer."""
+        return self._hook is None
+
+    def __enter__(self) -> AutoRatios:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def _groups(self) -> dict[Block, list[dict[str, Any]]]:
+        """Asked for anew every time: ``load_state_dict`` makes other dictionaries."""
+        groups: dict[Block, list[dict[str, Any]]] = {}
+        for group in self._optimizer.param_groups:
+            groups.setdefault(Block(group["block"]), []).append(group)
+        return groups
+
+    @property
+    def ratios(self) -> dict[Block, float]:
+        """The ratios now."""
+        return {block: float(groups[0]["lr_ratio"]) for block, groups in self._groups.items()}
+
+    def due(self, step: int) -> bool:
+        """Whether the ratios move before the update that follows `step` others; never once closed."""
+        if self.closed:
+            return False
+        # A gradient answers the update before it, and an update at learning rate 0 has changed nothing.
+        first = 2 if self._schedule.begins_at_zero else 1
+        if step < max(first, self.rule.start * self._schedule.total_steps):
+            return False
+        interval = self._interval(step)
+        return interval > 0 and step % interval == 0
+
+    def guards(self, step: int) -> bool:
+        """Whether :meth:`watch` wants the loss of the update that follows `step` others.
+
+        From `start` to the end of the run: ratios that rest can be too high, too. Reading a loss waits for a GPU, so it
+        is read about as often as `rule.measurements` says. Once closed, none is wanted.
+        """
+        if self.closed:
+            return False
+        return step >= self.rule.start * self._schedule.total_steps and step % self._spacing == 0
+
+    @property
+    def _spacing(self) -> int:
+        return max(1, self._schedule.total_steps // self.rule.measurements)
+
+    def _interval(self, step: int) -> int:
+        """Steps from one measurement to the next; 0: the ratios rest."""
+        moves = step < self.rule.stop * self._schedule.total_steps
+        return self._spacing if moves else self.rule.re_measure
+
+    def watch(self, loss: float) -> bool:
+        """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.
+
+        Args:
+            loss: in nats; smoothed here, so that one bad batch changes nothing. One that is not finite is left out, or
+                the mean would never be finite again.
+
+        Returns:
+            Whether the ratios were backed off; the losses of then are where the guard starts anew.
+
+        Raises:
+            RuntimeError: the object is closed.
+        """
+        if self.closed:
+            raise RuntimeError(
+                "this AutoRatios is closed, so it no longer moves the ratios of its optimizer: make another one, "
+                "AutoRatios(optimizer, schedule), or watch with the newer one that the optimizer has"
+            )
+        if not math.isfinite(loss):
+            return False
+        memory = self._optimizer.param_groups[0]  # saved with the optimizer
+        smoothed: float = loss + _SMOOTHING * (memory.get("auto_loss", loss) - loss)
+        rose: bool = smoothed > memory.get("auto_lowest", smoothed) + self.rule.guard
+        memory["auto_loss"] = smoothed
+        memory["auto_lowest"] = smoothed if rose else min(smoothed, memory.get("auto_lowest", smoothed))
+        if rose:
+            # Not those below 1: a higher learning rate is no way out.
+            logs = {block: math.log(ratio) for block, ratio in self.ratios.items()}
+            self._set({block: log / 2 for block, log in logs.items() if log > 0})
+            _LOGGER.warning(
+                "step %d: the training loss has risen by more than %g: ratios backed off to %s",
+                self._schedule.last_epoch,
+                self.rule.guard,
+                ", ".join(f"{block.value} {ratio:.3g}" for block, ratio in self.ratios.items()),
+            )
+        return rose
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if self.due(self._schedule.last_epoch):
+            self.cosines = agreement(self._groups, optimizer)
+            self._move(self._signals())
+
+    def _signals(self) -> dict[Block, float]:
+        if self.rule.signal == "cosine":
+            return dict(self.cosines)
+        signals, groups = {}, self._groups
+        for block, cosine in self.cosines.items():
+            memory = groups[block][0]
+            mean: float = _MEMORY * memory.get("auto_mean", 0.0) + (1 - _MEMORY) * cosine
+            square: float = _MEMORY * memory.get("auto_square", 0.0) + (1 - _MEMORY) * cosine**2
+            memory["auto_mean"], memory["auto_square"] = mean, square
+            signals[block] = mean / math.sqrt(square) if square > 0 else 0.0
+        return signals
+
+    def _move(self, signals: Mapping[Block, float]) -> None:
+        if not signals:
+            return
+        rule, ratios, total = self.rule, self.ratios, self._schedule.total_steps
+        gain = rule.gain * self._interval(self._schedule.last_epoch) / total
+        anchored = rule.anchor == "ffn" and self._anchor in signals
+        anchor = signals[self._anchor] if anchored else sum(signals.values()) / len(signals)
+        # With an equal slope a higher ratio warms up for longer, and the run has to hold the whole warm-up.
+        longest = self._schedule.largest_ratio
+        low, high = math.log(rule.low), math.log(min(rule.high, longest))
+        # A block without gradient has no signal and stays where it is.
+        logs = {b: math.log(ratios[b]) + gain * (signal - anchor) for b, signal in signals.items()}
+        if longest < rule.high and not self._bounded and max(logs.values()) > high:
+            self._bounded = True
+            _LOGGER.warning(
+                "step %d: no ratio goes above %.3g, since its warm-up at an equal slope would not fit the run: warm up "
+                "for fewer steps or train for longer",
+                self._schedule.last_epoch,
+                longest,
+            )
+        self._set({block: min(max(log, low), high) for block, log in logs.items()})
+
+    def _set(self, logs: Mapping[Block, float]) -> None:
+        groups = self._groups
+        for block, log in logs.items():
+            for group in groups[block]:
+                factor = math.exp(log) / group["lr_ratio"]
+                group["initial_lr"] *= factor
+                if "peak_weight_decay" in group:  # decay="constant": the same decay a step at any ratio
+                    group["peak_weight_decay"] /= factor
+                group["lr_ratio"] = math.exp(log)
+
+
+def auto_of(optimizer: Optimizer) -> AutoRatios | None:
+    """The AutoRatios that moves this optimizer's ratios, if there is one that is not closed."""
+    owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, AutoRatios)), None)
+
+
+def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optimizer) -> dict[Block, float]:
+    """cos(g_b, u_b) of each block's gradient with its last update; blocks without one of them are left out."""
+    sums = torch.stack([_sums(groups[block], optimizer) for block in groups]).cpu()
+    return {
+        block: dot / math.sqrt(gg * uu)
+        for block, (dot, gg, uu) in zip(groups, sums.tolist())
+        if gg > 0 and uu > 0 and math.isfinite(dot)
+    }
+
+
+def _sums(groups: Sequence[dict[str, Any]], optimizer: Optimizer) -> Tensor:
+    """<g, u>, <g, g> and <u, u> over a block's groups: (3,) float64."""
+    parameters = [
+        p for group in groups for p in group["params"] if p.grad is not None and optimizer.state.get(p)
+    ]
+    total = torch.zeros(3, dtype=torch.float64, device=groups[0]["params"][0].device)
+    updates = unit_updates(optimizer, parameters) or []
+    shared = 1 / dist.get_world_size() if dist.is_initialized() else 1.0
+    sharded = any(map(is_sharded, parameters))
+    for parameter, update in zip(parameters, updates):
+        gradient = local(sharded_like(parameter, parameter.grad)).to(update.dtype)
+        found = torch.stack(
+            [(a * b).sum() for a, b in ((gradient, update), (gradient, gradient), (update, update))]
+        )
+        total += found.double() * (shared if sharded and not is_split(parameter) else 1.0)
+    if sharded:
+        dist.all_reduce(total)
+    return total
+
+
+def _anchor(groups: Mapping[Block, Sequence[dict[str, Any]]]) -> Block:
+    if Block.FFN in groups:
+        return Block.FFN
+    return max(groups, key=lambda block: sum(p.numel() for group in groups[block] for p in group["params"]))

@@ -1,0 +1,224 @@
+"""Adam-mini: AdamW with one second moment for each head of queries and keys, and for each output of other matrices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from blockwise_lr.distributed import is_sharded, local, sharded_like
+from blockwise_lr.optim.known_structures import known_structures
+from blockwise_lr.optimizers.adam_mini_kernel import Pieces, compiled_step, foreach_step
+from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
+from blockwise_lr.sharpness.dense import check_gradient, check_real
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class AdamMini(Optimizer):
+    r"""Adam-mini on the blocks of :func:`blockwise_lr.param_groups`: AdamW's update with almost no second moments.
+
+        m <- beta1 m + (1 - beta1) g
+        v <- beta2 v + (1 - beta2) mean(g^2), the mean over a piece: a head, an output, a whole norm gain
+        theta <- theta - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay theta)
+
+    Pieces come from the model itself (:class:`blockwise_lr.blocks.block.Structure`): head sizes, grouped queries,
+    latent attention, split fused weights, Conv1D and stacks of experts are right whatever the parameters are called.
+    The state is one number for each parameter's element (m) and about one for each of its rows (v). For float32
+    parameters that is half of AdamW's: 4 bytes a parameter, not 8. For bf16 and fp16 parameters it is as much as
+    torch's AdamW takes, 4 bytes: the moments are float32 here and in the parameters' type there. Weights, gradients and
+    activations take what they took.
+
+    Args:
+        params: groups of :func:`blockwise_lr.param_groups`. Groups of your own need ``partitions``: for each parameter,
+            the number of pieces along each of its dimensions.
+        lr: learning rate of groups without their own. Default 1e-3.
+        betas: decay of the first and the second moments. Default (0.9, 0.95), AdamW's of the paper.
+        eps: added to the root of the second moment. Default 1e-8.
+        weight_decay: decoupled, of groups without their own. Default 0.1.
+        maximize: ascend instead. Default False.
+        compile: compute with torch.compile: some seconds at the first step, and one pass over memory instead of
+            three after that. Default False.
+        differentiable: torch's option of this name, which is refused.
+
+    Raises:
+        ValueError: a hyperparameter out of range; a group without ``partitions``; a parameter whose pieces are not
+            known (a fused weight that was not split, an attention that does not say how many heads it has).
+        RuntimeError: from ``step``, for sparse or complex gradients.
+
+    Example:
+        >>> from blockwise_lr import param_groups
+        >>> model = torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.LayerNorm(4))
+        >>> optimizer = AdamMini(param_groups(model, lr=1e-3), lr=1e-3)
+        >>> model(torch.arange(3)).square().sum().backward(); optimizer.step()
+        >>> [tuple(state["exp_avg_sq"].shape) for state in optimizer.state.values()]
+        [(1,), (4,), (10, 1)]
+
+    Source: Adam-mini, Zhang et al., arXiv 2406.16793, algorithm 1, and its reference implementation 1.1.1.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        *,
+        maximize: bool = False,
+        compile: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        if differentiable:
+            raise ValueError("AdamMini has no differentiable step: leave out differentiable=True")
+        _check("lr", float(lr), float(lr) >= 0, "0 or above")
+        _check("eps", eps, eps >= 0, "0 or above")
+        _check("weight_decay", weight_decay, weight_decay >= 0, "0 or above")
+        for beta in betas:
+            _check("betas", betas, 0 <= beta < 1, "two numbers from 0 to below 1")
+        settings = {"betas": betas, "eps": eps, "maximize": maximize, "compile": compile}
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does, and write into it how its parameters are cut (``partitions``).
+
+        Raises:
+            ValueError: the group is not of ``param_groups`` and has no ``partitions``, or the pieces of a
+                parameter are not known.
+        """
+        group = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
+        given = group["params"]
+        group["params"] = parameters = [given] if isinstance(given, Tensor) else list(given)
+        if "partitions" not in group:
+            known = known_structures(parameters) if "block" in group else None
+            if known is None:
+                raise ValueError(
+                    "AdamMini needs to know how each parameter is cut into heads and outputs, and this group has no "
+                    "`partitions`: make the groups with blockwise_lr.param_groups(model, lr)"
+                )
+            # Lists: torch.load with weights_only takes them.
+            group["partitions"] = [each.partition and list(each.partition) for each in known]
+        _check_partitions(parameters, group)
+        super().add_param_group(group)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step on the gradients that are there; parameters without one are left alone.
+
+        Args:
+            closure: computes the loss again, with gradients; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        whole: list[tuple[dict[str, Any], list[Pieces]]] = []
+        cut: list[Pieces] = []
+        for group in self.param_groups:
+            pieces = [
+                self._pieces(parameter, partition, group)
+                for parameter, partition in zip(group["params"], group["partitions"])
+                if parameter.grad is not None
+            ]
+            pieces = [each for each in pieces if each.parameter.numel()]
+            whole.append((group, [each for each in pieces if each.whole]))
+            cut += [each for each in pieces if not each.whole]
+        for group, pieces in whole:
+            (compiled_step if group["compile"] else foreach_step)(pieces)
+        if cut:
+            sharded_step(cut)
+        return loss
+
+    def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:
+        gradient = parameter.grad
+        assert gradient is not None
+        check_gradient(name_of(parameter, group), gradient, "AdamMini")
+        check_real(name_of(parameter, group), gradient, "AdamMini")
+        state = self.state[parameter]
+        if not state:
+            wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["exp_avg"] = torch.zeros_like(parameter, dtype=wide)
+            state["exp_avg_sq"] = (
+                sharded_zeros(parameter, partition, wide)
+                if is_sharded(parameter)
+                else torch.zeros(partition, dtype=wide, device=parameter.device)
+            )
+        state["step"] += 1
+        time = float(state["step"])
+        beta1, beta2 = group["betas"]
+        lr = float(group["lr"])
+        return Pieces(
+            parameter=parameter,
+            gradient=local(sharded_like(parameter, -gradient if group["maximize"] else gradient)),
+            first=local(state["exp_avg"]),
+            second=local(state["exp_avg_sq"]),
+            partition=tuple(partition),
+            betas=(beta1, beta2),
+            decay=1 - lr * group["weight_decay"],
+            rate=lr / (1 - beta1**time),
+            root=1 / math.sqrt(1 - beta2**time),
+            eps=group["eps"],
+            whole=is_whole(parameter, partition),
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch's, which casts the state to the parameters' type; here it keeps float32 under bf16 and fp16."""
+        given = [state_dict]
+        # Hooks may put another state in its place: the last of them sees what is loaded.
+        last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        state_dict = given[-1]
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, parameter in zip(saved, parameters):
+            if parameter.dtype in _HALF and key in state_dict["state"]:
+                for name in ("exp_avg", "exp_avg_sq"):
+                    value = state_dict["state"][key][name]
+                    self.state[parameter][name] = value.detach().clone().to(parameter.device, torch.float32)
+
+
+def _check(name: str, value: object, fits: bool, expected: str) -> None:
+    if not fits:
+        raise ValueError(f"{name} is {value}; expected {expected}")
+
+
+def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> None:
+    partitions = group["partitions"]
+    if len(partitions) != len(parameters):
+        raise ValueError(
+            f"a group has {len(parameters)} parameters and {len(partitions)} partitions; expected one for each: make "
+            "the groups with blockwise_lr.param_groups(model, lr)"
+        )
+    for parameter, partition in zip(parameters, partitions):
+        name = name_of(parameter, {**group, "params": parameters})
+        if partition is None:
+            raise ValueError(
+                f"AdamMini cannot cut {name} into heads: it is a fused weight that was not split (call "
+                "split_fused(model) before param_groups), or its attention does not say how many heads it has (give "
+                "the module an attribute `num_heads`, and `num_key_value_heads` where they are fewer)"
+            )
+        fits = len(partition) == parameter.ndim and all(
+            size % pieces == 0 if pieces > 0 else pieces == size == 0
+            for size, pieces in zip(parameter.shape, partition)
+        )
+        if not fits:
+            raise ValueError(
+                f"{name} of shape {tuple(parameter.shape)} cannot be cut into {tuple(partition)} equal pieces: make "
+                "the groups with blockwise_lr.param_groups(model, lr)"
+            )
+
+
+def name_of(parameter: Tensor, group: Mapping[str, Any]) -> str:
+    """A parameter's name where its group says it, otherwise its shape."""
+    position = next((i for i, each in enumerate(group["params"]) if each is parameter), None)
+    names = group.get("names")
+    return str(names[position]) if names and position is not None else f"a parameter {tuple(parameter.shape)}"

@@ -1,0 +1,155 @@
+"""One optimizer's state of a parameter as another keeps it: which moments mean the same, and in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blockwise_lr.optimizers.adam_mini_kernel import spread
+from blockwise_lr.optimizers.kept_state import KeptState
+
+State = dict[str, Any]
+
+# An optimizer begins these at 0, so an old state without them goes on from there.
+_BEGIN_AT_ZERO = ("max_exp_avg_sq", "exp_avg_slow")
+# Made when they are needed.
+_OPTIONAL = ("hessian",)
+# Averages of squares: they may be averaged further, or repeated over the elements that they stand for.
+_AVERAGED = ("exp_avg_sq", "max_exp_avg_sq", "row_var", "col_var")
+_MU_DECAY = 0.96  # NAdam's, Dozat 2016
+
+
+def meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, str]:
+    """Return the meaning of each entry of a state: its name, but where two optimizers mean different things by one.
+
+    Args:
+        state: of one parameter, of any optimizer.
+        group: the parameter's group, whose hyperparameters tell which optimizer it was.
+
+    Example:
+        >>> meanings({"momentum_buffer": 0}, {"ns_steps": 5}), meanings({"momentum_buffer": 0}, {"nesterov": True})
+        ({'momentum_buffer': 'exp_avg'}, {'momentum_buffer': 'momentum_buffer'})
+    """
+    found = {key: key for key in state}
+    if "momentum_buffer" in found and "ns_steps" in group:  # Muon's is an average, SGD's a sum
+        found["momentum_buffer"] = "exp_avg"
+    for key, name in (("GG", "exp_avg_sq in SOAP's basis"), ("exp_avg_diff", "exp_avg_sq of Adan")):
+        if key in state and "exp_avg_sq" in state:
+            found["exp_avg_sq"] = name
+    return found
+
+
+def converted(
+    state: Mapping[str, Any],
+    count: int | None,
+    old_group: Mapping[str, Any],
+    kept: KeptState,
+    group: Mapping[str, Any],
+    parameter: Tensor,
+    second: torch.Size,
+) -> State | list[str]:
+    """Return a parameter's state as the new optimizer keeps it, or the names of what the old one does not tell.
+
+    Args:
+        state: the old one, in the layout of the parameter.
+        count: steps that it has seen; None where the old optimizer does not count.
+        old_group, group: the parameter's groups, old and new.
+        kept: what the new optimizer keeps.
+        parameter: the parameter, whole.
+        second: shape of ``exp_avg_sq`` in the new optimizer.
+
+    Raises:
+        ValueError: a moment's shape is not the parameter's; the message begins with the moment's name.
+    """
+    old = {meaning: key for key, meaning in meanings(state, old_group).items()}
+    new: State = {}
+    missing = []
+    for key, meaning in meanings(kept.values, group).items():
+        template = kept.values[key]
+        shape = second if meaning in ("exp_avg_sq", "max_exp_avg_sq") else kept.shapes[key]
+        if meaning == "step":
+            if count is None:
+                missing.append(key)
+            else:
+                new[key] = _scalar(count, template)
+        elif meaning in old:
+            new[key] = _fitted(old[meaning], state[old[meaning]], template, shape, parameter)
+        elif meaning in _BEGIN_AT_ZERO:
+            new[key] = torch.zeros_like(_like(parameter, template, shape or parameter.shape))
+        elif meaning == "mu_product" and count is not None:
+            new[key] = _scalar(_mu_product(count, group), template)
+        elif meaning not in _OPTIONAL:
+            missing.append(key)
+    return missing or new
+
+
+def copied(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor) -> State:
+    """Return the old state in the parameter's dtype, by torch's own rules; for an optimizer that cannot be tried."""
+    on_device = bool(group.get("fused") or group.get("capturable"))
+    new: State = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.ndim == 0:
+            device = parameter.device if on_device else torch.device("cpu")
+            new[key] = value.to(device, torch.float32 if on_device else value.dtype, copy=True)
+        else:
+            new[key] = _fitted(key, value, parameter, None, parameter)
+    return new
+
+
+def _fitted(key: str, value: Any, template: Any, shape: torch.Size | None, parameter: Tensor) -> Any:
+    """A moment in the new optimizer's shape, dtype and device: repeated over what it stands for, or averaged."""
+    if isinstance(value, (list, tuple)):  # SOAP's matrices, one for each dimension
+        templates = template if isinstance(template, (list, tuple)) else [template]
+        like = next((each for each in templates if isinstance(each, Tensor)), parameter)
+        return type(value)(_fitted(key, each, like, None, parameter) for each in value)
+    if not isinstance(value, Tensor):
+        return value
+    if value.ndim == 0:
+        return _scalar(value, template)
+    if shape is not None and value.shape != shape:
+        fits = value.ndim == len(shape) and all(
+            max(a, b) % min(a, b) == 0 if a and b else a == b for a, b in zip(value.shape, shape)
+        )
+        if not fits or key not in _AVERAGED:
+            raise ValueError(
+                f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: is it this model's?"
+            )
+        wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        value = _averaged(spread(wide, parameter.shape), shape)
+    target = template if isinstance(template, Tensor) else parameter
+    return _like(parameter, target, value.shape).copy_(value.detach())
+
+
+def _like(parameter: Tensor, template: Tensor, shape: torch.Size) -> Tensor:
+    """An empty tensor of the template's dtype and device, in the parameter's memory format where it has its shape."""
+    kind: dict[str, Any] = {"dtype": template.dtype, "device": template.device}
+    if shape == parameter.shape:
+        return torch.empty_like(parameter, requires_grad=False, memory_format=torch.preserve_format, **kind)
+    return torch.empty(shape, **kind)
+
+
+def _scalar(value: Any, template: Any) -> Any:
+    """A number as the new optimizer keeps it: a tensor of its dtype, on its device, or a plain number."""
+    if isinstance(template, Tensor):
+        return torch.full(template.shape, float(value), dtype=template.dtype, device=template.device)
+    if isinstance(template, (int, float)):
+        return type(template)(value)
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _mu_product(count: int, group: Mapping[str, Any]) -> float:
+    """NAdam's product of all its momenta, had it taken the steps itself."""
+    steps = torch.arange(1, count + 1, dtype=torch.float64)
+    momenta = group["betas"][0] * (1 - 0.5 * _MU_DECAY ** (steps * group["momentum_decay"]))
+    return float(momenta.prod())
+
+
+def _averaged(value: Tensor, pieces: Sequence[int]) -> Tensor:
+    """The mean over each piece."""
+    for dim, count in enumerate(pieces):
+        if value.shape[dim] != count:
+            value = torch.unflatten(value, dim, (count, -1)).mean(dim + 1)
+    return value

@@ -1,0 +1,301 @@
+"""Muon for the matrices of a Transformer and AdamW for the rest, as one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+# torch.optim.Muon refuses 3-D stacks and knows no second rule; the function that it steps with is what is used here.
+from torch.optim._muon import muon as torch_muon
+from torch.optim.adamw import adamw as torch_adamw
+from torch.optim.optimizer import Optimizer
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.distributed import is_sharded
+from blockwise_lr.optim.known_structures import known_structures
+from blockwise_lr.optimizers.adam_mini import name_of
+from blockwise_lr.sharpness.dense import check_gradient, check_real
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Algorithm = Literal["muon", "adamw"]
+
+_MATRICES = (Block.QK, Block.VO, Block.FFN)
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, torch's and the original's
+_NS_EPS = 1e-7  # torch's: keeps a zero gradient from a division by zero
+
+
+def algorithm_of(
+    block: Block | str, shape: Sequence[int], *, min_side: int = 8, fused: str = "the weight"
+) -> tuple[Algorithm, str]:
+    """Which of the two rules a parameter is updated by, and why in words.
+
+    Args:
+        block: its block.
+        shape: of the whole parameter, not of a shard.
+        min_side: matrices with a smaller side go to AdamW. Default 8.
+        fused: what the error calls a fused weight.
+
+    Raises:
+        ValueError: a fused QKV weight: Q, K and V are three matrices, and Muon needs each by itself.
+
+    Example:
+        >>> algorithm_of("ffn", (64, 16)), algorithm_of("norm", (16,))[0]
+        (('muon', 'a matrix of ffn'), 'adamw')
+    """
+    block, sides = Block(block), len(shape)
+    if block is Block.QKV and sides > 1:
+        raise ValueError(
+            f"{fused} is a fused QKV weight, and Muon orthogonalises every matrix by itself: call split_fused(model) "
+            "first, before the optimizer is made"
+        )
+    if block not in _MATRICES:
+        return "adamw", f"in {block}, which is none of {', '.join(_MATRICES)}"
+    if sides < 2:
+        return "adamw", "a vector"
+    if sides > 3 or (sides == 3 and block is not Block.FFN):
+        return (
+            "adamw",
+            f"{sides} dimensions in {block}: a convolution, or matrices in a layout that is not known",
+        )
+    if min(shape[-2:]) < min_side:
+        return (
+            "adamw",
+            f"its smaller side is {min(shape[-2:])}: a convolution's kernel, or a matrix below {min_side}",
+        )
+    return "muon", f"a matrix of {block}" if sides == 2 else f"a stack of {shape[0]} matrices of {block}"
+
+
+class Muon(Optimizer):
+    r"""Muon on every matrix of QK, VO and FFN, AdamW on everything else, at one base learning rate.
+
+        B <- mu B + (1 - mu) g
+        W <- W - lr (0.2 sqrt(max(a, b)) NS((1 - mu) g + mu B) + decay W)                W has a outputs, b inputs
+
+    NS is torch's Newton-Schulz orthogonalisation, in bfloat16. A stack of experts (E, a, b) is E matrices. The
+    model says which dimension of each matrix counts outputs: columns for Conv1D and for experts stored as
+    (E, inputs, outputs). In groups of your own, rows do unless ``output_dims`` gives a dimension for each parameter.
+    AdamW takes what Muon is not for: embeddings, heads, norms, biases, routers, convolutions, and matrices with a side
+    below `min_side`, which have next to no spectrum to level. :meth:`reasons` lists the rule of each parameter by name.
+    A matrix that a model itself fuses within one block (gate and up projection in one) is orthogonalised as one.
+
+    Every group is divided into ``"algorithm": "muon"`` and ``"adamw"`` and otherwise keeps what it carries (``block``,
+    ``lr``, ``lr_ratio``, ``initial_lr``, ``decay``; ``names`` goes along with ``params``), so schedules, clipping and
+    checkpoints see one optimizer with more groups.
+
+    Under FSDP2 each matrix is gathered, updated whole on every process, and cut again: right, not fast.
+
+    Args:
+        params: the groups of :func:`blockwise_lr.param_groups`; or groups of your own with ``algorithm``.
+        lr: where a group has none. Default 1e-3.
+        betas, eps: of the AdamW half. Default (0.9, 0.95), 1e-8.
+        weight_decay: decoupled, of both halves, where a group has none. Default 0.1.
+        momentum: mu, with Nesterov's form. Default 0.95.
+        ns_steps: iterations of Newton-Schulz. Default 5.
+        adjust_lr_fn: "match_rms_adamw" (default) scales the update by ``0.2 sqrt(max(a, b))``, so that its root mean
+            square is 0.2 whatever the shape, as AdamW's about is, and one base learning rate and decay serve both
+            halves; "original" by ``sqrt(max(1, a / b))``, a outputs over b inputs, which wants a learning rate of its
+            own for the matrices.
+        min_side: see above. Default 8.
+
+    Raises:
+        ValueError: a group without block and algorithm; a fused QKV weight; an option out of range.
+
+    References:
+        Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scaling: Moonlight, arXiv 2502.16982.
+
+    Example:
+        >>> stack = torch.nn.Parameter(torch.zeros(2, 8, 16))
+        >>> optimizer = Muon([{"params": [stack], "names": ["experts"], "block": "ffn", "lr": 1e-3}])
+        >>> optimizer.reasons()
+        {'experts': 'muon: a stack of 2 matrices of ffn'}
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        ns_steps: int = 5,
+        adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw",
+        min_side: int = 8,
+    ) -> None:
+        for name, share in {"betas[0]": betas[0], "betas[1]": betas[1], "momentum": momentum}.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"{name} is {share}; expected 0 or more and below 1")
+        for name, value in {"lr": lr, "eps": eps, "weight_decay": weight_decay}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value}; expected 0 or more")
+        if adjust_lr_fn not in ("match_rms_adamw", "original"):
+            raise ValueError(f'adjust_lr_fn is {adjust_lr_fn!r}; expected "match_rms_adamw" or "original"')
+        defaults = {
+            "lr": lr,
+            "betas": tuple(betas),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "min_side": min_side,
+            "fused": True,  # load_state_dict looks here for where AdamW's `step` lives
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of :func:`blockwise_lr.param_groups`, divided by rule; a group with ``algorithm`` as it is."""
+        if "output_dims" not in param_group:
+            given = param_group["params"]
+            parameters = [given] if isinstance(given, Tensor) else list(given)
+            known = known_structures(parameters) if "block" in param_group else None
+            param_group = {**param_group, "params": parameters}
+            if known is not None:
+                param_group["output_dims"] = [each.output_dim for each in known]
+        for part in _divided(param_group, param_group.get("min_side", self.defaults["min_side"])):
+            super().add_param_group(part)
+
+    def reasons(self) -> dict[str, str]:
+        """By parameter name (of groups that carry ``block`` and ``names``): its rule, and why."""
+        return {
+            name: ": ".join(algorithm_of(group["block"], p.shape, min_side=group["min_side"]))
+            for group in self.param_groups
+            if "block" in group
+            for name, p in zip(group.get("names", ()), group["params"])
+        }
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Raises:
+            RuntimeError: a sparse gradient or a complex parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            for p in parameters:
+                check_gradient(name_of(p, group), p.grad, "Muon")
+                check_real(name_of(p, group), p, "Muon")
+            if group["algorithm"] == "muon":
+                # The default scaling does not ask which side is which; without a transpose it rounds as it always did.
+                known = "output_dims" in group and group["adjust_lr_fn"] == "original"
+                outputs = group["output_dims"] if known else [-2] * len(group["params"])
+                by_columns = {p for p, dim in zip(group["params"], outputs) if dim % p.ndim == p.ndim - 1}
+                self._step_muon(group, parameters, by_columns)
+            else:
+                self._step_adamw(group, parameters)
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load as torch does, but keep this model's ``output_dims``, which older state dicts do not have."""
+        kept = [group.get("output_dims") for group in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, outputs in zip(self.param_groups, kept):
+            if outputs is not None:
+                group["output_dims"] = outputs
+
+    def _step_muon(
+        self, group: dict[str, Any], parameters: Sequence[Tensor], by_columns: Collection[Tensor]
+    ) -> None:
+        for p in parameters:
+            state = self.state[p]
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            assert p.grad is not None
+            sharded: tuple[Tensor, ...] = (p.detach(), p.grad, state["momentum_buffer"])
+            whole = [cast("DTensor", t).full_tensor() if is_sharded(t) else t for t in sharded]
+            torch_muon(
+                *(list(_matrices(tensor, transposed=p in by_columns)) for tensor in whole),
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                momentum=group["momentum"],
+                nesterov=True,
+                ns_coefficients=_NS_COEFFICIENTS,
+                ns_steps=group["ns_steps"],
+                eps=_NS_EPS,
+                adjust_lr_fn=group["adjust_lr_fn"],
+                has_complex=False,
+            )
+            if is_sharded(p):
+                _write(cast("DTensor", p), whole[0])
+                _write(state["momentum_buffer"], whole[2])
+
+    def _step_adamw(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
+        for p in parameters:
+            if not self.state[p]:
+                self.state[p] = {
+                    "step": torch.zeros((), dtype=torch.float32, device=p.device),
+                    "exp_avg": torch.zeros_like(p, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(p, memory_format=torch.preserve_format),
+                }
+        if parameters:
+            states = [self.state[p] for p in parameters]
+            torch_adamw(
+                list(parameters),
+                [p.grad for p in parameters if p.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=group["fused"],
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
+    """The group's parts by rule, none empty, Muon's first."""
+    if "algorithm" in group:
+        if group["algorithm"] not in ("muon", "adamw"):
+            raise ValueError(f'a group\'s algorithm is {group["algorithm"]!r}; expected "muon" or "adamw"')
+        yield group
+        return
+    if "block" not in group:
+        raise ValueError(
+            "Muon got parameters without a block: make the groups with param_groups(model, lr), or give each "
+            '"algorithm": "muon" or "adamw"'
+        )
+    parameters = list(group["params"])
+    names = group.get("names", [""] * len(parameters))
+    rules = [
+        algorithm_of(group["block"], p.shape, min_side=min_side, fused=name or "a parameter")[0]
+        for name, p in zip(names, parameters)
+    ]
+    for algorithm in ("muon", "adamw"):
+        mine = [i for i, rule in enumerate(rules) if rule == algorithm]
+        if mine:
+            part = {**group, "algorithm": algorithm, "params": [parameters[i] for i in mine]}
+            for each in ("names", "output_dims"):  # one entry for each parameter
+                if each in group:
+                    part[each] = [group[each][i] for i in mine]
+            yield part
+
+
+def _matrices(tensor: Tensor, *, transposed: bool) -> Sequence[Tensor]:
+    """The matrix, or the matrices of a stack, as (outputs, inputs): views that an update in place reaches."""
+    tensor = tensor.mT if transposed else tensor
+    return (tensor,) if tensor.ndim == 2 else tensor.unbind(0)
+
+
+def _write(sharded: DTensor, whole: Tensor) -> None:
+    """Put this process's shard of `whole`, which every process has, into `sharded`."""
+    from torch.distributed.tensor import DTensor, Replicate  # a second to import, and it is there by now
+
+    mesh = sharded.device_mesh
+    cut = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    sharded.to_local().copy_(cut.redistribute(placements=sharded.placements).to_local())

@@ -1,0 +1,64 @@
+"""The loss of a causal language model on a fixed set of windows."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from blockwise_lr.distributed import is_tensor_parallel, reshard
+from blockwise_lr.fp32 import fp32_precision
+
+
+@torch.no_grad()
+@fp32_precision("ieee")
+def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *, batch_size: int) -> float:
+    """Mean cross-entropy in nats over every predicted token of `windows`, in the model's own precision.
+
+    That is without autocast, and in fp32 without TF32, whatever the process has set.
+
+    Token-weighted: each batch counts by the tokens it predicts, so the batch size changes nothing but the last bits.
+    Under torch.distributed each process takes its share of the windows and all return the same number. A process with
+    fewer batches than another repeats a window that does not count, so that all make as many forward passes, which
+    DDP and ``fully_shard`` need. Under tensor parallelism every process takes all windows.
+
+    Args:
+        model: takes ``input_ids`` and ``labels`` (batch, context) and returns an object with the mean ``loss``.
+        windows: items ``{"input_ids": (context,), "labels": (context,)}``.
+        batch_size: windows a forward pass; no effect on the result.
+
+    Example:
+        >>> evaluate_loss(model, FixedWindows(data.val, context=128, max_tokens=0), batch_size=16)  # doctest: +SKIP
+        4.1
+    """
+    parameters = list(model.parameters())
+    device = parameters[0].device
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if is_tensor_parallel(model, parameters):
+        rank, world = 0, 1
+    count = len(windows)  # type: ignore[arg-type]
+    largest = -(-count // world)
+    share = Subset(windows, range(rank, count, world))
+    short = -(-largest // batch_size) - -(-len(share) // batch_size)  # batches that this process lacks
+    uncounted = DataLoader(Subset(windows, [0] * short)) if short else ()
+    was_training = model.training
+    model.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    try:
+        for batch in DataLoader(share, batch_size=batch_size) if len(share) else ():
+            batch = {name: tensor.to(device) for name, tensor in batch.items()}
+            predicted = int((batch["labels"][:, 1:] != -100).sum())
+            total += torch.tensor(
+                [model(**batch).loss.item() * predicted, predicted], dtype=torch.float64, device=device
+            )
+        for batch in uncounted:
+            model(**{name: tensor.to(device) for name, tensor in batch.items()})
+    finally:
+        model.train(was_training)
+        reshard(
+            model
+        )  # the outermost module holds whole parameters after a forward pass without a backward pass
+    if world > 1:
+        dist.all_reduce(total)
+    return float(total[0] / total[1])

@@ -1,0 +1,232 @@
+"""BlockwiseTrainer for pre-training: a fixed data order, one metrics file, checkpoints that are whole or absent."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Mapping, Sized
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+
+from blockwise_lr.checkpoints import manifest as checkpoint
+from blockwise_lr.errors import NonFiniteLossError, StorageError
+from blockwise_lr.files import storing
+from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.integrations.transformers import BlockwiseTrainer
+from blockwise_lr.optim.gradients import whole
+from blockwise_lr.train import resuming
+from blockwise_lr.train.evaluate_loss import evaluate_loss
+from blockwise_lr.train.metrics import MetricsFile
+from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
+from blockwise_lr.train.unlogged import UnloggedSteps
+
+
+class PretrainTrainer(BlockwiseTrainer):
+    """BlockwiseTrainer as `blockwise-lr train` runs it.
+
+    Args:
+        metrics: where every logged step goes.
+        run_dir: the run's folder, for checkpoints.
+        keep_checkpoints: how many whole checkpoints to keep.
+        tokens_per_step: tokens of one optimizer step over all processes.
+        autocast_bf16: forward under bf16 autocast, weights and evaluation in fp32. (Trainer's own ``bf16=True`` patches
+            the model's forward, so that evaluation could not leave it, and copies the logits once more.)
+        tf32: compute the products of training steps that are in fp32 in TF32, on a GPU. Evaluation stays in full fp32.
+        guard: what happens at a gradient that is not finite.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        metrics: MetricsFile | None,
+        run_dir: Path,
+        keep_checkpoints: int,
+        tokens_per_step: int,
+        autocast_bf16: bool,
+        tf32: bool,
+        guard: NonFiniteGuard,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._guard = guard
+        self.skipped_since_row = 0
+        self._row_before = 0  # step of the last row, as Trainer had it before it went on to log another
+        self._unlogged = UnloggedSteps(self, run_dir)
+        self.add_callback(self._unlogged)
+        self._metrics = metrics
+        self._run_dir = run_dir
+        self._keep_checkpoints = keep_checkpoints
+        self.tokens_per_step = tokens_per_step
+        self._autocast_bf16 = autocast_bf16
+        self._tf32 = tf32
+        self._started = time.monotonic()
+        self._pending: dict[str, Any] | None = None
+        # Windows are all of one length, so the mean of micro-batch means is exact and no tokens need counting.
+        self.model_accepts_loss_kwargs = False
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        # TrainingStream fixes the order by itself; any sampler of Trainer's would shuffle it again.
+        return SequentialSampler(
+            cast("Sized", self.train_dataset if train_dataset is None else train_dataset)
+        )
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[Any]:
+        if not self._autocast_bf16:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        # Trainer's own walks over all parameters at every micro-batch, for a number that only its log shows.
+        return 0
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """BlockwiseTrainer's, with nothing left of a training that was cut short."""
+        self._guard.begin()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self._guard.before_micro_batch(self._tr_loss)
+        with fp32_precision("tf32") if self._tf32 else nullcontext():
+            return super().training_step(*args, **kwargs)
+
+    def _clip_grad_norm(self, model: nn.Module) -> None:
+        """Left to _get_grad_norm, which Trainer calls at every step whatever the clipping is."""
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
+        """The norm of the whole gradient; clips it, in the two halves of torch's ``clip_grad_norm_``.
+
+        Between them is the last moment to see a NaN: the second half spreads it over all parameters. Trainer needs the
+        norm anyway; looking at it is the one thing that waits for the device.
+        """
+        self._row_before = self._globalstep_last_logged
+        groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
+        if self._clipping is not None:
+            norm = self._clipping.clip(model, groups, self.state.global_step, leave_nonfinite=True)
+            finite = math.isfinite(norm)
+        else:
+            parameters = [p for p in model.parameters() if p.grad is not None]
+            (norm,) = whole([nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])])
+            finite = math.isfinite(norm)
+            if finite and self.args.max_grad_norm > 0:
+                nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+        if finite:
+            self._guard.after_step()
+        else:
+            self._guard.refuse(model, groups, self._tr_loss, self.state.global_step + 1)
+            self.skipped_since_row += 1
+        return norm
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validation loss in fp32; completes the row of metrics.jsonl that was waiting for it."""
+        windows = cast("Dataset[dict[str, torch.Tensor]]", self.eval_dataset)
+        batch_size = self.args.per_device_eval_batch_size
+        loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
+        if self._pending:
+            self._write({**self._pending, "val_loss": loss})
+        if not math.isfinite(loss):  # before the checkpoint of this step is saved
+            raise NonFiniteLossError(self.state.global_step)
+        metrics = {"eval_loss": loss}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        skipped = self.skipped_since_row
+        if "loss" in logs and skipped:
+            # Trainer divides by all steps since the last row; the sum holds the losses of those that were not skipped.
+            steps = self.state.global_step - self._row_before
+            logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
+        super().log(logs, start_time)
+        if "loss" not in logs:
+            return
+        self.skipped_since_row = 0
+        row = {
+            "step": self.state.global_step,
+            "tokens": self.state.global_step * self.tokens_per_step,
+            "train_loss": logs["loss"],
+            "val_loss": None,
+            "lr": _by_block(logs, "lr/"),
+            **({"ratios": ratios} if (ratios := _by_block(logs, "ratio/")) else {}),
+            "grad_norm": logs.get("grad_norm"),
+            **({"grad_norms": norms} if (norms := _by_block(logs, "grad_norm/")) else {}),
+            **({"skipped": skipped} if skipped else {}),
+            "seconds": round(self.seconds, 3),
+        }
+        if not math.isfinite(logs["loss"]) and not skipped:
+            self._write(row)
+            raise NonFiniteLossError(self.state.global_step)
+        if self.control.should_evaluate:
+            self._pending = row
+        else:
+            self._write(row)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds this run has taken, those before a resume included."""
+        before = self._metrics.seconds if self._metrics else 0.0
+        return before + time.monotonic() - self._started
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._pending = None
+        if self._metrics:
+            self._metrics.append(row)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        with resuming.loading(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Errors instead of warnings."""
+        tied = getattr(self.model, "all_tied_weights_keys", None) or ()
+        resuming.check_weights(load_result.missing_keys, load_result.unexpected_keys, tied)
+
+    def _tell(self, text: str) -> None:
+        """Nothing: the run's folder has compared the configurations, and named what has changed."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
+        if checkpoint_folder is None:
+            return
+        with resuming.loading(checkpoint_folder):
+            resuming.check_states(checkpoint_folder)
+            super()._load_optimizer_and_scheduler(checkpoint_folder)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        target = self._run_dir / f"checkpoint-{self.state.global_step}"
+        if self.is_world_process_zero() and target.exists():
+            # Left by a run that was killed while saving: never mix two saves in one folder.
+            checkpoint.remove(target)
+        _barrier()
+        try:
+            with storing(target):
+                super()._save_checkpoint(model, trial)
+                self._unlogged.save(target)
+                _barrier()
+                if self.is_world_process_zero():
+                    if self._metrics:
+                        self._metrics.sync()
+                    checkpoint.seal(target)
+        except StorageError:
+            if self.is_world_process_zero():  # half of one is of no use, and in the way where a disk is full
+                with contextlib.suppress(OSError):
+                    checkpoint.remove(target)
+            raise
+        if self.is_world_process_zero():
+            checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
+
+
+def _by_block(logs: Mapping[str, float], prefix: str) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in logs.items() if name.startswith(prefix)}
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

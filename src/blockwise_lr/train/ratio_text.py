@@ -1,0 +1,88 @@
+"""Ratios as text: the name, pairs or file that a command line or a configuration gives."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.blocks import Block
+from blockwise_lr.directional.directional_report import KIND as DIRECTIONAL
+from blockwise_lr.directional.directional_report import DirectionalReport, reports_of
+from blockwise_lr.experimental.auto_rule import parse_auto
+from blockwise_lr.optim.by_block import parse_pairs
+from blockwise_lr.optim.ratios import NAMED_RATIOS, is_file, resolve_ratios, spell_ratios
+from blockwise_lr.sharpness import SharpnessReport
+
+
+def parse_ratios(text: str) -> dict[Block, float]:
+    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
+
+    Args:
+        text: a name (for "auto", the result is what it begins with, and ``parse_auto`` reads its rule), pairs, or the
+            path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
+            DirectionalReports (directional.json: all that are in it).
+
+    Returns:
+        The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
+
+    Raises:
+        ValueError: none of the three; a file that is not such JSON; an unknown block or a ratio not above 0.
+
+    Example:
+        >>> parse_ratios("emb=4,vo=0.5")[Block.VO]
+        0.5
+    """
+    if text in NAMED_RATIOS:
+        return dict(NAMED_RATIOS[text])
+    if (rule := parse_auto(text)) is not None:
+        return dict(rule.ratios())
+    if is_file(text):
+        try:
+            values = json.loads(Path(text).read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError, OSError) as error:
+            raise ValueError(
+                f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'
+            ) from None
+        if not isinstance(values, dict):
+            raise ValueError(
+                f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
+            )
+        measured = "estimator" in values or values.get("kind") == DIRECTIONAL
+        return _from_report(text, values) if measured else _named(values)
+    if "=" not in text:
+        raise ValueError(
+            f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
+            f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
+        )
+    return _named(parse_pairs(text, "ratios"))
+
+
+def canonical_ratios(text: str) -> str:
+    """The same ratios, spelled so that they mean the same on every reading: a file by what is in it.
+
+    Raises:
+        ValueError: as :func:`parse_ratios`.
+
+    Example:
+        >>> canonical_ratios("vo=.5"), canonical_ratios("paper"), canonical_ratios("auto")
+        ('vo=0.5', 'paper', 'auto')
+    """
+    by_name = text in NAMED_RATIOS or parse_auto(text) is not None
+    return text if by_name else spell_ratios(parse_ratios(text))
+
+
+def _from_report(path: str, values: Mapping[str, Any]) -> dict[Block, float]:
+    try:
+        if values.get("kind") != DIRECTIONAL:
+            return dict(SharpnessReport.from_dict(values).ratios())
+        reports = reports_of(values)
+        return dict(reports[0].ratios() if len(reports) == 1 else DirectionalReport.ratios_of_run(reports))
+    except ValueError as error:
+        raise ValueError(f"ratios: {path}: {error}") from None
+
+
+def _named(values: Mapping[str, float]) -> dict[Block, float]:
+    resolved = resolve_ratios(values)
+    return {Block(name): resolved[Block(name)] for name in values}

@@ -1,0 +1,253 @@
+"""One training run on transformers' Trainer: started, resumed where it was cut, or left alone when finished."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+
+from blockwise_lr.checkpoints.manifest import checkpoint_step
+from blockwise_lr.data.prepare import FixedWindows, prepare_data
+from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
+from blockwise_lr.files import make_folder, write_json_atomic
+from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.locks import HeldError, take_lock
+from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.train.assembly import make_trainer, training_arguments
+from blockwise_lr.train.checks import (
+    check_config,
+    optimizer_notices,
+)
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.evaluate_loss import evaluate_loss
+from blockwise_lr.train.lost_process import forget_report, is_lost_connection
+from blockwise_lr.train.metrics import MetricsFile, read_metrics
+from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
+from blockwise_lr.train.pretrain_trainer import PretrainTrainer
+from blockwise_lr.train.quiet import quiet_libraries
+from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.resuming import check_same_start
+from blockwise_lr.train.run_folder import (
+    CHANGES,
+    RESULT,
+    as_begun,
+    begin_run,
+    changes_of,
+    finished_result,
+    missing,
+    take_back,
+)
+from blockwise_lr.train.run_sharpness import SHARPNESS, is_measured, sharpness_callback
+from blockwise_lr.train.sigterm import StopOnSigterm
+from blockwise_lr.train.trackers import report_failures
+from blockwise_lr.train.training_progress import TrainingProgress
+
+_LOCK = ".lock"  # in a run's folder, held by rank 0 while it lives
+
+
+def train(
+    config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
+) -> dict[str, Any]:
+    """Run `config` in the folder `out` to its end, and return what result.json holds.
+
+    A run in the folder that differs by its number of steps alone goes on to the new number, by the schedule of that
+    number; ``changes`` in config.json and result.json lists it.
+
+    A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
+    every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone. Under torchrun every
+    process calls this.
+
+    Args:
+        config: the run.
+        out: its folder; made if missing.
+        command: the command line, for config.json.
+        console: where progress goes. Default: stderr.
+
+    Returns:
+        ``{"finished": True, "steps", "tokens", "terminal_val_loss", "terminal_tune_loss", "seconds"}``.
+
+    Raises:
+        UserError: the configuration, the data or the folder is not usable; says what to change.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then says ``"diverged": true``.
+        Terminated: SIGTERM was received. A checkpoint was saved, and the run is not finished.
+        LostProcessError: another process of the run is gone.
+        StorageError: a file cannot be written.
+    """
+    console = console or Console(stderr=True)
+    say = _speaker(console)
+    config = check_config(config)
+    _refuse_fsdp(config)
+    notices = optimizer_notices(config.optim)
+    config = replace(config, optim=config.optim.resolved())
+    made = missing(out / _LOCK)
+    make_folder(out)
+    try:
+        lock = take_lock(out / _LOCK) if _is_main() else None
+    except HeldError as held:
+        raise UserError(
+            f"another process is training in {out}: wait for it, or choose another --out{held.advice}"
+        ) from None
+    if lock is not None:
+        forget_report(out)
+    try:
+        config = as_begun(config, out, say)
+        done = finished_result(config, out)
+        if done is not None:
+            if done.get("diverged"):
+                raise NonFiniteLossError(done["diverged_at_step"], **done.get("not_finite", {}))
+            text = f"{out} holds this run, finished: nothing to do"
+            if is_measured(config) and not (out / SHARPNESS).exists():
+                text += (
+                    f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
+                )
+            say(text)
+            return done
+        for notice in notices:
+            say(notice)
+        return _train(config, out, command, console, say)
+    except UserError:
+        if _is_main():
+            take_back(made)
+        raise
+    finally:
+        if lock is not None:
+            lock.release()
+
+
+def _speaker(console: Console) -> Callable[[str], None]:
+    """Prints one line as it is, names of files with brackets included; on the main process alone."""
+
+    def say(text: str) -> None:
+        if _is_main():
+            console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    return say
+
+
+def _refuse_fsdp(config: TrainConfig) -> None:
+    """What accelerate would silently do otherwise, or could not be resumed."""
+    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    if not asked:
+        return
+    what = "FSDP was asked for (ACCELERATE_USE_FSDP, accelerate launch --use_fsdp)"
+    if config.device == "cpu" or not torch.cuda.is_available():
+        raise UserError(
+            f"{what} and the device is the CPU, where accelerate runs DDP instead: start without it, for DDP, or train "
+            "on GPUs"
+        )
+    if config.save_every:
+        raise UserError(
+            f"{what}, and checkpoints of a run under FSDP cannot be resumed: start without it, for DDP, train without "
+            "checkpoints, --save-every 0, or shard in a loop of your own (blockwise_lr.checkpoints.sharded)"
+        )
+
+
+def _is_main() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@quiet_libraries()
+@fp32_precision("ieee")  # torch_compile would switch TF32 on, for evaluation and the rest of the process too
+def _train(
+    config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
+) -> dict[str, Any]:
+    arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
+    if arguments.n_gpu > 1:
+        # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
+        say(
+            f"{arguments.n_gpu} GPUs seen, one used; for all: "
+            f"torchrun --nproc-per-node={arguments.n_gpu} -m blockwise_lr train ..."
+        )
+        arguments._n_gpu = 1
+    progress = console.is_terminal and _is_main()
+    data = prepare_data(
+        config.data, vocab_size=config.model.vocab_size, context=config.model.context, progress=progress
+    )
+    sharpness = sharpness_callback(config, out, data.measure, processes=arguments.world_size)
+    resume = begin_run(
+        config,
+        out,
+        about={
+            "command": command,
+            "processes": arguments.world_size,
+            "ratios": {b.value: r for b, r in resolve_ratios(parse_ratios(config.optim.ratios)).items()},
+            **describe_environment(str(config.device)),
+            "data": data.describe(),
+        },
+        main=_is_main(),
+        say=say,
+    )
+    check_same_start(resume, out)
+    metrics = (
+        MetricsFile(out / "metrics.jsonl", resume_step=checkpoint_step(resume) if resume else 0)
+        if _is_main()
+        else None
+    )
+    guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
+    trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
+    report_failures(trainer)
+    sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
+    trainer.add_callback(sigterm)
+    if _is_main():
+        trainer.add_callback(progress_shown)
+    try:
+        if resume and checkpoint_step(resume) == config.steps:
+            # Killed between the last checkpoint and result.json: only the closing evaluation is missing.
+            trainer._load_from_checkpoint(str(resume))
+        else:
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if sigterm.stopped_at is not None:
+            raise Terminated(sigterm.stopped_at, out / f"checkpoint-{sigterm.stopped_at}")
+        tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
+        tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
+        if not math.isfinite(tune_loss):
+            raise NonFiniteLossError(config.steps)
+    except NonFiniteLossError as error:
+        _write_result(config, out, trainer, diverged=error)
+        raise
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        sigterm.ignore()  # torchrun sends it to those that are left
+        raise LostProcessError from error
+    finally:
+        sigterm.close()
+        progress_shown.close()
+    return _write_result(config, out, trainer, tune_loss=tune_loss)
+
+
+def _write_result(
+    config: TrainConfig,
+    out: Path,
+    trainer: PretrainTrainer,
+    *,
+    tune_loss: float | None = None,
+    diverged: NonFiniteLossError | None = None,
+) -> dict[str, Any]:
+    """result.json, the last file of a run; of one that diverged, with null for its losses."""
+    rows = read_metrics(out / "metrics.jsonl")
+    result: dict[str, Any] = {
+        "finished": True,
+        "steps": config.steps,
+        "tokens": (diverged.step if diverged else config.steps) * trainer.tokens_per_step,
+        "terminal_val_loss": None if diverged else rows[-1]["val_loss"],
+        "terminal_tune_loss": tune_loss,
+        "seconds": round(trainer.seconds, 3),
+    }
+    if skipped := sum(row.get("skipped", 0) for row in rows):
+        result["skipped_steps"] = skipped
+    if changes := changes_of(out):
+        result[CHANGES] = changes
+    if diverged:
+        result |= {"diverged": True, "diverged_at_step": diverged.step}
+        result["not_finite"] = {"what": diverged.what, "where": diverged.where}
+    if _is_main():
+        write_json_atomic(out / RESULT, result)
+    return result

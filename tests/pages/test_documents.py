@@ -1,0 +1,43 @@
+"""What the README and the examples show is what happens."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from support.processes import run_code
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
+def test_every_code_block_of_the_readme_runs(code, tmp_path):
+    done = run_code(code, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_shows_code():
+    assert len(BLOCKS) >= 2
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
+def test_every_example_runs(example, tmp_path):
+    done = run_code(example.read_text(encoding="utf-8"), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"],
+    ids=lambda p: p.name,
+)
+def test_every_link_between_pages_leads_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text) + re.findall(
+        r'src="(?!https?:)([^"]+)"', text
+    )
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing

@@ -1,0 +1,187 @@
+"""The numbers in the presets are those of the committed results."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from blockwise_lr import Block
+from blockwise_lr.directional.directional_report import reports_of
+from blockwise_lr.optim.ratios import MEASURED_RATIOS, NAMED_RATIOS, QUICKSTART_RATIOS, resolve_ratios
+from blockwise_lr.train.config import config_from_dict, identity
+from blockwise_lr.train.presets import Setting, arms_of, get_preset, tuned_settings
+from blockwise_lr.train.ratio_text import parse_ratios
+
+QUICKSTART = Path(__file__).parents[2] / "results" / "quickstart"
+COMPARE = json.loads((QUICKSTART / "compare.json").read_text())
+STUDY = json.loads((QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json").read_text())
+SEARCH = json.loads((QUICKSTART / "search.json").read_text())
+
+
+def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
+    assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
+    optim = get_preset("quickstart").optim.resolved()
+    assert {name: getattr(optim, name) for name in SEARCH["baseline"]["best"]} == SEARCH["baseline"]["best"]
+
+
+def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_for():
+    tried = json.loads((QUICKSTART.parent / "ratios" / "along" / "tried.json").read_text())
+    for run in ("llama-2m-1e-3", "llama-2m-4e-3"):
+        along = {Block(block): ratio for block, ratio in tried["along"][run]["found"].items()}
+        assert set(along) == set(MEASURED_RATIOS)
+        for block, ratio in MEASURED_RATIOS.items():
+            assert 1 / 2.6 < ratio / along[block] < 2.6
+
+
+def test_both_sides_were_searched_with_as_many_runs():
+    assert len(SEARCH["ratios"]["runs"]) == len(SEARCH["baseline"]["runs"])
+
+
+def test_the_quickstarts_settings_are_the_best_of_the_committed_grid():
+    named = {name: resolve_ratios(ratios) for name, ratios in NAMED_RATIOS.items()}
+    found = {}
+    for name, arm in STUDY["arms"].items():
+        runs = [run for run in STUDY["tuning"] if run["arm"] == name]
+        tried = {Setting(run["base_lr"], run["warmup_fraction"]): run["tune_loss"] for run in runs}
+        if (ratios := arm["ratios"]) != "auto":
+            ratios = next((n for n, r in named.items() if r == resolve_ratios(parse_ratios(ratios))), None)
+        if ratios is None:
+            continue  # an arm of the study that is no preset's
+        found[f"{arm['optimizer']}:{ratios}:{'2N' if name.endswith('2N') else 'N'}"] = min(
+            tried, key=tried.get
+        )
+    tuned = dict(tuned_settings(get_preset("quickstart")))
+    assert tuned == {key: found[key] for key in tuned}
+    assert {key.rpartition(":")[0] for key in tuned} == {*arms_of("quickstart"), "adamw:auto"}
+
+
+@pytest.mark.parametrize("study", ["quickstart/compare.json", "ratios/llama-2m/compare.json"])
+def test_the_committed_results_are_of_the_preset_as_it_is(study):
+    ran = identity(config_from_dict(json.loads((QUICKSTART.parent / study).read_text())["config"]))
+    preset = identity(get_preset("quickstart"))
+    differing = {name for name in preset if ran.get(name) != preset[name]}
+    # Resolved; each arm has its own; and these runs began their warm-up at 0.
+    assert differing <= {"device", "precision", "optim.base_lr", "optim.ratios", "optim.warmup_start"}
+
+
+def test_tuned_learning_rates_are_not_used_for_other_settings():
+    from dataclasses import replace
+
+    preset = get_preset("quickstart")
+    assert tuned_settings(replace(preset, device="cpu", precision="fp32", report_to="none")) is not None
+    assert tuned_settings(replace(preset, steps=301)) is None
+    assert tuned_settings(replace(preset, model=replace(preset.model, layers=5))) is None
+
+
+def test_the_numbers_on_the_page_are_those_of_the_data():
+    text = (QUICKSTART / "README.md").read_text()
+    for comparison in COMPARE["comparisons"]:
+        gap = comparison["loss_gap"]
+        assert f"{abs(gap['mean']):.3f}" in text
+        low, high = sorted(abs(bound) for bound in gap["ci95"])
+        assert f"({low:.3f} to {high:.3f})" in text
+        assert f"{comparison['speedup']['value']:.2f}x" in text
+    for arm in COMPARE["arms"].values():
+        losses = [seed["terminal_val_loss"] for seed in arm["seeds"]]
+        assert f"{sum(losses) / len(losses):.3f}" in text
+
+
+def test_what_lies_beyond_the_edges_of_the_search_is_on_the_page():
+    text = (QUICKSTART / "README.md").read_text()
+    runs = json.loads((QUICKSTART / "edges.json").read_text())["runs"]
+    losses = {json.dumps(run["point"], sort_keys=True): run["tune_loss"] for run in runs}
+    for loss in losses.values():
+        assert f"{loss:.3f}" in text
+    uniform = losses['{"ratios": "uniform"}']
+    best = min(loss for point, loss in losses.items() if '"uniform"' in point)
+    searched = losses['{"ratios": "quickstart"}']
+    for nats in (uniform - searched, uniform - best, best - searched):
+        assert f"{nats:.3f}" in text
+
+
+def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatch):
+    study = QUICKSTART.parent / "ratios"
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from ratios_report import write_report
+
+    shutil.copytree(study, tmp_path / "ratios", ignore=shutil.ignore_patterns("*.png"))
+    write_report(tmp_path / "ratios")
+    page = (study / "README.md").read_text()
+    assert (tmp_path / "ratios" / "README.md").read_text() == page
+    table = page.split("| rule |")[1].split("\n\n")[0]
+    assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
+
+
+def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
+    study = QUICKSTART.parent / "ratios"
+    reports = reports_of(json.loads((study / "directional" / "directional.json").read_text()))
+    alone = sum(slope.factor > 1 for report in reports for slope in report.values())
+    held = {b.value: sum(report[b].factor_beside < 1 for report in reports) for b in reports[0]}
+    assert (len(reports), alone) == (20, 102)
+    assert held == {"emb": 2, "qk": 10, "vo": 16, "ffn": 11, "norm": 3, "head": 0}
+    late = [report for report in reports if report.step >= 105]
+    shown = {"norm": (14, 544), "emb": (2.4, 36), "head": (1.4, 29)}
+    for block, bounds in shown.items():
+        found = [report[block].factor_beside for report in late]
+        assert (min(found), max(found)) == pytest.approx(bounds, rel=0.03)
+    for page in (study / "README.md", QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md"):
+        assert "102 of " in page.read_text()
+        assert "at 16 of its 20 points, FFN at 11 and QK at 10" in page.read_text()
+
+
+def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_measured():
+    study = QUICKSTART.parent / "ratios"
+    reports = reports_of(json.loads((study / "llama-2m" / "directional.json").read_text()))
+    logs = {
+        block: sum(math.log(min(max(report[block].factor, 0.1), 20)) for report in reports) / len(reports)
+        for block in reports[0]
+    }
+    alone = {block: math.exp(log - logs[Block.FFN]) for block, log in logs.items()}
+    tried = json.loads((study / "along" / "tried.json").read_text())["tried"]
+    found = {t["point"]["ratios"] for t in tried if t["point"]["ratios_from"] == "own, each block alone"}
+    assert len(found) == 1
+    assert resolve_ratios(parse_ratios(found.pop())) == pytest.approx(resolve_ratios(alone), rel=0.01)
+
+
+def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):
+    """README and docs/concepts/ratios.md claim these bounds of every setting."""
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from ratios_report import read_study, without_a_search
+
+    studies = [read_study(path) for path in (QUICKSTART.parent / "ratios").glob("*/compare.json")]
+    found = [without_a_search(study, rule) for study in studies for rule in ("measured", "auto")]
+    lost, won = zip(*(each for each in found if each is not None))
+    assert len(lost) >= 10
+    assert max(lost) <= 0.037
+    assert min(won) >= 0.175
+
+
+def test_the_page_of_the_optimizer_study_is_made_from_its_data(tmp_path, monkeypatch):
+    study = QUICKSTART.parent / "optimizers"
+    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
+    from optimizer_report import write_report
+
+    shutil.copytree(study, tmp_path / "optimizers", ignore=shutil.ignore_patterns("*.png", "*.gz"))
+    (tmp_path / "ratios" / "llama-2m").mkdir(parents=True)
+    shutil.copy(QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json", tmp_path / "ratios" / "llama-2m")
+    write_report(tmp_path / "optimizers")
+    assert (tmp_path / "optimizers" / "README.md").read_text() == (study / "README.md").read_text()
+
+
+def test_the_table_of_measured_ratios_shows_what_was_measured():
+    rows = {
+        "| LLaMA, 0.6M": "llama-600k",
+        "| LLaMA, 1.8M": "llama-2m",
+        "| LLaMA, 1.8M, four times the steps": "longer",
+        "| the same at 4e-3, near its best rate": "directional",
+        "| GPT-2, 1.2M": "gpt2-1m",
+    }
+    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text().splitlines()
+    for start, name in rows.items():
+        (row,) = [line for line in page if line.startswith(start + " |")]
+        found = parse_ratios(str(QUICKSTART.parent / "ratios" / name / "directional.json"))
+        expected = [found.get(Block(b)) for b in ("emb", "qk", "ffn", "vo", "norm", "head")]
+        shown = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert shown == ["(EMB)" if r is None else f"{r:.2g}" for r in expected]

@@ -1,0 +1,71 @@
+"""The command line, in this process and in processes of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blockwise_lr.cli.entry import main
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command line, called in this process."""
+    capsys.readouterr()  # what the test itself made libraries print
+    try:
+        main([str(argument) for argument in arguments])
+        code = 0
+    except SystemExit as exit:
+        code = int(exit.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:
+    return script_line("-m", "blockwise_lr", *arguments, processes=processes)
+
+
+def script_line(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> list[str]:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        launcher += [f"--max-restarts={restarts}"]
+    return [*launcher, *map(str, arguments)]
+
+
+def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`blockwise-lr ARGUMENTS` in a process of its own."""
+    return run_script("-m", "blockwise_lr", *arguments, processes=processes)
+
+
+def start_command(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
+    """`blockwise-lr ARGUMENTS` in a process of its own, going on by itself."""
+    return start_script("-m", "blockwise_lr", *arguments, processes=processes, restarts=restarts)
+
+
+def start_script(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
+    """`python ARGUMENTS` in a process of its own, going on by itself."""
+    return subprocess.Popen(
+        script_line(*arguments, processes=processes, restarts=restarts),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+
+
+def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    """`python ARGUMENTS` in a process of its own, to its end."""
+    process = start_script(*arguments, processes=processes)
+    try:
+        out, err = process.communicate(timeout=1000)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers too, or a hung one stays for ever
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)

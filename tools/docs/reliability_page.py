@@ -1,0 +1,88 @@
+"""docs/reference/reliability.md, out of the tests of tests/faults: `python tools/docs/reliability_page.py` (minutes).
+
+Runs them, and writes what each that passed has reported: fault, times tried, outcome. A fault whose test failed or was
+skipped is in the table as such.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from blockwise_lr.files import write_text_atomic
+from blockwise_lr.train.environment import describe_environment
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reference" / "reliability.md"
+TESTS = (
+    *(
+        f"tests/faults/test_{name}.py"
+        for name in ("killed", "lost_process", "damage", "disk_full", "two_runs")
+    ),
+    "tests/train/test_sigterm.py",
+    "tests/train/test_nonfinite_guard.py",
+)
+HEAD = """\
+# Reliability
+
+What was done to runs of `blockwise-lr train`, most of them in processes of their own, and what came of it. Written by
+`python tools/docs/reliability_page.py`, which runs the tests ({passed} passed, {failed} failed, {skipped} skipped) on
+{hardware}, PyTorch {torch}, {date}.
+
+| fault | times | outcome | test |
+| --- | --- | --- | --- |
+"""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tests.xml"
+        command = [
+            "-m",
+            "pytest",
+            "-q",
+            "-m",
+            "slow or not slow",
+            "--timeout",
+            "1200",
+            f"--junitxml={path}",
+            *TESTS,
+        ]
+        subprocess.run([sys.executable, *command], cwd=ROOT)
+        cases = list(ET.parse(path).getroot().iter("testcase"))
+    write_text_atomic(PAGE, page(cases))
+
+
+def page(cases: list[ET.Element]) -> str:
+    """The page, of the test cases of a junit report."""
+    states = [state(case) for case in cases]
+    about = describe_environment("cpu")
+    lines = []
+    for case, how in zip(cases, states):
+        told = {p.get("name"): p.get("value", "") for p in case.iter("property")}
+        test = f"{case.get('classname', '').removeprefix('tests.')}.{case.get('name', '').partition('[')[0]}"
+        if "fault" in told:
+            lines.append(f"| {told['fault']} | {told['times']} | {told['outcome']} | `{test}` |")
+        elif how != "passed":
+            lines.append(f"| | | **{how}** | `{test}` |")
+    counts = {name: states.count(name) for name in ("passed", "failed", "skipped")}
+    head = HEAD.format(
+        date=about["date"][:10],
+        hardware=f"{about['hardware']['cpu']}, {about['hardware']['cores']} cores",
+        torch=about["versions"]["torch"],
+        **counts,
+    )
+    return head + "\n".join(lines) + "\n"
+
+
+def state(case: ET.Element) -> str:
+    if case.find("failure") is not None or case.find("error") is not None:
+        return "failed"
+    return "passed" if case.find("skipped") is None else "skipped"
+
+
+if __name__ == "__main__":
+    main()
