@@ -16,6 +16,7 @@ import torch
 
 from blockwise_lr import SharpnessReport
 from blockwise_lr.sharpness.principle import order_agreement
+from support.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -74,9 +75,7 @@ SLOW = {"train_throughput"}  # compiles
 
 
 def run_script(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    return run_python(script, *arguments)
 
 
 @pytest.fixture(scope="module")

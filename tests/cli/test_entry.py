@@ -105,7 +105,7 @@ assert "torch" not in sys.modules
 assert set(blockwise_lr.__all__) <= set(dir(blockwise_lr))
 assert "torch" not in sys.modules
 from blockwise_lr import AdamMini, Block, param_groups
-assert blockwise_lr.optim.AdamMini is AdamMini is blockwise_lr.AdamMini
+assert blockwise_lr.optimizers.AdamMini is AdamMini is blockwise_lr.AdamMini
 assert blockwise_lr.blocks.Block is Block
 assert param_groups is vars(blockwise_lr)["param_groups"]
 import pickle
@@ -177,14 +177,14 @@ class TestCtrlC:
         code = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from blockwise_lr.cli import entry
+from blockwise_lr.cli import entry, interrupts
 
 class Interrupting:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
 
 def run(command, rest):
-    entry.at_work()
+    interrupts.at_work()
     Interrupting()
     for _ in range(10**8):
         pass

@@ -11,6 +11,7 @@ from typing import Any
 
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.metrics import read_metrics
+from support.processes import Started
 
 Record = Callable[[str, object], None]
 
@@ -38,7 +39,9 @@ def result(out: Path) -> dict[str, Any]:
     return content | {"seconds": 0}
 
 
-def wait_for(what: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 120) -> None:
+def wait_for(
+    what: Callable[[], bool], process: subprocess.Popen[str] | Started, seconds: float = 120
+) -> None:
     """Until it is so, or the process has ended."""
     until = time.monotonic() + seconds
     while process.poll() is None and not what():

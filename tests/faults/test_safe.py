@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted(path for name in ("src", "examples", "benchmarks") for path in (ROOT / name).rglob("*.py"))
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 # Reads torch's own pickled descriptions, with an allow-list of classes: tests/distributed/test_sharded_checkpoints.py.
-ALLOWED = {"src/blockwise_lr/integrations/dcp_reader.py": ["pickle"]}
+ALLOWED = {"src/blockwise_lr/checkpoints/dcp_reader.py": ["pickle"]}
 TEMPLATE = ROOT / "src" / "blockwise_lr" / "compare" / "report.html.j2"
 SCRIPT, IMAGE, MARKUP = "<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "[/red][bold]x"
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +14,7 @@ from blockwise_lr.experimental.auto import auto_of
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, SharpnessCallback
 from integrations.guarded_training import STEPS, Padded, llama, trained
 from integrations.test_transformers import arguments
+from support.processes import run_ranks
 
 SCRIPT = Path(__file__).with_name("guarded_training.py")
 
@@ -47,11 +45,7 @@ def test_micro_batches_of_unequal_length_back_nothing_off(tmp_path, caplog):
 
 
 def test_two_processes_watch_the_mean_over_the_tokens_of_both(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240
-    )
+    done = run_ranks(SCRIPT, tmp_path, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     for name, (watched, true, logged) in json.loads((tmp_path / "found.json").read_text()).items():
         assert len(true) == STEPS

@@ -1,15 +1,13 @@
 """The same numbers on one process and on two."""
 
-import os
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from blockwise_lr.sharpness.monitor import _share, read_reports
+from support.processes import run_ranks
 
 SCRIPT = Path(__file__).with_name("watched_training.py")
 
@@ -20,14 +18,7 @@ def folders(tmp_path_factory):
     script = runpy.run_path(str(SCRIPT))
     script["own_loop"](one)
     script["trainer"](one)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(SCRIPT), str(two)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_ranks(SCRIPT, two, processes=2)
     assert done.returncode == 0, done.stderr[-4000:]
     return one, two
 

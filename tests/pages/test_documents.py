@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import run_code
+from support.processes import run_python
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +14,7 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTI
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_every_code_block_of_the_readme_runs(code, tmp_path):
-    done = run_code(code, tmp_path)
+    done = run_python("-c", code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -24,7 +24,7 @@ def test_the_readme_shows_code():
 
 @pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_runs(example, tmp_path):
-    done = run_code(example.read_text(encoding="utf-8"), tmp_path)
+    done = run_python(example, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from support.processes import run_code
+from support.processes import run_python
 
 DOCS = Path(__file__).parents[2] / "docs"
 # Of each page whose code stands alone: the file that each block of code leaves, if any.
@@ -33,7 +33,7 @@ CASES = [
 
 @pytest.mark.parametrize(("code", "leaves"), CASES)
 def test_every_code_block_runs(code, leaves, tmp_path):
-    done = run_code(code, tmp_path)
+    done = run_python("-c", code, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     if leaves is None:
         assert done.stdout

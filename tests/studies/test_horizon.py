@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import torch
 
 from blockwise_lr import classify, cosine_schedule, param_groups
 from blockwise_lr.train.build_model import build_model
+from support.processes import run_python
 
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-horizon"
 STEPS, ROWS, CONTEXT = 12, 4, 16
@@ -165,25 +164,11 @@ def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -
         "[arms.Arm('llama-600k', 3, lr) for lr in (1e-3, 2e-3)] if arm.name not in results.runs]; run.main()"
     )
     for _ in range(2):
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                code,
-                "--text",
-                str(tmp_path / "text.jsonl"),
-                "--out",
-                str(tmp_path / "out"),
-                "--results",
-                str(tmp_path / "results"),
-                "--stack",
-                "2",
-            ],
-            cwd=STUDY,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        done = run_python(
+            "-c", code, "--text", tmp_path / "text.jsonl", "--out", tmp_path / "out",
+            "--results", tmp_path / "results", "--stack", "2", folder=STUDY,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("*.json")]
     assert sorted(result["arm"]["base_lr"] for result in found) == [1e-3, 2e-3]
     assert all(result["val_loss"] < 9 and result["versions"]["torch"] for result in found)

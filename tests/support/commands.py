@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from blockwise_lr.cli.entry import main
+from support.processes import Started, run_python, run_ranks
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -43,13 +42,19 @@ def run_command(*arguments: str | Path, processes: int = 1) -> subprocess.Comple
     return run_script("-m", "blockwise_lr", *arguments, processes=processes)
 
 
-def start_command(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
+def start_command(
+    *arguments: str | Path, processes: int = 1, restarts: int = 0
+) -> subprocess.Popen[str] | Started:
     """`blockwise-lr ARGUMENTS` in a process of its own, going on by itself."""
     return start_script("-m", "blockwise_lr", *arguments, processes=processes, restarts=restarts)
 
 
-def start_script(*arguments: str | Path, processes: int = 1, restarts: int = 0) -> subprocess.Popen[str]:
-    """`python ARGUMENTS` in a process of its own, going on by itself."""
+def start_script(
+    *arguments: str | Path, processes: int = 1, restarts: int = 0
+) -> subprocess.Popen[str] | Started:
+    """`python ARGUMENTS` in a process of its own, going on by itself; several: under torchrun."""
+    if processes == 1:
+        return Started(list(map(str, arguments)))
     return subprocess.Popen(
         script_line(*arguments, processes=processes, restarts=restarts),
         stdout=subprocess.PIPE,
@@ -61,11 +66,7 @@ def start_script(*arguments: str | Path, processes: int = 1, restarts: int = 0) 
 
 
 def run_script(*arguments: str | Path, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    """`python ARGUMENTS` in a process of its own, to its end."""
-    process = start_script(*arguments, processes=processes)
-    try:
-        out, err = process.communicate(timeout=1000)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # torchrun's workers too, or a hung one stays for ever
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+    """`python ARGUMENTS` in a process of its own, or as several ranks, to its end."""
+    if processes == 1:
+        return run_python(*arguments, seconds=1000)
+    return run_ranks(*arguments, processes=processes, seconds=1000)

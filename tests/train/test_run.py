@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import random
 import signal
-import subprocess
 import time
 from dataclasses import replace
 
@@ -25,7 +23,7 @@ from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.run import train
-from support.commands import command_line, run_command
+from support.commands import run_command, start_command
 
 
 def losses(out):
@@ -163,9 +161,8 @@ def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equ
 
     moments = sorted(random.sample(range(8, 100), 3))
     out = tmp_path / "killed"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for moment in moments:
-        process = subprocess.Popen(command_line(*arguments, out), stderr=subprocess.PIPE, env=environment)
+        process = start_command(*arguments, out)
         while process.poll() is None and (
             not (rows := read_metrics(out / "metrics.jsonl")) or rows[-1]["step"] < moment
         ):

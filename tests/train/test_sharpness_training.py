@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.presets import get_preset, tuned_settings
 from blockwise_lr.train.run import train
 from blockwise_lr.train.run_sharpness import measure_batches
-from support.commands import command_line, run_command
+from support.commands import run_command, start_command
 
 ALL = ("fisher", "hutchinson", "empirical", "optimizer")
 
@@ -106,9 +105,7 @@ def test_a_killed_run_leaves_the_same_lines_when_it_has_resumed(tiny, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(config, whole)
-    process = subprocess.Popen(
-        command_line("train", tmp_path / "config.json", "--out", cut), stderr=subprocess.PIPE
-    )
+    process = start_command("train", tmp_path / "config.json", "--out", cut)
     while process.poll() is None and (
         not (rows := read_metrics(cut / "metrics.jsonl")) or rows[-1]["step"] < 20
     ):

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 from dataclasses import replace
 
@@ -13,7 +12,7 @@ from blockwise_lr.checkpoints.manifest import checkpoint_step, newest_whole
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.sigterm import StopOnSigterm
 from faults.processes import report
-from support.commands import command_line, run_command
+from support.commands import run_command, start_command
 
 
 def rows(out):
@@ -22,12 +21,7 @@ def rows(out):
 
 def terminated(out, *arguments, processes=1, after_step):
     """The command, sent SIGTERM once it has logged this step: exit code and stderr."""
-    process = subprocess.Popen(
-        command_line(*arguments, processes=processes),
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = start_command(*arguments, processes=processes)
     while process.poll() is None and (
         not (there := read_metrics(out / "metrics.jsonl")) or there[-1]["step"] < after_step
     ):

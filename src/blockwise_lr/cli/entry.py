@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _fail_once(str(stopped), _TERMINATED)
         except BrokenPipeError:
             _stop_printing()
-            if command in _TRAINING:
+            if command in _TRAINING and not {"-h", "--help"} & set(arguments):
                 raise SystemExit(_PIPE_CLOSED) from None
         except SigtermInterrupt:
             _interrupted(command, _TERMINATED)
