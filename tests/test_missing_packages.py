@@ -63,7 +63,7 @@ def test_the_core_works_with_torch_and_numpy_alone_and_says_what_the_rest_needs(
     from blockwise_lr import param_groups, cosine_schedule, SharpnessReport, Block
     from blockwise_lr.sharpness import Estimate
     from blockwise_lr.sharpness.principle import order_agreement
-    import blockwise_lr.checkpoints.sharded
+    import blockwise_lr.checkpoints.sharded_folder
     model = nn.ModuleDict({{"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)}})
     optimizer = torch.optim.AdamW(param_groups(model, 1e-3, "measured"), lr=1e-3)
     cosine_schedule(optimizer, warmup_steps=1, total_steps=10)

@@ -22,9 +22,9 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn import functional
 
 from blockwise_lr import clip_grad_norm_by_block, cosine_schedule, param_groups, split_fused
-from blockwise_lr.checkpoints.sharded import load_sharded, save_sharded
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.sources import open_source
+from blockwise_lr.integrations.sharded import load_sharded, save_sharded
 
 VOCABULARY = 256  # bytes
 

@@ -15,7 +15,7 @@ from torch import distributed
 
 from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
 from blockwise_lr.checkpoints.manifest import seal
-from blockwise_lr.checkpoints.sharded import load_sharded, save_sharded
+from blockwise_lr.checkpoints.sharded_folder import load_sharded, save_sharded
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.optim import cosine
 from support.commands import call

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
 from blockwise_lr.checkpoints.manifest import find_checkpoint, problem_with
-from blockwise_lr.checkpoints.sharded import LAYOUT, check_model, weights_of
+from blockwise_lr.checkpoints.sharded_folder import LAYOUT, check_model, weights_of
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
 from blockwise_lr.files import check_name, make_folder
@@ -24,7 +24,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Write the model of a checkpoint so that ``AutoModelForCausalLM.from_pretrained(out)`` loads it.
 
     Args:
-        checkpoint: of :func:`blockwise_lr.checkpoints.sharded.save_sharded` (of a transformers causal LM, saved by
+        checkpoint: of :func:`blockwise_lr.checkpoints.sharded_folder.save_sharded` (of a transformers causal LM, saved by
             any number of processes), a run of ``train`` (its newest whole checkpoint), or one of its checkpoints.
         out: the new folder.
 
