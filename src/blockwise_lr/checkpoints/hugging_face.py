@@ -24,7 +24,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     """Write the model of a checkpoint so that ``AutoModelForCausalLM.from_pretrained(out)`` loads it.
 
     Args:
-        checkpoint: of :func:`blockwise_lr.checkpoints.sharded_folder.save_sharded` (of a transformers causal LM, saved by
+        checkpoint: of :func:`blockwise_lr.integrations.sharded.save_sharded` (of a transformers causal LM, saved by
             any number of processes), a run of ``train`` (its newest whole checkpoint), or one of its checkpoints.
         out: the new folder.
 

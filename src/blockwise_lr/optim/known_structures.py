@@ -33,5 +33,6 @@ def known_structures(parameters: Sequence[Tensor]) -> list[Structure] | None:
         >>> known_structures(groups[1]["params"])
         [Structure(output_dim=0, partition=(8, 1))]
     """
-    found = [_structures.get(parameter) for parameter in parameters]
-    return None if None in found else found
+    if not all(parameter in _structures for parameter in parameters):
+        return None
+    return [_structures[parameter] for parameter in parameters]

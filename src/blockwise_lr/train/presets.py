@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.config import (
-    DataConfig,
     ModelConfig,
     OptimConfig,
     TrainConfig,
