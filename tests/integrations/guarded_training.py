@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import TrainingArguments
 
 from blockwise_lr import AutoRule
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
+from support import tiny_models
 
 STEPS, LONGEST = 6, 24
 
@@ -37,14 +39,7 @@ class Padded(Dataset):
         return {"input_ids": ids, "attention_mask": kept.long(), "labels": torch.where(kept, ids, -100)}
 
 
-def llama():
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=LONGEST,
-        )
-    )  # fmt: skip
+llama = partial(tiny_models.llama, max_position_embeddings=LONGEST)
 
 
 def mean_over_tokens(outputs, labels, num_items_in_batch=None):

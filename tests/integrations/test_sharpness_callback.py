@@ -1,16 +1,18 @@
 """SharpnessCallback in transformers' Trainer and in BlockwiseTrainer."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from blockwise_lr import Block, classify, measure_sharpness, split_fused
+from blockwise_lr import Block, classify, measure_sharpness
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, SharpnessCallback
 from blockwise_lr.sharpness.monitor import read_reports
+from support import tiny_models
 
 STEPS, LENGTH = 6, 12
 TOKENS = 2 * 2 * (LENGTH - 1)  # two micro-batches of two sequences
@@ -39,14 +41,7 @@ def held_out(rows=4):
     ]
 
 
-def gpt2(split, dropout=0.1):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=40, n_positions=LENGTH, n_embd=8, n_layer=2, n_head=2, resid_pdrop=dropout,
-        embd_pdrop=dropout, attn_pdrop=dropout, use_cache=False,
-    )  # fmt: skip
-    model = GPT2LMHeadModel(config)
-    return split_fused(model) if split else model
+gpt2 = partial(tiny_models.gpt2, n_positions=LENGTH, use_cache=False)
 
 
 def arguments(folder, **changes):
@@ -211,7 +206,7 @@ def test_a_plain_trainer_without_log_writes_the_file_alone(tmp_path):
 
 def test_a_callback_given_to_the_constructor_is_logged_too(tmp_path):
     callback = SharpnessCallback(held_out(), at=[3])
-    trainer = BlockwiseTrainer(gpt2(True), arguments(tmp_path), train_dataset=Tokens(), callbacks=[callback])
+    trainer = BlockwiseTrainer(gpt2(split=True), arguments(tmp_path), train_dataset=Tokens(), callbacks=[callback])
     trainer.train()
     (row,) = [row for row in trainer.state.log_history if "sharpness/fisher/emb" in row]
     (report,) = read_reports(tmp_path / "sharpness.jsonl")

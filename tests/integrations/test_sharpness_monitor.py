@@ -6,22 +6,13 @@ import math
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from blockwise_lr import Block, classify, measure_sharpness, split_fused
 from blockwise_lr.sharpness.monitor import SharpnessMonitor, read_reports
 from blockwise_lr.sharpness.records import append_report, keep_reports
+from support.tiny_models import gpt2
 
 STEPS = 6
-
-
-def gpt2(dropout=0.1):
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=40, n_positions=12, n_embd=8, n_layer=2, n_head=2, resid_pdrop=dropout,
-        embd_pdrop=dropout, attn_pdrop=dropout,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
 
 
 def batch(seed, rows=4):

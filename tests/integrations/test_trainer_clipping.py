@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback
 
-from blockwise_lr import Block, clip_grad_norm_by_block, cosine_schedule, param_groups, split_fused
+from blockwise_lr import Block, clip_grad_norm_by_block, cosine_schedule, param_groups
 from blockwise_lr.integrations import trainer_clipping as clipping
 from blockwise_lr.integrations.trainer_clipping import check_engine
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from integrations.test_transformers import LR, STEPS, Tokens, arguments, logged
+from support import tiny_models
 
 LIMITS = {"emb": 0.05, "ffn": 0.02, "norm": 100.0}
 
 
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=2, n_head=2)
-    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
-    return split_fused(GPT2LMHeadModel(config))
+gpt2 = partial(tiny_models.gpt2, split=True, dropout=0.0)
 
 
 def trained(folder, model=None, callbacks=(), limits=LIMITS, **changes):

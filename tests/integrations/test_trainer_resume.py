@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from blockwise_lr import PAPER_RATIOS, AutoRule, split_fused
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from blockwise_lr.optim import block_lr
+from support import tiny_models
 
 LR = 1e-3
 
@@ -26,9 +28,7 @@ class Tokens(Dataset):
         return {"input_ids": ids, "labels": ids}
 
 
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=1, n_head=2))
+gpt2 = partial(tiny_models.gpt2, n_layer=1)
 
 
 def arguments(folder, steps=6, **changes):

@@ -4,15 +4,17 @@ import dataclasses
 import logging
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from blockwise_lr import AutoRule, cosine_schedule, param_groups, scale_by_block, split_fused
 from blockwise_lr.integrations import trainer_schedules
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from blockwise_lr.optim import cosine
+from support import tiny_models
 
 STEPS, LR = 12, 1e-3
 SLOW = {"norm": 32, "vo": 0.5, "ffn": 2, "qk": 4, "emb": 16, "pos": 2}  # no block at the base rate
@@ -27,9 +29,7 @@ class Tokens(torch.utils.data.Dataset):
         return {"input_ids": tokens, "labels": tokens}
 
 
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=1, n_head=2))
+gpt2 = partial(tiny_models.gpt2, n_layer=1)
 
 
 def arguments(folder, **changes):

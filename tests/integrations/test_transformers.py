@@ -3,11 +3,12 @@
 import pytest
 import torch
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from blockwise_lr import Block, classify, split_fused
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from blockwise_lr.optim import cosine
+from support.tiny_models import gpt2
 
 STEPS, LR = 8, 1e-3
 
@@ -19,11 +20,6 @@ class Tokens(Dataset):
     def __getitem__(self, i):
         ids = torch.randint(40, (12,), generator=torch.Generator().manual_seed(i))
         return {"input_ids": ids, "labels": ids}
-
-
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=2, n_head=2))
 
 
 def arguments(folder, **changes):

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer
+from transformers import PreTrainedTokenizerFast, Trainer
 
 from blockwise_lr import classify
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from integrations.test_transformers import Tokens, arguments
+from support import tiny_models
 
 LR = 1e-2
 EXPECTED = {"qk": 8 * LR, "vo": 4 * LR, "ffn": 6 * LR}
 
 
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=40, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=32, bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+llama = partial(tiny_models.llama, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
 
 def lora():

@@ -2,15 +2,17 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from blockwise_lr.integrations.transformers import SharpnessCallback
 from blockwise_lr.sharpness.monitor import SharpnessMonitor
+from support import tiny_models
 
 ROWS, LENGTH, STEPS = 4, 12, 3
 TOKENS = ROWS * (LENGTH - 1)
@@ -27,14 +29,7 @@ def batch(first, rows=ROWS):
     return {name: torch.stack([each[name] for each in made]) for name in made[0]}
 
 
-def gpt2():
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=40, n_positions=LENGTH, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0,
-            embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-        )
-    )  # fmt: skip
+gpt2 = partial(tiny_models.gpt2, n_positions=LENGTH, dropout=0.0, use_cache=False)
 
 
 # Three windows: processes have unequal shares.

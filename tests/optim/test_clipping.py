@@ -18,16 +18,14 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from blockwise_lr import Block, BlockMap, classify, clip_grad_norm_by_block, param_groups, split_fused
 from blockwise_lr.optim import gradients as gradients_module
 from blockwise_lr.optim import nonfinite_gradients
+from support import tiny_models
 
 LIMIT = 0.56  # in the middle of the norms of that training
 GPT2_BLOCKS = {Block.EMB, Block.QK, Block.VO, Block.FFN, Block.NORM, Block.POS}
 
 
 def gpt2(split=True, seed=0):
-    torch.manual_seed(seed)
-    config = GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=2, n_head=2)
-    model = GPT2LMHeadModel(config).eval()  # no dropout, so that two of them can be trained alike
-    return split_fused(model) if split else model
+    return tiny_models.gpt2(seed=seed, split=split).eval()  # no dropout, so that two can be trained alike
 
 
 def small():

@@ -1,24 +1,18 @@
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from blockwise_lr import PAPER_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim import cosine
 from blockwise_lr.train.ratio_text import parse_ratios
+from support import tiny_models
+from support.tiny_models import gpt2
 
 
 def llama(tied=False):
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=16, tie_word_embeddings=tied,
-        )
-    )  # fmt: skip
-
-
-def gpt2():
-    return GPT2LMHeadModel(GPT2Config(vocab_size=64, n_positions=16, n_embd=16, n_layer=2, n_head=2))
+    return tiny_models.llama(
+        vocab_size=64, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,19 @@
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from blockwise_lr import build_optimizer, cosine_schedule, param_groups, set_lr, split_fused
+from blockwise_lr import build_optimizer, cosine_schedule, param_groups, set_lr
+from support import tiny_models
 from support.nano import NanoGPT
 
 BASE = 1e-3
 RATIOS = {"norm": 1, "vo": 4, "ffn": 6, "qk": 8, "emb": 10}
 
 
-def gpt2():
-    torch.manual_seed(0)
-    return split_fused(
-        GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=12, n_embd=8, n_layer=1, n_head=2))
-    )
+gpt2 = partial(tiny_models.gpt2, n_layer=1, split=True)
 
 
 def rates(optimizer):

@@ -2,35 +2,31 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2LMHeadModel
 
 from blockwise_lr import cosine_schedule, param_groups, split_fused
+from support import tiny_models
 
 VOCAB, CONTEXT, WIDTH, HEADS, LAYERS = 61, 12, 16, 2, 2
 LR, FLOOR, WARMUP = 1e-3, 5e-5, 10
 
 
-def llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+llama = partial(
+    tiny_models.llama,
+    vocab_size=VOCAB,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=CONTEXT,
+)
 
 
-def gpt2():
-    torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCAB, n_positions=CONTEXT, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
-    return GPT2LMHeadModel(config)
+gpt2 = partial(tiny_models.gpt2, vocab_size=VOCAB, n_embd=WIDTH, dropout=0.0)
 
 
 def batches(n):

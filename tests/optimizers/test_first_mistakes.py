@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+from transformers import TrainingArguments
 
 from blockwise_lr import (
     MEASURED_RATIOS,
@@ -25,20 +26,9 @@ from blockwise_lr import (
 )
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from blockwise_lr.optim.ratios import NAMED_RATIOS, given_ratios, resolve_ratios, spell_ratios
+from support import tiny_models
 
-
-def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32,
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=16,
-        )
-    )
+llama = partial(tiny_models.llama, vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1)
 
 
 def by_block(groups) -> dict[str, float]:
