@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console
 from synthetic_comparison import BASE, synthetic_compare, synthetic_content
 
-from blockwise_lr.compare import print_summary
-from blockwise_lr.compare import write_report as render
+from blockwise_lr.compare import print_summary, render
 from blockwise_lr.compare.tables import runs_table
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.config import TrainConfig
