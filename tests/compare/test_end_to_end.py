@@ -14,6 +14,7 @@ def compare(tmp_path, config, *flags):
     return run_command("compare", tmp_path / "tiny.json", "--out", tmp_path / "out", *flags)
 
 
+@pytest.mark.slow
 def test_compare_trains_the_arms_reports_them_and_does_nothing_twice(tiny, tmp_path):
     arms = ("adamw:uniform", "mine=adamw:emb=3,vo=0.5", "adamw:auto")
     flags = ("--arms", *arms, "--steps", "12", "--jobs", "2")

@@ -156,6 +156,7 @@ def theirs(place: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 class TestOtherUsers:
     def test_no_home_says_what_to_set_and_that_works(self, other: int, place: Path, theirs: Path) -> None:
         arguments = ("train", place / "tiny.json", "--out", theirs / "run")
@@ -288,6 +289,7 @@ class TestWithoutLocks:
 
 
 class TestNamesThatAreNotText:
+    @pytest.mark.slow
     def test_of_a_text(self, place: Path, tmp_path: Path) -> None:
         data = shutil.copytree(place / "text", tmp_path / NOT_UTF8)
         (data / "03.txt").rename(data / f"{NOT_UTF8}.txt")

@@ -31,7 +31,7 @@ def terminated(out, *arguments, processes=1, after_step):
     return process.returncode, said
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_to_the_bit(
     tiny, tmp_path, record_property, processes
 ):
