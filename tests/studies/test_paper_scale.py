@@ -1,0 +1,29 @@
+"""The page and the figure of the study at the paper's smallest size come from its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+STUDY = ROOT / "studies" / "2026-11-paper-scale"
+
+
+def test_the_page_shows_the_data_and_the_figure_can_be_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(STUDY))
+    from draw import best, draw, load, runs_table, sharpness_table
+
+    page = (STUDY / "README.md").read_text(encoding="utf-8")
+    for table in (runs_table("1000-steps"), runs_table("240-steps"), sharpness_table()):
+        assert table in page
+    runs = load("1000-steps")["runs"]
+    gap = best(runs, "uniform")["val"] - best(runs, "measured")["val"]
+    for text in (page, (ROOT / "README.md").read_text(encoding="utf-8")):
+        assert f"{gap:.3f} nats" in text
+    negative = sum(report["joint_best_lr"]["norm"] < 0 for report in load("240-steps")["directional"])
+    assert negative == 6
+    draw(tmp_path / "loss_curves.png")
+    assert (tmp_path / "loss_curves.png").stat().st_size > 1000
