@@ -141,9 +141,13 @@ def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
     for block, bounds in shown.items():
         found = [report[block].factor_beside for report in late]
         assert (min(found), max(found)) == pytest.approx(bounds, rel=0.03)
-    for page in (study / "README.md", QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md"):
-        assert "102 of " in page.read_text()
-        assert "at 16 of its 20 points, FFN at 11 and QK at 10" in page.read_text()
+    assert "102 of " in (study / "README.md").read_text()
+    assert "at 16 of its 20 points, FFN at 11 and QK at 10" in (study / "README.md").read_text()
+    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text()
+    assert "102 of 120 points" in page
+    for block, times in held.items():
+        ahead = sum(report[Block(block)].factor > 1 for report in reports)
+        assert f"| {block.upper()} | 20 | {ahead} | {times} |" in page
 
 
 def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_measured():
