@@ -95,9 +95,10 @@ def page(counts: str, rows: list[str]) -> str:
 
 {counts}
 
-For each architecture a tiny model is built, with a layer of every kind that the type has. It is classified, split and run.
-Its outputs stay bit-equal, and autograd shows which parameters move queries and keys, and which move values.
-`python tools/docs/architectures_page.py` writes this page, and `tests/blocks/test_architectures.py` checks every row against its model.
+For each architecture a tiny model is built, with a layer of every kind that the type has. It is
+classified, split and run. Its outputs stay bit-equal, and autograd shows which parameters move
+queries and keys, and which move values. `python tools/docs/architectures_page.py` writes this page,
+and `tests/blocks/test_architectures.py` checks every row against its model.
 
 Not built:
 
