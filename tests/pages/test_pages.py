@@ -11,10 +11,15 @@ DOCS = Path(__file__).parents[2] / "docs"
 # Of each page whose code stands alone: the file that each block of code leaves, if any.
 LEAVES = {
     "how-to/sharpness.md": (None, "out/sharpness.jsonl", "evolution.png"),
-    "how-to/optimizers.md": (None, None, None, None),
+    "how-to/choose-ratios-and-learning-rate.md": (None,),
+    "how-to/optimizers.md": (None,),
+    "how-to/muon.md": (None,),
+    "how-to/adam-mini.md": (None,),
+    "how-to/auto-ratios.md": (None,),
+    "how-to/schedules.md": (None,),
+    "how-to/clipping.md": (None,),
+    "how-to/resume.md": (None, None),
     "how-to/sharded.md": ("run/checkpoint-2/__0_0.distcp",),
-    "concepts/ratios.md": (None,),
-    "concepts/learning-rates.md": (None, None, None),
     "getting-started.md": (None,),
 }
 

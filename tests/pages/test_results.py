@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -110,8 +111,22 @@ def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatc
     write_report(tmp_path / "ratios")
     page = (study / "README.md").read_text()
     assert (tmp_path / "ratios" / "README.md").read_text() == page
-    table = page.split("| rule |")[1].split("\n\n")[0]
-    assert f"| rule |{table}" in (QUICKSTART.parents[1] / "README.md").read_text()
+    readme = (QUICKSTART.parents[1] / "README.md").read_text()
+    columns = dict(
+        zip(("llama-600k", "gpt2-1m", "llama-2m", "gpt2-4m", "llama-5m"), range(2, 7), strict=True)
+    )
+    (header,) = [line for line in page.splitlines() if line.startswith("| rule |")]
+    for rule in ("paper", "measured", "own"):
+        (row,) = [line.split("|") for line in page.splitlines() if line.startswith(f"| {rule} | +")]
+        (shown,) = [line.split("|") for line in readme.splitlines() if line.startswith(f"| `{rule}` |")]
+        for name, cell in zip(header.split("|")[2:-1], row[2:-1], strict=True):
+            place = columns.get(name.split()[0])
+            if place is not None:  # the README rounds the gap and its interval to two digits
+                assert numbers(shown[place]) == pytest.approx(numbers(cell.split("[")[0]), abs=0.0056)
+
+
+def numbers(cell: str) -> list[float]:
+    return [float(number) for number in re.findall(r"[+-]?\d\.\d+", cell)]
 
 
 def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
@@ -126,9 +141,13 @@ def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
     for block, bounds in shown.items():
         found = [report[block].factor_beside for report in late]
         assert (min(found), max(found)) == pytest.approx(bounds, rel=0.03)
-    for page in (study / "README.md", QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md"):
-        assert "102 of " in page.read_text()
-        assert "at 16 of its 20 points, FFN at 11 and QK at 10" in page.read_text()
+    assert "102 of " in (study / "README.md").read_text()
+    assert "at 16 of its 20 points, FFN at 11 and QK at 10" in (study / "README.md").read_text()
+    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text()
+    assert "102 of 120 points" in page
+    for block, times in held.items():
+        ahead = sum(report[Block(block)].factor > 1 for report in reports)
+        assert f"| {block.upper()} | 20 | {ahead} | {times} |" in page
 
 
 def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_measured():

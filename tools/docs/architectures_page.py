@@ -95,10 +95,10 @@ def page(counts: str, rows: list[str]) -> str:
 
 {counts}
 
-A tiny model of each, with a layer of every kind that the type has, is built, classified, split, and run: outputs stay
-equal to the bit, and autograd says which parameters move queries and keys, and which values.
-`python tools/docs/architectures_page.py` writes this page;
-`tests/blocks/test_architectures.py` holds every row to its model.
+For each architecture a tiny model is built, with a layer of every kind that the type has. It is
+classified, split and run. Its outputs stay bit-equal, and autograd shows which parameters move
+queries and keys, and which move values. `python tools/docs/architectures_page.py` writes this page,
+and `tests/blocks/test_architectures.py` checks every row against its model.
 
 Not built:
 

@@ -28,7 +28,8 @@ TESTS = (
 HEAD = """\
 # Reliability
 
-What was done to runs of `blockwise-lr train`, most of them in processes of their own, and what came of it. Written by
+This page lists the faults that tests inflict on runs of `blockwise-lr train`, and the outcome of each.
+Most runs are processes of their own. The page is written by
 `python tools/docs/reliability_page.py`, which runs the tests ({passed} passed, {failed} failed, {skipped} skipped) on
 {hardware}, PyTorch {torch}, {date}.
 
