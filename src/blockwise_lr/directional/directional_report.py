@@ -141,7 +141,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         Below 0 for a block whose update raises the loss once the others have made theirs.
         """
         signal = np.array([slope.signal for slope in self.blocks.values()])
-        return dict(zip(self.blocks, map(float, _solved(np.asarray(self.matrix), signal))))
+        return dict(zip(self.blocks, map(float, _solve_scaled(np.asarray(self.matrix), signal))))
 
     def ratios(self, low: float = 0.5, high: float = 20.0) -> MeasuredRatios:
         """Return r(b) = r_now(b) * lr*_b / lr_b, where lr*_b is the block's best rate while the others keep theirs.
@@ -272,7 +272,7 @@ def _square(rows: Any, size: int) -> list[list[float]]:
     return found
 
 
-def _solved(matrix: Any, right: Any) -> Any:
+def _solve_scaled(matrix: Any, right: Any) -> Any:
     """C^-1 r, in units in which every block curves alike: their own differ by many powers of ten."""
     scale = np.sqrt(np.abs(np.diagonal(matrix)))
     scale[scale == 0] = 1.0  # a block without curvature

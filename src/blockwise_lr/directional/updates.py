@@ -37,7 +37,7 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
     Raises:
         ValueError: a parameter is not the optimizer's, or has no state yet.
     """
-    groups = groups_of(optimizer, parameters)
+    groups = groups_by_parameter(optimizer, parameters)
     if type(optimizer) not in READABLE:
         return None
     updates = []
@@ -76,7 +76,7 @@ def stepped_updates(
     Raises:
         ValueError: a parameter is not the optimizer's, or its learning rate is 0 now.
     """
-    groups = groups_of(optimizer, parameters)
+    groups = groups_by_parameter(optimizer, parameters)
     for group in groups:
         if not float(group["lr"]) > 0:
             raise ValueError(
@@ -84,7 +84,7 @@ def stepped_updates(
                 "update: measure after the first warm-up step and before the schedule has ended"
             )
     before = [local(parameter.detach()).clone() for parameter in parameters]
-    with _undone(optimizer, parameters, before), torch.no_grad():
+    with _restored_afterwards(optimizer, parameters, before), torch.no_grad():
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
         optimizer.step()
@@ -95,7 +95,7 @@ def stepped_updates(
 
 
 @contextmanager
-def taken_back(
+def before_last_update(
     parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], groups: Sequence[dict[str, Any]]
 ) -> Iterator[None]:
     r"""The parameters where the last update was taken, and afterwards as they were, to the bit.
@@ -125,7 +125,7 @@ def taken_back(
                 local(parameter.detach()).copy_(value)
 
 
-def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+def groups_by_parameter(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
     """The optimizer's group of each parameter. Raises ValueError for one that is in none."""
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     missing = [i for i, parameter in enumerate(parameters) if id(parameter) not in group_of]
@@ -139,7 +139,7 @@ def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[
 
 
 @contextmanager
-def _undone(
+def _restored_afterwards(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], before: Sequence[Tensor]
 ) -> Iterator[None]:
     state = dict(optimizer.state)

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.optim.by_block import check_by_block
+from blockwise_lr.optim.block_values import check_block_values
 from blockwise_lr.optim.gradients import (
     GradientNorms,
     Groups,
-    Members,
+    ParametersByBlock,
     gradient_norms,
-    members,
     mesh_of,
-    together,
+    parameters_with_gradients,
+    stack_scalars,
 )
 from blockwise_lr.optim.nonfinite_report import describe_nonfinite
 
@@ -73,13 +73,15 @@ def clip_grad_norm_by_block(
     """
     check_model(model, "clip_grad_norm_by_block")
     limits = resolve_max_norm(max_norm)
-    return clip_members(members(model, blocks), limits, norm_type, error_if_nonfinite).by_block
+    return clip_members(
+        parameters_with_gradients(model, blocks), limits, norm_type, error_if_nonfinite
+    ).by_block
 
 
 def resolve_max_norm(max_norm: MaxNorm, name: str = "max_norm") -> dict[Block, float]:
     """The largest norm of every block that is clipped. Raises ValueError as :func:`clip_grad_norm_by_block`."""
     if isinstance(max_norm, Mapping):
-        return check_by_block(max_norm, name, lambda value: value > 0, _EXPECTED)
+        return check_block_values(max_norm, name, lambda value: value > 0, _EXPECTED)
     if isinstance(max_norm, (bool, str)) or not max_norm > 0:
         raise ValueError(f"{name} is {max_norm!r}; expected {_EXPECTED}, or such numbers by block")
     return dict.fromkeys(Block, float(max_norm))
@@ -87,7 +89,7 @@ def resolve_max_norm(max_norm: MaxNorm, name: str = "max_norm") -> dict[Block, f
 
 @torch.no_grad()
 def clip_members(
-    found: Members,
+    found: ParametersByBlock,
     limits: Mapping[Block, float],
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
@@ -97,7 +99,7 @@ def clip_members(
         raise ValueError(f"norm_type is {norm_type!r}; expected a number above 0, such as 2 or inf")
     refuse_unsplit(found, limits)
     norms = gradient_norms(found, norm_type)
-    if error_if_nonfinite and not bool(together(list(norms.by_block.values())).isfinite().all()):
+    if error_if_nonfinite and not bool(stack_scalars(list(norms.by_block.values())).isfinite().all()):
         raise RuntimeError(
             "the gradient is not finite, and nothing was clipped. "
             f"{describe_nonfinite(found, norms, norm_type)}. Leave this step out with optimizer.zero_grad(), or lower "
@@ -107,7 +109,7 @@ def clip_members(
     return norms
 
 
-def scale_members(found: Members, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
+def scale_members(found: ParametersByBlock, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
     """Scale the gradients of every block in `limits` whose norm is above its own down to it."""
     for block, norm in norms.by_block.items():
         limit = limits.get(block, math.inf)
@@ -119,7 +121,7 @@ def scale_members(found: Members, norms: GradientNorms, limits: Mapping[Block, f
                 nn.utils.clip_grads_with_norm_(these, limit, norm)
 
 
-def refuse_unsplit(found: Members, limits: Mapping[Block, float]) -> None:
+def refuse_unsplit(found: ParametersByBlock, limits: Mapping[Block, float]) -> None:
     """Raises ValueError: a fused QKV weight, where only blocks of its parts have a limit."""
     if Block.QKV in found and Block.QKV not in limits and (Block.QK in limits or Block.VO in limits):
         raise ValueError(

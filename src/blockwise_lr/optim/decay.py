@@ -9,7 +9,7 @@ from typing import Literal
 from blockwise_lr.arguments import check_number, is_number
 from blockwise_lr.blocks import Block
 from blockwise_lr.blocks.block import Assignment
-from blockwise_lr.optim.by_block import check_by_block
+from blockwise_lr.optim.block_values import check_block_values
 
 Decay = Literal["coupled", "constant"]
 WeightDecay = float | Mapping[Block, float] | Mapping[str, float] | Decay
@@ -50,7 +50,7 @@ def resolve_decay(
         raise ValueError(f'decay is {decay!r}; expected "coupled" or "constant"')
     if isinstance(weight_decay, Mapping):
         given = check_weight_decays(weight_decay)
-        rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked(base))
+        rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked_decay(base))
         return rest | given, decay
     if isinstance(weight_decay, str):
         if weight_decay not in ("coupled", "constant"):
@@ -63,14 +63,14 @@ def resolve_decay(
         if decay == "constant" and weight_decay == "coupled":
             raise ValueError('weight_decay is "coupled" and decay is "constant"; expected one of the two')
         decay, weight_decay = weight_decay, base
-    return dict.fromkeys(Block, _checked(weight_decay)), decay
+    return dict.fromkeys(Block, _checked_decay(weight_decay)), decay
 
 
 def check_weight_decays(
     values: Mapping[Block, float] | Mapping[str, float], name: str = "weight_decay"
 ) -> dict[Block, float]:
     """The weight decays of single blocks. Raises ValueError as :func:`resolve_decay`; `name` is theirs in messages."""
-    return check_by_block(values, name, _in_range, _EXPECTED)
+    return check_block_values(values, name, _is_valid, _EXPECTED)
 
 
 def decay_of(name: str, entry: Assignment, decays: Mapping[Block, float]) -> float:
@@ -119,12 +119,12 @@ def is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
     return parts == {True}
 
 
-def _in_range(value: float) -> bool:
+def _is_valid(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-def _checked(value: float) -> float:
+def _checked_decay(value: float) -> float:
     number = check_number(value, "weight_decay", "0.1")
-    if not _in_range(number):
+    if not _is_valid(number):
         raise ValueError(f"weight_decay is {value}; expected {_EXPECTED}")
     return number

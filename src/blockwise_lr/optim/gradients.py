@@ -16,16 +16,16 @@ from blockwise_lr.distributed import is_sharded
 from blockwise_lr.sharpness.dense import check_gradient
 
 Groups = Sequence[Mapping[str, Any]]
-Members = dict[Block, dict[str, nn.Parameter]]
+ParametersByBlock = dict[Block, dict[str, nn.Parameter]]
 """Parameters with a gradient, by block and name."""
 
-_WHAT = "a norm by block"  # in messages
+_CALLER = "a norm by block"  # in messages
 
 # A map is good for as long as the model has the same trainable parameters: split_fused and merge_fused rename them.
-_MAPS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], BlockMap]] = WeakKeyDictionary()
+_BLOCK_MAPS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], BlockMap]] = WeakKeyDictionary()
 
 
-def members(model: nn.Module, blocks: BlockMap | Groups | None) -> Members:
+def parameters_with_gradients(model: nn.Module, blocks: BlockMap | Groups | None) -> ParametersByBlock:
     """The parameters that have a gradient, by block, in the model's order or in that of the groups.
 
     Raises:
@@ -36,29 +36,29 @@ def members(model: nn.Module, blocks: BlockMap | Groups | None) -> Members:
             "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: "
             "use torch.distributed.fsdp.fully_shard"
         )
-    found: Members = {}
+    found: ParametersByBlock = {}
     if blocks is not None and not isinstance(blocks, Mapping):
         for group in blocks:
             if not {"block", "names"} <= group.keys():
                 raise ValueError("a parameter group has no block: make them with param_groups(model, lr)")
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is not None:
-                    check_gradient(name, parameter.grad, _WHAT)
+                    check_gradient(name, parameter.grad, _CALLER)
                     found.setdefault(Block(group["block"]), {})[name] = parameter
         return found
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    blocks = _map(model, tuple(trainable)) if blocks is None else blocks
+    blocks = _cached_blocks(model, tuple(trainable)) if blocks is None else blocks
     for name, parameter in trainable.items():
         if parameter.grad is not None:
-            check_gradient(name, parameter.grad, _WHAT)
+            check_gradient(name, parameter.grad, _CALLER)
             found.setdefault(blocks[name], {})[name] = parameter
     return found
 
 
-def _map(model: nn.Module, names: tuple[str, ...]) -> BlockMap:
-    kept = _MAPS.get(model)
+def _cached_blocks(model: nn.Module, names: tuple[str, ...]) -> BlockMap:
+    kept = _BLOCK_MAPS.get(model)
     if kept is None or kept[0] != names:
-        _MAPS[model] = kept = (names, classify(model))
+        _BLOCK_MAPS[model] = kept = (names, classify(model))
     return kept[1]
 
 
@@ -83,7 +83,7 @@ class GradientNorms:
         """
         pairs = [(block, name) for block, of in self.by_parameter.items() for name in of]
         each = [norm for of in self.by_parameter.values() for norm in of.values()]
-        finite = together([*self.by_block.values(), *each]).isfinite().tolist()
+        finite = stack_scalars([*self.by_block.values(), *each]).isfinite().tolist()
         found: dict[Block, list[str]] = {b: [] for b, fine in zip(self.by_block, finite) if not fine}
         for (block, name), fine in zip(pairs, finite[len(self.by_block) :]):
             if not fine:
@@ -91,7 +91,7 @@ class GradientNorms:
         return found
 
 
-def gradient_norms(found: Members, norm_type: float = 2.0) -> GradientNorms:
+def gradient_norms(found: ParametersByBlock, norm_type: float = 2.0) -> GradientNorms:
     """The norms of these parameters' gradients; on sharded ones a collective call, with the norms of the whole.
 
     Args:
@@ -99,12 +99,12 @@ def gradient_norms(found: Members, norm_type: float = 2.0) -> GradientNorms:
         norm_type: p of the p-norm.
     """
     gradients = [p.grad for of in found.values() for p in of.values() if p.grad is not None]
-    each = iter(whole(_foreach_norms(gradients, norm_type)))
+    each = iter(reduce_sharded(_foreach_norms(gradients, norm_type)))
     # One vector a block, of which the norms of its parameters are views: that is what a log of many steps keeps.
-    vectors = {block: together([next(each) for _ in of]) for block, of in found.items()}
+    vectors = {block: stack_scalars([next(each) for _ in of]) for block, of in found.items()}
     by_parameter = {block: dict(zip(found[block], vector.unbind())) for block, vector in vectors.items()}
     by_block = {block: torch.linalg.vector_norm(vector, norm_type) for block, vector in vectors.items()}
-    total = torch.linalg.vector_norm(together(list(by_block.values())), norm_type)
+    total = torch.linalg.vector_norm(stack_scalars(list(by_block.values())), norm_type)
     return GradientNorms(by_parameter, by_block, total)
 
 
@@ -142,7 +142,7 @@ def _largest(gradient: Tensor) -> Tensor:
     return DTensor.from_local(own, mesh_of(gradient), parts, run_check=False)
 
 
-def whole(scalars: Sequence[Tensor]) -> list[Tensor]:
+def reduce_sharded(scalars: Sequence[Tensor]) -> list[Tensor]:
     """Scalars of shape (), those that processes hold parts of put together: one exchange for all that are alike."""
     complete = dict(enumerate(scalars))
     alike: dict[Any, list[int]] = {}
@@ -158,7 +158,7 @@ def whole(scalars: Sequence[Tensor]) -> list[Tensor]:
     return [complete[i] for i in range(len(scalars))]
 
 
-def together(scalars: Sequence[Tensor]) -> Tensor:
+def stack_scalars(scalars: Sequence[Tensor]) -> Tensor:
     """Scalars as one vector, on the device of the first."""
     if not scalars:
         return torch.zeros(0)

@@ -22,7 +22,7 @@ from blockwise_lr.optim.decay import (
     resolve_no_decay,
 )
 from blockwise_lr.optim.known_structures import remember_structures
-from blockwise_lr.optim.one_rate import expect_optimizer
+from blockwise_lr.optim.overwritten_lrs import watch_next_optimizer
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, given_ratios, resolve_ratios
 
 # NORM first: trainers that log one learning rate log group 0's, and NORM's ratio is 1 (METHOD section 7).
@@ -122,7 +122,7 @@ def param_groups(
         for pairs in members.values()
         for name, parameter in pairs
     )
-    expect_optimizer(groups)
+    watch_next_optimizer(groups)
     return groups
 
 

@@ -38,7 +38,9 @@ class _LoadHooks:
         if schedule is None:
             return None
         self._owned = schedule.owns_lrs()
-        return dict(reconcile(state_dict, optimizer.param_groups, schedule.on_change, schedule.tell_groups))
+        return dict(
+            reconcile(state_dict, optimizer.param_groups, schedule.on_change, schedule.note_group_changes)
+        )
 
     def _after(self, optimizer: Optimizer) -> None:
         schedule = self._schedule()

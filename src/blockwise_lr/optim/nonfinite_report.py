@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.optim.gradients import GradientNorms, Groups, Members, members, together, whole
+from blockwise_lr.optim.gradients import (
+    GradientNorms,
+    Groups,
+    ParametersByBlock,
+    parameters_with_gradients,
+    reduce_sharded,
+    stack_scalars,
+)
 
 _SHOWN = 3  # parameters of a block that a message names
 
@@ -28,11 +35,11 @@ def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = Non
         >>> nonfinite_gradients(model)
         {<Block.EMB: 'emb'>: ['wte.weight']}
     """
-    counts = _count_nonfinite(members(model, blocks))
+    counts = _count_nonfinite(parameters_with_gradients(model, blocks))
     return {block: list(of) for block, of in counts.items()}
 
 
-def nonfinite_weights(found: Members) -> dict[Block, list[str]]:
+def nonfinite_weights(found: ParametersByBlock) -> dict[Block, list[str]]:
     """The parameters with a NaN or an infinite element in themselves, by block; waits for the device.
 
     Args:
@@ -43,18 +50,18 @@ def nonfinite_weights(found: Members) -> dict[Block, list[str]]:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None  # of Members
+    assert parameter.grad is not None  # of ParametersByBlock
     return parameter.grad
 
 
 def _count_nonfinite(
-    found: Members, tensor: Callable[[nn.Parameter], Tensor] = _gradient
+    found: ParametersByBlock, tensor: Callable[[nn.Parameter], Tensor] = _gradient
 ) -> dict[Block, dict[str, tuple[int, int]]]:
     """(NaN, infinite) elements of the gradients, or of what `tensor` gives, that have any."""
     names = [(block, name) for block, of in found.items() for name in of]
     tensors = [tensor(p) for of in found.values() for p in of.values()]
     counts = [count(each).sum() for count in (torch.isnan, torch.isinf) for each in tensors]
-    numbers = together(whole(counts)).tolist()
+    numbers = stack_scalars(reduce_sharded(counts)).tolist()
     result: dict[Block, dict[str, tuple[int, int]]] = {}
     for (block, name), nan, inf in zip(names, numbers, numbers[len(names) :]):
         if nan or inf:
@@ -62,7 +69,7 @@ def _count_nonfinite(
     return result
 
 
-def describe_nonfinite(found: Members, norms: GradientNorms, norm_type: float) -> str:
+def describe_nonfinite(found: ParametersByBlock, norms: GradientNorms, norm_type: float) -> str:
     """What is in the gradients of the blocks whose norm is not finite, in words."""
     told = []
     for block, of in _count_nonfinite(found).items():

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.by_block import check_by_block, spell_pairs
+from blockwise_lr.optim.block_values import check_block_values, format_pairs
 
 
 class HasRatios(Protocol):
@@ -59,7 +59,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB], resolve_ratios("paper")[Block.EMB]
         (8.0, 1.0, 10.0)
     """
-    given = check_by_block(
+    given = check_block_values(
         given_ratios(ratios),
         "ratios",
         lambda value: math.isfinite(value) and value > 0,
@@ -149,7 +149,7 @@ def spell_ratios(ratios: Ratios) -> str:
         'emb=10,qk=8,vo=4,ffn=6'
     """
     unequal = {block: ratio for block, ratio in resolve_ratios(ratios).items() if ratio != 1}
-    return spell_pairs(unequal) or "uniform"
+    return format_pairs(unequal) or "uniform"
 
 
 def is_file(text: str) -> bool:

@@ -19,9 +19,9 @@ OnChange = Literal["error", "use_new"]
 Group = Mapping[str, Any]
 
 MOVES = "auto_moves"  # set by AutoRatios in every group
-_OURS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
-_RATES = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
-_OTHERS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
+_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
+_RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
+_OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
 _SHOWN = 4  # differences that a message lists
 _PRECISION = 1e-6  # a base learning rate is a quotient: relative rounding errors are no difference
 
@@ -69,7 +69,7 @@ def reconcile(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
     on_change: OnChange,
-    tell: Callable[[str], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Mapping[str, Any]:
     """Return the saved state with the settings that are to hold from now on.
 
@@ -77,45 +77,45 @@ def reconcile(
         state_dict: the saved state. It is not changed.
         groups: those of the optimizer, with the settings that were asked for.
         on_change: as for :func:`load_optimizer_state`.
-        tell: takes the line that names a change which is no error. Default: a warning.
+        note: takes the line that names a change which is no error. Default: a warning.
 
     Raises:
         ValueError: as :func:`load_optimizer_state`.
     """
-    tell = tell or _warn
+    note = note or _warn
     saved: Sequence[Group] = state_dict.get("param_groups", ())
-    if problem := other_parameters(saved, groups):
+    if problem := describe_other_parameters(saved, groups):
         raise ValueError(
             f"{problem}: make the groups as they were, or carry the moments over by parameter name, with "
             "adopt_state(state, model, optimizer), and give the schedule last_epoch"
         )
     if len(saved) != len(groups):
         return state_dict  # groups without names: torch refuses them
-    moved = moves(saved) or moves(groups)
-    differences = list(dict.fromkeys(_rate_differences(saved, groups, moved)))
-    others = list(dict.fromkeys(_other_differences(saved, groups, moved)))
+    ratios_moved = has_moving_ratios(saved) or has_moving_ratios(groups)
+    differences = list(dict.fromkeys(_rate_differences(saved, groups, ratios_moved)))
+    others = list(dict.fromkeys(_other_differences(saved, groups, ratios_moved)))
     if differences and on_change == "error":
         raise ValueError(
-            f"the saved optimizer has other settings: {listed(differences)}; make the groups as they were, or go on "
+            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were, or go on "
             'with the new ones by on_change="use_new"'
         )
     if on_change == "use_new" and (differences or others):
-        tell(f"the optimizer goes on with new settings: {listed(differences + others)}")
+        note(f"the optimizer goes on with new settings: {join_differences(differences + others)}")
     elif others:
-        tell(
-            f"the saved optimizer has other settings, which are used: {listed(others)}; "
+        note(
+            f"the saved optimizer has other settings, which are used: {join_differences(others)}; "
             'on_change="use_new" takes the new ones'
         )
-    merged = [_merged(old, new, on_change, moved) for old, new in zip(saved, groups)]
+    merged = [_merge_settings(old, new, on_change, ratios_moved) for old, new in zip(saved, groups)]
     return {**state_dict, "param_groups": merged}
 
 
-def moves(groups: Sequence[Group]) -> bool:
+def has_moving_ratios(groups: Sequence[Group]) -> bool:
     """Whether AutoRatios moves the ratios of these groups, or has done so."""
     return any(key.startswith("auto_") for group in groups for key in group if isinstance(key, str))
 
 
-def other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
+def describe_other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
     """Say how the saved groups hold other parameters than the optimizer's; None if they do not, or are not named."""
     if not all("names" in group for group in groups):
         return None
@@ -141,20 +141,20 @@ def other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | N
     if not differences:
         differences = [f"{len(saved)} groups of {list(map(len, named))} parameters there and {len(groups)} of "
                        f"{list(map(len, here))} here"]  # fmt: skip
-    return f"the saved optimizer has other groups: {listed(differences)}"
+    return f"the saved optimizer has other groups: {join_differences(differences)}"
 
 
 def _place(block: str | None) -> str:
     return "no group" if block is None else f"block {block}"
 
 
-def listed(differences: Sequence[str]) -> str:
+def join_differences(differences: Sequence[str]) -> str:
     """The first differences, and how many more there are."""
     more = len(differences) - _SHOWN
     return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_moved: bool) -> Iterator[str]:
     pairs = [(old, new) for old, new in zip(saved, groups) if "initial_lr" in old]
     for old, new in pairs:
         there, here = _base(old), _base(new)
@@ -162,31 +162,31 @@ def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bo
             yield f"base learning rate is {there:.8g} there and {here:.8g} here"
     for old, new in pairs:
         there, here = _ratio(old), _ratio(new)
-        if not moved and not math.isclose(there, here, rel_tol=_PRECISION):
+        if not ratios_moved and not math.isclose(there, here, rel_tol=_PRECISION):
             yield f"ratio of {_block(new)} is {there:.8g} there and {here:.8g} here"
     for old, new in pairs:
         if old.get("decay", "coupled") != new.get("decay", "coupled"):
             yield f"decay is {old.get('decay', 'coupled')} there and {new.get('decay', 'coupled')} here"
 
 
-def _other_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+def _other_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_moved: bool) -> Iterator[str]:
     for old, new in zip(saved, groups):
         constant = new.get("decay") == "constant"
-        if not (constant and moved):  # it moves against the ratio
+        if not (constant and ratios_moved):  # it moves against the ratio
             key = "peak_weight_decay" if constant and "peak_weight_decay" in old else "weight_decay"
             if key in old and not _same(old[key], new.get(key, old[key])):
                 yield f"weight_decay of {_block(new)} is {old[key]:.8g} there and {new[key]:.8g} here"
-        for key in _OTHERS:
+        for key in _OPTIMIZER_KEYS:
             if key in old and key in new and not _same(old[key], new[key]):
                 yield f"{key} is {_spell(old[key])} there and {_spell(new[key])} here"
 
 
-def _merged(old: Group, new: Group, on_change: OnChange, moved: bool) -> dict[str, Any]:
-    merged = {**{key: new[key] for key in _OURS if key in new}, **old}
+def _merge_settings(old: Group, new: Group, on_change: OnChange, ratios_moved: bool) -> dict[str, Any]:
+    merged = {**{key: new[key] for key in _OUR_KEYS if key in new}, **old}
     if on_change == "use_new":
-        merged |= {key: new[key] for key in _OTHERS if key in new}
-        if not moved:
-            merged |= {key: new[key] for key in ("lr", *_RATES) if key in new}
+        merged |= {key: new[key] for key in _OPTIMIZER_KEYS if key in new}
+        if not ratios_moved:
+            merged |= {key: new[key] for key in ("lr", *_RATE_KEYS) if key in new}
         elif "initial_lr" in old:
             merged["initial_lr"] = _base(new) * _ratio(old)
     return merged

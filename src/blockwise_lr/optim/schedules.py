@@ -13,12 +13,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, WarmupStart, block_lr
 from blockwise_lr.optim.load_hooks import attach
-from blockwise_lr.optim.one_rate import schedule_owns
-from blockwise_lr.optim.saved_groups import OnChange, check_on_change, moves
+from blockwise_lr.optim.overwritten_lrs import register_schedule
+from blockwise_lr.optim.saved_groups import OnChange, check_on_change, has_moving_ratios
 from blockwise_lr.optim.warmup import warmup_in_steps
 
 _SETTINGS = ("shape", "total_steps", "warmup_steps", "warmup", "warmup_start", "floor", "floor_mode")
-_NOT_SAVED = ("optimizer", "on_change", "notes", "_told")
+_NOT_SAVED = ("optimizer", "on_change", "notes", "_groups_noted")
 
 
 class BlockwiseSchedule(LRScheduler):
@@ -42,7 +42,7 @@ class BlockwiseSchedule(LRScheduler):
     on_change: OnChange = "error"
     notes: list[str] | None = None
     """Where changes are noted in the place of a warning; None: they are warned of."""
-    _told = False  # whether loading the optimizer has named its changes
+    _groups_noted = False  # whether loading the optimizer has named its changes
 
     def __init__(
         self,
@@ -68,17 +68,17 @@ class BlockwiseSchedule(LRScheduler):
         self.warmup = warmup
         self.warmup_start = warmup_start
         for group in optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             self._lr(group, 0)  # refuse an impossible schedule now and not in the middle of a run
         super().__init__(optimizer, last_epoch)
         attach(self)
-        schedule_owns(optimizer, self)
+        register_schedule(optimizer, self)
 
     def get_lr(self) -> list[float | torch.Tensor]:
         """Learning rate of each group at the current step, in closed form."""
         lrs: list[float | torch.Tensor] = []
         for group in self.optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             lrs.append(self._lr(group, self.last_epoch))
             if group.get("decay") == "constant":
                 group["weight_decay"] = group["peak_weight_decay"] * self._decay_factor(
@@ -121,7 +121,7 @@ class BlockwiseSchedule(LRScheduler):
                 "more steps, or begin a new run"
             )
         for group in self.optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             self._lr(group, step)
         changes = self._changes(state_dict, step)
         own = self.owns_lrs() or self.owns_lrs(state_dict.get("_last_lr"))
@@ -141,12 +141,12 @@ class BlockwiseSchedule(LRScheduler):
         else:
             self.notes.append(text)
 
-    def tell_groups(self, text: str) -> None:
+    def note_group_changes(self, text: str) -> None:
         """Note what has changed in the optimizer's groups."""
-        self._told = True
+        self._groups_noted = True
         self.note(text)
 
-    def go_on_at(self, step: int) -> None:
+    def resume_at(self, step: int) -> None:
         """Go on after `step` updates: every learning rate becomes that of this step."""
         self.last_epoch, self._step_count = step, step + 1
         self.set_lrs()
@@ -185,7 +185,7 @@ class BlockwiseSchedule(LRScheduler):
     def _moved_peaks(self, state: Mapping[str, Any]) -> list[str]:
         """The changed peaks, where the optimizer's own state has not told of them."""
         groups, saved = self.optimizer.param_groups, state.get("base_lrs") or []
-        if self._told or moves(groups) or len(saved) != len(groups):
+        if self._groups_noted or has_moving_ratios(groups) or len(saved) != len(groups):
             return []
         return [
             f"initial_lr of {group.get('block', 'a group')} {float(old):g} -> {float(group['initial_lr']):g}"
@@ -207,7 +207,7 @@ class BlockwiseSchedule(LRScheduler):
         return self.warmup_start == "zero" and self.warmup_steps > 0
 
     @staticmethod
-    def _adopt(group: dict[str, Any]) -> None:
+    def _record_peaks(group: dict[str, Any]) -> None:
         group.setdefault("initial_lr", float(group["lr"]))
         if group.get("decay") == "constant":
             group.setdefault("peak_weight_decay", group["weight_decay"])

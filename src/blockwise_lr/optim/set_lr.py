@@ -40,10 +40,10 @@ def set_lr(optimizer: Any, lr: float | Tensor) -> None:
         >>> [(group["block"], group["lr"]) for group in optimizer.param_groups]
         [('norm', 0.0002), ('emb', 0.002)]
     """
-    rate = _checked(lr)
-    for group in groups_of(optimizer):
+    rate = _checked_lr(lr)
+    for group in all_groups(optimizer):
         write_lr(group, rate * ratio_of(group))
-        keep_decay(group)
+        restore_peak_decay(group)
 
 
 def ratio_of(group: dict[str, Any]) -> float:
@@ -63,13 +63,13 @@ def write_lr(group: dict[str, Any], value: float | Tensor) -> None:
         group["lr"] = float(value)
 
 
-def keep_decay(group: dict[str, Any]) -> None:
+def restore_peak_decay(group: dict[str, Any]) -> None:
     """Undo a schedule's adjustment of the weight decay: with rates in proportion the peak's decay is right."""
     if group.get("decay") == "constant" and "peak_weight_decay" in group:
         group["weight_decay"] = group["peak_weight_decay"]
 
 
-def groups_of(optimizer: Any) -> list[dict[str, Any]]:
+def all_groups(optimizer: Any) -> list[dict[str, Any]]:
     """The parameter groups of an optimizer and of every optimizer that it wraps, each dictionary once.
 
     A wrapper may hold copies of the dictionaries that became stale after ``load_state_dict``, hence all of them.
@@ -91,10 +91,10 @@ def groups_of(optimizer: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _checked(lr: Any) -> float | Tensor:
+def _checked_lr(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor) and lr.numel() == 1:
         # Reading it would wait for the device.
-        return lr.detach() if lr.device.type != "cpu" else _checked(lr.item())
+        return lr.detach() if lr.device.type != "cpu" else _checked_lr(lr.item())
     if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
         raise ValueError(f"lr is {lr!r}; expected a finite number of at least 0: set_lr(optimizer, 3e-4)")
     return float(lr)

@@ -137,8 +137,8 @@ class AdamMini(Optimizer):
     def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:
         gradient = parameter.grad
         assert gradient is not None
-        check_gradient(name_of(parameter, group), gradient, "AdamMini")
-        check_real(name_of(parameter, group), gradient, "AdamMini")
+        check_gradient(parameter_name(parameter, group), gradient, "AdamMini")
+        check_real(parameter_name(parameter, group), gradient, "AdamMini")
         state = self.state[parameter]
         if not state:
             wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
@@ -199,7 +199,7 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             "the groups with blockwise_lr.param_groups(model, lr)"
         )
     for parameter, partition in zip(parameters, partitions):
-        name = name_of(parameter, {**group, "params": parameters})
+        name = parameter_name(parameter, {**group, "params": parameters})
         if partition is None:
             raise ValueError(
                 f"AdamMini cannot cut {name} into heads: it is a fused weight that was not split (call "
@@ -217,7 +217,7 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             )
 
 
-def name_of(parameter: Tensor, group: Mapping[str, Any]) -> str:
+def parameter_name(parameter: Tensor, group: Mapping[str, Any]) -> str:
     """A parameter's name where its group says it, otherwise its shape."""
     position = next((i for i, each in enumerate(group["params"]) if each is parameter), None)
     names = group.get("names")

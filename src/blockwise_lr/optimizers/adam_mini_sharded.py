@@ -36,7 +36,7 @@ def sharded_zeros(parameter: Any, partition: Sequence[int], dtype: torch.dtype) 
     return torch.zeros(list(partition), dtype=dtype, device=local(parameter).device)
 
 
-def _across_processes(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> list[Tensor]:
+def _mean_squares(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> list[Tensor]:
     """The mean of the gradient's square over each piece, over all processes, with one sum for all parameters."""
     sums = [_sums(each, index) for each, index in zip(pieces, indices)]
     by_groups: dict[tuple[int, ...], list[int]] = {}
@@ -82,10 +82,10 @@ def local_second(second: Tensor, parameter: Tensor, partition: Sequence[int]) ->
     """The second moment of every element of this process's part of a parameter, whole or a DTensor."""
     if is_whole(parameter, partition):
         return spread(local(second), local(parameter).shape)
-    return _at(second, _piece_of(parameter, partition))
+    return _select_pieces(second, _piece_of(parameter, partition))
 
 
-def _at(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
+def _select_pieces(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
     """What each index's piece has; a dimension of one piece broadcasts."""
     for dim, index in enumerate(index_of):
         if by_piece.shape[dim] > 1:
@@ -96,9 +96,9 @@ def _at(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
 def sharded_step(pieces: Sequence[Pieces]) -> None:
     """The step of parameters whose pieces lie in several processes, which exchange one sum for all of them."""
     indices = [_piece_of(each.parameter, each.partition) for each in pieces]
-    for each, index_of, mean in zip(pieces, indices, _across_processes(pieces, indices)):
+    for each, index_of, mean in zip(pieces, indices, _mean_squares(pieces, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
         each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)
         step = each.second.sqrt().mul_(each.root).add_(each.eps).reciprocal_().mul_(-each.rate)
-        move(local(each.parameter.detach()), each.first, _at(step, index_of), each.decay)
+        move(local(each.parameter.detach()), each.first, _select_pieces(step, index_of), each.decay)

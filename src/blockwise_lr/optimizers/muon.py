@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer
 from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import is_sharded
 from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini import name_of
+from blockwise_lr.optimizers.adam_mini import parameter_name
 from blockwise_lr.sharpness.dense import check_gradient, check_real
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Muon(Optimizer):
             param_group = {**param_group, "params": parameters}
             if known is not None:
                 param_group["output_dims"] = [each.output_dim for each in known]
-        for part in _divided(param_group, param_group.get("min_side", self.defaults["min_side"])):
+        for part in _divide_by_algorithm(param_group, param_group.get("min_side", self.defaults["min_side"])):
             super().add_param_group(part)
 
     def reasons(self) -> dict[str, str]:
@@ -184,8 +184,8 @@ class Muon(Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                check_gradient(name_of(p, group), p.grad, "Muon")
-                check_real(name_of(p, group), p, "Muon")
+                check_gradient(parameter_name(p, group), p.grad, "Muon")
+                check_real(parameter_name(p, group), p, "Muon")
             if group["algorithm"] == "muon":
                 # The default scaling does not ask which side is which; without a transpose it rounds as it always did.
                 known = "output_dims" in group and group["adjust_lr_fn"] == "original"
@@ -227,8 +227,8 @@ class Muon(Optimizer):
                 has_complex=False,
             )
             if is_sharded(p):
-                _write(cast("DTensor", p), whole[0])
-                _write(state["momentum_buffer"], whole[2])
+                _copy_to_shard(cast("DTensor", p), whole[0])
+                _copy_to_shard(state["momentum_buffer"], whole[2])
 
     def _step_adamw(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
         for p in parameters:
@@ -258,7 +258,7 @@ class Muon(Optimizer):
             )
 
 
-def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
+def _divide_by_algorithm(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
     """The group's parts by rule, none empty, Muon's first."""
     if "algorithm" in group:
         if group["algorithm"] not in ("muon", "adamw"):
@@ -292,7 +292,7 @@ def _matrices(tensor: Tensor, *, transposed: bool) -> Sequence[Tensor]:
     return (tensor,) if tensor.ndim == 2 else tensor.unbind(0)
 
 
-def _write(sharded: DTensor, whole: Tensor) -> None:
+def _copy_to_shard(sharded: DTensor, whole: Tensor) -> None:
     """Put this process's shard of `whole`, which every process has, into `sharded`."""
     from torch.distributed.tensor import DTensor, Replicate  # a second to import, and it is there by now
 

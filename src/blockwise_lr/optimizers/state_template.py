@@ -20,7 +20,7 @@ _LONGEST_OF_MANY = 8  # the same for a clone of three dimensions or more
 
 
 @dataclass(frozen=True)
-class KeptState:
+class StateTemplate:
     """What an optimizer keeps for one parameter after its first step.
 
     Args:
@@ -35,9 +35,9 @@ class KeptState:
     counter: bool
 
 
-def learn_kept_state(
+def learn_state_template(
     optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, known: dict[Any, Any] | None = None
-) -> KeptState | None:
+) -> StateTemplate | None:
     """Return what `optimizer` would keep for `parameter`, without a step of `optimizer` itself.
 
     A copy of the optimizer, with no hooks and no state, steps a clone of the parameter whose sides are at most 64. It
@@ -45,7 +45,7 @@ def learn_kept_state(
     ones. Random numbers are put back.
 
     Args:
-        optimizer: unwrapped; not changed.
+        optimizer: unwrap_optimizer; not changed.
         group: the parameter's group in it.
         parameter: whole, not a DTensor.
         known: results by kind of parameter, to step one clone of each kind.
@@ -58,16 +58,16 @@ def learn_kept_state(
     key = (id(group), small, parameter.dtype, parameter.device)
     known = {} if known is None else known
     if key not in known:
-        known[key] = _tried(optimizer, group, small, parameter)
+        known[key] = _take_trial_step(optimizer, group, small, parameter)
     found = known[key]
     if found is None:
         return None
     values, counter = found
     shapes = {name: _shape(value, small, parameter.shape) for name, value in values.items()}
-    return KeptState(values, shapes, counter)
+    return StateTemplate(values, shapes, counter)
 
 
-def _tried(
+def _take_trial_step(
     optimizer: Optimizer, group: Mapping[str, Any], small: tuple[int, ...], parameter: Tensor
 ) -> tuple[dict[str, Any], bool] | None:
     for device in dict.fromkeys((parameter.device, torch.device("cpu"))):
@@ -128,14 +128,14 @@ def _moved(value: Any, parameter: Tensor, on_device: bool) -> Any:
     return value
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer inside of accelerate's wrapper and the like."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
 
 
-def shape_of_second(optimizer: Optimizer, parameter: Tensor, partition: list[int] | None) -> torch.Size:
+def second_moment_shape(optimizer: Optimizer, parameter: Tensor, partition: list[int] | None) -> torch.Size:
     """Return the shape of ``exp_avg_sq``: one element for each piece in AdamMini, else the parameter's."""
     if isinstance(optimizer, AdamMini) and partition is not None:
         return torch.Size(partition)

@@ -3,7 +3,7 @@
 ``for group in optimizer.param_groups: group["lr"] = lr`` is how many loops set the learning rate. It erases the ratios,
 and nothing else in the training shows it. Only the optimizer's own step sees the rates that an update uses, and
 ``param_groups`` returns before there is an optimizer. So it asks torch to announce the next optimizer step
-(:func:`expect_optimizer`); the first step of an optimizer on such groups moves the watch to that optimizer alone, and
+(:func:`watch_next_optimizer`); the first step of an optimizer on such groups moves the watch to that optimizer alone, and
 the announcement ends.
 """
 
@@ -23,19 +23,19 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 _EQUAL = 1e-6  # relative difference below which two rates count as one
-_JUMP = (
+_SUDDEN = (
     0.75  # of the ratios' spread (as a power): one rate that was reached more slowly is the end of a decay
 )
 
 _waiting: list[
     weakref.ref[Tensor]
 ] = []  # one parameter of each set of groups that no optimizer has stepped yet
-_announcement: list[RemovableHandle] = []  # at most one
-_watched: weakref.WeakKeyDictionary[Optimizer, _Watch] = weakref.WeakKeyDictionary()
+_global_hook: list[RemovableHandle] = []  # at most one
+_watched: weakref.WeakKeyDictionary[Optimizer, _LrWatch] = weakref.WeakKeyDictionary()
 _schedules: weakref.WeakKeyDictionary[Optimizer, weakref.ref[LRScheduler]] = weakref.WeakKeyDictionary()
 
 
-def expect_optimizer(groups: Sequence[Mapping[str, Any]]) -> None:
+def watch_next_optimizer(groups: Sequence[Mapping[str, Any]]) -> None:
     """Watch the optimizer that these groups will belong to, from its first step on.
 
     Args:
@@ -46,18 +46,18 @@ def expect_optimizer(groups: Sequence[Mapping[str, Any]]) -> None:
     first = groups[0]["params"][0]
     if all(reference() is not first for reference in _waiting):
         _waiting.append(weakref.ref(first))
-    if not _announcement:
-        _announcement.append(register_optimizer_step_pre_hook(_found))
+    if not _global_hook:
+        _global_hook.append(register_optimizer_step_pre_hook(_before_any_step))
 
 
-def schedule_owns(optimizer: Any, schedule: LRScheduler) -> None:
+def register_schedule(optimizer: Any, schedule: LRScheduler) -> None:
     """Say that `schedule` brings the blocks together by design, so that its own rates are no reason to warn."""
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper: hooks get the optimizer inside
     if isinstance(inner, Optimizer):
         _schedules[inner] = weakref.ref(schedule)
 
 
-def _found(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+def _before_any_step(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Called by torch before every optimizer step, until the optimizers of all groups have been seen."""
     if torch.compiler.is_compiling():
         return
@@ -65,11 +65,11 @@ def _found(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     waiting = [(reference, reference()) for reference in _waiting]
     _waiting[:] = [reference for reference, p in waiting if p is not None and id(p) not in members]
     if members and optimizer not in _watched:
-        watch = _watched[optimizer] = _Watch()
-        optimizer.register_step_post_hook(watch.look)  # lives as long as the optimizer
+        watch = _watched[optimizer] = _LrWatch()
+        optimizer.register_step_post_hook(watch.after_step)  # lives as long as the optimizer
 
 
-class _Watch:
+class _LrWatch:
     """What is known of one optimizer's rates."""
 
     def __init__(self) -> None:
@@ -77,12 +77,12 @@ class _Watch:
         self._steps = 0
         self._spread: float | None = None  # largest over smallest rate at the last look
 
-    def look(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         """Called by torch after each step of this optimizer, before a schedule moves its rates on."""
         if torch.compiler.is_compiling():
             return
-        if not _waiting and _announcement:
-            _announcement.pop().remove()  # not in _found: torch was iterating over the announcements there
+        if not _waiting and _global_hook:
+            _global_hook.pop().remove()  # not in _before_any_step: torch was iterating over the announcements there
         if self._done:
             return
         self._steps += 1
@@ -98,9 +98,9 @@ class _Watch:
             return
         ratios = [group["lr_ratio"] for group in groups]
         nominal = max(ratios) / min(ratios)
-        if nominal <= 1 + _EQUAL or (before is not None and before < nominal**_JUMP):
+        if nominal <= 1 + _EQUAL or (before is not None and before < nominal**_SUDDEN):
             return
-        if not self._by_design(optimizer):
+        if not self._set_by_schedule(optimizer):
             self._done = True
             _warn(groups, high)
 
@@ -112,7 +112,7 @@ class _Watch:
         return rarely and not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
     @staticmethod
-    def _by_design(optimizer: Optimizer) -> bool:
+    def _set_by_schedule(optimizer: Optimizer) -> bool:
         schedule = reference() if (reference := _schedules.get(optimizer)) else None
         return schedule is not None and all(
             float(group["lr"]) == float(lr)

@@ -17,9 +17,14 @@ from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Piece
+from blockwise_lr.directional.directional_derivatives import Direction, dots, slope_and_curvature
 from blockwise_lr.directional.directional_report import DirectionalReport
-from blockwise_lr.directional.loss_along import Direction, dots, slope_and_curvature
-from blockwise_lr.directional.updates import groups_of, stepped_updates, taken_back, unit_updates
+from blockwise_lr.directional.updates import (
+    before_last_update,
+    groups_by_parameter,
+    stepped_updates,
+    unit_updates,
+)
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
 from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
 from blockwise_lr.sharpness.parts import Parts, cut
@@ -93,7 +98,7 @@ def measure_directional(
     optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
     parts = Parts(inner, blocks, distributed=distributed or replicated)
     _check(parts, hessian, move, max_batches)
-    groups = groups_of(optimizer, parts.parameters)
+    groups = groups_by_parameter(optimizer, parts.parameters)
     each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
     fresh = (batch for (batch,) in together(each, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
@@ -101,7 +106,7 @@ def measure_directional(
     problem = Problem(inner, parts, loss_fn)
     with (
         left_as_it_was(inner),
-        _at_least_float32(parts.parameters),
+        _parameters_in_float32(parts.parameters),
         no_autocast(problem),
         torch.enable_grad(),
         ExitStack() as stack,
@@ -110,7 +115,7 @@ def measure_directional(
         if updates is None:
             updates = _updates_of_a_step(problem, optimizer, fresh)
         else:
-            stack.enter_context(taken_back(parts.parameters, updates, groups))
+            stack.enter_context(before_last_update(parts.parameters, updates, groups))
         directions: list[Direction] = []
         for index, batch in enumerate(islice(fresh, max_batches)):
             predictions = problem.predict(batch)
@@ -222,7 +227,7 @@ def _numel(direction: Direction, parts: Parts) -> int:
 
 
 @contextmanager
-def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _parameters_in_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """A float32 copy of half-precision parameters for the time of a measurement."""
     kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in HALF}
     try:

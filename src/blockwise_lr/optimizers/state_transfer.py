@@ -15,11 +15,11 @@ from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.layout import Concatenation, any_sharded
 from blockwise_lr.blocks.model import ModelFacts
 from blockwise_lr.optimizers.adam_mini_kernel import spread
-from blockwise_lr.optimizers.converted_state import State, converted, copied
-from blockwise_lr.optimizers.kept_state import learn_kept_state, shape_of_second, unwrapped
-from blockwise_lr.optimizers.old_state import PART, Entry, by_name, fused_name, listed
+from blockwise_lr.optimizers.named_state import PART, Entry, listed, name_before_split, state_by_name
+from blockwise_lr.optimizers.state_conversion import State, convert_state, copy_state
+from blockwise_lr.optimizers.state_template import learn_state_template, second_moment_shape, unwrap_optimizer
 
-_UNKNOWN = object()
+_UNSPLITTABLE = object()
 
 
 def adopt_state(
@@ -71,46 +71,46 @@ def adopt_state(
     check_model(model, "adopt_state")
     if changed not in ("error", "adopt"):
         raise ValueError(f'changed is {changed!r}; expected "error" or "adopt"')
-    optimizer = unwrapped(optimizer)
-    given = by_name(old.state_dict() if isinstance(old, Optimizer) else old, model, names)
-    fused = _layouts(model)
-    found: dict[nn.Parameter, State] = {}
+    optimizer = unwrap_optimizer(optimizer)
+    old_states = state_by_name(old.state_dict() if isinstance(old, Optimizer) else old, model, names)
+    fused = _fused_layouts(model)
+    new_states: dict[nn.Parameter, State] = {}
     counts: dict[int, int] = {}
     used: set[str] = set()
-    fresh: dict[str, list[str]] = {}
+    without_state: dict[str, list[str]] = {}
     known: dict[Any, Any] = {}
-    for name, (parameter, group, partition) in _parameters_of(optimizer).items():
-        entry, sources = _for(name, given, fused, changed)
+    for name, (parameter, group, partition) in _parameters_by_name(optimizer).items():
+        entry, sources = _source_of(name, old_states, fused, changed)
         used.update(sources)
         if not entry.state:  # one that was never stepped, or is trained only now
             continue
         if any_sharded([parameter, *entry.state.values()]):
             raise ValueError(f"the state of {name} is sharded: adopt the full state before fully_shard")
-        state, missing = _converted(name, entry, optimizer, group, parameter, partition, known)
+        state, missing = _convert_entry(name, entry, optimizer, group, parameter, partition, known)
         if missing:
-            fresh[name] = missing
+            without_state[name] = missing
             continue
-        found[parameter] = state
+        new_states[parameter] = state
         if entry.steps is not None:
             counts[id(group)] = max(counts.get(id(group), 0), entry.steps)
-    _check_left({name: entry for name, entry in given.items() if name not in used}, model, changed)
-    for parameter, state in found.items():
+    _check_unused({name: entry for name, entry in old_states.items() if name not in used}, model, changed)
+    for parameter, state in new_states.items():
         optimizer.state[parameter] = state
     for group in optimizer.param_groups:
         if id(group) in counts and any(
-            kept and kept[1] for key, kept in known.items() if key[0] == id(group)
+            trial and trial[1] for key, trial in known.items() if key[0] == id(group)
         ):
             group["step"] = counts[id(group)]
-    if fresh:
-        needed = ", ".join(dict.fromkeys(key for missing in fresh.values() for key in missing))
+    if without_state:
+        needed = ", ".join(dict.fromkeys(key for missing in without_state.values() for key in missing))
         warnings.warn(
-            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(fresh)} parameters "
-            f"({listed(list(fresh))}), so these start without state; warm the learning rate up again for them",
+            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(without_state)} parameters "
+            f"({listed(list(without_state))}), so these start without state; warm the learning rate up again for them",
             stacklevel=2,
         )
 
 
-def _converted(
+def _convert_entry(
     name: str,
     entry: Entry,
     optimizer: Optimizer,
@@ -120,22 +120,24 @@ def _converted(
     known: dict[Any, Any],
 ) -> tuple[State, list[str]]:
     """The state of one parameter as the new optimizer keeps it, and what is missing for it."""
-    kept = learn_kept_state(optimizer, group, parameter, known)
+    template = learn_state_template(optimizer, group, parameter, known)
     try:
-        if kept is None:
-            return copied(entry.state, group, parameter), []
-        second = shape_of_second(optimizer, parameter, partition)
-        found = converted(entry.state, entry.steps, entry.group, kept, group, parameter, second)
+        if template is None:
+            return copy_state(entry.state, group, parameter), []
+        second = second_moment_shape(optimizer, parameter, partition)
+        new_state = convert_state(entry.state, entry.steps, entry.group, template, group, parameter, second)
     except ValueError as error:
         key, _, rest = str(error).partition(" ")
         raise ValueError(f"{key} of {name} {rest}") from None
-    return ({}, found) if isinstance(found, list) else (found, [])
+    return ({}, new_state) if isinstance(new_state, list) else (new_state, [])
 
 
-def _check_left(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
+def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
     """Refuse moments that no parameter took, but those of parameters that the model has frozen since."""
-    own = {fused_name(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)}
-    strange = [name for name in left if fused_name(name) not in own]
+    own = {
+        name_before_split(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)
+    }
+    strange = [name for name in left if name_before_split(name) not in own]
     frozen = [name for name, entry in left.items() if entry.state and changed == "error"]
     if strange or frozen:
         shown = strange or frozen
@@ -150,7 +152,9 @@ def _check_left(left: Mapping[str, Entry], model: nn.Module, changed: str) -> No
         )
 
 
-def _parameters_of(optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, dict[str, Any], list[int] | None]]:
+def _parameters_by_name(
+    optimizer: Optimizer,
+) -> dict[str, tuple[nn.Parameter, dict[str, Any], list[int] | None]]:
     """By canonical name, each parameter with its group and its pieces."""
     found = {}
     for group in optimizer.param_groups:
@@ -167,7 +171,7 @@ def _parameters_of(optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, dict[s
 # Layouts -------------------------------------------------------------------------------------------
 
 
-def _layouts(model: nn.Module) -> dict[str, Concatenation]:
+def _fused_layouts(model: nn.Module) -> dict[str, Concatenation]:
     """By its original name, how each fused weight of the model is put together, split now or not."""
     found: dict[str, Concatenation] = {}
     facts = ModelFacts(model)
@@ -180,38 +184,40 @@ def _layouts(model: nn.Module) -> dict[str, Concatenation]:
     return found
 
 
-def _for(
-    name: str, given: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
+def _source_of(
+    name: str, old_states: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
 ) -> tuple[Entry, list[str]]:
     """The old state of a parameter in its present layout, and the names that it is from."""
-    if name in given:
-        return given[name], [name]
-    part, layout = PART.fullmatch(name), fused.get(fused_name(name))
-    if part and layout and fused_name(name) in given:
-        whole = given[fused_name(name)]
-        cut = {key: _part(key, value, layout, int(part["index"])) for key, value in whole.state.items()}
-        return whole._replace(state={key: value for key, value in cut.items() if value is not _UNKNOWN}), [
-            fused_name(name)
-        ]
+    if name in old_states:
+        return old_states[name], [name]
+    part, layout = PART.fullmatch(name), fused.get(name_before_split(name))
+    if part and layout and name_before_split(name) in old_states:
+        whole = old_states[name_before_split(name)]
+        cut = {
+            key: _split_moment(key, value, layout, int(part["index"])) for key, value in whole.state.items()
+        }
+        return whole._replace(
+            state={key: value for key, value in cut.items() if value is not _UNSPLITTABLE}
+        ), [name_before_split(name)]
     if layout:
         path, _, leaf = name.rpartition(".")
         prefix = f"{path}.parametrizations" if path else "parametrizations"
         names = [f"{prefix}.{leaf}.original{i}" for i in range(len(layout.sizes))]
-        entries = [given[each] for each in names if each in given]
+        entries = [old_states[each] for each in names if each in old_states]
         if len(entries) == len(names) and len({bool(entry.state) for entry in entries}) == 1:
-            return entries[0]._replace(state=_joined([each.state for each in entries], layout)), names
+            return entries[0]._replace(state=_join_parts([each.state for each in entries], layout)), names
     if changed == "adopt":
         return Entry({}, None, {}), []
     raise ValueError(
-        f"the old state has nothing for {name}; it has {listed(sorted(given))}: is it this model's? If {name} was "
+        f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: is it this model's? If {name} was "
         'frozen then, adopt_state(..., changed="adopt") starts it without state'
     )
 
 
-def _part(key: str, value: Any, layout: Concatenation, index: int) -> Any:
-    """What a moment of a fused weight says of one part; _UNKNOWN where it is of another form."""
+def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> Any:
+    """What a moment of a fused weight says of one part; _UNSPLITTABLE where it is of another form."""
     if isinstance(value, (list, tuple)):  # SOAP's matrices are of the whole weight
-        return _UNKNOWN
+        return _UNSPLITTABLE
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
     if value.shape[layout.dim] == 1 != sum(layout.sizes):  # one for all outputs, as Adafactor keeps it
@@ -224,7 +230,7 @@ def _part(key: str, value: Any, layout: Concatenation, index: int) -> Any:
     return layout.right_inverse(value)[index]
 
 
-def _joined(states: Sequence[State], layout: Concatenation) -> State:
+def _join_parts(states: Sequence[State], layout: Concatenation) -> State:
     joined: State = {}
     for key, first in states[0].items():
         if isinstance(first, (list, tuple)) or not all(key in state for state in states):

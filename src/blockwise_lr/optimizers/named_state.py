@@ -30,7 +30,7 @@ def _entry(state: State, group: Mapping[str, Any]) -> Entry:
     return Entry(state, None if count is None else int(count), group)
 
 
-def by_name(
+def state_by_name(
     old: Mapping[str, Any], model: nn.Module, names: Sequence[Sequence[str]] | None = None
 ) -> dict[str, Entry]:
     """The old state by canonical parameter name."""
@@ -41,7 +41,7 @@ def by_name(
         )
     groups = old["param_groups"]
     carried = [group.get("names", group.get("param_names", _as_names(group["params"]))) for group in groups]
-    chosen = names if names is not None else carried if all(carried) else _inferred(groups, model)
+    chosen = names if names is not None else carried if all(carried) else _infer_names(groups, model)
     counts = [len(group["params"]) for group in groups]
     if [len(each) for each in chosen] != counts:
         raise ValueError(
@@ -60,7 +60,7 @@ def _as_names(params: Sequence[Any]) -> list[str] | None:
     return list(params) if all(isinstance(each, str) for each in params) else None
 
 
-def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
+def _infer_names(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
     """The names in the order in which torch, or transformers' Trainer, takes a model's parameters."""
     counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
     if counts == [len(whole)]:
@@ -74,7 +74,7 @@ def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[lis
         from transformers import Trainer
 
         decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))
-        decays = {fused_name(canonical_name(name)) for name in decayed}
+        decays = {name_before_split(canonical_name(name)) for name in decayed}
         pair = [[name for name in all_names if (name in decays) is wanted] for wanted in (True, False)]
         if [len(each) for each in pair] == counts:
             return pair
@@ -100,7 +100,7 @@ def _original_names(model: nn.Module, *, frozen: bool = False) -> Iterator[str]:
                 yield f"{prefix}{leaf}"
 
 
-def fused_name(name: str) -> str:
+def name_before_split(name: str) -> str:
     """The name of the fused weight that a part was cut from; any other name as it is."""
     found = PART.fullmatch(name)
     return f"{found['before']}{found['leaf']}" if found else name

@@ -53,12 +53,12 @@ def slope_and_curvature(
             _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
         )
         changes.append((above - below) / (2 * direction.move))
-    curvature = _products(center, changes)
+    curvature = _gauss_newton_products(center, changes)
     # A move a thousand times smaller changes the logits by what is known from `changes`, and by rounding.
     small = 1e-3
     moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
     known = sum(small * d.move * change for d, change in zip(directions, changes))
-    rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
+    rounding = _gauss_newton_products(center, [moved - center.logits - known])[0, 0] / 2
     noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
     if parts.distributed:
         for tensor in (curvature, noise):
@@ -90,7 +90,7 @@ def _logits_at(
                 local(parameters[i].detach()).copy_(value)
 
 
-def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
+def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
     """sum over samples of dz_a' (diag p - p p') dz_b, for all pairs: (k, k) float64 on the CPU."""
     k, classes = len(changes), at.logits.shape[1]
     total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)

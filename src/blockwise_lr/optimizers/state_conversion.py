@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwise_lr.optimizers.adam_mini_kernel import spread
-from blockwise_lr.optimizers.kept_state import KeptState
+from blockwise_lr.optimizers.state_template import StateTemplate
 
 State = dict[str, Any]
 
@@ -22,7 +22,7 @@ _AVERAGED = ("exp_avg_sq", "max_exp_avg_sq", "row_var", "col_var")
 _MU_DECAY = 0.96  # NAdam's, Dozat 2016
 
 
-def meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, str]:
+def moment_meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, str]:
     """Return the meaning of each entry of a state: its name, but where two optimizers mean different things by one.
 
     Args:
@@ -30,7 +30,7 @@ def meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, st
         group: the parameter's group, whose hyperparameters tell which optimizer it was.
 
     Example:
-        >>> meanings({"momentum_buffer": 0}, {"ns_steps": 5}), meanings({"momentum_buffer": 0}, {"nesterov": True})
+        >>> moment_meanings({"momentum_buffer": 0}, {"ns_steps": 5}), moment_meanings({"momentum_buffer": 0}, {"nesterov": True})
         ({'momentum_buffer': 'exp_avg'}, {'momentum_buffer': 'momentum_buffer'})
     """
     found = {key: key for key in state}
@@ -42,11 +42,11 @@ def meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, st
     return found
 
 
-def converted(
+def convert_state(
     state: Mapping[str, Any],
     count: int | None,
     old_group: Mapping[str, Any],
-    kept: KeptState,
+    kept: StateTemplate,
     group: Mapping[str, Any],
     parameter: Tensor,
     second: torch.Size,
@@ -64,10 +64,10 @@ def converted(
     Raises:
         ValueError: a moment's shape is not the parameter's; the message begins with the moment's name.
     """
-    old = {meaning: key for key, meaning in meanings(state, old_group).items()}
+    old = {meaning: key for key, meaning in moment_meanings(state, old_group).items()}
     new: State = {}
     missing = []
-    for key, meaning in meanings(kept.values, group).items():
+    for key, meaning in moment_meanings(kept.values, group).items():
         template = kept.values[key]
         shape = second if meaning in ("exp_avg_sq", "max_exp_avg_sq") else kept.shapes[key]
         if meaning == "step":
@@ -76,9 +76,9 @@ def converted(
             else:
                 new[key] = _scalar(count, template)
         elif meaning in old:
-            new[key] = _fitted(old[meaning], state[old[meaning]], template, shape, parameter)
+            new[key] = _fit_moment(old[meaning], state[old[meaning]], template, shape, parameter)
         elif meaning in _BEGIN_AT_ZERO:
-            new[key] = torch.zeros_like(_like(parameter, template, shape or parameter.shape))
+            new[key] = torch.zeros_like(_empty_like(parameter, template, shape or parameter.shape))
         elif meaning == "mu_product" and count is not None:
             new[key] = _scalar(_mu_product(count, group), template)
         elif meaning not in _OPTIONAL:
@@ -86,7 +86,7 @@ def converted(
     return missing or new
 
 
-def copied(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor) -> State:
+def copy_state(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor) -> State:
     """Return the old state in the parameter's dtype, by torch's own rules; for an optimizer that cannot be tried."""
     on_device = bool(group.get("fused") or group.get("capturable"))
     new: State = {}
@@ -95,16 +95,16 @@ def copied(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor
             device = parameter.device if on_device else torch.device("cpu")
             new[key] = value.to(device, torch.float32 if on_device else value.dtype, copy=True)
         else:
-            new[key] = _fitted(key, value, parameter, None, parameter)
+            new[key] = _fit_moment(key, value, parameter, None, parameter)
     return new
 
 
-def _fitted(key: str, value: Any, template: Any, shape: torch.Size | None, parameter: Tensor) -> Any:
+def _fit_moment(key: str, value: Any, template: Any, shape: torch.Size | None, parameter: Tensor) -> Any:
     """A moment in the new optimizer's shape, dtype and device: repeated over what it stands for, or averaged."""
     if isinstance(value, (list, tuple)):  # SOAP's matrices, one for each dimension
         templates = template if isinstance(template, (list, tuple)) else [template]
         like = next((each for each in templates if isinstance(each, Tensor)), parameter)
-        return type(value)(_fitted(key, each, like, None, parameter) for each in value)
+        return type(value)(_fit_moment(key, each, like, None, parameter) for each in value)
     if not isinstance(value, Tensor):
         return value
     if value.ndim == 0:
@@ -118,12 +118,12 @@ def _fitted(key: str, value: Any, template: Any, shape: torch.Size | None, param
                 f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: is it this model's?"
             )
         wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        value = _averaged(spread(wide, parameter.shape), shape)
+        value = _average_pieces(spread(wide, parameter.shape), shape)
     target = template if isinstance(template, Tensor) else parameter
-    return _like(parameter, target, value.shape).copy_(value.detach())
+    return _empty_like(parameter, target, value.shape).copy_(value.detach())
 
 
-def _like(parameter: Tensor, template: Tensor, shape: torch.Size) -> Tensor:
+def _empty_like(parameter: Tensor, template: Tensor, shape: torch.Size) -> Tensor:
     """An empty tensor of the template's dtype and device, in the parameter's memory format where it has its shape."""
     kind: dict[str, Any] = {"dtype": template.dtype, "device": template.device}
     if shape == parameter.shape:
@@ -147,7 +147,7 @@ def _mu_product(count: int, group: Mapping[str, Any]) -> float:
     return float(momenta.prod())
 
 
-def _averaged(value: Tensor, pieces: Sequence[int]) -> Tensor:
+def _average_pieces(value: Tensor, pieces: Sequence[int]) -> Tensor:
     """The mean over each piece."""
     for dim, count in enumerate(pieces):
         if value.shape[dim] != count:

@@ -9,7 +9,7 @@ from typing import Any
 from blockwise_lr.blocks import Block
 
 
-def check_by_block(
+def check_block_values(
     values: Mapping[Any, Any], name: str, allowed: Callable[[float], bool], expected: str
 ) -> dict[Block, float]:
     """The mapping with Blocks as keys and floats as values.
@@ -24,7 +24,7 @@ def check_by_block(
         ValueError: a key that is no block, or a value that is no number or out of range.
 
     Example:
-        >>> check_by_block({"qk": 2}, "ratios", lambda value: value > 0, "a number above 0")
+        >>> check_block_values({"qk": 2}, "ratios", lambda value: value > 0, "a number above 0")
         {<Block.QK: 'qk'>: 2.0}
     """
     checked = {}
@@ -41,7 +41,7 @@ def check_by_block(
 
 
 def parse_pairs(text: str, name: str) -> dict[str, float]:
-    """``"emb=4,vo=0.5"`` as a mapping; whether its keys are blocks is for :func:`check_by_block`.
+    """``"emb=4,vo=0.5"`` as a mapping; whether its keys are blocks is for :func:`check_block_values`.
 
     Raises:
         ValueError: something between two commas is not ``block=number``, or a block is there twice.
@@ -72,11 +72,11 @@ def _as_float(value: float) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def spell_pairs(values: Mapping[Block, float]) -> str:
+def format_pairs(values: Mapping[Block, float]) -> str:
     """The inverse of :func:`parse_pairs`, in the order of :class:`Block`.
 
     Example:
-        >>> spell_pairs({Block.VO: 0.5, Block.EMB: 4.0})
+        >>> format_pairs({Block.VO: 0.5, Block.EMB: 4.0})
         'emb=4,vo=0.5'
     """
     return ",".join(f"{block.value}={digits(values[block])}" for block in Block if block in values)

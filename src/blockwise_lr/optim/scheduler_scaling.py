@@ -11,14 +11,18 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optim.set_lr import keep_decay, ratio_of, write_lr
+from blockwise_lr.optim.set_lr import ratio_of, restore_peak_decay, write_lr
 
 S = TypeVar("S")
 
 _STATE = "_by_block"
 _INSIDE = "_by_block_inside"
-_LISTS = ("max_lrs", "min_lrs", "_init_lrs")  # rates that a schedule keeps, one a group, besides base_lrs
-_KEYS = {OneCycleLR: ("initial_lr", "max_lr", "min_lr")}  # rates that it keeps in the groups
+_RATE_LISTS = (
+    "max_lrs",
+    "min_lrs",
+    "_init_lrs",
+)  # rates that a schedule keeps, one a group, besides base_lrs
+_GROUP_RATES = {OneCycleLR: ("initial_lr", "max_lr", "min_lr")}  # rates that it keeps in the groups
 _ROUNDING = 1e-6
 
 
@@ -64,7 +68,7 @@ def scale_by_block(scheduler: S) -> S:
         >>> [round(lr, 6) for lr in scheduler.get_last_lr()]
         [0.0001, 0.001]
     """
-    if isinstance(scheduler, _Scaled):
+    if isinstance(scheduler, _ScaledScheduler):
         return scheduler
     if not hasattr(scheduler, "optimizer") and hasattr(scheduler, "scheduler"):
         scale_by_block(scheduler.scheduler)  # accelerate's wrapper around the schedule
@@ -80,7 +84,7 @@ def scale_by_block(scheduler: S) -> S:
             "scale_by_block(OneCycleLR(optimizer, max_lr=1e-3, total_steps=1000))"
         )
     leaves = list(_leaves(scheduler))
-    if any(isinstance(leaf, (_Scaled, BlockwiseSchedule)) for leaf in leaves):
+    if any(isinstance(leaf, (_ScaledScheduler, BlockwiseSchedule)) for leaf in leaves):
         raise ValueError(
             f"a schedule inside this {type(scheduler).__name__} gives each block its own learning rate already: make "
             "it of plain torch schedules and wrap only the outermost, scale_by_block(SequentialLR(...))"
@@ -89,28 +93,28 @@ def scale_by_block(scheduler: S) -> S:
     # Asked before any of them is changed: OneCycleLR in a sequence has overwritten the groups of the others, too.
     overwritten = [_overwrites(leaf, groups, ratios) for leaf in leaves]
     for leaf, over in zip(leaves, overwritten):
-        _to_base_rates(leaf, groups, ratios, over)
+        _divide_stored_rates(leaf, groups, ratios, over)
     if isinstance(scheduler, CyclicLR):
         # Its first rate is each group's `initial_lr`, where param_groups has set one: not a rate of its cycle.
         scheduler._get_lr_called_within_step = True
         rates = list(scheduler.get_lr())
         scheduler._get_lr_called_within_step = False
     else:
-        current = [_read(group) for group in groups]
-        one_rate = _one_number(current) and (_differ(ratios) or any(overwritten))
-        rates = current if one_rate else [lr / ratio for lr, ratio in zip(current, ratios)]
+        current = [_lr_of(group) for group in groups]
+        shared = _all_equal(current) and (_ratios_differ(ratios) or any(overwritten))
+        rates = current if shared else [lr / ratio for lr, ratio in zip(current, ratios)]
     _refuse_moved(scheduler, leaves, groups, rates)
     cast("Any", scheduler).__class__ = _scaled_class(cast("type", type(scheduler)))
-    cast("_Scaled", scheduler)._give(rates)
+    cast("_ScaledScheduler", scheduler)._set_base_rates(rates)
     return scheduler
 
 
 def is_scaled(scheduler: object) -> bool:
     """Whether this is a schedule of :func:`scale_by_block`."""
-    return isinstance(scheduler, _Scaled)
+    return isinstance(scheduler, _ScaledScheduler)
 
 
-class _Scaled:
+class _ScaledScheduler:
     """What :func:`scale_by_block` puts before the class of a schedule."""
 
     optimizer: Any
@@ -143,7 +147,7 @@ class _Scaled:
         groups = self.optimizer.param_groups
         for group, momentum in zip(groups, own["momentum"]):
             group.update({key: tuple(m) if isinstance(m, list) else m for key, m in momentum.items()})
-        self._give(own["rates"])
+        self._set_base_rates(own["rates"])
 
     @contextmanager
     def _at_base_rates(self) -> Iterator[None]:
@@ -155,21 +159,21 @@ class _Scaled:
         for i, group in enumerate(self.optimizer.param_groups):
             ours = i < len(known["rates"]) and _same(group["lr"], known["written"][i])
             # Where another schedule or a loop has set the rate since, that is the one to go on from.
-            write_lr(group, known["rates"][i] if ours else _read(group) / ratio_of(group))
+            write_lr(group, known["rates"][i] if ours else _lr_of(group) / ratio_of(group))
         self.__dict__[_INSIDE] = True
         try:
             yield
         finally:
             del self.__dict__[_INSIDE]
-            self._give([_read(group) for group in self.optimizer.param_groups])
+            self._set_base_rates([_lr_of(group) for group in self.optimizer.param_groups])
 
-    def _give(self, rates: Sequence[Any]) -> None:
+    def _set_base_rates(self, rates: Sequence[Any]) -> None:
         """Set every group to its ratio of its base rate."""
         groups = self.optimizer.param_groups
         for group, rate in zip(groups, rates):
             write_lr(group, rate * ratio_of(group))
-            keep_decay(group)
-        written = [_read(group) for group in groups]
+            restore_peak_decay(group)
+        written = [_lr_of(group) for group in groups]
         cycles = any(getattr(leaf, "cycle_momentum", False) for leaf in _leaves(self))
         momentum = [{k: g[k] for k in ("betas", "momentum") if k in g} for g in groups] if cycles else []
         # A new dictionary each time: a saved state must not move on with the schedule.
@@ -178,15 +182,15 @@ class _Scaled:
             self._last_lr = list(written)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (type(self).__mro__[2],), self.__dict__  # the class is made on the fly
+        return _new_scaled, (type(self).__mro__[2],), self.__dict__  # the class is made on the fly
 
 
 @cache
 def _scaled_class(base: type) -> type:
-    return type(f"BlockScaled{base.__name__}", (_Scaled, base), {"__module__": __name__})
+    return type(f"BlockScaled{base.__name__}", (_ScaledScheduler, base), {"__module__": __name__})
 
 
-def _blank(base: type) -> Any:
+def _new_scaled(base: type) -> Any:
     scaled: Any = _scaled_class(base)
     return scaled.__new__(scaled)
 
@@ -198,33 +202,33 @@ def _leaves(scheduler: Any) -> Iterator[Any]:
         yield scheduler
     else:
         for each in nested:
-            yield from _leaves(each) if not isinstance(each, _Scaled) else (each,)
+            yield from _leaves(each) if not isinstance(each, _ScaledScheduler) else (each,)
 
 
 def _overwrites(leaf: Any, groups: Sequence[Mapping[str, Any]], ratios: Sequence[float]) -> bool:
     """Whether the schedule started from a rate of its own and not from each group's ``initial_lr``."""
     base = getattr(leaf, "base_lrs", None)
-    if not base or not _one_number(base):
+    if not base or not _all_equal(base):
         return False
-    if _differ(ratios) or isinstance(leaf, (CyclicLR, OneCycleLR)):
+    if _ratios_differ(ratios) or isinstance(leaf, (CyclicLR, OneCycleLR)):
         return True
     return not all(_same(lr, group.get("initial_lr", lr)) for lr, group in zip(base, groups))
 
 
-def _to_base_rates(
+def _divide_stored_rates(
     leaf: Any, groups: Sequence[dict[str, Any]], ratios: Sequence[float], overwritten: bool
 ) -> None:
     """Divide the rates that the schedule keeps by the ratios, unless they are one number for all blocks."""
     if getattr(leaf, "base_lrs", None) and not overwritten:
         leaf.base_lrs = [lr / ratio for lr, ratio in zip(leaf.base_lrs, ratios)]
-    for name in _LISTS:
+    for name in _RATE_LISTS:
         values = getattr(leaf, name, None)
-        if values and not (_one_number(values) and (_differ(ratios) or name != "_init_lrs")):
+        if values and not (_all_equal(values) and (_ratios_differ(ratios) or name != "_init_lrs")):
             setattr(leaf, name, [lr / ratio for lr, ratio in zip(values, ratios)])
-    keys = next((keys for kind, keys in _KEYS.items() if isinstance(leaf, kind)), ())
+    keys = next((keys for kind, keys in _GROUP_RATES.items() if isinstance(leaf, kind)), ())
     for key in (*keys, "swa_lr"):
         values = [group.get(key) for group in groups]
-        if None not in values and not _one_number(values):
+        if None not in values and not _all_equal(values):
             for group, ratio in zip(groups, ratios):
                 group[key] = group[key] / ratio
 
@@ -247,7 +251,7 @@ def _refuse_moved(
         )
 
 
-def _read(group: Mapping[str, Any]) -> Any:
+def _lr_of(group: Mapping[str, Any]) -> Any:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         return lr.detach().clone()
@@ -261,9 +265,9 @@ def _same(one: Any, other: Any) -> bool:
     return float(one) == float(other)
 
 
-def _one_number(values: Sequence[Any]) -> bool:
+def _all_equal(values: Sequence[Any]) -> bool:
     return len({float(value) for value in values}) == 1
 
 
-def _differ(ratios: Sequence[float]) -> bool:
+def _ratios_differ(ratios: Sequence[float]) -> bool:
     return len(set(ratios)) > 1
