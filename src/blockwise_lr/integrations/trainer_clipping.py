@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     raise explained(error, "clipping in transformers' Trainer needs") from None
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_members
+from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_gradients
 from blockwise_lr.optim.gradients import (
     GradientNorms,
     gradient_norms,
@@ -69,7 +69,7 @@ class TrainerClipping:
         refuse_unsplit(found, self._limits)
         norms = gradient_norms(found)
         if not (leave_nonfinite and not math.isfinite(norms.total)):
-            scale_members(found, norms, self._limits)
+            scale_gradients(found, norms, self._limits)
             self._last = norms
             self._unread.append((step, norms))
             if len(self._unread) >= _UNREAD:  # nothing is logged, or seldom

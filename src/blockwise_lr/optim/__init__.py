@@ -1,4 +1,4 @@
-"""What does each block get?"""
+"""Learning rates by block: parameter groups, ratios, schedules, weight decay and gradient clipping."""
 
 from blockwise_lr.optim.clipping import clip_grad_norm_by_block
 from blockwise_lr.optim.curves import block_lr, cosine, wsd

@@ -1,4 +1,4 @@
-"""The gradients of a model by block, and their norms in one pass."""
+"""The gradients of a model grouped by block, and their norms in one pass."""
 
 from __future__ import annotations
 
@@ -17,19 +17,25 @@ from blockwise_lr.sharpness.dense import check_gradient
 
 Groups = Sequence[Mapping[str, Any]]
 ParametersByBlock = dict[Block, dict[str, nn.Parameter]]
-"""Parameters with a gradient, by block and name."""
+"""Parameters by block and name."""
 
-_CALLER = "a norm by block"  # in messages
+_CALLER = "a norm by block"  # the operation that error messages name
 
-# A map is good for as long as the model has the same trainable parameters: split_fused and merge_fused rename them.
+# A cached map is valid while the model has the same trainable parameters; split_fused and merge_fused rename them.
 _BLOCK_MAPS: WeakKeyDictionary[nn.Module, tuple[tuple[str, ...], BlockMap]] = WeakKeyDictionary()
 
 
 def parameters_with_gradients(model: nn.Module, blocks: BlockMap | Groups | None) -> ParametersByBlock:
-    """The parameters that have a gradient, by block, in the model's order or in that of the groups.
+    """Return the parameters that have a gradient, by block and name.
+
+    The order is that of the model, or that of the groups if `blocks` are groups.
+
+    Args:
+        model: the model.
+        blocks: a BlockMap, or groups of :func:`blockwise_lr.param_groups`. None: ``classify(model)``, which is cached.
 
     Raises:
-        ValueError: FSDP1; a group without block; a sparse gradient.
+        ValueError: the model uses FSDP1, a group has no block, or a gradient is sparse.
     """
     if type(model).__name__ == "FullyShardedDataParallel":
         raise ValueError(
@@ -56,6 +62,7 @@ def parameters_with_gradients(model: nn.Module, blocks: BlockMap | Groups | None
 
 
 def _cached_blocks(model: nn.Module, names: tuple[str, ...]) -> BlockMap:
+    """Return ``classify(model)``, computed again only if the names of the trainable parameters have changed."""
     kept = _BLOCK_MAPS.get(model)
     if kept is None or kept[0] != names:
         _BLOCK_MAPS[model] = kept = (names, classify(model))
@@ -64,12 +71,12 @@ def _cached_blocks(model: nn.Module, names: tuple[str, ...]) -> BlockMap:
 
 @dataclass(frozen=True)
 class GradientNorms:
-    """The norms of one gradient, on its device.
+    """The norms of one gradient, as tensors of shape () on its device.
 
     Args:
-        by_parameter: of every parameter that has a gradient, by block and name; each of shape ().
-        by_block: of every block with such a parameter; each of shape ().
-        total: of the whole gradient; of shape ().
+        by_parameter: norm of each parameter that has a gradient, by block and name.
+        by_block: norm of each block that has such a parameter.
+        total: norm of the whole gradient.
     """
 
     by_parameter: Mapping[Block, Mapping[str, Tensor]]
@@ -77,9 +84,11 @@ class GradientNorms:
     total: Tensor
 
     def nonfinite(self) -> dict[Block, list[str]]:
-        """The blocks whose norm is not finite, each with its parameters of which that is so; waits for the device.
+        """Return each block whose norm is not finite, with its parameters whose norms are not finite.
 
-        A block without such a parameter has finite gradients that are too large to square.
+        Causes a host sync.
+
+        A block with an empty list has finite gradients whose squares overflow when they are summed over its parameters.
         """
         pairs = [(block, name) for block, of in self.by_parameter.items() for name in of]
         each = [norm for of in self.by_parameter.values() for norm in of.values()]
@@ -92,15 +101,17 @@ class GradientNorms:
 
 
 def gradient_norms(found: ParametersByBlock, norm_type: float = 2.0) -> GradientNorms:
-    """The norms of these parameters' gradients; on sharded ones a collective call, with the norms of the whole.
+    """Return the norms of the gradients of these parameters.
+
+    For sharded parameters this is a collective call, and the norms are those of the whole gradients.
 
     Args:
-        found: as :func:`members` gives them.
+        found: from :func:`parameters_with_gradients`.
         norm_type: p of the p-norm.
     """
     gradients = [p.grad for of in found.values() for p in of.values() if p.grad is not None]
     each = iter(reduce_sharded(_foreach_norms(gradients, norm_type)))
-    # One vector a block, of which the norms of its parameters are views: that is what a log of many steps keeps.
+    # The norms of a block's parameters are views of one vector, so a log of many steps keeps one tensor per block.
     vectors = {block: stack_scalars([next(each) for _ in of]) for block, of in found.items()}
     by_parameter = {block: dict(zip(found[block], vector.unbind())) for block, vector in vectors.items()}
     by_block = {block: torch.linalg.vector_norm(vector, norm_type) for block, vector in vectors.items()}
@@ -109,18 +120,18 @@ def gradient_norms(found: ParametersByBlock, norm_type: float = 2.0) -> Gradient
 
 
 def mesh_of(tensor: Tensor) -> Any:
-    """The device mesh of a DTensor; None of any other tensor."""
+    """Return the device mesh of a DTensor, or None for any other tensor."""
     return tensor.device_mesh if is_sharded(tensor) else None  # type: ignore[attr-defined]
 
 
 def _foreach_norms(gradients: Sequence[Tensor], norm_type: float) -> list[Tensor]:
-    """The norm of each; one foreach call for those that one kernel can take together."""
+    """Return the norm of each gradient, with one foreach call per device, dtype and mesh."""
     alike: dict[Any, list[int]] = {}
     for i, gradient in enumerate(gradients):
         alike.setdefault((gradient.device, gradient.dtype, mesh_of(gradient)), []).append(i)
     norms: dict[int, Tensor] = {}
     for places in alike.values():
-        if math.isinf(norm_type):  # foreach refuses what has no elements here
+        if math.isinf(norm_type):  # foreach refuses empty tensors for this norm
             norms.update((i, _largest(gradients[i])) for i in places)
         else:
             norms.update(zip(places, torch._foreach_norm([gradients[i] for i in places], norm_type)))
@@ -128,13 +139,18 @@ def _foreach_norms(gradients: Sequence[Tensor], norm_type: float) -> list[Tensor
 
 
 def _largest(gradient: Tensor) -> Tensor:
-    """The largest absolute value, 0 where there is no element; of a DTensor as one, to be put together by `whole`."""
+    """Return the largest absolute element, or 0 if the tensor is empty.
+
+    The result for a DTensor is a DTensor, whose shards :func:`reduce_sharded` combines.
+    """
     if not is_sharded(gradient):
         return gradient.abs().amax() if gradient.numel() else gradient.new_zeros(()).abs()
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     placements: Any = gradient.placements  # type: ignore[attr-defined]
-    if any(placement.is_partial() for placement in placements):  # sums that are still to be made
+    if any(
+        placement.is_partial() for placement in placements
+    ):  # partial sums, which have to be reduced first
         norm: Tensor = torch.linalg.vector_norm(gradient, math.inf)
         return norm
     own = _largest(gradient.to_local())  # type: ignore[attr-defined]
@@ -143,7 +159,12 @@ def _largest(gradient: Tensor) -> Tensor:
 
 
 def reduce_sharded(scalars: Sequence[Tensor]) -> list[Tensor]:
-    """Scalars of shape (), those that processes hold parts of put together: one exchange for all that are alike."""
+    """Return the scalars with the values of all shards combined.
+
+    Args:
+        scalars: tensors of shape (). DTensors with the same mesh, placements and dtype are combined in one collective
+            call.
+    """
     complete = dict(enumerate(scalars))
     alike: dict[Any, list[int]] = {}
     for i, scalar in enumerate(scalars):
@@ -159,7 +180,7 @@ def reduce_sharded(scalars: Sequence[Tensor]) -> list[Tensor]:
 
 
 def stack_scalars(scalars: Sequence[Tensor]) -> Tensor:
-    """Scalars as one vector, on the device of the first."""
+    """Return the scalars as one vector on the device of the first."""
     if not scalars:
         return torch.zeros(0)
     return torch.stack([scalar.to(scalars[0].device) for scalar in scalars])

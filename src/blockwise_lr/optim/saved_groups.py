@@ -1,7 +1,7 @@
-"""The groups of a saved optimizer state, compared with those that the optimizer was made with.
+"""Compare the groups of a saved optimizer state with those that the optimizer was created with.
 
-``optimizer.load_state_dict`` replaces the groups' settings by the saved ones, learning rates and ratios among them. So
-a run that is resumed with other ratios would go on with the old ones, without a word.
+``optimizer.load_state_dict`` replaces the settings of the groups by the saved ones, including learning rates and
+ratios. Without this comparison, a run resumed with other ratios would silently continue with the old ones.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from blockwise_lr.blocks import canonical_name
 OnChange = Literal["error", "use_new"]
 Group = Mapping[str, Any]
 
-MOVES = "auto_moves"  # set by AutoRatios in every group
+MOVES = "auto_moves"  # the key that AutoRatios sets in every group
 _OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
 _RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
 _OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
-_SHOWN = 4  # differences that a message lists
-_PRECISION = 1e-6  # a base learning rate is a quotient: relative rounding errors are no difference
+_SHOWN = 4  # number of differences that a message lists
+_PRECISION = 1e-6  # relative tolerance, because the base learning rate is a rounded quotient
 
 
 def check_on_change(on_change: OnChange) -> None:
-    """Raise ValueError for anything but "error" and "use_new"."""
+    """Check the argument `on_change`.
+
+    Raises:
+        ValueError: it is neither "error" nor "use_new".
+    """
     if on_change not in ("error", "use_new"):
         raise ValueError(f'on_change is {on_change!r}; expected "error" or "use_new"')
 
@@ -35,20 +39,21 @@ def check_on_change(on_change: OnChange) -> None:
 def load_optimizer_state(
     optimizer: Optimizer, state_dict: Mapping[str, Any], *, on_change: OnChange = "error"
 ) -> None:
-    """Load an optimizer's state after comparing its learning rates and ratios with the optimizer's own.
+    """Load the state of an optimizer after comparing the saved learning rates and ratios with the current ones.
 
-    ``optimizer.load_state_dict`` does the same where a schedule of this library was made before. This function is for
-    loops that load the optimizer first.
+    If a schedule of this library already exists for the optimizer, ``optimizer.load_state_dict`` does the same. Use
+    this function in loops that load the optimizer before they create the schedule.
 
     Args:
-        optimizer: on groups of :func:`blockwise_lr.param_groups`, as the run is to go on.
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`, with the settings to resume with.
         state_dict: ``state_dict()`` of the saved optimizer.
-        on_change: "error": raise if base learning rate, ratios or ``decay`` are not those that were saved; "use_new":
-            keep the optimizer's own, its weight decay and betas too, and take only the moments. Ratios that
-            :class:`blockwise_lr.AutoRatios` has moved are no difference, and are kept.
+        on_change: what to do if the base learning rate, the ratios or ``decay`` differ from the saved ones.
+            "error" (default) raises ValueError. "use_new" keeps the settings of the optimizer, including its weight
+            decay and betas, and loads only the moments. Ratios that :class:`blockwise_lr.AutoRatios` has moved do not
+            count as a difference and are loaded.
 
     Raises:
-        ValueError: they differ, and on_change is "error"; or the saved groups hold other parameters.
+        ValueError: the settings differ and on_change is "error"; or the saved groups hold other parameters.
 
     Example:
         >>> import torch
@@ -71,16 +76,16 @@ def reconcile(
     on_change: OnChange,
     note: Callable[[str], None] | None = None,
 ) -> Mapping[str, Any]:
-    """Return the saved state with the settings that are to hold from now on.
+    """Return the saved state with the settings to use from now on.
 
     Args:
         state_dict: the saved state. It is not changed.
-        groups: those of the optimizer, with the settings that were asked for.
-        on_change: as for :func:`load_optimizer_state`.
-        note: takes the line that names a change which is no error. Default: a warning.
+        groups: the groups of the optimizer, with the requested settings.
+        on_change: as in :func:`load_optimizer_state`.
+        note: called with the description of each change that is not an error. Default: issue a warning.
 
     Raises:
-        ValueError: as :func:`load_optimizer_state`.
+        ValueError: as in :func:`load_optimizer_state`.
     """
     note = note or _warn
     saved: Sequence[Group] = state_dict.get("param_groups", ())
@@ -90,14 +95,14 @@ def reconcile(
             "adopt_state(state, model, optimizer), and give the schedule last_epoch"
         )
     if len(saved) != len(groups):
-        return state_dict  # groups without names: torch refuses them
+        return state_dict  # groups without names, which torch refuses
     ratios_moved = has_moving_ratios(saved) or has_moving_ratios(groups)
     differences = list(dict.fromkeys(_rate_differences(saved, groups, ratios_moved)))
     others = list(dict.fromkeys(_other_differences(saved, groups, ratios_moved)))
     if differences and on_change == "error":
         raise ValueError(
-            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were, or go on "
-            'with the new ones by on_change="use_new"'
+            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were, "
+            'or go on with the new ones by on_change="use_new"'
         )
     if on_change == "use_new" and (differences or others):
         note(f"the optimizer goes on with new settings: {join_differences(differences + others)}")
@@ -111,12 +116,16 @@ def reconcile(
 
 
 def has_moving_ratios(groups: Sequence[Group]) -> bool:
-    """Whether AutoRatios moves the ratios of these groups, or has done so."""
+    """Return whether AutoRatios moves the ratios of these groups, or has moved them."""
     return any(key.startswith("auto_") for group in groups for key in group if isinstance(key, str))
 
 
 def describe_other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
-    """Say how the saved groups hold other parameters than the optimizer's; None if they do not, or are not named."""
+    """Describe how the parameters of the saved groups differ from those of the optimizer.
+
+    Returns:
+        The description; None if the parameters are the same, or if the groups have no names.
+    """
     if not all("names" in group for group in groups):
         return None
     here = [[canonical_name(name) for name in group["names"]] for group in groups]
@@ -149,7 +158,7 @@ def _place(block: str | None) -> str:
 
 
 def join_differences(differences: Sequence[str]) -> str:
-    """The first differences, and how many more there are."""
+    """Join the first differences, and state how many more there are."""
     more = len(differences) - _SHOWN
     return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
@@ -172,7 +181,7 @@ def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_mo
 def _other_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_moved: bool) -> Iterator[str]:
     for old, new in zip(saved, groups):
         constant = new.get("decay") == "constant"
-        if not (constant and ratios_moved):  # it moves against the ratio
+        if not (constant and ratios_moved):  # AutoRatios changes the weight decay inversely to the ratio
             key = "peak_weight_decay" if constant and "peak_weight_decay" in old else "weight_decay"
             if key in old and not _same(old[key], new.get(key, old[key])):
                 yield f"weight_decay of {_block(new)} is {old[key]:.8g} there and {new[key]:.8g} here"
