@@ -1,4 +1,4 @@
-"""Optimizers that take groups by block, and their state carried from one to another."""
+"""Optimizers that accept groups by block, and the transfer of state from one optimizer to another."""
 
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.muon import Muon

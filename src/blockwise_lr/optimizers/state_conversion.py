@@ -1,4 +1,4 @@
-"""One optimizer's state of a parameter as another keeps it: which moments mean the same, and in which form."""
+"""Convert the state of a parameter from one optimizer to another."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from blockwise_lr.optimizers.state_template import StateTemplate
 
 State = dict[str, Any]
 
-# An optimizer begins these at 0, so an old state without them goes on from there.
+# Optimizers initialise these to 0, which is therefore their value if the old state lacks them.
 _BEGIN_AT_ZERO = ("max_exp_avg_sq", "exp_avg_slow")
-# Made when they are needed.
+# Optimizers create these on demand, so they may be missing.
 _OPTIONAL = ("hessian",)
-# Averages of squares: they may be averaged further, or repeated over the elements that they stand for.
+# Averages of squared gradients, which may be averaged over more elements or repeated over the elements they cover.
 _AVERAGED = ("exp_avg_sq", "max_exp_avg_sq", "row_var", "col_var")
-_MU_DECAY = 0.96  # NAdam's, Dozat 2016
+_MU_DECAY = 0.96  # constant of NAdam, Dozat 2016
 
 
 def moment_meanings(state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, str]:
-    """Return the meaning of each entry of a state: its name, but where two optimizers mean different things by one.
+    """Return the meaning of each entry of a state.
+
+    The meaning is the name of the entry, unless two optimizers use this name for different quantities.
 
     Args:
-        state: of one parameter, of any optimizer.
-        group: the parameter's group, whose hyperparameters tell which optimizer it was.
+        state: the state of one parameter in any optimizer.
+        group: the group of the parameter, whose hyperparameters identify the optimizer.
 
     Example:
-        >>> moment_meanings({"momentum_buffer": 0}, {"ns_steps": 5}), moment_meanings({"momentum_buffer": 0}, {"nesterov": True})
-        ({'momentum_buffer': 'exp_avg'}, {'momentum_buffer': 'momentum_buffer'})
+        >>> moment_meanings({"momentum_buffer": 0}, {"ns_steps": 5})
+        {'momentum_buffer': 'exp_avg'}
+        >>> moment_meanings({"momentum_buffer": 0}, {"nesterov": True})
+        {'momentum_buffer': 'momentum_buffer'}
     """
     found = {key: key for key in state}
-    if "momentum_buffer" in found and "ns_steps" in group:  # Muon's is an average, SGD's a sum
+    if "momentum_buffer" in found and "ns_steps" in group:  # Muon's buffer is an average, SGD's buffer a sum
         found["momentum_buffer"] = "exp_avg"
     for key, name in (("GG", "exp_avg_sq in SOAP's basis"), ("exp_avg_diff", "exp_avg_sq of Adan")):
         if key in state and "exp_avg_sq" in state:
@@ -46,48 +50,51 @@ def convert_state(
     state: Mapping[str, Any],
     count: int | None,
     old_group: Mapping[str, Any],
-    kept: StateTemplate,
+    template: StateTemplate,
     group: Mapping[str, Any],
     parameter: Tensor,
     second: torch.Size,
 ) -> State | list[str]:
-    """Return a parameter's state as the new optimizer keeps it, or the names of what the old one does not tell.
+    """Return the state of a parameter in the form of the new optimizer, or the names of the values that are missing.
 
     Args:
-        state: the old one, in the layout of the parameter.
-        count: steps that it has seen; None where the old optimizer does not count.
-        old_group, group: the parameter's groups, old and new.
-        kept: what the new optimizer keeps.
-        parameter: the parameter, whole.
+        state: the old state, in the layout of the parameter.
+        count: number of steps in the old state; None if the old optimizer does not count.
+        old_group, group: the group of the parameter in the old and in the new optimizer.
+        template: the form of the new state.
+        parameter: the parameter; not a DTensor.
         second: shape of ``exp_avg_sq`` in the new optimizer.
 
     Raises:
-        ValueError: a moment's shape is not the parameter's; the message begins with the moment's name.
+        ValueError: the shape of a moment does not fit the parameter. The message begins with the name of the moment.
     """
     old = {meaning: key for key, meaning in moment_meanings(state, old_group).items()}
     new: State = {}
     missing = []
-    for key, meaning in moment_meanings(kept.values, group).items():
-        template = kept.values[key]
-        shape = second if meaning in ("exp_avg_sq", "max_exp_avg_sq") else kept.shapes[key]
+    for key, meaning in moment_meanings(template.values, group).items():
+        example = template.values[key]
+        shape = second if meaning in ("exp_avg_sq", "max_exp_avg_sq") else template.shapes[key]
         if meaning == "step":
             if count is None:
                 missing.append(key)
             else:
-                new[key] = _scalar(count, template)
+                new[key] = _scalar(count, example)
         elif meaning in old:
-            new[key] = _fit_moment(old[meaning], state[old[meaning]], template, shape, parameter)
+            new[key] = _fit_moment(old[meaning], state[old[meaning]], example, shape, parameter)
         elif meaning in _BEGIN_AT_ZERO:
-            new[key] = torch.zeros_like(_empty_like(parameter, template, shape or parameter.shape))
+            new[key] = torch.zeros_like(_empty_like(parameter, example, shape or parameter.shape))
         elif meaning == "mu_product" and count is not None:
-            new[key] = _scalar(_mu_product(count, group), template)
+            new[key] = _scalar(_mu_product(count, group), example)
         elif meaning not in _OPTIONAL:
             missing.append(key)
     return missing or new
 
 
 def copy_state(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Tensor) -> State:
-    """Return the old state in the parameter's dtype, by torch's own rules; for an optimizer that cannot be tried."""
+    """Return a copy of the old state in the dtype of the parameter, by torch's rules for ``load_state_dict``.
+
+    Use this for an optimizer whose trial step failed.
+    """
     on_device = bool(group.get("fused") or group.get("capturable"))
     new: State = {}
     for key, value in state.items():
@@ -100,8 +107,11 @@ def copy_state(state: Mapping[str, Any], group: Mapping[str, Any], parameter: Te
 
 
 def _fit_moment(key: str, value: Any, template: Any, shape: torch.Size | None, parameter: Tensor) -> Any:
-    """A moment in the new optimizer's shape, dtype and device: repeated over what it stands for, or averaged."""
-    if isinstance(value, (list, tuple)):  # SOAP's matrices, one for each dimension
+    """Return a moment in the shape, dtype and device of the new optimizer.
+
+    A second moment is averaged over elements or repeated over them, as its shape requires.
+    """
+    if isinstance(value, (list, tuple)):  # the matrices of SOAP, one per dimension
         templates = template if isinstance(template, (list, tuple)) else [template]
         like = next((each for each in templates if isinstance(each, Tensor)), parameter)
         return type(value)(_fit_moment(key, each, like, None, parameter) for each in value)
@@ -124,7 +134,10 @@ def _fit_moment(key: str, value: Any, template: Any, shape: torch.Size | None, p
 
 
 def _empty_like(parameter: Tensor, template: Tensor, shape: torch.Size) -> Tensor:
-    """An empty tensor of the template's dtype and device, in the parameter's memory format where it has its shape."""
+    """Return an empty tensor with the dtype and device of the template.
+
+    If the shape is that of the parameter, the memory format is that of the parameter, too.
+    """
     kind: dict[str, Any] = {"dtype": template.dtype, "device": template.device}
     if shape == parameter.shape:
         return torch.empty_like(parameter, requires_grad=False, memory_format=torch.preserve_format, **kind)
@@ -132,7 +145,7 @@ def _empty_like(parameter: Tensor, template: Tensor, shape: torch.Size) -> Tenso
 
 
 def _scalar(value: Any, template: Any) -> Any:
-    """A number as the new optimizer keeps it: a tensor of its dtype, on its device, or a plain number."""
+    """Return a number in the form of the template: a tensor of its dtype on its device, or a plain number."""
     if isinstance(template, Tensor):
         return torch.full(template.shape, float(value), dtype=template.dtype, device=template.device)
     if isinstance(template, (int, float)):
@@ -141,14 +154,14 @@ def _scalar(value: Any, template: Any) -> Any:
 
 
 def _mu_product(count: int, group: Mapping[str, Any]) -> float:
-    """NAdam's product of all its momenta, had it taken the steps itself."""
+    """Return NAdam's product of all its momenta after `count` steps."""
     steps = torch.arange(1, count + 1, dtype=torch.float64)
     momenta = group["betas"][0] * (1 - 0.5 * _MU_DECAY ** (steps * group["momentum_decay"]))
     return float(momenta.prod())
 
 
 def _average_pieces(value: Tensor, pieces: Sequence[int]) -> Tensor:
-    """The mean over each piece."""
+    """Return the mean over each piece."""
     for dim, count in enumerate(pieces):
         if value.shape[dim] != count:
             value = torch.unflatten(value, dim, (count, -1)).mean(dim + 1)

@@ -1,4 +1,7 @@
-"""An optimizer's state handed over: from other groups, from fused weights to split ones and back, to Adam-mini."""
+"""Transfer the state of an optimizer to a new one.
+
+The new optimizer may have other groups, split weights in place of fused ones (or the reverse), or be of another class.
+"""
 
 from __future__ import annotations
 
@@ -30,33 +33,38 @@ def adopt_state(
     names: Sequence[Sequence[str]] | None = None,
     changed: Literal["error", "adopt"] = "error",
 ) -> None:
-    """Give a new optimizer the moments of an old one, so that a run goes on with a learning rate per block.
+    """Copy the moments of an old optimizer into a new one, so that a run can continue with a learning rate per block.
 
-    The old state may be of other groups (one for all, Trainer's pair with and without decay, those of
-    :func:`param_groups`), of fused weights where the model is split now, of the parts where it is merged now, and of
-    another optimizer. Moments that mean the same go over: between the Adams (v averaged over the pieces of
-    :class:`AdamMini`, or repeated over them), and averages of the gradient to Lion and Muon. They take the dtype and
-    the device that the new optimizer itself would give them. Where the old state does not have all that the new
-    optimizer needs, these parameters start without state, and a warning names them.
+    The old state may differ from the new optimizer in three ways:
 
-    With all ratios 1 and the same kind of optimizer the run goes on to the bit. Learning rates and decays are the new
-    groups'; a schedule goes on with ``last_epoch``.
+    - other groups: one for all parameters, Trainer's pair with and without weight decay, or those of
+      :func:`param_groups`;
+    - fused weights where the model is now split, or the reverse;
+    - another class of optimizer. Moments with the same meaning are converted. The second moment v is converted between
+      the Adam variants: it is averaged over the pieces of :class:`AdamMini`, or repeated over them. Averages of the
+      gradient are also copied to Lion and Muon.
+
+    Each moment gets the dtype and device that the new optimizer itself would use. A parameter starts without state if
+    the old state lacks a value that the new optimizer needs; a warning names these parameters.
+
+    If all ratios are 1 and the optimizer has the same class, training continues exactly, to the bit. Learning rates and
+    weight decays are those of the new groups. To continue a schedule, create it with ``last_epoch``.
 
     Args:
         old: ``state_dict()`` of the old optimizer (the content of Trainer's optimizer.pt), or that optimizer.
-        model: the model that was trained, split or merged as the new optimizer has it.
-        optimizer: the new one, on groups of :func:`param_groups`, before its first step. Changed in place.
-        names: the parameters' names in each of the old groups, in order. Default: those that the groups carry
-            (``names``, or torch's ``param_names``, or names in place of parameters); else, of one group, the model's
-            own order, and of two, the order of transformers' Trainer.
-        changed: what to do about parameters of the model that were trained then and are frozen now, or the other way
-            round. "error" (default) names them; "adopt" leaves out the moments of those that are frozen now, and
-            starts those that are trained now without any.
+        model: the trained model, split or merged as for the new optimizer.
+        optimizer: the new optimizer, on groups of :func:`param_groups`, before its first step. It is changed in place.
+        names: names of the parameters in each of the old groups, in order. Default: the names that the groups contain
+            (``names``, torch's ``param_names``, or names in place of parameters). If there are none, one group is taken
+            in the model's order, and two groups in the order of transformers' Trainer.
+        changed: what to do if other parameters are trained than before. "error" (default) raises ValueError and names
+            them. "adopt" drops the moments of parameters that are now frozen, and starts newly trained parameters
+            without state.
 
     Raises:
-        ValueError: the names are not known or do not fit the model; a moment does not fit its parameter; sharded
-            tensors; a group of the new optimizer without ``names``; other parameters are trained than then. The new
-            optimizer is as it was then.
+        ValueError: the names are unknown or do not fit the model; a moment does not fit its parameter; a tensor is
+            sharded; a group of the new optimizer has no ``names``; or other parameters are trained than before. The new
+            optimizer is then unchanged.
 
     Example:
         >>> from blockwise_lr import param_groups, split_fused
@@ -82,7 +90,7 @@ def adopt_state(
     for name, (parameter, group, partition) in _parameters_by_name(optimizer).items():
         entry, sources = _source_of(name, old_states, fused, changed)
         used.update(sources)
-        if not entry.state:  # one that was never stepped, or is trained only now
+        if not entry.state:  # the parameter was never stepped, or was frozen before
             continue
         if any_sharded([parameter, *entry.state.values()]):
             raise ValueError(f"the state of {name} is sharded: adopt the full state before fully_shard")
@@ -104,8 +112,9 @@ def adopt_state(
     if without_state:
         needed = ", ".join(dict.fromkeys(key for missing in without_state.values() for key in missing))
         warnings.warn(
-            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(without_state)} parameters "
-            f"({listed(list(without_state))}), so these start without state; warm the learning rate up again for them",
+            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(without_state)} "
+            f"parameters ({listed(list(without_state))}), so these start without state; "
+            "warm the learning rate up again for them",
             stacklevel=2,
         )
 
@@ -119,7 +128,7 @@ def _convert_entry(
     partition: list[int] | None,
     known: dict[Any, Any],
 ) -> tuple[State, list[str]]:
-    """The state of one parameter as the new optimizer keeps it, and what is missing for it."""
+    """Return the state of one parameter in the form of the new optimizer, and the names of missing values."""
     template = learn_state_template(optimizer, group, parameter, known)
     try:
         if template is None:
@@ -133,7 +142,11 @@ def _convert_entry(
 
 
 def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
-    """Refuse moments that no parameter took, but those of parameters that the model has frozen since."""
+    """Check the old moments that no parameter of the new optimizer uses.
+
+    Raises:
+        ValueError: the model has no such parameter, or the parameter is now frozen and `changed` is "error".
+    """
     own = {
         name_before_split(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)
     }
@@ -155,7 +168,7 @@ def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> 
 def _parameters_by_name(
     optimizer: Optimizer,
 ) -> dict[str, tuple[nn.Parameter, dict[str, Any], list[int] | None]]:
-    """By canonical name, each parameter with its group and its pieces."""
+    """Return each parameter with its group and its number of pieces per dimension, by canonical name."""
     found = {}
     for group in optimizer.param_groups:
         if "names" not in group:
@@ -168,11 +181,11 @@ def _parameters_by_name(
     return found
 
 
-# Layouts -------------------------------------------------------------------------------------------
+# Split and fused layouts ----------------------------------------------------------------------------
 
 
 def _fused_layouts(model: nn.Module) -> dict[str, Concatenation]:
-    """By its original name, how each fused weight of the model is put together, split now or not."""
+    """Return the layout of each fused weight of the model by its original name, whether or not it is split now."""
     found: dict[str, Concatenation] = {}
     facts = ModelFacts(model)
     for (path, leaf), projection in facts.projections.items():
@@ -187,7 +200,7 @@ def _fused_layouts(model: nn.Module) -> dict[str, Concatenation]:
 def _source_of(
     name: str, old_states: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
 ) -> tuple[Entry, list[str]]:
-    """The old state of a parameter in its present layout, and the names that it is from."""
+    """Return the old state of a parameter in its present layout, and the names of the parameters it came from."""
     if name in old_states:
         return old_states[name], [name]
     part, layout = PART.fullmatch(name), fused.get(name_before_split(name))
@@ -215,12 +228,12 @@ def _source_of(
 
 
 def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> Any:
-    """What a moment of a fused weight says of one part; _UNSPLITTABLE where it is of another form."""
-    if isinstance(value, (list, tuple)):  # SOAP's matrices are of the whole weight
+    """Return the share of one part in a moment of a fused weight, or _UNSPLITTABLE for other kinds of values."""
+    if isinstance(value, (list, tuple)):  # SOAP's matrices belong to the whole weight
         return _UNSPLITTABLE
     if not isinstance(value, Tensor) or value.ndim == 0:
         return value
-    if value.shape[layout.dim] == 1 != sum(layout.sizes):  # one for all outputs, as Adafactor keeps it
+    if value.shape[layout.dim] == 1 != sum(layout.sizes):  # one value for all outputs, as in Adafactor
         return value
     if value.shape[layout.dim] != sum(layout.sizes):
         raise ValueError(
@@ -231,6 +244,7 @@ def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> An
 
 
 def _join_parts(states: Sequence[State], layout: Concatenation) -> State:
+    """Return the state of a fused weight from the states of its parts."""
     joined: State = {}
     for key, first in states[0].items():
         if isinstance(first, (list, tuple)) or not all(key in state for state in states):
@@ -245,5 +259,5 @@ def _join_parts(states: Sequence[State], layout: Concatenation) -> State:
 
 
 def _spread_shape(value: Tensor, size: int, dim: int) -> torch.Size:
-    """The shape with every output of a part apart: the inputs may still be one for all."""
+    """Return the shape in which each output of a part has its own value. Dimensions of inputs are unchanged."""
     return torch.Size(size if d == dim else n for d, n in enumerate(value.shape))
