@@ -87,7 +87,7 @@ def measure_directional(
 
     Raises:
         ValueError: the optimizer belongs to another model or has taken no step; there is no batch; the forward pass
-            uses half precision whatever the dtype of the parameters; the model is sharded and has fused weights that
+            uses half precision for parameters of any dtype; the model is sharded and has fused weights that
             are not split; hessian=True and the model is sharded or has no double backward pass; or a condition of
             :func:`blockwise_lr.measure_sharpness` is not met.
 

@@ -31,10 +31,12 @@ class _LoadHooks:
         )
 
     def remove(self) -> None:
+        """Remove both hooks."""
         for handle in self._handles:
             handle.remove()
 
     def _before(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the state to load, after comparing its settings with those of the groups."""
         schedule = self._schedule()
         if schedule is None:
             return None
@@ -44,6 +46,7 @@ class _LoadHooks:
         )
 
     def _after(self, optimizer: Optimizer) -> None:
+        """Set the learning rates to those of the schedule, if it had set them before the load."""
         schedule = self._schedule()
         if schedule is not None and self._owned:
             schedule.set_lrs()

@@ -119,6 +119,7 @@ class _ScaledScheduler:
     optimizer: Any
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Do a step of the scheduler at base rates."""
         with self._at_base_rates():
             return super().step(*args, **kwargs)  # type: ignore[misc]
 
@@ -132,9 +133,15 @@ class _ScaledScheduler:
             super()._initial_step()  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the scheduler with its base rates."""
         return {**super().state_dict(), _STATE: self.__dict__[_STATE]}  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state of :meth:`state_dict` and set the learning rates of the groups.
+
+        Raises:
+            ValueError: the scheduler that saved the state was not wrapped.
+        """
         if _STATE not in state_dict:
             raise ValueError(
                 f"this state was saved by a {type(self).__mro__[2].__name__} without scale_by_block, so its rates are "

@@ -1,4 +1,4 @@
-"""Index the saved state of an optimizer by parameter name, whatever its groups were."""
+"""Index the saved state of an optimizer by parameter name, independent of its groups."""
 
 from __future__ import annotations
 
