@@ -88,9 +88,8 @@ def _logits_at(
                 for i, piece in direction.pieces:
                     cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
             logits = problem.predict(batch, needs_gradient=False).logits
-        processes.reshard(
-            problem.model
-        )  # otherwise the outermost module would keep the gathered, moved parameters
+        # Without this, the outermost module would keep the gathered, moved parameters.
+        processes.reshard(problem.model)
         return logits
     finally:
         with torch.no_grad():

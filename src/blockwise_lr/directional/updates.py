@@ -150,10 +150,8 @@ def _restored_afterwards(
 ) -> Iterator[None]:
     """Set weight decay to 0 and widen the state to float32; on exit, restore everything."""
     state = dict(optimizer.state)
-    for (
-        parameter,
-        value,
-    ) in state.items():  # the parameters have been converted to float32, and the state must match
+    # The parameters have been converted to float32, and the state must match.
+    for parameter, value in state.items():
         optimizer.state[parameter] = _widened(copy.deepcopy(value))
     # Save all keys of a group, because optimizers of pytorch_optimizer count their steps there.
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

@@ -22,7 +22,7 @@ from blockwise_lr.optim.schedules import BlockwiseSchedule
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # weight of the previous smoothed loss in the guard
-_MEMORY = 0.8  # weight of the previous running means of the cosine and of its square
+_AVERAGING = 0.8  # weight of the previous running means of the cosine and of its square
 
 
 class AutoRatios:
@@ -175,7 +175,7 @@ class AutoRatios:
         if rose:
             # Ratios below 1 stay, because a higher learning rate would not lower the loss.
             logs = {block: math.log(ratio) for block, ratio in self.ratios.items()}
-            self._set({block: log / 2 for block, log in logs.items() if log > 0})
+            self._set_log_ratios({block: log / 2 for block, log in logs.items() if log > 0})
             _LOGGER.warning(
                 "step %d: the training loss has risen by more than %g: ratios backed off to %s",
                 self._schedule.last_epoch,
@@ -187,21 +187,23 @@ class AutoRatios:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.due(self._schedule.last_epoch):
             self.cosines = agreement(self._groups, optimizer)
-            self._move(self._signals())
+            self._adapt_ratios(self._signals())
 
     def _signals(self) -> dict[Block, float]:
+        """Return the signal of each block from the last measurement, and update the running means."""
         if self.rule.signal == "cosine":
             return dict(self.cosines)
         signals, groups = {}, self._groups
         for block, cosine in self.cosines.items():
             memory = groups[block][0]
-            mean: float = _MEMORY * memory.get("auto_mean", 0.0) + (1 - _MEMORY) * cosine
-            square: float = _MEMORY * memory.get("auto_square", 0.0) + (1 - _MEMORY) * cosine**2
+            mean: float = _AVERAGING * memory.get("auto_mean", 0.0) + (1 - _AVERAGING) * cosine
+            square: float = _AVERAGING * memory.get("auto_square", 0.0) + (1 - _AVERAGING) * cosine**2
             memory["auto_mean"], memory["auto_square"] = mean, square
             signals[block] = mean / math.sqrt(square) if square > 0 else 0.0
         return signals
 
-    def _move(self, signals: Mapping[Block, float]) -> None:
+    def _adapt_ratios(self, signals: Mapping[Block, float]) -> None:
+        """Change the log ratio of each block by its signal relative to the anchor, within the bounds."""
         if not signals:
             return
         rule, ratios, total = self.rule, self.ratios, self._schedule.total_steps
@@ -221,17 +223,17 @@ class AutoRatios:
                 self._schedule.last_epoch,
                 longest,
             )
-        self._set({block: min(max(log, low), high) for block, log in logs.items()})
+        self._set_log_ratios({block: min(max(log, low), high) for block, log in logs.items()})
 
-    def _set(self, logs: Mapping[Block, float]) -> None:
+    def _set_log_ratios(self, logs: Mapping[Block, float]) -> None:
+        """Set ratios, peak learning rates and peak weight decays in the groups."""
         groups = self._groups
         for block, log in logs.items():
             for group in groups[block]:
                 factor = math.exp(log) / group["lr_ratio"]
                 group["initial_lr"] *= factor
-                if (
-                    "peak_weight_decay" in group
-                ):  # decay="constant": the shrinkage per step does not depend on the ratio
+                if "peak_weight_decay" in group:
+                    # With decay="constant" the shrinkage per step does not depend on the ratio.
                     group["peak_weight_decay"] /= factor
                 group["lr_ratio"] = math.exp(log)
 

@@ -148,9 +148,8 @@ def _largest(gradient: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     placements: Any = gradient.placements  # type: ignore[attr-defined]
-    if any(
-        placement.is_partial() for placement in placements
-    ):  # partial sums, which have to be reduced first
+    if any(placement.is_partial() for placement in placements):
+        # These are partial sums, which have to be reduced before the absolute values are taken.
         norm: Tensor = torch.linalg.vector_norm(gradient, math.inf)
         return norm
     own = _largest(gradient.to_local())  # type: ignore[attr-defined]

@@ -60,9 +60,8 @@ def is_attached(optimizer: Optimizer) -> bool:
 def attach(schedule: BlockwiseSchedule) -> None:
     """Attach the hooks of a schedule to its optimizer, in place of those of an earlier schedule."""
     optimizer: Any = schedule.optimizer
-    while not hasattr(
-        optimizer, "_optimizer_load_state_dict_pre_hooks"
-    ):  # a wrapper, such as that of accelerate
+    # Unwrap wrappers such as that of accelerate.
+    while not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
         optimizer = getattr(optimizer, "optimizer", None)
         if optimizer is None:
             return

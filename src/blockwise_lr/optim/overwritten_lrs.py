@@ -23,8 +23,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 _EQUAL = 1e-6  # relative difference below which two learning rates count as equal
-# Equal learning rates cause a warning only if the previous step had at least this power of the ratios' spread. A
-# smaller spread there means that a decay has brought the blocks together gradually.
+# Equal learning rates cause a warning only if their spread at the previous step was at least the spread of the ratios
+# to this power. A smaller spread means that a decay has brought the learning rates together gradually.
 _SUDDEN = 0.75
 
 # One parameter of each set of groups that no optimizer has stepped yet.
@@ -52,7 +52,7 @@ def watch_next_optimizer(groups: Sequence[Mapping[str, Any]]) -> None:
 def register_schedule(optimizer: Any, schedule: LRScheduler) -> None:
     """Record the schedule of an optimizer, so that its own learning rates cause no warning.
 
-    A schedule of this library brings all blocks to one learning rate on purpose.
+    A schedule of this library may bring all blocks to one learning rate on purpose.
     """
     inner = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper: hooks get the optimizer inside
     if isinstance(inner, Optimizer):

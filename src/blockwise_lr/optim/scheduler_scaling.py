@@ -188,11 +188,8 @@ class _ScaledScheduler:
             self._last_lr = list(written)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return (
-            _new_scaled,
-            (type(self).__mro__[2],),
-            self.__dict__,
-        )  # pickle cannot find a class that is created at run time
+        # pickle cannot find a class that is created at run time, so it stores the original class.
+        return _new_scaled, (type(self).__mro__[2],), self.__dict__
 
 
 @cache
@@ -230,7 +227,7 @@ def _divide_stored_rates(
 ) -> None:
     """Divide the learning rates that the scheduler stores by the ratios.
 
-    A stored rate that is the same for all groups is already a base learning rate and is not changed.
+    Rates that are equal for all groups are already base learning rates and are not changed.
     """
     if getattr(leaf, "base_lrs", None) and not overwritten:
         leaf.base_lrs = [lr / ratio for lr, ratio in zip(leaf.base_lrs, ratios)]

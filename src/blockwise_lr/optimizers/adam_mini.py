@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.distributed import is_sharded, local, sharded_like
 from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini_kernel import Pieces, compiled_step, foreach_step
+from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, compiled_step, foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
 from blockwise_lr.sharpness.dense import check_gradient, check_real
 
@@ -125,24 +125,24 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        whole: list[tuple[dict[str, Any], list[Pieces]]] = []
-        cut: list[Pieces] = []
+        whole: list[tuple[dict[str, Any], list[StepInputs]]] = []
+        cut: list[StepInputs] = []
         for group in self.param_groups:
-            pieces = [
-                self._pieces(parameter, partition, group)
+            inputs = [
+                self._step_inputs(parameter, partition, group)
                 for parameter, partition in zip(group["params"], group["partitions"])
                 if parameter.grad is not None
             ]
-            pieces = [each for each in pieces if each.parameter.numel()]
-            whole.append((group, [each for each in pieces if each.whole]))
-            cut += [each for each in pieces if not each.whole]
-        for group, pieces in whole:
-            (compiled_step if group["compile"] else foreach_step)(pieces)
+            inputs = [each for each in inputs if each.parameter.numel()]
+            whole.append((group, [each for each in inputs if each.whole]))
+            cut += [each for each in inputs if not each.whole]
+        for group, inputs in whole:
+            (compiled_step if group["compile"] else foreach_step)(inputs)
         if cut:
             sharded_step(cut)
         return loss
 
-    def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:
+    def _step_inputs(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> StepInputs:
         gradient = parameter.grad
         assert gradient is not None
         check_gradient(parameter_name(parameter, group), gradient, "AdamMini")
@@ -161,7 +161,7 @@ class AdamMini(Optimizer):
         time = float(state["step"])
         beta1, beta2 = group["betas"]
         lr = float(group["lr"])
-        return Pieces(
+        return StepInputs(
             parameter=parameter,
             gradient=local(sharded_like(parameter, -gradient if group["maximize"] else gradient)),
             first=local(state["exp_avg"]),

@@ -20,7 +20,7 @@ _ROWS = 12
 
 
 @dataclass(frozen=True)
-class Pieces:
+class StepInputs:
     """One parameter with everything that its step needs.
 
     Args:
@@ -60,45 +60,44 @@ class _Views:
     """The dimensions within a piece."""
 
 
-def _views(pieces: Pieces) -> _Views:
-    parameter, count = local(pieces.parameter.detach()), pieces.second.numel()
-    tensors = (parameter, pieces.gradient.to(pieces.first.dtype), pieces.first)
+def _views(inputs: StepInputs) -> _Views:
+    parameter, count = local(inputs.parameter.detach()), inputs.second.numel()
+    tensors = (parameter, inputs.gradient.to(inputs.first.dtype), inputs.first)
     contiguous = all(tensor.is_contiguous() for tensor in tensors)
     within: tuple[int, ...]
     if count == parameter.numel():  # one piece per element
-        return _Views(parameter, tensors[1], tensors[2], pieces.second, ())
-    if contiguous and pieces.second.shape[0] == count:  # a piece is one or several rows
+        return _Views(parameter, tensors[1], tensors[2], inputs.second, ())
+    if contiguous and inputs.second.shape[0] == count:  # a piece is one or several rows
         shape, apart, within = torch.Size((count, parameter.numel() // count)), torch.Size((count, 1)), (1,)
-    elif parameter.ndim == 2 and pieces.second.shape[1] == count:  # a piece is one or several columns
+    elif parameter.ndim == 2 and inputs.second.shape[1] == count:  # a piece is one or several columns
         rows, columns = parameter.shape
         shape, apart, within = torch.Size((rows, count, columns // count)), torch.Size((1, count, 1)), (0, 2)
     else:  # split each dimension into the piece and the position within it
-        pairs = list(zip(pieces.second.shape, parameter.shape))
+        pairs = list(zip(inputs.second.shape, parameter.shape))
         shape = torch.Size([size for n, whole in pairs for size in (n, whole // n)])
         apart = torch.Size([size for n, _ in pairs for size in (n, 1)])
         within = tuple(range(1, 2 * len(pairs), 2))
     parameter, gradient, first = (tensor.view(shape) for tensor in tensors)
-    return _Views(parameter, gradient, first, pieces.second.view(apart), within)
+    return _Views(parameter, gradient, first, inputs.second.view(apart), within)
 
 
 def _mean_square(views: _Views, scale: float) -> Tensor:
     """Return the mean of the squared gradient over each piece, times `scale`."""
     count = views.gradient.numel() // views.second.numel()
-    if views.within == (
-        1,
-    ):  # avoids a copy of the gradient; along other dimensions the norm is 9 times slower
+    if views.within == (1,):
+        # This avoids a copy of the gradient. Along other dimensions the norm is 9 times slower.
         norm: Tensor = torch.linalg.vector_norm(views.gradient, dim=1, keepdim=True)
         return norm.square_().mul_(scale / count)
     return views.gradient.square().sum(views.within, keepdim=True).mul_(scale / count)
 
 
-def foreach_step(pieces: Sequence[Pieces]) -> None:
+def foreach_step(inputs: Sequence[StepInputs]) -> None:
     """Update all parameters of a group, mostly with one foreach call for all of them."""
-    pieces = [each for each in pieces if each.gradient.numel()]
-    if not pieces:
+    inputs = [each for each in inputs if each.gradient.numel()]
+    if not inputs:
         return
-    beta1, beta2 = pieces[0].betas
-    views = [_views(each) for each in pieces]
+    beta1, beta2 = inputs[0].betas
+    views = [_views(each) for each in inputs]
     gradients, firsts, seconds = zip(*((view.gradient, view.first, view.second) for view in views))
     torch._foreach_mul_(seconds, beta2)
     by_element = [i for i, view in enumerate(views) if not view.within]
@@ -111,10 +110,10 @@ def foreach_step(pieces: Sequence[Pieces]) -> None:
         torch._foreach_add_([view.second for view in apart], squares)
     torch._foreach_lerp_(firsts, gradients, 1 - beta1)
     steps = torch._foreach_sqrt(seconds)
-    torch._foreach_add_(steps, [each.eps / each.root for each in pieces])
+    torch._foreach_add_(steps, [each.eps / each.root for each in inputs])
     torch._foreach_reciprocal_(steps)
-    torch._foreach_mul_(steps, [-each.rate / each.root for each in pieces])
-    for each, view, step in zip(pieces, views, steps):
+    torch._foreach_mul_(steps, [-each.rate / each.root for each in inputs])
+    for each, view, step in zip(inputs, views, steps):
         move(view.parameter, view.first, step, each.decay)
 
 
@@ -126,19 +125,19 @@ def move(parameter: Tensor, first: Tensor, step: Tensor, decay: float) -> None:
         parameter.copy_(parameter.to(first.dtype).mul_(decay).addcmul_(first, step))
 
 
-def compiled_step(pieces: Sequence[Pieces]) -> None:
+def compiled_step(inputs: Sequence[StepInputs]) -> None:
     """Do the same as :func:`foreach_step` with torch.compile, in one pass over the memory of each parameter.
 
     Small parameters are updated by :func:`foreach_step`.
     """
-    foreach_step([each for each in pieces if each.gradient.numel() < _LARGE])
+    foreach_step([each for each in inputs if each.gradient.numel() < _LARGE])
     scalars: dict[float, Tensor] = {}
 
     def scalar(value: float) -> Tensor:  # tensors, because each new Python number would cause a recompilation
         return scalars.setdefault(value, torch.tensor(value, dtype=torch.float64))
 
     with torch._dynamo.config.patch(recompile_limit=64):
-        for each in pieces:
+        for each in inputs:
             if each.gradient.numel() < _LARGE:
                 continue
             view, rate, root, decay = _views(each), scalar(each.rate), scalar(each.root), scalar(each.decay)

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.optimizers.adam_mini_kernel import Pieces, move, spread
+from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, move, spread
 
 
 def is_whole(parameter: Tensor, partition: Sequence[int]) -> bool:
@@ -39,15 +39,15 @@ def sharded_zeros(parameter: Any, partition: Sequence[int], dtype: torch.dtype) 
     return torch.zeros(list(partition), dtype=dtype, device=local(parameter).device)
 
 
-def _mean_squares(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> list[Tensor]:
+def _mean_squares(inputs: Sequence[StepInputs], indices: Sequence[list[Tensor]]) -> list[Tensor]:
     """Return the mean of the squared gradient over each piece, over all processes.
 
     One collective call per process group serves all parameters.
     """
-    sums = [_sums(each, index) for each, index in zip(pieces, indices)]
+    sums = [_sums(each, index) for each, index in zip(inputs, indices)]
     by_groups: dict[tuple[int, ...], list[int]] = {}
     groups: dict[int, Any] = {}
-    for i, each in enumerate(pieces):
+    for i, each in enumerate(inputs):
         own = [group for _, group in _sharded(each.parameter)]
         groups.update({id(group): group for group in own})
         by_groups.setdefault(tuple(map(id, own)), []).append(i)
@@ -57,10 +57,10 @@ def _mean_squares(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> 
             dist.all_reduce(flat, group=groups[group])
         for i, part in zip(members, torch.split(flat, [sums[i].numel() for i in members])):
             sums[i] = part.view_as(sums[i])
-    return [total.mul_(total.numel() / each.parameter.numel()) for total, each in zip(sums, pieces)]
+    return [total.mul_(total.numel() / each.parameter.numel()) for total, each in zip(sums, inputs)]
 
 
-def _sums(each: Pieces, indices: list[Tensor]) -> Tensor:
+def _sums(each: StepInputs, indices: list[Tensor]) -> Tensor:
     """Return the sum of the squares of this process's shard of the gradient, for each piece of the whole parameter."""
     found = each.gradient.to(each.first.dtype).square()
     for dim, (index, pieces) in enumerate(zip(indices, each.partition)):
@@ -105,10 +105,10 @@ def _select_pieces(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
     return by_piece
 
 
-def sharded_step(pieces: Sequence[Pieces]) -> None:
+def sharded_step(inputs: Sequence[StepInputs]) -> None:
     """Update parameters whose pieces lie in several processes."""
-    indices = [_piece_of(each.parameter, each.partition) for each in pieces]
-    for each, index_of, mean in zip(pieces, indices, _mean_squares(pieces, indices)):
+    indices = [_piece_of(each.parameter, each.partition) for each in inputs]
+    for each, index_of, mean in zip(inputs, indices, _mean_squares(inputs, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
         each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)

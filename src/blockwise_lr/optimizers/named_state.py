@@ -74,9 +74,8 @@ def _infer_names(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[
     counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
     if counts == [len(whole)]:
         return [whole]
-    if counts == [
-        len(every := list(_original_names(model, frozen=True)))
-    ]:  # model.parameters() includes frozen parameters
+    every = list(_original_names(model, frozen=True))  # model.parameters() includes frozen parameters
+    if counts == [len(every)]:
         return [every]
     of_trainer = len(counts) == 2 and is_installed("transformers")
     for all_names in (whole, every) if of_trainer else ():

@@ -36,7 +36,7 @@ class StateTemplate:
 
 
 def learn_state_template(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, known: dict[Any, Any] | None = None
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, trials: dict[Any, Any] | None = None
 ) -> StateTemplate | None:
     """Return the state that `optimizer` would have for `parameter`, without a step of `optimizer` itself.
 
@@ -48,7 +48,7 @@ def learn_state_template(
         optimizer: the optimizer, without wrapper. It is not changed.
         group: the group of the parameter in this optimizer.
         parameter: the parameter; not a DTensor.
-        known: cache of results, so that parameters of one kind need only one trial step.
+        trials: cache of results, so that parameters of one kind need only one trial step.
 
     Returns:
         The template; None if the optimizer raised an error in the trial step before it created any state.
@@ -56,10 +56,10 @@ def learn_state_template(
     longest = _LONGEST if parameter.ndim < 3 else _LONGEST_OF_MANY
     small = tuple(min(size, longest) for size in parameter.shape)
     key = (id(group), small, parameter.dtype, parameter.device)
-    known = {} if known is None else known
-    if key not in known:
-        known[key] = _take_trial_step(optimizer, group, small, parameter)
-    found = known[key]
+    trials = {} if trials is None else trials
+    if key not in trials:
+        trials[key] = _take_trial_step(optimizer, group, small, parameter)
+    found = trials[key]
     if found is None:
         return None
     values, counter = found
@@ -103,9 +103,8 @@ def _step(optimizer: Optimizer, group: Mapping[str, Any], clone: Tensor) -> tupl
     trial.param_groups = [{"params": [clone], **settings}]
     with torch.random.fork_rng([clone.device] if clone.device.type == "cuda" else []):
         with torch.enable_grad():
-            clone.grad = (
-                2 * clone
-            )  # the gradient has a graph, because second-order optimizers differentiate it
+            # The gradient has a graph, because second-order optimizers differentiate it.
+            clone.grad = 2 * clone
         failed = False
         try:
             with torch.no_grad():

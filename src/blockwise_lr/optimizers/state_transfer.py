@@ -86,7 +86,7 @@ def adopt_state(
     counts: dict[int, int] = {}
     used: set[str] = set()
     without_state: dict[str, list[str]] = {}
-    known: dict[Any, Any] = {}
+    trials: dict[Any, Any] = {}
     for name, (parameter, group, partition) in _parameters_by_name(optimizer).items():
         entry, sources = _source_of(name, old_states, fused, changed)
         used.update(sources)
@@ -94,7 +94,7 @@ def adopt_state(
             continue
         if any_sharded([parameter, *entry.state.values()]):
             raise ValueError(f"the state of {name} is sharded: adopt the full state before fully_shard")
-        state, missing = _convert_entry(name, entry, optimizer, group, parameter, partition, known)
+        state, missing = _convert_entry(name, entry, optimizer, group, parameter, partition, trials)
         if missing:
             without_state[name] = missing
             continue
@@ -106,7 +106,7 @@ def adopt_state(
         optimizer.state[parameter] = state
     for group in optimizer.param_groups:
         if id(group) in counts and any(
-            trial and trial[1] for key, trial in known.items() if key[0] == id(group)
+            trial and trial[1] for key, trial in trials.items() if key[0] == id(group)
         ):
             group["step"] = counts[id(group)]
     if without_state:
@@ -126,10 +126,10 @@ def _convert_entry(
     group: Mapping[str, Any],
     parameter: nn.Parameter,
     partition: list[int] | None,
-    known: dict[Any, Any],
+    trials: dict[Any, Any],
 ) -> tuple[State, list[str]]:
     """Return the state of one parameter in the form of the new optimizer, and the names of missing values."""
-    template = learn_state_template(optimizer, group, parameter, known)
+    template = learn_state_template(optimizer, group, parameter, trials)
     try:
         if template is None:
             return copy_state(entry.state, group, parameter), []
