@@ -26,8 +26,7 @@ class Direction:
 
     Args:
         block: the block.
-        pieces: the index of each parameter of the block, with the part of it that belongs to the block (None: all of
-            it).
+        pieces: for each parameter of the block, its index and the part of it that belongs to the block (None: all).
         move: factor by which the update is added to the parameters in the central differences.
     """
 
@@ -43,10 +42,10 @@ def slope_and_curvature(
     updates: Sequence[Tensor],
     directions: Sequence[Direction],
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Measure one batch.
+    """Measure the slope and the curvature along each direction on one batch.
 
     Returns:
-        The signals (k,), C (k, k), the rounding noise in the diagonal of C (k,), all float64, and the number of
+        The signals (k,), C (k, k) and the rounding noise in the diagonal of C (k,), all float64; and the number of
         samples.
     """
     parts = problem.parts
@@ -100,7 +99,9 @@ def _logits_at(
 def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
     """Return the Gauss-Newton products of all pairs of changes, summed over samples: (k, k) float64 on the CPU.
 
-    sum over samples of dz_a' (diag p - p p') dz_b,    p: the predicted probabilities, dz: a change of the logits
+        sum over samples of dz_a' (diag p - p p') dz_b
+
+    p are the predicted probabilities, and dz_a is the change of the logits along direction a.
     """
     k, classes = len(changes), at.logits.shape[1]
     total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)

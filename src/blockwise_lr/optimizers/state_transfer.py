@@ -105,6 +105,7 @@ def adopt_state(
     for parameter, state in new_states.items():
         optimizer.state[parameter] = state
     for group in optimizer.param_groups:
+        # trial[1] states whether the optimizer counts steps in the group.
         if id(group) in counts and any(
             trial and trial[1] for key, trial in trials.items() if key[0] == id(group)
         ):
