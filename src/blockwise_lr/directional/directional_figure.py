@@ -23,8 +23,8 @@ COLUMNS = 6
 def directional_table(report: DirectionalReport) -> Table:
     """Return a table of one report, with one row per block.
 
-    The columns are the block's own learning rate, the best one if the others are fixed, the best one with standard
-    error if the others move too, and the verdict.
+    The columns are the block's own learning rate, the best one if the others are fixed, and the best one if the others
+    move too, with its standard error. The last column is the verdict.
 
     Raises:
         ModuleNotFoundError: rich is missing. The message names the extra to install.

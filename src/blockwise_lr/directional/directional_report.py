@@ -164,8 +164,8 @@ class DirectionalReport(Mapping[Block, Slope]):
         for block, slope in self.items():
             if not slope.lr > 0:
                 raise ValueError(
-                    f"{block.value} was measured at learning rate {slope.lr:g}, which no ratio relates to the one it "
-                    "could take: measure between the first warm-up step and the end of the schedule"
+                    f"{block.value} was measured at learning rate {slope.lr:g}, from which no ratio follows: "
+                    "measure between the first warm-up step and the end of the schedule"
                 )
         unclipped = {block: slope.ratio * slope.factor_beside for block, slope in self.items()}
         ratios = {
@@ -280,7 +280,7 @@ class DirectionalReport(Mapping[Block, Slope]):
 def _slope(numel: Any, **values: Any) -> Slope:
     if "best_lr_beside" not in values:
         raise ValueError(
-            "it was measured from where the update had led to, by an earlier version: measure again"
+            "it has no best_lr_beside, because an earlier version measured after the update: measure again"
         )
     return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
 
@@ -288,9 +288,7 @@ def _slope(numel: Any, **values: Any) -> Slope:
 def _square(rows: Any, size: int) -> list[list[float]]:
     found = [numbers(row) for row in typed(rows, list)]
     if not size or [len(row) for row in found] != [size] * size:
-        raise ValueError(
-            f"a matrix of {size} blocks has {size} rows of {size} numbers, and there is one at least"
-        )
+        raise ValueError(f"expected a matrix of {size} rows of {size} numbers, for at least one block")
     return found
 
 

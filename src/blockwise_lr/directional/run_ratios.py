@@ -44,8 +44,8 @@ def log_ratios_along(
     moving = [report for report in reports if all(slope.lr > 0 for slope in report.values())]
     if not moving:
         raise ValueError(
-            f"all {len(reports)} reports were measured at learning rate 0, which no ratio relates to the one that a "
-            "block could take: measure between the first warm-up step and the end of the schedule"
+            f"all {len(reports)} reports were measured at learning rate 0, from which no ratio follows: "
+            "measure between the first warm-up step and the end of the schedule"
         )
     sizes = {block: slope.numel for report in moving for block, slope in report.items()}
     anchor = Block.FFN if Block.FFN in sizes else max(sizes, key=sizes.__getitem__)

@@ -23,8 +23,8 @@ class AutoRule:
 
     Args:
         begin: the initial ratios: "measured" (``MEASURED_RATIOS``, from uniform runs of a small model) or "uniform".
-        gain: growth of the log ratio over a whole run, for a block whose updates always agree with the next gradient
-            while those of the anchor agree half of the time.
+        gain: growth of the log ratio over a whole run, for a block whose updates always agree with the next gradient.
+            It assumes that the updates of the anchor agree half of the time.
         signal: "consistency", the mean cosine divided by its root mean square, which gives blocks with noisy gradients
             the same weight as others; or "cosine", the cosine itself.
         start: fraction of the run at which the ratios begin to change.
