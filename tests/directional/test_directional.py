@@ -28,7 +28,12 @@ from blockwise_lr import (
 )
 from blockwise_lr.directional.directional_figure import directional_run_table, plot_directional, shown_report
 from blockwise_lr.directional.slope import Slope
-from blockwise_lr.directional.updates import groups_of, stepped_updates, taken_back, unit_updates
+from blockwise_lr.directional.updates import (
+    before_last_update,
+    groups_by_parameter,
+    stepped_updates,
+    unit_updates,
+)
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
@@ -75,7 +80,7 @@ def test_signal_and_curvature_are_those_of_dense_autograd(family, move, slope_er
     updates = unit_updates(optimizer, parameters)
     assert updates is not None
     with torch.no_grad():  # to where the update was taken
-        for parameter, update, group in zip(parameters, updates, groups_of(optimizer, parameters)):
+        for parameter, update, group in zip(parameters, updates, groups_by_parameter(optimizer, parameters)):
             parameter += group["lr"] * update
             parameter /= 1 - group["lr"] * group["weight_decay"]
     with sdpa_kernel(SDPBackend.MATH):  # the reference differentiates twice
@@ -173,9 +178,9 @@ def test_a_step_to_the_lowest_loss_along_an_update_was_about_right() -> None:
     for group in optimizer.param_groups:
         group["weight_decay"] = 0.0
     parameters = list(model.parameters())
-    updates, groups = unit_updates(optimizer, parameters), groups_of(optimizer, parameters)
+    updates, groups = unit_updates(optimizer, parameters), groups_by_parameter(optimizer, parameters)
     assert updates is not None
-    with taken_back(parameters, updates, groups):
+    with before_last_update(parameters, updates, groups):
         start = [parameter.detach().clone() for parameter in parameters]
     found = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
     blocks = classify(model)
@@ -462,7 +467,7 @@ def test_ratios_follow_the_best_learning_rates_within_bounds() -> None:
     assert ratios.unclipped[Block.NORM] == 80.0
     assert set(ratios.clipped) == {Block.NORM, Block.VO, Block.QK}
     assert resolve_ratios(report)[Block.EMB] == 2.5
-    with pytest.raises(ValueError, match="norm was measured at learning rate 0, which no ratio relates"):
+    with pytest.raises(ValueError, match="norm was measured at learning rate 0, from which no ratio follows"):
         ratios_from_sharpness(report_of(norm={"lr": 0.0}))
 
 
@@ -473,9 +478,7 @@ def test_a_damaged_report_is_refused_with_its_path(tmp_path) -> None:
         DirectionalReport.from_json(path)
     report_of(norm={}).to_json(path)
     path.write_text(path.read_text().replace("best_lr_beside", "best_lr_before"))
-    with pytest.raises(
-        ValueError, match="from where the update had led to, by an earlier version: measure again"
-    ):
+    with pytest.raises(ValueError, match="an earlier version measured after the update: measure again"):
         DirectionalReport.from_json(path)
     path.write_text('{"kind": "other"}')
     with pytest.raises(ValueError, match=r'not a directional report; expected "kind": "directional"'):
@@ -545,7 +548,7 @@ def test_curvlinops_has_the_same_matrix_over_blocks() -> None:
     names, parameters = zip(*model.named_parameters())
     updates, blocks = unit_updates(optimizer, parameters), classify(model)
     assert updates is not None
-    groups = groups_of(optimizer, parameters)
+    groups = groups_by_parameter(optimizer, parameters)
     along = torch.stack(
         [
             torch.cat([(u * (blocks[name] is block)).flatten() for name, u in zip(names, updates)])
@@ -554,7 +557,10 @@ def test_curvlinops_has_the_same_matrix_over_blocks() -> None:
         dim=1,
     )
     data = [(ids, ids[:, 1:].flatten()) for ids in batches]
-    with taken_back(parameters, updates, groups), sdpa_kernel(SDPBackend.MATH):  # its products go forwards
+    with (
+        before_last_update(parameters, updates, groups),
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # its products go forwards
         matrix = GGNLinearOperator(
             Flat(model), nn.CrossEntropyLoss(), list(parameters), data, check_deterministic=False
         )

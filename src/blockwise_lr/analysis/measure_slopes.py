@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from blockwise_lr.analysis.named_models import Subject
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.directional.directional_figure import plot_directional
+from blockwise_lr.directional.directional_measurement import measure_directional
 from blockwise_lr.directional.directional_report import DirectionalReport
-from blockwise_lr.directional.measuring import measure_directional
 from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic

@@ -28,7 +28,7 @@ from blockwise_lr.distributed import is_sharded
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.experimental.auto import auto_of
 from blockwise_lr.files import storing, write_json_atomic
-from blockwise_lr.optim.scaled import is_scaled
+from blockwise_lr.optim.scheduler_scaling import is_scaled
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.adam_mini_sharded import sharded_zeros
@@ -160,7 +160,7 @@ def load_sharded(
                 schedule.load_state_dict({**settings, "last_epoch": layout["schedule"]})
             except ValueError as error:
                 raise UserError(f"{folder}: {error}") from None
-        schedule.go_on_at(layout["schedule"])
+        schedule.resume_at(layout["schedule"])
 
 
 def _check_schedule(schedule: object) -> None:

@@ -1,4 +1,4 @@
-"""A DirectionalReport on the terminal, and as a figure over training."""
+"""Show DirectionalReports: as tables on the terminal, and as a figure over training."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ COLUMNS = 6
 
 
 def directional_table(report: DirectionalReport) -> Table:
-    """By block: its learning rate, those it could take alone and (with standard error) beside the others, the verdict.
+    """Return a table of one report, with one row per block.
+
+    The columns are the block's own learning rate, the best one if the others are fixed, and the best one if the others
+    move too, with its standard error. The last column is the verdict.
 
     Raises:
-        ModuleNotFoundError: rich is missing; says which extra to install.
+        ModuleNotFoundError: rich is missing. The message names the extra to install.
 
     Example:
         >>> from rich.console import Console                            # doctest: +SKIP
@@ -57,25 +60,28 @@ def directional_table(report: DirectionalReport) -> Table:
 
 
 def shown_report(reports: Sequence[DirectionalReport]) -> DirectionalReport:
-    """The one at the highest learning rate, the last of several such; at the schedule's floor, most could go up."""
+    """Return the report at the highest learning rate; the last one if several have it.
+
+    Near the end of a schedule, learning rates are low and most blocks could take more, which is not informative.
+    """
     return max(reversed(reports), key=lambda report: max(slope.lr for slope in report.values()))
 
 
 def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
-    """Along a run: by how much each block's learning rate could have been higher, and the ratios to train with.
+    """Return a table of one run: the factor by which each learning rate could change, and the ratios to train with.
 
     Args:
-        reports: of one run, earliest first; of more than COLUMNS some are shown, and the ratios are of all.
+        reports: reports of one run, earliest first. The table shows at most COLUMNS of them; the ratios use all.
 
     Raises:
-        ModuleNotFoundError: rich is missing; says which extra to install.
+        ModuleNotFoundError: rich is missing. The message names the extra to install.
     """
     from_rich = _rich()
     count = min(COLUMNS, len(reports))
     shown = [reports[round(i * (len(reports) - 1) / max(count - 1, 1))] for i in range(count)]
     try:
         ratios: Mapping[Block, float] = reports[0].ratios_of_run(reports)
-    except ValueError:  # at learning rate 0 all along
+    except ValueError:  # every report was measured at learning rate 0
         ratios = {}
     steps = ["" if report.step is None else f"{report.step:,}" for report in shown]
     columns = [from_rich.Column(name, justify="right", no_wrap=True) for name in (*steps, "ratio")]
@@ -112,15 +118,18 @@ def _with_error(value: float, stderr: float) -> str:
 
 
 def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> Path:
-    """How far each block's learning rate is from the one it could take, over training.
+    """Save a figure of the best learning rate of each block, divided by its own, over training.
 
     Args:
-        reports: of one run, earliest first; one is enough.
-        path: of the figure; ends in .png, .svg or .pdf.
+        reports: reports of one run, earliest first; at least one.
+        path: path of the figure, ending in .png, .svg or .pdf.
+
+    Returns:
+        The path of the figure.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: no report, or another ending.
+        ValueError: there is no report, or the path has another ending.
     """
     if not reports:
         raise ValueError("no reports; expected one or more")
@@ -134,16 +143,22 @@ def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> 
 
 
 def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, beside: bool) -> None:
-    """One panel of :func:`plot_directional`: each block alone, or beside the others."""
+    """Draw one panel of :func:`plot_directional`.
+
+    Args:
+        axes: matplotlib axes to draw on.
+        reports: reports of one run, earliest first.
+        beside: whether the other blocks move at their own learning rates (True) or are fixed (False).
+    """
     blocks = [block for block in Block if any(block in report for report in reports)]
     every = [s for r in reports for s in r.values()]
     factors = [f for s in every for f in (s.factor, s.factor_beside) if math.isfinite(f) and f > 0]
     low, high = min([*factors, 0.1]) / 2, max([*factors, 10.0]) * 2
-    strips = low / 1.35 ** (len(blocks) + 1)  # below, a line of ▼ for each block
+    strips = low / 1.35 ** (len(blocks) + 1)  # below this range, one row of ▼ per block
     axes.axhline(1.0, color="#555555", linewidth=0.9)
     for number, block in enumerate(blocks):
         found = [(x, report[block]) for x, report in enumerate(reports) if block in report]
-        # Side by side, so that error bars of the same step can be told apart.
+        # Blocks are shifted sideways, so that error bars of the same step do not overlap.
         at = [_step(reports, x) + _nudge(reports, number, len(blocks)) for x, _ in found]
         slopes = [slope for _, slope in found]
         shown = [slope.factor_beside if beside else slope.factor for slope in slopes]

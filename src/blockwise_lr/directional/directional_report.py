@@ -1,4 +1,4 @@
-"""DirectionalReport: what each block could learn at, with error bars; JSON."""
+"""DirectionalReport: the learning rate that each block could take, with standard errors. It is stored as JSON."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ KIND = "directional"
 
 @dataclass(frozen=True)
 class DirectionalReport(Mapping[Block, Slope]):
-    """What :func:`measure_directional` found; a mapping from Block to :class:`Slope`.
+    """The result of :func:`measure_directional`; a mapping from Block to :class:`Slope`.
 
     Args:
-        blocks: block -> slope, in the order of :class:`Block`; blocks that the optimizer does not move are left out.
+        blocks: the slope of each block, in the order of :class:`Block`. Blocks that the optimizer does not move are
+            left out.
         matrix: C = U'GU over these blocks, (k, k).
-        hessian: U'HU with the true Hessian; None if not asked for.
-        samples: predicted tokens (samples) measured on.
-        batches: batches measured on.
-        step: the training step, None if not given.
+        hessian: U'HU with the true Hessian; None if it was not requested.
+        samples: number of predicted tokens (samples) in the measurement.
+        batches: number of batches in the measurement.
+        step: the training step; None if it was not given.
 
     Example:
         >>> report[Block.NORM].verdict  # doctest: +SKIP
@@ -65,25 +66,26 @@ class DirectionalReport(Mapping[Block, Slope]):
         numels: Sequence[int],
         step: int | None,
     ) -> DirectionalReport:
-        """Averages over batches, each weighted by its samples.
+        """Return the average over batches, each weighted by its number of samples.
 
         Args:
-            blocks: k blocks.
-            signals: (batches, k).
-            curvatures: (batches, k, k).
-            noise: (batches, k).
-            samples: of each batch.
-            hessians: (batches, k, k), or None.
-            lrs, ratios, numels: of each block.
+            blocks: the k blocks.
+            signals: s of each batch, (batches, k).
+            curvatures: C of each batch, (batches, k, k).
+            noise: rounding noise in the diagonal of C, (batches, k).
+            samples: number of samples in each batch.
+            hessians: U'HU of each batch, (batches, k, k), or None.
+            lrs, ratios, numels: learning rate, ratio and number of elements of each block.
+            step: the training step, or None.
         """
         weights = np.asarray(samples, dtype=float) / sum(samples)
         s, matrices, own = signals.numpy(), curvatures.numpy(), np.asarray(lrs, dtype=float)
         c = np.diagonal(matrices, axis1=1, axis2=2)
         signal, curvature = weights @ s, weights @ c
         best = signal / curvature
-        beside = s - matrices @ own + c * own  # the signals when the others have moved
+        beside = s - matrices @ own + c * own  # the signals after the other blocks have moved
         best_beside = (weights @ beside) / curvature
-        # First order: lr* = s / c, so a batch moves it by (s_k - lr* c_k) / c.
+        # First-order propagation of errors: lr* = s / c, so batch k changes it by (s_k - lr* c_k) / c.
         deviations = (s, c, (s - best * c) / curvature, (beside - best_beside * c) / curvature)
         errors = [_error(values, weights) for values in deviations]
         slopes = {
@@ -113,7 +115,11 @@ class DirectionalReport(Mapping[Block, Slope]):
         )
 
     def __getitem__(self, block: Block | str) -> Slope:
-        """The slope of a block. Raises KeyError, naming the blocks there are, for one that is not."""
+        """Return the slope of a block.
+
+        Raises:
+            KeyError: the report does not have this block. The message lists its blocks.
+        """
         try:
             return self.blocks[Block(block)]
         except (KeyError, ValueError):
@@ -131,20 +137,22 @@ class DirectionalReport(Mapping[Block, Slope]):
 
     @property
     def eigenvalues(self) -> list[float]:
-        """Of C, largest first: how strongly blocks that move together curve the loss."""
+        """The eigenvalues of C, largest first: the curvature along combinations of block updates."""
         return [float(x) for x in np.linalg.eigvalsh(np.asarray(self.matrix))[::-1]]
 
     @property
     def joint_best_lr(self) -> dict[Block, float]:
         """C^-1 s: the learning rates that minimise the local quadratic when all blocks move at once.
 
-        Below 0 for a block whose update raises the loss once the others have made theirs.
+        The value is below 0 for a block whose update raises the loss after the other blocks have moved.
         """
         signal = np.array([slope.signal for slope in self.blocks.values()])
-        return dict(zip(self.blocks, map(float, _solved(np.asarray(self.matrix), signal))))
+        return dict(zip(self.blocks, map(float, _solve_scaled(np.asarray(self.matrix), signal))))
 
     def ratios(self, low: float = 0.5, high: float = 20.0) -> MeasuredRatios:
-        """Return r(b) = r_now(b) * lr*_b / lr_b, where lr*_b is the block's best rate while the others keep theirs.
+        """Return the ratios that this report suggests.
+
+            r(b) = r_now(b) * lr*_b / lr_b,    lr*_b: the best learning rate of block b while the others keep theirs
 
         Args:
             low, high: bounds of lr*_b / lr_b. A block whose update raises the loss gets `low`.
@@ -156,8 +164,8 @@ class DirectionalReport(Mapping[Block, Slope]):
         for block, slope in self.items():
             if not slope.lr > 0:
                 raise ValueError(
-                    f"{block.value} was measured at learning rate {slope.lr:g}, which no ratio relates to the one it "
-                    "could take: measure between the first warm-up step and the end of the schedule"
+                    f"{block.value} was measured at learning rate {slope.lr:g}, from which no ratio follows: "
+                    "measure between the first warm-up step and the end of the schedule"
                 )
         unclipped = {block: slope.ratio * slope.factor_beside for block, slope in self.items()}
         ratios = {
@@ -172,16 +180,16 @@ class DirectionalReport(Mapping[Block, Slope]):
     def ratios_of_run(
         cls, reports: Sequence[DirectionalReport], low: float = 0.1, high: float = 20.0
     ) -> MeasuredRatios:
-        """Return the ratios that reports along one run agree on, relative to FFN's rate.
+        """Return the ratios that follow from several reports of one run, relative to the learning rate of FFN.
 
-        The rule is that of :func:`blockwise_lr.directional.run_ratios.log_ratios_along`.
+        :func:`blockwise_lr.directional.run_ratios.log_ratios_along` gives the formula.
 
         Args:
-            reports: measured along one run.
+            reports: measured during one run.
             low, high: bounds of one measured change.
 
         Raises:
-            ValueError: something that is no report, or none at a learning rate above 0, or not 0 < low <= high.
+            ValueError: an element is not a report, no report has a learning rate above 0, or not 0 < low <= high.
         """
         check_bounds(low, high)
         for each in reports:
@@ -194,7 +202,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; numbers that are not finite become null."""
+        """Return the report as values for JSON. Non-finite numbers become null."""
         return {
             "format": FORMAT,
             "kind": KIND,
@@ -213,7 +221,11 @@ class DirectionalReport(Mapping[Block, Slope]):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DirectionalReport:
-        """The inverse of :meth:`to_dict`. Raises ValueError for anything else."""
+        """Return the report that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: `content` is not such a report.
+        """
         if not isinstance(content, Mapping) or (content.get("kind"), content.get("format")) != (KIND, FORMAT):
             raise ValueError(f'not a directional report; expected "kind": "{KIND}" and "format": {FORMAT}')
         try:
@@ -231,24 +243,34 @@ class DirectionalReport(Mapping[Block, Slope]):
             raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
 
     def table(self) -> Table:
-        """As a rich table: :func:`blockwise_lr.directional.directional_figure.directional_table`."""
+        """Return a rich table.
+
+        :func:`blockwise_lr.directional.directional_figure.directional_table` describes its columns.
+        """
         from blockwise_lr.directional.directional_figure import directional_table
 
         return directional_table(self)
 
     def plot(self, path: str | Path) -> Path:
-        """As a figure: :func:`blockwise_lr.directional.directional_figure.plot_directional`."""
+        """Save a figure and return its path.
+
+        :func:`blockwise_lr.directional.directional_figure.plot_directional` describes the figure.
+        """
         from blockwise_lr.directional.directional_figure import plot_directional
 
         return plot_directional([self], path)
 
     def to_json(self, path: str | Path) -> None:
-        """Write the report to `path`, whole or not at all."""
+        """Write the report to `path`. An interrupted write leaves no partial file."""
         write_json_atomic(Path(path), self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | Path) -> DirectionalReport:
-        """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no such report."""
+        """Read a report that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the file does not contain such a report. The message contains the path.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (RecursionError, ValueError) as error:
@@ -258,7 +280,7 @@ class DirectionalReport(Mapping[Block, Slope]):
 def _slope(numel: Any, **values: Any) -> Slope:
     if "best_lr_beside" not in values:
         raise ValueError(
-            "it was measured from where the update had led to, by an earlier version: measure again"
+            "it has no best_lr_beside, because an earlier version measured after the update: measure again"
         )
     return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
 
@@ -266,21 +288,22 @@ def _slope(numel: Any, **values: Any) -> Slope:
 def _square(rows: Any, size: int) -> list[list[float]]:
     found = [numbers(row) for row in typed(rows, list)]
     if not size or [len(row) for row in found] != [size] * size:
-        raise ValueError(
-            f"a matrix of {size} blocks has {size} rows of {size} numbers, and there is one at least"
-        )
+        raise ValueError(f"expected a matrix of {size} rows of {size} numbers, for at least one block")
     return found
 
 
-def _solved(matrix: Any, right: Any) -> Any:
-    """C^-1 r, in units in which every block curves alike: their own differ by many powers of ten."""
+def _solve_scaled(matrix: Any, right: Any) -> Any:
+    """Return C^-1 r, solved in units in which every block has curvature 1.
+
+    The curvatures of the blocks differ by many powers of ten.
+    """
     scale = np.sqrt(np.abs(np.diagonal(matrix)))
     scale[scale == 0] = 1.0  # a block without curvature
     return np.linalg.lstsq(matrix / np.outer(scale, scale), right / scale, rcond=None)[0] / scale
 
 
 def _error(values: Any, weights: Any) -> Any:
-    """Standard errors of weighted means over batches, column by column."""
+    """Return the standard errors of weighted means over batches, column by column."""
     n = len(values)
     if n < 2:
         return np.full(values.shape[1], math.nan)
@@ -289,10 +312,10 @@ def _error(values: Any, weights: Any) -> Any:
 
 
 def reports_of(values: Mapping[str, Any]) -> list[DirectionalReport]:
-    """Every report of a directional.json, earliest first: the last one, and those under "earlier".
+    """Return every report of a directional.json, earliest first: those under "earlier", then the last one.
 
     Raises:
-        ValueError: not a directional report.
+        ValueError: `values` is not a directional report.
     """
     if not isinstance(earlier := values.get("earlier", []), list):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Ratios from a measurement: of average sharpness (the paper's logic), or along the optimizer's own update."""
+"""Ratios from a measurement: of average sharpness (the paper's approach), or along the optimizer's own update."""
 
 from __future__ import annotations
 
@@ -18,45 +18,49 @@ def ratios_from_sharpness(
     low: float | None = None,
     high: float = 20.0,
 ) -> MeasuredRatios:
-    r"""Ratios from a measurement.
+    r"""Return the ratios that a measurement suggests.
 
     From average sharpness:
 
         r(b) = (S(reference) / S(b)) ** power,  within [low, high]                        (arXiv 2502.19002, section 4)
 
-    The power 2/3 fits the ratios that the paper's authors tuned by hand, from the sharpness that their figure shows
-    at 40 000 steps of LLaMA 0.25B (11, 7.5, 4.9, 3.2 for EMB, QK, FFN, VO; theirs are 10, 8, 6, 4). Whether such
-    ratios help a model is another question: average sharpness is not the curvature along an optimizer's update.
+    The power 2/3 reproduces the ratios that the paper's authors tuned by hand. It was fitted to the sharpness in their
+    figure for LLaMA 0.25B at 40 000 steps. For EMB, QK, FFN and VO it gives 11, 7.5, 4.9 and 3.2; the paper has 10, 8,
+    6 and 4. Whether such ratios help a model is another question, because average sharpness is not the curvature along
+    an optimizer's update.
 
-    From a DirectionalReport, with r_now the ratio that the block was measured at:
+    From one DirectionalReport, where r_now is the ratio at which the block was measured:
 
         r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
 
-    with lr*_b the rate that is best beside the others (``best_lr_beside``), which keep theirs.
+    lr*_b is the best learning rate of block b while the other blocks keep theirs (``best_lr_beside``).
 
-    From DirectionalReports along a run, with the learning rates that lower the loss most when all blocks move together,
-    the geometric mean over FFN's, so that the base learning rate is FFN's:
+    From several DirectionalReports of one run:
 
         log r(b) = mean of log(f(b)) - log(f(FFN)),    f(b) = r_now(b) * (C^-1 s)_b / lr_b,  bounded as above
 
-    Of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well below the
-    best uniform one tell most.
+    C^-1 s are the learning rates that lower the loss most when all blocks move together. The geometric mean over
+    reports is relative to FFN, so the base learning rate is that of FFN. This is the one rule here that was found to
+    help (results/ratios). Reports are most informative at a learning rate well below the best uniform one.
 
     Args:
         report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of
-            the latter; or plain values, block -> S(b).
-        power: 0 makes every ratio 1; above 0 flatter blocks learn faster. Default 2/3. Not for a DirectionalReport.
-        reference: the block whose ratio is 1. Default NORM, the paper's sharpest. Not for a DirectionalReport.
-        low, high: bounds of a ratio, for a DirectionalReport of its change. Defaults 1 (0.5 for a DirectionalReport,
-            0.1 for each of several: a block that overshoots is lowered) and 20.
+            DirectionalReports; or a mapping from Block to S(b).
+        power: exponent of the first rule. 0 makes every ratio 1; above 0, flatter blocks get higher ratios. Default
+            2/3. Not used for a DirectionalReport.
+        reference: the block with ratio 1 in the first rule. Default NORM, the sharpest block in the paper. Not used for
+            a DirectionalReport.
+        low, high: bounds of a ratio; for a DirectionalReport, bounds of its change. The default of `high` is 20. The
+            default of `low` is 1, or 0.5 for one DirectionalReport, or 0.1 for several. A block that overshoots can
+            therefore be lowered.
 
     Returns:
-        MeasuredRatios. Standard errors are first-order: sharpness of both blocks comes from the same batches, whose
-        common ups and downs cancel in a ratio. Of several reports they are over reports, as if these were independent.
+        MeasuredRatios, with first-order standard errors. In the ratio of two sharpnesses from the same batches, common
+        fluctuations cancel. The standard errors from several reports treat the reports as independent.
 
     Raises:
-        ValueError: the report has no reference block; a sharpness that is not above 0; DirectionalReports only at
-            learning rate 0, or none; bounds that are not 0 < low <= high, or a power that is not finite.
+        ValueError: the report lacks the reference block; a sharpness is not above 0; no DirectionalReport has a
+            learning rate above 0; not 0 < low <= high; or the power is not finite.
 
     Example:
         >>> figure = {Block.EMB: 8.5e-7, Block.QK: 1.5e-6, Block.FFN: 2.9e-6, Block.VO: 5.5e-6, Block.NORM: 3.1e-5}

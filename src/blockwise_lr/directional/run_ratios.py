@@ -1,4 +1,4 @@
-"""Ratios from a whole run: what each block could have learned at, averaged along the way."""
+"""Ratios from several reports of one run: the average of the learning rates that each block could have taken."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ if TYPE_CHECKING:
 def log_ratios_along(
     reports: Sequence[DirectionalReport], low: float, high: float
 ) -> tuple[dict[Block, float], dict[Block, float]]:
-    r"""The mean over reports of every block's log learning rate over the anchor's, and its standard error.
+    r"""Return the mean log ratio of each block relative to the anchor, and its standard error.
 
         log r(b) = mean_t (l_t(b) - l_t(anchor)),   l_t(b) = log(r_t(b) * f_t(b)),   f_t = (C_t^-1 s_t) / lr_t
 
-    with f within [low, high], low where it is below 0; r_t is the ratio that the block was measured at. C^-1 s are the
-    learning rates that lower the loss most when all blocks move together: alone, most could take more.
-    The anchor is FFN, so that the base learning rate is FFN's (without one: the largest block).
+    r_t is the ratio at which the block was measured. f is bounded to [low, high], and is `low` where it is below 0.
+    C^-1 s are the learning rates that lower the loss most when all blocks move together; most blocks could take more if
+    the others were fixed. The anchor is FFN, so the base learning rate is that of FFN. A model without FFN is anchored
+    at its largest block.
 
-    A single report is one moment of a valley that the run crosses back and forth. The mean of the logarithms weighs how
+    A single report shows one moment of a run that oscillates across a valley. The mean of the logarithms weighs how
     often a block overshoots against how far it could go when it does not.
 
     Args:
-        reports: measured along one run; those at learning rate 0 tell nothing and are left out.
+        reports: measured during one run. Reports at learning rate 0 carry no information and are left out.
         low, high: bounds of one measured change.
 
     Returns:
-        {block: log ratio}, {block: standard error of it, as if reports were independent; NaN of one}.
+        The log ratio of each block, and its standard error. The standard error treats the reports as independent and is
+        NaN for a single report.
 
     Raises:
-        ValueError: no report at a learning rate above 0.
+        ValueError: no report has a learning rate above 0.
     """
     moving = [report for report in reports if all(slope.lr > 0 for slope in report.values())]
     if not moving:
         raise ValueError(
-            f"all {len(reports)} reports were measured at learning rate 0, which no ratio relates to the one that a "
-            "block could take: measure between the first warm-up step and the end of the schedule"
+            f"all {len(reports)} reports were measured at learning rate 0, from which no ratio follows: "
+            "measure between the first warm-up step and the end of the schedule"
         )
     sizes = {block: slope.numel for report in moving for block, slope in report.items()}
     anchor = Block.FFN if Block.FFN in sizes else max(sizes, key=sizes.__getitem__)

@@ -1,4 +1,4 @@
-"""Slope: one block along its own update, and the learning rate that it could take, in numbers and in words."""
+"""Slope: the loss along the update of one block, and the learning rate that this block could take."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import NamedTuple
 
 
 class Slope(NamedTuple):
-    """One block along its own update; standard errors are over batches, NaN with a single one.
+    """The loss along the update u_b of one block. Standard errors are over batches, and NaN for a single batch.
 
     Args:
-        lr: the block's learning rate in the step that was measured.
+        lr: learning rate of the block in the measured step.
         signal: s_b = <g, u_b>; above 0 if the update lowers the loss.
-        signal_stderr: of it.
-        curvature: u_b' G u_b.
-        curvature_stderr: of it.
-        best_lr: s_b / u_b' G u_b, the step that minimises the local quadratic while all other blocks are at rest.
-        best_lr_stderr: of it; signal and curvature come from the same batches.
-        noise: what rounding adds to the curvature.
-        numel: elements of the block.
-        ratio: the block's learning-rate ratio when it was measured (``lr_ratio`` of its group; 1 without).
-        best_lr_beside: the same while the others move by their own learning rates,
-            (s_b - sum over others of C_ba lr_a) / C_bb: they lower the same loss, so it is smaller as a rule.
-        best_lr_beside_stderr: of it.
+        signal_stderr: standard error of `signal`.
+        curvature: C_bb = u_b' G u_b.
+        curvature_stderr: standard error of `curvature`.
+        best_lr: s_b / C_bb, the learning rate that minimises the local quadratic if all other blocks are fixed.
+        best_lr_stderr: standard error of `best_lr`; it accounts for signal and curvature coming from the same batches.
+        noise: contribution of rounding to the curvature.
+        numel: number of elements of the block.
+        ratio: learning-rate ratio of the block during the measurement (``lr_ratio`` of its group; 1 if it has none).
+        best_lr_beside: the same as `best_lr` if the other blocks move at their own learning rates,
+            (s_b - sum over others of C_ba lr_a) / C_bb. It is usually smaller, because the others lower the same loss.
+        best_lr_beside_stderr: standard error of `best_lr_beside`.
     """
 
     lr: float
@@ -50,7 +50,10 @@ class Slope(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """best_lr_beside in words, two standard errors to either side; within a factor 1.5 a rate is about right."""
+        """The meaning of `best_lr_beside` in words, given an interval of two standard errors to either side.
+
+        A learning rate within a factor of 1.5 of the best counts as about right.
+        """
         best, error = self.best_lr_beside, self.best_lr_beside_stderr
         if not self.lr:
             return "learning rate 0"
@@ -70,10 +73,13 @@ class Slope(NamedTuple):
 
 
 def bounded(factor: float, low: float, high: float) -> float:
-    """Return a change of learning rate within its bounds; `low` if it is below 0, as the update raises the loss."""
+    """Return a change of learning rate limited to [low, high].
+
+    A change below 0, where the update raises the loss, becomes `low`.
+    """
     return min(max(factor, low), high)
 
 
 def short(factor: float) -> str:
-    """Two digits, never with an exponent that a reader has to work out."""
+    """Format a number with two significant digits and, in the usual range, without an exponent."""
     return f"{float(f'{factor:.2g}'):g}"

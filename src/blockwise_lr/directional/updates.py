@@ -1,4 +1,4 @@
-"""The optimizer's own update: what it would subtract from each parameter per unit of learning rate."""
+"""The optimizer's own update: the change that it subtracts from each parameter per unit of learning rate."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from blockwise_lr.optimizers.adam_mini_sharded import local_second
 from blockwise_lr.sharpness.parts import local
 
 READABLE = (torch.optim.Adam, torch.optim.AdamW, AdamMini)
-"""Whose last update is read from the state. Not their subclasses, which may step otherwise."""
+"""Optimizers whose last update can be read from their state, without their subclasses, which may
+step differently."""
 
 
 def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    r"""The last update of an Adam-like optimizer, read from its state, per unit of learning rate.
+    r"""Return the last update of an Adam-like optimizer per unit of learning rate, read from its state.
 
         u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)         theta <- theta - lr (u + decay theta)
 
-    Weight decay is left out where it is decoupled (AdamW). Nothing is computed or changed.
+    Decoupled weight decay (AdamW) is not part of the update. Nothing is changed.
 
     Args:
-        optimizer: torch.optim's Adam or AdamW, or AdamMini (subclasses may step otherwise, so they are not read).
-        parameters: the model's; each must be the optimizer's and have been stepped.
+        optimizer: torch.optim's Adam or AdamW, or AdamMini. Subclasses may step differently, so they are not read.
+        parameters: parameters of the model. Each must belong to the optimizer and must have been stepped.
 
     Returns:
-        One tensor of each parameter's shape (of a sharded one, this process's shard), in float32 at least; None for
-        another kind of optimizer, whose update is seen only in a step (:func:`stepped_updates`).
+        One tensor of the shape of each parameter (for a sharded parameter, of its shard on this process), in at least
+        float32. None for other optimizers; :func:`stepped_updates` works for them.
 
     Raises:
-        ValueError: a parameter is not the optimizer's, or has no state yet.
+        ValueError: a parameter does not belong to the optimizer, or has no state yet.
     """
-    groups = groups_of(optimizer, parameters)
+    groups = groups_by_parameter(optimizer, parameters)
     if type(optimizer) not in READABLE:
         return None
     updates = []
@@ -62,21 +63,21 @@ def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> li
 def stepped_updates(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
 ) -> list[Tensor]:
-    r"""The update of any optimizer, from the change of the parameters over one step that is then undone.
+    r"""Return the update of any optimizer, from the change of the parameters in one step that is then undone.
 
         u = (theta_before - theta_after) / lr                               with weight decay 0
 
-    Parameters, gradients, the optimizer's state and its groups are put back to the bit.
+    Parameters, gradients, optimizer state and groups are restored exactly, to the bit.
 
     Args:
         optimizer: any torch optimizer whose step is linear in ``lr``.
-        parameters: the model's.
-        gradients: what the step is given; of batches that the signal is not measured on.
+        parameters: parameters of the model.
+        gradients: gradients for the step, from batches that are not used to measure the signal.
 
     Raises:
-        ValueError: a parameter is not the optimizer's, or its learning rate is 0 now.
+        ValueError: a parameter does not belong to the optimizer, or its learning rate is 0.
     """
-    groups = groups_of(optimizer, parameters)
+    groups = groups_by_parameter(optimizer, parameters)
     for group in groups:
         if not float(group["lr"]) > 0:
             raise ValueError(
@@ -84,7 +85,7 @@ def stepped_updates(
                 "update: measure after the first warm-up step and before the schedule has ended"
             )
     before = [local(parameter.detach()).clone() for parameter in parameters]
-    with _undone(optimizer, parameters, before), torch.no_grad():
+    with _restored_afterwards(optimizer, parameters, before), torch.no_grad():
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
         optimizer.step()
@@ -95,21 +96,22 @@ def stepped_updates(
 
 
 @contextmanager
-def taken_back(
+def before_last_update(
     parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], groups: Sequence[dict[str, Any]]
 ) -> Iterator[None]:
-    r"""The parameters where the last update was taken, and afterwards as they were, to the bit.
+    r"""Move the parameters back to where they were before the last update; restore them exactly on exit.
 
-        (theta + lr u) / (1 - lr decay)                                        the decay where it is decoupled
+        (theta + lr u) / (1 - lr decay)                                  with the decay only if it is decoupled
 
-    The state of an optimizer holds an update that has been applied. From where it led to, it says what is left to gain
-    by more of it, and a block at the lowest loss along its update would seem to need no learning rate at all. Holds a
-    second copy of the parameters meanwhile.
+    The state of an optimizer holds an update that has already been applied. Measured after that update, a slope shows
+    only the gain of a further update of the same kind. A block that has just reached the minimum along its update would
+    then seem to need no learning rate. The context holds a second copy of the parameters.
 
     Args:
-        parameters: the model's.
-        updates: of each, from :func:`unit_updates`.
-        groups: of each, from :func:`groups_of`; their ``lr`` stands for that of the last step.
+        parameters: parameters of the model.
+        updates: the update of each parameter, from :func:`unit_updates`.
+        groups: the group of each parameter, from :func:`groups_by_parameter`. Their ``lr`` is taken as that of the last
+            step.
     """
     kept = [local(parameter.detach()).clone() for parameter in parameters]
     try:
@@ -125,8 +127,12 @@ def taken_back(
                 local(parameter.detach()).copy_(value)
 
 
-def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """The optimizer's group of each parameter. Raises ValueError for one that is in none."""
+def groups_by_parameter(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
+    """Return the group of each parameter in the optimizer.
+
+    Raises:
+        ValueError: a parameter does not belong to the optimizer.
+    """
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     missing = [i for i, parameter in enumerate(parameters) if id(parameter) not in group_of]
     if missing:
@@ -139,13 +145,15 @@ def groups_of(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[
 
 
 @contextmanager
-def _undone(
+def _restored_afterwards(
     optimizer: Optimizer, parameters: Sequence[nn.Parameter], before: Sequence[Tensor]
 ) -> Iterator[None]:
+    """Set weight decay to 0 and widen the state to float32; on exit, restore everything."""
     state = dict(optimizer.state)
-    for parameter, value in state.items():  # parameters are float32 at least by now, and the state must match
+    # The parameters have been converted to float32, and the state must match.
+    for parameter, value in state.items():
         optimizer.state[parameter] = _widened(copy.deepcopy(value))
-    # All of a group: pytorch_optimizer's count their steps there.
+    # Save all keys of a group, because optimizers of pytorch_optimizer count their steps there.
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     gradients = [parameter.grad for parameter in parameters]
     for group in optimizer.param_groups:
@@ -167,7 +175,7 @@ def _undone(
 
 
 def _widened(value: Any) -> Any:
-    """An optimizer's state with half-precision tensors in float32."""
+    """Return the state of an optimizer with its half-precision tensors converted to float32."""
     if isinstance(value, Tensor):
         return _wide(value)
     if isinstance(value, dict):

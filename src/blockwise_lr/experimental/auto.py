@@ -1,4 +1,4 @@
-"""AutoRatios: every block's ratio, found in the run itself from what the optimizer's updates do to the loss."""
+"""AutoRatios: adapt the ratio of every block during a run, from the agreement of updates and gradients."""
 
 from __future__ import annotations
 
@@ -21,43 +21,43 @@ from blockwise_lr.optim.saved_groups import MOVES
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 
 _LOGGER = logging.getLogger(__name__)
-_SMOOTHING = 0.9  # of the guard's loss, from one to the next
-_MEMORY = 0.8  # of a block's mean and mean square cosine, from one measurement to the next
+_SMOOTHING = 0.9  # weight of the previous smoothed loss in the guard
+_AVERAGING = 0.8  # weight of the previous running means of the cosine and of its square
 
 
 class AutoRatios:
-    r"""Moves every block's learning-rate ratio in the first part of a run.
+    r"""Adapts the learning-rate ratio of every block during the first part of a run.
 
-    Before an optimizer step, the gradient of a batch that the optimizer has not seen meets the last update, which is
-    read from the optimizer's state. Their cosine says whether more of that update would still have lowered the loss,
-    and its consistency, between -1 and 1, how sure that is over the last measurements:
+    Before an optimizer step, the gradient of a new batch is compared with the last update, which is read from the
+    optimizer's state. The cosine between them shows whether a larger update would have lowered the loss further. The
+    consistency, between -1 and 1, shows how reliable this was over the last measurements:
 
         cos_b = <g_b, u_b> / (|g_b| |u_b|)                                     u_b: the last update, as subtracted
         z_b   = mean(cos_b) / sqrt(mean(cos_b^2))
-        log r_b += gain * dt * (z_b - z_anchor)                                dt: share of the run since the last time
+        log r_b += gain * dt * (z_b - z_anchor)                       dt: fraction of the run since the last measurement
 
-    So a block that overshoots more often than the anchor slows down, and one that does less often speeds up; how
-    large the steps are as a whole stays with the base learning rate, that of the anchor.
+    A block that overshoots more often than the anchor slows down, and a block that overshoots less often speeds up. The
+    overall size of the steps remains determined by the base learning rate, which is that of the anchor.
 
-    A measurement is one pass over gradients and optimizer state. Everything is in the optimizer's groups (``lr_ratio``
-    and ``initial_lr``, where the schedule finds them, and the means), which ``optimizer.state_dict()`` keeps: a resumed
-    run goes on to the bit.
+    A measurement is one pass over gradients and optimizer state. All results are stored in the optimizer's groups: the
+    schedule reads ``lr_ratio`` and ``initial_lr`` there, and the running means are there too. They are part of
+    ``optimizer.state_dict()``, so a resumed run continues exactly, to the bit.
 
-    The object works through a hook on the optimizer until :meth:`close`, or the end of a ``with`` block, removes it.
-    The ratios then stay as they are. An optimizer has one AutoRatios at most: a new one closes the one before.
+    The object acts through a hook on the optimizer. :meth:`close`, or the end of a ``with`` block, removes the hook and
+    leaves the ratios as they are. An optimizer has at most one AutoRatios; a new one closes the previous one.
 
     Args:
-        optimizer: torch's Adam or AdamW, or AdamMini, on the groups of :func:`blockwise_lr.param_groups`.
-        schedule: of :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`; its step and total are
-            what shares of the run are of.
-        rule: how the ratios move. Default: ``AutoRule()``.
+        optimizer: torch's Adam or AdamW, or AdamMini, on groups of :func:`blockwise_lr.param_groups`.
+        schedule: from :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`. It provides the step
+            and the length of the run.
+        rule: how the ratios change. Default: ``AutoRule()``.
 
     Raises:
-        ValueError: another kind of optimizer, groups without blocks, or fewer than two blocks.
+        ValueError: the optimizer is of another class, a group has no block, or there are fewer than two blocks.
 
     Example:
         >>> auto = AutoRatios(optimizer, schedule)  # doctest: +SKIP
-        >>> loss.backward(); optimizer.step(); schedule.step()  # as ever  # doctest: +SKIP
+        >>> loss.backward(); optimizer.step(); schedule.step()  # doctest: +SKIP
         >>> auto.ratios  # doctest: +SKIP
         {<Block.NORM: 'norm'>: 9.1, <Block.EMB: 'emb'>: 4.2, ...}
     """
@@ -76,24 +76,24 @@ class AutoRatios:
         self._optimizer, self._schedule = optimizer, schedule
         if len(self._groups) < 2:
             raise ValueError(f"auto compares blocks, and the optimizer has only {', '.join(self._groups)}")
-        self._anchor = _anchor(self._groups)
+        self._anchor = _default_anchor(self._groups)
         self.cosines: dict[Block, float] = {}
-        self._bounded = False  # whether the log has said that the run is too short for a ratio
+        self._limit_logged = False  # whether the log has reported that the warm-up limits a ratio
         for group in optimizer.param_groups:
-            group[MOVES] = True  # a state with other ratios is then no other setting
+            group[MOVES] = True  # other ratios in a loaded state then do not count as a change of settings
         if (earlier := auto_of(optimizer)) is not None:
             earlier.close()
         self._hook: RemovableHandle | None = optimizer.register_step_pre_hook(self._before_step)
 
     def close(self) -> None:
-        """Remove the hook from the optimizer: the ratios stay as they are. Closing again changes nothing."""
+        """Remove the hook from the optimizer; the ratios stay as they are. Further calls have no effect."""
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
 
     @property
     def closed(self) -> bool:
-        """Whether :meth:`close` was called, or a newer AutoRatios has taken over the optimizer."""
+        """Whether :meth:`close` was called, or a newer AutoRatios has replaced this one."""
         return self._hook is None
 
     def __enter__(self) -> AutoRatios:
@@ -104,7 +104,7 @@ class AutoRatios:
 
     @property
     def _groups(self) -> dict[Block, list[dict[str, Any]]]:
-        """Asked for anew every time: ``load_state_dict`` makes other dictionaries."""
+        """The groups by block. Rebuilt on each access, because ``load_state_dict`` replaces the dictionaries."""
         groups: dict[Block, list[dict[str, Any]]] = {}
         for group in self._optimizer.param_groups:
             groups.setdefault(Block(group["block"]), []).append(group)
@@ -112,14 +112,14 @@ class AutoRatios:
 
     @property
     def ratios(self) -> dict[Block, float]:
-        """The ratios now."""
+        """The current ratio of each block."""
         return {block: float(groups[0]["lr_ratio"]) for block, groups in self._groups.items()}
 
     def due(self, step: int) -> bool:
-        """Whether the ratios move before the update that follows `step` others; never once closed."""
+        """Return whether the ratios change before the update that follows `step` updates. False once closed."""
         if self.closed:
             return False
-        # A gradient answers the update before it, and an update at learning rate 0 has changed nothing.
+        # A measurement compares a gradient with the update before it, and an update at learning rate 0 changes nothing.
         first = 2 if self._schedule.begins_at_zero else 1
         if step < max(first, self.rule.start * self._schedule.total_steps):
             return False
@@ -127,33 +127,35 @@ class AutoRatios:
         return interval > 0 and step % interval == 0
 
     def guards(self, step: int) -> bool:
-        """Whether :meth:`watch` wants the loss of the update that follows `step` others.
+        """Return whether :meth:`watch` needs the loss of the update that follows `step` updates. False once closed.
 
-        From `start` to the end of the run: ratios that rest can be too high, too. Reading a loss waits for a GPU, so it
-        is read about as often as `rule.measurements` says. Once closed, none is wanted.
+        The guard is active from `rule.start` to the end of the run, because ratios can also be too high after they have
+        stopped changing. Reading a loss causes a host sync, so it is read only about `rule.measurements` times per run.
         """
         if self.closed:
             return False
-        return step >= self.rule.start * self._schedule.total_steps and step % self._spacing == 0
+        return step >= self.rule.start * self._schedule.total_steps and step % self._measurement_interval == 0
 
     @property
-    def _spacing(self) -> int:
+    def _measurement_interval(self) -> int:
         return max(1, self._schedule.total_steps // self.rule.measurements)
 
     def _interval(self, step: int) -> int:
-        """Steps from one measurement to the next; 0: the ratios rest."""
+        """Return the number of steps between two measurements; 0 if the ratios do not change."""
         moves = step < self.rule.stop * self._schedule.total_steps
-        return self._spacing if moves else self.rule.re_measure
+        return self._measurement_interval if moves else self.rule.re_measure
 
     def watch(self, loss: float) -> bool:
-        """Tell it the training loss of a step: one that rises for long brings every ratio above 1 halfway back.
+        """Report the training loss of a step. If the loss has risen for long, every ratio above 1 is reduced.
+
+        The logarithm of each of these ratios is halved.
 
         Args:
-            loss: in nats; smoothed here, so that one bad batch changes nothing. One that is not finite is left out, or
-                the mean would never be finite again.
+            loss: training loss in nats. It is smoothed here, so one bad batch has no effect. A non-finite loss is
+                ignored, because the smoothed loss would otherwise never be finite again.
 
         Returns:
-            Whether the ratios were backed off; the losses of then are where the guard starts anew.
+            Whether the ratios were reduced. The guard then restarts from the current smoothed loss.
 
         Raises:
             RuntimeError: the object is closed.
@@ -165,15 +167,15 @@ class AutoRatios:
             )
         if not math.isfinite(loss):
             return False
-        memory = self._optimizer.param_groups[0]  # saved with the optimizer
+        memory = self._optimizer.param_groups[0]  # the groups are saved with the optimizer
         smoothed: float = loss + _SMOOTHING * (memory.get("auto_loss", loss) - loss)
         rose: bool = smoothed > memory.get("auto_lowest", smoothed) + self.rule.guard
         memory["auto_loss"] = smoothed
         memory["auto_lowest"] = smoothed if rose else min(smoothed, memory.get("auto_lowest", smoothed))
         if rose:
-            # Not those below 1: a higher learning rate is no way out.
+            # Ratios below 1 stay, because a higher learning rate would not lower the loss.
             logs = {block: math.log(ratio) for block, ratio in self.ratios.items()}
-            self._set({block: log / 2 for block, log in logs.items() if log > 0})
+            self._set_log_ratios({block: log / 2 for block, log in logs.items() if log > 0})
             _LOGGER.warning(
                 "step %d: the training loss has risen by more than %g: ratios backed off to %s",
                 self._schedule.last_epoch,
@@ -185,61 +187,68 @@ class AutoRatios:
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if self.due(self._schedule.last_epoch):
             self.cosines = agreement(self._groups, optimizer)
-            self._move(self._signals())
+            self._adapt_ratios(self._signals())
 
     def _signals(self) -> dict[Block, float]:
+        """Return the signal of each block from the last measurement, and update the running means."""
         if self.rule.signal == "cosine":
             return dict(self.cosines)
         signals, groups = {}, self._groups
         for block, cosine in self.cosines.items():
             memory = groups[block][0]
-            mean: float = _MEMORY * memory.get("auto_mean", 0.0) + (1 - _MEMORY) * cosine
-            square: float = _MEMORY * memory.get("auto_square", 0.0) + (1 - _MEMORY) * cosine**2
+            mean: float = _AVERAGING * memory.get("auto_mean", 0.0) + (1 - _AVERAGING) * cosine
+            square: float = _AVERAGING * memory.get("auto_square", 0.0) + (1 - _AVERAGING) * cosine**2
             memory["auto_mean"], memory["auto_square"] = mean, square
             signals[block] = mean / math.sqrt(square) if square > 0 else 0.0
         return signals
 
-    def _move(self, signals: Mapping[Block, float]) -> None:
+    def _adapt_ratios(self, signals: Mapping[Block, float]) -> None:
+        """Change the log ratio of each block by its signal relative to the anchor, within the bounds."""
         if not signals:
             return
         rule, ratios, total = self.rule, self.ratios, self._schedule.total_steps
         gain = rule.gain * self._interval(self._schedule.last_epoch) / total
         anchored = rule.anchor == "ffn" and self._anchor in signals
         anchor = signals[self._anchor] if anchored else sum(signals.values()) / len(signals)
-        # With an equal slope a higher ratio warms up for longer, and the run has to hold the whole warm-up.
+        # With warmup="equal_slope" a higher ratio has a longer warm-up, which has to fit into the run.
         longest = self._schedule.largest_ratio
         low, high = math.log(rule.low), math.log(min(rule.high, longest))
-        # A block without gradient has no signal and stays where it is.
+        # A block without gradient has no signal and keeps its ratio.
         logs = {b: math.log(ratios[b]) + gain * (signal - anchor) for b, signal in signals.items()}
-        if longest < rule.high and not self._bounded and max(logs.values()) > high:
-            self._bounded = True
+        if longest < rule.high and not self._limit_logged and max(logs.values()) > high:
+            self._limit_logged = True
             _LOGGER.warning(
                 "step %d: no ratio goes above %.3g, since its warm-up at an equal slope would not fit the run: warm up "
                 "for fewer steps or train for longer",
                 self._schedule.last_epoch,
                 longest,
             )
-        self._set({block: min(max(log, low), high) for block, log in logs.items()})
+        self._set_log_ratios({block: min(max(log, low), high) for block, log in logs.items()})
 
-    def _set(self, logs: Mapping[Block, float]) -> None:
+    def _set_log_ratios(self, logs: Mapping[Block, float]) -> None:
+        """Set ratios, peak learning rates and peak weight decays in the groups."""
         groups = self._groups
         for block, log in logs.items():
             for group in groups[block]:
                 factor = math.exp(log) / group["lr_ratio"]
                 group["initial_lr"] *= factor
-                if "peak_weight_decay" in group:  # decay="constant": the same decay a step at any ratio
+                if "peak_weight_decay" in group:
+                    # With decay="constant" the shrinkage per step does not depend on the ratio.
                     group["peak_weight_decay"] /= factor
                 group["lr_ratio"] = math.exp(log)
 
 
 def auto_of(optimizer: Optimizer) -> AutoRatios | None:
-    """The AutoRatios that moves this optimizer's ratios, if there is one that is not closed."""
+    """Return the AutoRatios of this optimizer that is not closed, or None."""
     owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, AutoRatios)), None)
 
 
 def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optimizer) -> dict[Block, float]:
-    """cos(g_b, u_b) of each block's gradient with its last update; blocks without one of them are left out."""
+    """Return cos(g_b, u_b), the cosine between the gradient of each block and its last update.
+
+    Blocks without gradient or without update are left out.
+    """
     sums = torch.stack([_sums(groups[block], optimizer) for block in groups]).cpu()
     return {
         block: dot / math.sqrt(gg * uu)
@@ -249,7 +258,7 @@ def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optim
 
 
 def _sums(groups: Sequence[dict[str, Any]], optimizer: Optimizer) -> Tensor:
-    """<g, u>, <g, g> and <u, u> over a block's groups: (3,) float64."""
+    """Return <g, u>, <g, g> and <u, u> over the groups of a block: (3,) float64."""
     parameters = [
         p for group in groups for p in group["params"] if p.grad is not None and optimizer.state.get(p)
     ]
@@ -268,7 +277,7 @@ def _sums(groups: Sequence[dict[str, Any]], optimizer: Optimizer) -> Tensor:
     return total
 
 
-def _anchor(groups: Mapping[Block, Sequence[dict[str, Any]]]) -> Block:
+def _default_anchor(groups: Mapping[Block, Sequence[dict[str, Any]]]) -> Block:
     if Block.FFN in groups:
         return Block.FFN
     return max(groups, key=lambda block: sum(p.numel() for group in groups[block] for p in group["params"]))

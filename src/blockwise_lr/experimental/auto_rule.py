@@ -1,4 +1,4 @@
-"""AutoRule: how AutoRatios moves the ratios, as an object and as the command line spells it."""
+"""AutoRule: the settings of AutoRatios, as an object and as text on the command line."""
 
 from __future__ import annotations
 
@@ -19,27 +19,26 @@ _CHOICES = {"begin": Begin, "signal": Signal, "anchor": Anchor}
 
 @dataclass(frozen=True)
 class AutoRule:
-    """How :class:`AutoRatios` moves the ratios. The defaults are meant for every model: nothing here needs a search.
+    """The settings of :class:`AutoRatios`. The defaults are meant for every model and need no search.
 
     Args:
-        begin: the ratios to begin with: "measured", those measured along uniform runs of a small model
-            (``MEASURED_RATIOS``), or "uniform".
-        gain: by how much the log ratio of a block whose updates always agree with the next gradient would grow over a
-            whole run, while the anchor's agree as often as not.
-        signal: "consistency", the mean cosine over its root mean square, so that a block with noisy gradients counts as
-            much as one without; or "cosine", as it is.
-        start: share of the run at which the ratios begin to move.
-        stop: share of the run at which they come to rest.
-        anchor: what keeps its ratio: "ffn", so that the base learning rate is FFN's (without one: the largest
-            block's), or "mean", the geometric mean of all blocks.
-        measurements: about how many of a whole run's steps would be measured; at most all. As often the
-            guard reads the loss.
-        re_measure: go on after `stop`, every so many steps; 0: rest.
+        begin: the initial ratios: "measured" (``MEASURED_RATIOS``, from uniform runs of a small model) or "uniform".
+        gain: growth of the log ratio over a whole run, for a block whose updates always agree with the next gradient.
+            It assumes that the updates of the anchor agree half of the time.
+        signal: "consistency", the mean cosine divided by its root mean square, which gives blocks with noisy gradients
+            the same weight as others; or "cosine", the cosine itself.
+        start: fraction of the run at which the ratios begin to change.
+        stop: fraction of the run at which the ratios stop changing.
+        anchor: what keeps its ratio. "ffn": the base learning rate is that of FFN, or of the largest block if there is
+            no FFN. "mean": the geometric mean of all blocks.
+        measurements: approximate number of measurements in a whole run, at most one per step. The guard reads the loss
+            equally often.
+        re_measure: number of steps between measurements after `stop`; 0: none.
         low, high: bounds of a ratio.
-        guard: by how much the smoothed training loss may rise above its lowest, in nats, before ratios are backed off.
+        guard: rise of the smoothed training loss above its minimum, in nats, at which the ratios are reduced.
 
     Raises:
-        ValueError: a value out of range; names it.
+        ValueError: a value is out of range. The message names it.
     """
 
     begin: Begin = "measured"
@@ -74,15 +73,15 @@ class AutoRule:
             raise ValueError(f"auto: low is {self.low:g} and high {self.high:g}; expected 0 < low < 1 < high")
 
     def ratios(self) -> Mapping[Block, float]:
-        """Return the ratios that a run by this rule begins with."""
+        """Return the initial ratios of a run with this rule."""
         return MEASURED_RATIOS if self.begin == "measured" else UNIFORM_RATIOS
 
 
 def parse_auto(text: str) -> AutoRule | None:
-    """The rule that "auto" or "auto:gain=100,stop=0.5" names; None for anything else.
+    """Return the rule that text such as "auto" or "auto:gain=100,stop=0.5" describes; None for other text.
 
     Raises:
-        ValueError: an option that there is not, or a value out of range.
+        ValueError: an option is unknown, or a value is out of range.
 
     Example:
         >>> parse_auto("auto:stop=0.5").stop, parse_auto("paper")

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from blockwise_lr.optim.load_hooks import is_attached
-from blockwise_lr.optim.saved_groups import OnChange, moves, other_parameters, reconcile
-from blockwise_lr.optimizers.adopt import adopt_state
+from blockwise_lr.optim.saved_groups import OnChange, describe_other_parameters, has_moving_ratios, reconcile
+from blockwise_lr.optimizers.state_transfer import adopt_state
 
 
 def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool) -> None:
@@ -35,8 +35,8 @@ def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, r
         if target is None:
             return None
         foreign = bool(saved) and not any("names" in group for group in saved)
-        problem = None if foreign else other_parameters(saved, groups)
-        if not ratios_move and moves(saved):
+        problem = None if foreign else describe_other_parameters(saved, groups)
+        if not ratios_move and has_moving_ratios(saved):
             if on_change == "error":
                 raise ValueError(
                     "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give ratios="

@@ -17,8 +17,13 @@ except ModuleNotFoundError as error:
     raise explained(error, "clipping in transformers' Trainer needs") from None
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_members
-from blockwise_lr.optim.gradients import GradientNorms, gradient_norms, members, together
+from blockwise_lr.optim.clipping import MaxNorm, refuse_unsplit, resolve_max_norm, scale_gradients
+from blockwise_lr.optim.gradients import (
+    GradientNorms,
+    gradient_norms,
+    parameters_with_gradients,
+    stack_scalars,
+)
 
 _HOOKS = ("_clip_grad_norm", "_get_grad_norm")
 _SHOWN = 3  # parameters of a block that the warning names
@@ -60,11 +65,11 @@ class TrainerClipping:
             step: optimizer steps taken before.
             leave_nonfinite: neither scale nor remember a gradient whose norm is not finite, which waits for the device.
         """
-        found = members(model, groups)
+        found = parameters_with_gradients(model, groups)
         refuse_unsplit(found, self._limits)
         norms = gradient_norms(found)
         if not (leave_nonfinite and not math.isfinite(norms.total)):
-            scale_members(found, norms, self._limits)
+            scale_gradients(found, norms, self._limits)
             self._last = norms
             self._unread.append((step, norms))
             if len(self._unread) >= _UNREAD:  # nothing is logged, or seldom
@@ -90,7 +95,7 @@ class TrainerClipping:
     def _condense(self) -> None:
         """Replace the unread norms by the first step whose gradient was not finite; waits for the device."""
         if self._nonfinite is None:  # what follows, follows from it
-            finite = together([norms.total for _, norms in self._unread]).isfinite().tolist()
+            finite = stack_scalars([norms.total for _, norms in self._unread]).isfinite().tolist()
             for (step, norms), fine in zip(self._unread, finite):
                 if not fine and (found := norms.nonfinite()):
                     self._nonfinite = (step, found)

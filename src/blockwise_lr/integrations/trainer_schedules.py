@@ -18,7 +18,7 @@ from transformers.trainer_utils import SchedulerType
 from blockwise_lr.optim.curves import Shape, WarmupMode
 from blockwise_lr.optim.saved_groups import OnChange
 from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optim.set_lr import groups_of, keep_decay, ratio_of
+from blockwise_lr.optim.set_lr import all_groups, ratio_of, restore_peak_decay
 
 ScheduleName = Literal["cosine", "wsd", "trainer"]
 
@@ -137,7 +137,7 @@ class TrainerSchedule(BlockwiseSchedule):
         lrs: list[float | torch.Tensor] = []
         for group in self.optimizer.param_groups:
             self._adopt(group)
-            keep_decay(group)
+            restore_peak_decay(group)
             lrs.append(self._lr(group, self.last_epoch))
         return lrs
 
@@ -176,7 +176,7 @@ class TrainerSchedule(BlockwiseSchedule):
 
 def base_lr(optimizer: Any, schedule: Any) -> float:
     """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
-    groups = groups_of(optimizer)
+    groups = all_groups(optimizer)
     if isinstance(schedule, BlockwiseSchedule):
         # Under a shared floor a block's rate divided by its ratio is not the base rate.
         return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)

@@ -1,4 +1,4 @@
-"""What does each block get?"""
+"""Learning rates by block: parameter groups, ratios, schedules, weight decay and gradient clipping."""
 
 from blockwise_lr.optim.clipping import clip_grad_norm_by_block
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
@@ -6,7 +6,7 @@ from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.nonfinite_report import nonfinite_gradients
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS, UNIFORM_RATIOS, Ratios, resolve_ratios
 from blockwise_lr.optim.saved_groups import load_optimizer_state
-from blockwise_lr.optim.scaled import scale_by_block
+from blockwise_lr.optim.scheduler_scaling import scale_by_block
 from blockwise_lr.optim.schedules import BlockwiseSchedule, cosine_schedule, wsd_schedule
 from blockwise_lr.optim.set_lr import set_lr
 

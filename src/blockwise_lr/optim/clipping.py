@@ -1,4 +1,4 @@
-"""Gradient clipping by block: every block to a norm of its own."""
+"""Gradient clipping by block: each block has its own largest norm."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.optim.by_block import check_by_block
+from blockwise_lr.optim.block_values import check_block_values
 from blockwise_lr.optim.gradients import (
     GradientNorms,
     Groups,
-    Members,
+    ParametersByBlock,
     gradient_norms,
-    members,
     mesh_of,
-    together,
+    parameters_with_gradients,
+    stack_scalars,
 )
 from blockwise_lr.optim.nonfinite_report import describe_nonfinite
 
@@ -36,33 +36,33 @@ def clip_grad_norm_by_block(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> dict[Block, Tensor]:
-    r"""Scale the gradient of every block down to a norm of its own, in place.
+    r"""Clip the gradient of each block to its own largest norm, in place.
 
         g_b <- g_b * min(1, max_norm_b / (||g_b|| + 1e-6))                     as torch.nn.utils.clip_grad_norm_ does
 
-    So a burst in one block leaves the updates of the others as they are. Call it where ``clip_grad_norm_`` would be:
-    after ``backward()`` of the last micro-batch (and ``scaler.unscale_(optimizer)``), instead of it. One foreach pass
-    over the gradients measures and one scales; like torch's it does not wait for the device.
+    A gradient spike in one block then leaves the updates of the other blocks unchanged. Call this function in place of
+    ``clip_grad_norm_``: after ``backward()`` of the last micro-batch and after ``scaler.unscale_(optimizer)``. One
+    foreach pass computes the norms and one scales the gradients. Like torch's function, it causes no host sync.
 
     Args:
-        model: the model whose gradients are clipped; under DDP or ``fully_shard`` on all processes at once, whose norms
-            are then those of the whole gradient.
-        max_norm: largest norm of each block: one number for all, or numbers by Block or its string, where a block that
-            is not named is not clipped.
-        blocks: which parameter is in which block: a BlockMap, or the groups of an optimizer that :func:`param_groups`
-            made (``optimizer.param_groups``). Default: ``classify(model)``, once for each model.
-        norm_type: p of the p-norm; ``inf`` for the largest element. Default 2.
-        error_if_nonfinite: raise instead of clipping where a norm is not finite, which waits for the device. Default:
-            False; the gradient of such a block becomes NaN, as torch's function makes it.
+        model: the model whose gradients are clipped. Under DDP or ``fully_shard``, call this function on all processes;
+            the norms are then those of the whole gradient.
+        max_norm: largest norm of each block: one number for all blocks, or a mapping from Block, or its string, to a
+            number. Blocks that the mapping does not name are not clipped.
+        blocks: the block of each parameter: a BlockMap, or the groups of an optimizer on :func:`param_groups`
+            (``optimizer.param_groups``). Default: ``classify(model)``, which runs once for each model.
+        norm_type: p of the p-norm; ``inf`` for the largest absolute element. Default 2.
+        error_if_nonfinite: raise an error and clip nothing if a norm is not finite; this causes a host sync.
+            Default False: the gradient of such a block becomes NaN, as in torch's function.
 
     Returns:
-        The norms before clipping, by block, each of shape (); blocks without a gradient are left out.
+        The norm of each block before clipping, of shape (). Blocks without a gradient are left out.
 
     Raises:
-        ValueError: a norm out of range, an unknown block, one named for a part of a fused weight that was not split, or
-            FSDP1, or a sparse gradient.
-        RuntimeError: with error_if_nonfinite; names blocks and parameters and says what is in them. Nothing was
-            clipped then.
+        ValueError: a norm is out of range; a block is unknown; `max_norm` names a block that is part of a fused weight
+            that is not split; the model uses FSDP1; or a gradient is sparse.
+        RuntimeError: a norm is not finite and error_if_nonfinite is True. The message names the blocks and parameters
+            and counts their NaN and infinite elements. Nothing is clipped.
 
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
@@ -73,54 +73,64 @@ def clip_grad_norm_by_block(
     """
     check_model(model, "clip_grad_norm_by_block")
     limits = resolve_max_norm(max_norm)
-    return clip_members(members(model, blocks), limits, norm_type, error_if_nonfinite).by_block
+    return clip_parameters(
+        parameters_with_gradients(model, blocks), limits, norm_type, error_if_nonfinite
+    ).by_block
 
 
 def resolve_max_norm(max_norm: MaxNorm, name: str = "max_norm") -> dict[Block, float]:
-    """The largest norm of every block that is clipped. Raises ValueError as :func:`clip_grad_norm_by_block`."""
+    """Return the largest norm of every block that is clipped.
+
+    Raises:
+        ValueError: a norm is out of range, or a block is unknown.
+    """
     if isinstance(max_norm, Mapping):
-        return check_by_block(max_norm, name, lambda value: value > 0, _EXPECTED)
+        return check_block_values(max_norm, name, lambda value: value > 0, _EXPECTED)
     if isinstance(max_norm, (bool, str)) or not max_norm > 0:
         raise ValueError(f"{name} is {max_norm!r}; expected {_EXPECTED}, or such numbers by block")
     return dict.fromkeys(Block, float(max_norm))
 
 
 @torch.no_grad()
-def clip_members(
-    found: Members,
+def clip_parameters(
+    found: ParametersByBlock,
     limits: Mapping[Block, float],
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
 ) -> GradientNorms:
-    """What :func:`clip_grad_norm_by_block` does, on parameters that were looked up."""
+    """Clip parameters that are already grouped by block, as :func:`clip_grad_norm_by_block` does."""
     if isinstance(norm_type, bool) or not norm_type > 0:
         raise ValueError(f"norm_type is {norm_type!r}; expected a number above 0, such as 2 or inf")
     refuse_unsplit(found, limits)
     norms = gradient_norms(found, norm_type)
-    if error_if_nonfinite and not bool(together(list(norms.by_block.values())).isfinite().all()):
+    if error_if_nonfinite and not bool(stack_scalars(list(norms.by_block.values())).isfinite().all()):
         raise RuntimeError(
             "the gradient is not finite, and nothing was clipped. "
             f"{describe_nonfinite(found, norms, norm_type)}. Leave this step out with optimizer.zero_grad(), or lower "
             "the learning rate of these blocks or warm up for longer; error_if_nonfinite=False clips all the same"
         )
-    scale_members(found, norms, limits)
+    scale_gradients(found, norms, limits)
     return norms
 
 
-def scale_members(found: Members, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
-    """Scale the gradients of every block in `limits` whose norm is above its own down to it."""
+def scale_gradients(found: ParametersByBlock, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
+    """Scale down the gradients of each block whose norm is above its limit. Blocks without a limit are unchanged."""
     for block, norm in norms.by_block.items():
         limit = limits.get(block, math.inf)
         if limit < math.inf:
             alike: dict[Any, list[nn.Parameter]] = {}
             for parameter in found[block].values():
                 alike.setdefault(mesh_of(parameter), []).append(parameter)
-            for these in alike.values():  # one foreach call cannot take sharded tensors and others
+            for these in alike.values():  # one foreach call cannot mix sharded and unsharded tensors
                 nn.utils.clip_grads_with_norm_(these, limit, norm)
 
 
-def refuse_unsplit(found: Members, limits: Mapping[Block, float]) -> None:
-    """Raises ValueError: a fused QKV weight, where only blocks of its parts have a limit."""
+def refuse_unsplit(found: ParametersByBlock, limits: Mapping[Block, float]) -> None:
+    """Check that no limit is given only for the parts of a fused QKV weight.
+
+    Raises:
+        ValueError: there is such a weight; one parameter cannot have different limits for its parts.
+    """
     if Block.QKV in found and Block.QKV not in limits and (Block.QK in limits or Block.VO in limits):
         raise ValueError(
             f"{next(iter(found[Block.QKV]))} is a fused QKV weight, and max_norm names only blocks of its parts: "

@@ -1,4 +1,4 @@
-"""Weight decay by block: one value, a value a block, and the blocks that have none."""
+"""Weight decay by block: one value for all blocks, one per block, and blocks without weight decay."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal
 from blockwise_lr.arguments import check_number, is_number
 from blockwise_lr.blocks import Block
 from blockwise_lr.blocks.block import Assignment
-from blockwise_lr.optim.by_block import check_by_block
+from blockwise_lr.optim.block_values import check_block_values
 
 Decay = Literal["coupled", "constant"]
 WeightDecay = float | Mapping[Block, float] | Mapping[str, float] | Decay
 NoDecay = Iterable[Block] | Iterable[str] | Literal["1d"]
 
 WEIGHT_DECAY = 0.1
-"""The authors' (METHOD section 3)."""
+"""The default weight decay, which is the value of the paper (arXiv 2502.19002)."""
 
 _EXPECTED = "a finite number, 0 or above"
 
@@ -24,22 +24,22 @@ _EXPECTED = "a finite number, 0 or above"
 def resolve_decay(
     weight_decay: WeightDecay, decay: Decay, base: float = WEIGHT_DECAY
 ) -> tuple[dict[Block, float], Decay]:
-    """The weight decay of every block, and how it goes with the learning rate.
+    """Return the weight decay of every block, and how weight decay relates to the ratio.
 
-    Naming a block changes that block and no other: the rest keep `base`, what they would have without the mapping.
+    A mapping changes only the blocks that it names. The other blocks keep `base`.
 
     Args:
-        weight_decay: a number, for all blocks; numbers by Block or its string; or "coupled" or "constant", which stand
-            for `base` with that `decay`.
+        weight_decay: a number for all blocks; a mapping from Block, or its string, to a number; or "coupled" or
+            "constant", which mean `base` with that value of `decay`.
         decay: as in :func:`blockwise_lr.param_groups`.
-        base: of the blocks that a mapping does not name.
+        base: weight decay of the blocks that a mapping does not name.
 
     Returns:
-        The decays, and "coupled" or "constant". QKV is among them only if it was named, or if all blocks have one
-        value: otherwise the parts of a fused weight decide.
+        The weight decays, and "coupled" or "constant". The weight decays include QKV only if the mapping names it or if
+        one number was given. Otherwise the parts of a fused weight determine its weight decay.
 
     Raises:
-        ValueError: a value out of range, an unknown block, or `weight_decay` and `decay` at odds.
+        ValueError: a value is out of range, a block is unknown, or `weight_decay` contradicts `decay`.
 
     Example:
         >>> decays, _ = resolve_decay({"norm": 0}, "coupled")
@@ -50,7 +50,7 @@ def resolve_decay(
         raise ValueError(f'decay is {decay!r}; expected "coupled" or "constant"')
     if isinstance(weight_decay, Mapping):
         given = check_weight_decays(weight_decay)
-        rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked(base))
+        rest = dict.fromkeys((block for block in Block if block is not Block.QKV), _checked_decay(base))
         return rest | given, decay
     if isinstance(weight_decay, str):
         if weight_decay not in ("coupled", "constant"):
@@ -63,21 +63,29 @@ def resolve_decay(
         if decay == "constant" and weight_decay == "coupled":
             raise ValueError('weight_decay is "coupled" and decay is "constant"; expected one of the two')
         decay, weight_decay = weight_decay, base
-    return dict.fromkeys(Block, _checked(weight_decay)), decay
+    return dict.fromkeys(Block, _checked_decay(weight_decay)), decay
 
 
 def check_weight_decays(
     values: Mapping[Block, float] | Mapping[str, float], name: str = "weight_decay"
 ) -> dict[Block, float]:
-    """The weight decays of single blocks. Raises ValueError as :func:`resolve_decay`; `name` is theirs in messages."""
-    return check_by_block(values, name, _in_range, _EXPECTED)
+    """Return the weight decays of single blocks, with Blocks as keys.
+
+    Args:
+        values: a weight decay for each Block or its string.
+        name: name of the setting in error messages.
+
+    Raises:
+        ValueError: a value is out of range, or a block is unknown.
+    """
+    return check_block_values(values, name, _is_valid, _EXPECTED)
 
 
 def decay_of(name: str, entry: Assignment, decays: Mapping[Block, float]) -> float:
-    """The weight decay of a parameter; of a fused weight that was not split, the one that its parts share.
+    """Return the weight decay of a parameter. A fused weight that is not split has the common value of its parts.
 
     Raises:
-        ValueError: they share none.
+        ValueError: the parts of a fused weight need different weight decays.
     """
     if entry.block in decays:
         return decays[entry.block]
@@ -92,7 +100,11 @@ def decay_of(name: str, entry: Assignment, decays: Mapping[Block, float]) -> flo
 
 
 def resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
-    """The blocks without decay; None stands for "1d"."""
+    """Return the blocks without weight decay; None means "1d".
+
+    Raises:
+        ValueError: a block is unknown, or `no_decay` is a string other than "1d".
+    """
     if no_decay == "1d":
         return None
     if isinstance(no_decay, str):
@@ -107,7 +119,11 @@ def resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
 
 
 def is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
-    """Whether no_decay names the parameter's block; of a fused weight, the blocks of all its parts."""
+    """Return whether no_decay names the block of a parameter. A fused weight is exempt if all its parts are.
+
+    Raises:
+        ValueError: no_decay names only some parts of a fused weight.
+    """
     if entry.block is not Block.QKV or Block.QKV in exempt:
         return entry.block in exempt
     parts = {block in exempt for block in (entry.parts or {}).values()}
@@ -119,12 +135,12 @@ def is_exempt(name: str, entry: Assignment, exempt: frozenset[Block]) -> bool:
     return parts == {True}
 
 
-def _in_range(value: float) -> bool:
+def _is_valid(value: float) -> bool:
     return math.isfinite(value) and value >= 0
 
 
-def _checked(value: float) -> float:
+def _checked_decay(value: float) -> float:
     number = check_number(value, "weight_decay", "0.1")
-    if not _in_range(number):
+    if not _is_valid(number):
         raise ValueError(f"weight_decay is {value}; expected {_EXPECTED}")
     return number

@@ -22,10 +22,10 @@ from blockwise_lr.optim.decay import (
     resolve_no_decay,
 )
 from blockwise_lr.optim.known_structures import remember_structures
-from blockwise_lr.optim.one_rate import expect_optimizer
+from blockwise_lr.optim.overwritten_lrs import watch_next_optimizer
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, given_ratios, resolve_ratios
 
-# NORM first: trainers that log one learning rate log group 0's, and NORM's ratio is 1 (METHOD section 7).
+# NORM comes first because many trainers log only the learning rate of group 0, and the paper's ratio of NORM is 1.
 _ORDER = (Block.NORM, *(block for block in Block if block is not Block.NORM))
 
 
@@ -39,37 +39,45 @@ def param_groups(
     decay: Decay = "coupled",
     blocks: BlockMap | None = None,
 ) -> list[dict[str, Any]]:
-    """One parameter group per (block, weight decay), each at ``ratio * lr``.
+    """Return one parameter group per pair of block and weight decay, each with learning rate ``ratio * lr``.
 
-        eta_b = r(b) * eta_base                                                   (METHOD section 3)
+        eta_b = r(b) * eta_base                     (arXiv 2502.19002)
 
     Args:
-        model: the model; call ``split_fused(model)`` first if it has fused QKV weights.
-        lr: base learning rate eta_base, the peak of a block whose ratio is 1.
-        ratios: r(b) by Block or its string, where a missing block is 1; or a name: "paper", "measured" or "uniform".
-            A report, or a list of DirectionalReports, stands for its ``ratios()``. Default: the paper's.
-        weight_decay: decoupled weight decay as torch's AdamW takes it, so that a step shrinks a weight by
-            ``lr * weight_decay``. A number, 0.1 by default; or numbers by Block or its string, where a block that is
-            not named keeps the 0.1 that it has by default (``{**dict.fromkeys(Block, 0.05), "norm": 0}`` says it for
-            all); or "coupled" or "constant", 0.1 with that `decay`.
-        no_decay: blocks without weight decay, whatever `weight_decay` says of them, or "1d" for every parameter with
-            fewer than two dimensions.
-            Default: none, since the authors decay every parameter, norms too.
-        decay: "coupled" (the authors' way) leaves weight_decay as it is, so that a block's decay per step
-            grows with its ratio; "constant" divides it, each block's own, by the ratio, so that every block decays as
-            it would at the base learning rate. The schedules of this library keep that true at every step.
-        blocks: a BlockMap of the model, to classify it only once or with overrides. Default: ``classify(model)``.
+        model: the model. If it has fused QKV weights, call ``split_fused(model)`` first.
+        lr: base learning rate eta_base, which is the peak of a block whose ratio is 1.
+        ratios: the ratio r(b) of each block. One of:
+
+            - a mapping from Block, or its string, to a number; blocks that it does not name have ratio 1;
+            - a name: "paper" (the default), "measured" or "uniform";
+            - a SharpnessReport, a DirectionalReport or a list of DirectionalReports, whose ``ratios()`` are used.
+        weight_decay: decoupled weight decay in the meaning of torch's AdamW: a step shrinks a weight by
+            ``lr * weight_decay``. One of:
+
+            - a number for all blocks; the default is 0.1;
+            - a mapping from Block, or its string, to a number; blocks that it does not name keep 0.1. To set all
+              blocks, write ``{**dict.fromkeys(Block, 0.05), "norm": 0}``;
+            - "coupled" or "constant", which mean 0.1 with that value of `decay`.
+        no_decay: blocks without weight decay; this overrides `weight_decay`. "1d" exempts every parameter with fewer
+            than two dimensions. Default: none, because the paper's authors decay all parameters, norms included.
+        decay: how weight decay relates to the ratio. "coupled" (default, as in the authors' code) uses `weight_decay`
+            unchanged, so the shrinkage per step grows with the ratio. "constant" divides the weight decay of each
+            block by its ratio, so every block shrinks as it would at the base learning rate. The schedules of this
+            library maintain this at every step.
+        blocks: a BlockMap of the model. Pass one to classify only once, or to override the rules.
+            Default: ``classify(model)``.
 
     Returns:
-        Group dicts for ``torch.optim.AdamW`` and the like; NORM first, none empty. Beside ``params`` each has
-        ``lr`` and ``initial_lr`` (ratio * base), ``weight_decay``, ``block`` (a plain str), ``lr_ratio``,
-        ``decay`` and ``names`` (the parameters' names, in the order of ``params``).
+        Group dicts for ``torch.optim.AdamW`` and other optimizers. The NORM group comes first and no group is empty.
+        Each has ``params``, ``lr`` and ``initial_lr`` (both ratio * base), ``weight_decay``, ``block`` (a plain str),
+        ``lr_ratio``, ``decay`` and ``names`` (the parameters' names, in the order of ``params``).
 
     Raises:
-        ValueError: lr or weight_decay out of range; an unknown block in ratios, weight_decay or no_decay; a fused
-            QKV weight that was not split while its parts would get different learning rates or decays; a parameter
-            that no rule classifies; nothing to train.
-        TypeError: the model is not a module (parameters, a state_dict ...), or lr is no number; says what to write.
+        ValueError: lr or weight_decay is out of range; ratios, weight_decay or no_decay names an unknown block; a
+            fused QKV weight is not split and its parts need different learning rates or weight decays; no rule
+            classifies a parameter; or the model has no trainable parameter.
+        TypeError: `model` is not a module (for example its parameters or state_dict), or `lr` is not a number. The
+            message shows the correct call.
 
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
@@ -122,7 +130,7 @@ def param_groups(
         for pairs in members.values()
         for name, parameter in pairs
     )
-    expect_optimizer(groups)
+    watch_next_optimizer(groups)
     return groups
 
 
@@ -153,6 +161,6 @@ def _group_ratio(
 ) -> float:
     if block is not Block.QKV or _names_block(ratios, Block.QKV):
         return ratio_of[block]
-    # _refuse_unsplit has seen to it that all parts agree.
+    # All parts have the same ratio here: _refuse_unsplit raised an error otherwise.
     shared = {r for name, _ in members for r in _part_ratios(blocks.assignment(name), ratio_of).values()}
     return shared.pop() if shared else 1.0

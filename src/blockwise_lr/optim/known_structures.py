@@ -1,7 +1,8 @@
-"""How the parameters of groups are built, for optimizers that need more than ``param_groups`` writes into a group.
+"""The structure of the parameters that ``param_groups`` has grouped.
 
-Adam-mini asks for the heads of each matrix, and Muon for the dimension that counts its outputs. AdamW needs neither, so
-they are kept beside the groups and not in them, where every checkpoint would carry them.
+Some optimizers need more than a group contains: Adam-mini needs the attention heads of each matrix, and Muon needs the
+dimension that counts the outputs. AdamW needs neither. The structures are therefore stored outside the groups, because
+every checkpoint would otherwise contain them.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ _structures: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 def remember_structures(parameters: Iterable[tuple[Tensor, Structure | None]]) -> None:
-    """Remember how parameters are built, for as long as they live."""
+    """Store the structure of each parameter for as long as the parameter exists."""
     for parameter, structure in parameters:
         if structure is not None:
             _structures[parameter] = structure
 
 
 def known_structures(parameters: Sequence[Tensor]) -> list[Structure] | None:
-    """Return how each parameter is built; None if one of them did not come from ``param_groups``.
+    """Return the structure of each parameter, or None if one of them did not come from ``param_groups``.
 
     Example:
         >>> from torch import nn

@@ -1,4 +1,4 @@
-"""What a schedule does when its optimizer loads a state. The hooks live as long as the schedule does."""
+"""Hooks with which a schedule checks what its optimizer loads. They exist as long as the schedule."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ _HOOKS: weakref.WeakKeyDictionary[Optimizer, _LoadHooks] = weakref.WeakKeyDictio
 
 
 class _LoadHooks:
-    """Two hooks on ``optimizer.load_state_dict``, which do not keep the schedule alive.
+    """Two hooks on ``optimizer.load_state_dict`` that hold only a weak reference to the schedule.
 
-    Before loading, the saved settings are compared with the groups'. Afterwards the learning rates are the schedule's.
+    The first compares the saved settings with those of the groups before the state is loaded. The second sets the
+    learning rates to those of the schedule afterwards.
     """
 
     def __init__(self, schedule: BlockwiseSchedule, optimizer: Optimizer) -> None:
@@ -30,31 +31,37 @@ class _LoadHooks:
         )
 
     def remove(self) -> None:
+        """Remove both hooks."""
         for handle in self._handles:
             handle.remove()
 
     def _before(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the state to load, after comparing its settings with those of the groups."""
         schedule = self._schedule()
         if schedule is None:
             return None
         self._owned = schedule.owns_lrs()
-        return dict(reconcile(state_dict, optimizer.param_groups, schedule.on_change, schedule.tell_groups))
+        return dict(
+            reconcile(state_dict, optimizer.param_groups, schedule.on_change, schedule.note_group_changes)
+        )
 
     def _after(self, optimizer: Optimizer) -> None:
+        """Set the learning rates to those of the schedule, if it had set them before the load."""
         schedule = self._schedule()
         if schedule is not None and self._owned:
             schedule.set_lrs()
 
 
 def is_attached(optimizer: Optimizer) -> bool:
-    """Whether a schedule compares what this optimizer loads."""
+    """Return whether a schedule checks what this optimizer loads."""
     return optimizer in _HOOKS
 
 
 def attach(schedule: BlockwiseSchedule) -> None:
-    """Hook a schedule to its optimizer, in the place of an earlier one."""
+    """Attach the hooks of a schedule to its optimizer, in place of those of an earlier schedule."""
     optimizer: Any = schedule.optimizer
-    while not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):  # a wrapper, such as accelerate's
+    # Unwrap wrappers such as that of accelerate.
+    while not hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):
         optimizer = getattr(optimizer, "optimizer", None)
         if optimizer is None:
             return

@@ -1,4 +1,4 @@
-"""Where a gradient is not finite: blocks, parameters, and what is in them."""
+"""Find and describe non-finite gradients and weights: their blocks, parameters and elements."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.optim.gradients import GradientNorms, Groups, Members, members, together, whole
+from blockwise_lr.optim.gradients import (
+    GradientNorms,
+    Groups,
+    ParametersByBlock,
+    parameters_with_gradients,
+    reduce_sharded,
+    stack_scalars,
+)
 
-_SHOWN = 3  # parameters of a block that a message names
+_SHOWN = 3  # number of parameters per block that a message names
 
 
 def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = None) -> dict[Block, list[str]]:
-    """The parameters with a NaN or an infinite element in their gradient, by block; waits for the device.
+    """Return the parameters whose gradients contain NaN or infinite elements, by block. Causes a host sync.
 
     Args:
-        model, blocks: as for :func:`clip_grad_norm_by_block`.
+        model: the model.
+        blocks: as in :func:`clip_grad_norm_by_block`.
 
     Returns:
-        Names by block; blocks without such a parameter are left out.
+        Parameter names by block. Blocks without such a parameter are left out.
+
+    Raises:
+        ValueError: the model uses FSDP1, a group has no block, or a gradient is sparse.
 
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
@@ -28,12 +39,12 @@ def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = Non
         >>> nonfinite_gradients(model)
         {<Block.EMB: 'emb'>: ['wte.weight']}
     """
-    counts = _count_nonfinite(members(model, blocks))
+    counts = _count_nonfinite(parameters_with_gradients(model, blocks))
     return {block: list(of) for block, of in counts.items()}
 
 
-def nonfinite_weights(found: Members) -> dict[Block, list[str]]:
-    """The parameters with a NaN or an infinite element in themselves, by block; waits for the device.
+def nonfinite_weights(found: ParametersByBlock) -> dict[Block, list[str]]:
+    """Return the parameters that contain NaN or infinite elements, by block. Causes a host sync.
 
     Args:
         found: parameters by block and name.
@@ -43,18 +54,23 @@ def nonfinite_weights(found: Members) -> dict[Block, list[str]]:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    assert parameter.grad is not None  # of Members
+    assert parameter.grad is not None  # true for the result of parameters_with_gradients
     return parameter.grad
 
 
 def _count_nonfinite(
-    found: Members, tensor: Callable[[nn.Parameter], Tensor] = _gradient
+    found: ParametersByBlock, tensor: Callable[[nn.Parameter], Tensor] = _gradient
 ) -> dict[Block, dict[str, tuple[int, int]]]:
-    """(NaN, infinite) elements of the gradients, or of what `tensor` gives, that have any."""
+    """Count the NaN and the infinite elements of each parameter that has any.
+
+    Args:
+        found: parameters by block and name.
+        tensor: returns the tensor of a parameter in which to count. Default: its gradient.
+    """
     names = [(block, name) for block, of in found.items() for name in of]
     tensors = [tensor(p) for of in found.values() for p in of.values()]
     counts = [count(each).sum() for count in (torch.isnan, torch.isinf) for each in tensors]
-    numbers = together(whole(counts)).tolist()
+    numbers = stack_scalars(reduce_sharded(counts)).tolist()
     result: dict[Block, dict[str, tuple[int, int]]] = {}
     for (block, name), nan, inf in zip(names, numbers, numbers[len(names) :]):
         if nan or inf:
@@ -62,20 +78,20 @@ def _count_nonfinite(
     return result
 
 
-def describe_nonfinite(found: Members, norms: GradientNorms, norm_type: float) -> str:
-    """What is in the gradients of the blocks whose norm is not finite, in words."""
-    told = []
+def describe_nonfinite(found: ParametersByBlock, norms: GradientNorms, norm_type: float) -> str:
+    """Describe the gradients of the blocks whose norms are not finite, for an error message."""
+    descriptions = []
     for block, of in _count_nonfinite(found).items():
         shown = [
             f"{name} ({nan:,} nan, {inf:,} inf of {found[block][name].numel():,})"
             for name, (nan, inf) in list(of.items())[:_SHOWN]
         ]
         more = f" and {len(of) - _SHOWN} more" if len(of) > _SHOWN else ""
-        told.append(f"{block.value}: {', '.join(shown)}{more}")
-    if not told:
+        descriptions.append(f"{block.value}: {', '.join(shown)}{more}")
+    if not descriptions:
         dtype = str(norms.total.dtype).removeprefix("torch.")
-        told = [
+        descriptions = [
             f"{block.value}: every element is finite, but the norm of order {norm_type:g} overflows {dtype}"
             for block in norms.nonfinite()
         ]
-    return "; ".join(told)
+    return "; ".join(descriptions)

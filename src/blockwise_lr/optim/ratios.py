@@ -1,4 +1,4 @@
-"""How much faster than the base learning rate each block learns."""
+"""Learning-rate ratios: the learning rate of each block divided by the base learning rate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from types import MappingProxyType
 from typing import Any, Protocol, cast
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.optim.by_block import check_by_block, spell_pairs
+from blockwise_lr.optim.block_values import check_block_values, format_pairs
 
 
 class HasRatios(Protocol):
-    """A report of a measurement, or a rule: what has ratios of its own."""
+    """An object with a ``ratios()`` method, such as a measurement report or an AutoRule."""
 
     def ratios(self) -> Mapping[Block, float]:
-        """Return a ratio by block."""
+        """Return the learning-rate ratio of each block."""
 
 
 Ratios = Mapping[Block, float] | Mapping[str, float] | HasRatios | Sequence[HasRatios] | str
@@ -25,41 +25,46 @@ Ratios = Mapping[Block, float] | Mapping[str, float] | HasRatios | Sequence[HasR
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
 )
-"""The paper's ratios, tuned by its authors on LLaMA 0.25B and MiniPile (arXiv 2502.19002). Blocks that are
-not named, the untied output head among them, have ratio 1."""
+"""The ratios of the paper (arXiv 2502.19002), which its authors tuned on LLaMA 0.25B and MiniPile. All other blocks,
+including an untied output head, have ratio 1."""
 
 UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
-"""Every block at the base learning rate: plain AdamW, the baseline."""
+"""The baseline: every block has the base learning rate, as in plain AdamW."""
 
 QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 8.0, Block.HEAD: 8.0}
 )
-"""Ratios searched for the quickstart's small model and text (benchmarks/tune_quickstart.py); not meant for others."""
+"""Ratios found by a search on the quickstart's small model and text (benchmarks/tune_quickstart.py). Do not use them
+for other models."""
 
 MEASURED_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.EMB: 16.0, Block.QK: 4.0, Block.FFN: 1.0, Block.VO: 0.5, Block.NORM: 32.0, Block.HEAD: 16.0}
 )
-"""Ratios measured along two uniform runs of the quickstart's model (results/ratios/along), in powers of two: the
-paper's order among the matrices, EMB > QK > FFN > VO, with NORM and HEAD fast. The base learning rate is FFN's."""
+"""Ratios measured during two uniform runs of the quickstart's model (results/ratios/along), rounded to powers of two.
+The matrices have the same order as in the paper: EMB > QK > FFN > VO. NORM and HEAD have higher ratios than in the
+paper. The base learning rate is that of FFN."""
 
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
-    """Return a ratio for every block: those given, and 1 for the rest.
+    """Return the ratio of every block; blocks that `ratios` does not name have ratio 1.
 
     Args:
-        ratios: learning-rate ratio by block, with Blocks or their strings ("qk") as keys; a name of
-            :data:`NAMED_RATIOS` ("paper", "measured", "uniform", "quickstart"); or what has ratios of its own: a
-            SharpnessReport, a DirectionalReport or a sequence of them along a run, an AutoRule.
+        ratios: the learning-rate ratio of each block. One of:
+
+            - a mapping from Block, or its string such as "qk", to a number;
+            - a key of :data:`NAMED_RATIOS`: "paper", "measured", "uniform" or "quickstart";
+            - an object with a ``ratios()`` method: SharpnessReport, DirectionalReport or AutoRule;
+            - a sequence of DirectionalReports measured during one run.
 
     Raises:
-        ValueError: an unknown name, a key that is no block, or a ratio that is not a positive finite number.
-        TypeError: neither a mapping nor any of the others.
+        ValueError: the name is unknown, a key is not a block, or a ratio is not a positive finite number.
+        TypeError: `ratios` is none of the types above.
 
     Example:
         >>> resolve_ratios({"qk": 8})[Block.QK], resolve_ratios({})[Block.EMB], resolve_ratios("paper")[Block.EMB]
         (8.0, 1.0, 10.0)
     """
-    given = check_by_block(
+    given = check_block_values(
         given_ratios(ratios),
         "ratios",
         lambda value: math.isfinite(value) and value > 0,
@@ -76,19 +81,20 @@ NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
         "quickstart": QUICKSTART_RATIOS,
     }
 )
-"""The ratios that have a name."""
+"""The ratios that can be given by name."""
 
 
 def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, float]:
-    """Return the mapping that `ratios` stands for, without the blocks that it does not name.
+    """Return the mapping that `ratios` stands for, without adding the blocks that it does not name.
 
     Args:
-        ratios: as :func:`resolve_ratios` takes them.
-        more: names that the caller knows besides, for the message.
+        ratios: any value that :func:`resolve_ratios` accepts.
+        more: further names that the caller accepts; they are listed in the error message.
 
     Raises:
-        ValueError: no such name; lists the names, and says how to read a file.
-        TypeError: neither a mapping nor a name nor a report.
+        ValueError: the name is unknown (the message lists the names), or it is a file name (the message shows how to
+            read the file).
+        TypeError: `ratios` is not a mapping, a name or a report.
 
     Example:
         >>> given_ratios("measured") is MEASURED_RATIOS
@@ -97,7 +103,7 @@ def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, fl
     if isinstance(ratios, str):
         return _by_name(ratios, more)
     own = getattr(ratios, "ratios", None)
-    if callable(own):  # MeasuredRatios has an attribute of this name
+    if callable(own):  # MeasuredRatios, a mapping, has an attribute `ratios` that is not callable
         return cast("Mapping[Block, float]", own())
     if isinstance(ratios, Mapping):
         return ratios
@@ -142,19 +148,21 @@ def _how_to_read(path: str) -> str:
 
 
 def spell_ratios(ratios: Ratios) -> str:
-    """The inverse of :func:`blockwise_lr.train.ratio_text.parse_ratios`, without the blocks whose ratio is 1.
+    """Return the ratios as text, without the blocks whose ratio is 1.
+
+    :func:`blockwise_lr.train.ratio_text.parse_ratios` reads this text back.
 
     Example:
         >>> spell_ratios(PAPER_RATIOS)
         'emb=10,qk=8,vo=4,ffn=6'
     """
     unequal = {block: ratio for block, ratio in resolve_ratios(ratios).items() if ratio != 1}
-    return spell_pairs(unequal) or "uniform"
+    return format_pairs(unequal) or "uniform"
 
 
 def is_file(text: str) -> bool:
-    """Return whether `text` names a file. Long text, such as many pairs, names none."""
+    """Return whether `text` is the path of an existing file. Text too long to be a path is not."""
     try:
         return Path(text).is_file()
-    except OSError:  # many pairs are no file name: too long
+    except OSError:  # the text is too long to be a file name
         return False

@@ -1,7 +1,7 @@
-"""The groups of a saved optimizer state, compared with those that the optimizer was made with.
+"""Compare the groups of a saved optimizer state with those that the optimizer was created with.
 
-``optimizer.load_state_dict`` replaces the groups' settings by the saved ones, learning rates and ratios among them. So
-a run that is resumed with other ratios would go on with the old ones, without a word.
+``optimizer.load_state_dict`` replaces the settings of the groups by the saved ones, including learning rates and
+ratios. Without this comparison, a run resumed with other ratios would silently continue with the old ones.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from blockwise_lr.blocks import canonical_name
 OnChange = Literal["error", "use_new"]
 Group = Mapping[str, Any]
 
-MOVES = "auto_moves"  # set by AutoRatios in every group
-_OURS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
-_RATES = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
-_OTHERS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
-_SHOWN = 4  # differences that a message lists
-_PRECISION = 1e-6  # a base learning rate is a quotient: relative rounding errors are no difference
+MOVES = "auto_moves"  # the key that AutoRatios sets in every group
+_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
+_RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
+_OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
+_SHOWN = 4  # number of differences that a message lists
+_PRECISION = 1e-6  # relative tolerance, because the base learning rate is a rounded quotient
 
 
 def check_on_change(on_change: OnChange) -> None:
-    """Raise ValueError for anything but "error" and "use_new"."""
+    """Check the argument `on_change`.
+
+    Raises:
+        ValueError: it is neither "error" nor "use_new".
+    """
     if on_change not in ("error", "use_new"):
         raise ValueError(f'on_change is {on_change!r}; expected "error" or "use_new"')
 
@@ -35,20 +39,21 @@ def check_on_change(on_change: OnChange) -> None:
 def load_optimizer_state(
     optimizer: Optimizer, state_dict: Mapping[str, Any], *, on_change: OnChange = "error"
 ) -> None:
-    """Load an optimizer's state after comparing its learning rates and ratios with the optimizer's own.
+    """Load the state of an optimizer after comparing the saved learning rates and ratios with the current ones.
 
-    ``optimizer.load_state_dict`` does the same where a schedule of this library was made before. This function is for
-    loops that load the optimizer first.
+    If a schedule of this library already exists for the optimizer, ``optimizer.load_state_dict`` does the same. Use
+    this function in loops that load the optimizer before they create the schedule.
 
     Args:
-        optimizer: on groups of :func:`blockwise_lr.param_groups`, as the run is to go on.
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`, with the settings to resume with.
         state_dict: ``state_dict()`` of the saved optimizer.
-        on_change: "error": raise if base learning rate, ratios or ``decay`` are not those that were saved; "use_new":
-            keep the optimizer's own, its weight decay and betas too, and take only the moments. Ratios that
-            :class:`blockwise_lr.AutoRatios` has moved are no difference, and are kept.
+        on_change: what to do if the base learning rate, the ratios or ``decay`` differ from the saved ones.
+            "error" (default) raises ValueError. "use_new" keeps the settings of the optimizer, including its weight
+            decay and betas, and loads only the moments. Ratios that :class:`blockwise_lr.AutoRatios` has moved do not
+            count as a difference and are loaded.
 
     Raises:
-        ValueError: they differ, and on_change is "error"; or the saved groups hold other parameters.
+        ValueError: the settings differ and on_change is "error"; or the saved groups hold other parameters.
 
     Example:
         >>> import torch
@@ -69,54 +74,58 @@ def reconcile(
     state_dict: Mapping[str, Any],
     groups: Sequence[Group],
     on_change: OnChange,
-    tell: Callable[[str], None] | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Mapping[str, Any]:
-    """Return the saved state with the settings that are to hold from now on.
+    """Return the saved state with the settings to use from now on.
 
     Args:
         state_dict: the saved state. It is not changed.
-        groups: those of the optimizer, with the settings that were asked for.
-        on_change: as for :func:`load_optimizer_state`.
-        tell: takes the line that names a change which is no error. Default: a warning.
+        groups: the groups of the optimizer, with the requested settings.
+        on_change: as in :func:`load_optimizer_state`.
+        note: called with the description of each change that is not an error. Default: issue a warning.
 
     Raises:
-        ValueError: as :func:`load_optimizer_state`.
+        ValueError: as in :func:`load_optimizer_state`.
     """
-    tell = tell or _warn
+    note = note or _warn
     saved: Sequence[Group] = state_dict.get("param_groups", ())
-    if problem := other_parameters(saved, groups):
+    if problem := describe_other_parameters(saved, groups):
         raise ValueError(
             f"{problem}: make the groups as they were, or carry the moments over by parameter name, with "
             "adopt_state(state, model, optimizer), and give the schedule last_epoch"
         )
     if len(saved) != len(groups):
-        return state_dict  # groups without names: torch refuses them
-    moved = moves(saved) or moves(groups)
-    differences = list(dict.fromkeys(_rate_differences(saved, groups, moved)))
-    others = list(dict.fromkeys(_other_differences(saved, groups, moved)))
+        return state_dict  # groups without names, which torch refuses
+    ratios_moved = has_moving_ratios(saved) or has_moving_ratios(groups)
+    differences = list(dict.fromkeys(_rate_differences(saved, groups, ratios_moved)))
+    others = list(dict.fromkeys(_other_differences(saved, groups, ratios_moved)))
     if differences and on_change == "error":
         raise ValueError(
-            f"the saved optimizer has other settings: {listed(differences)}; make the groups as they were, or go on "
-            'with the new ones by on_change="use_new"'
+            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were, "
+            'or go on with the new ones by on_change="use_new"'
         )
     if on_change == "use_new" and (differences or others):
-        tell(f"the optimizer goes on with new settings: {listed(differences + others)}")
+        note(f"the optimizer goes on with new settings: {join_differences(differences + others)}")
     elif others:
-        tell(
-            f"the saved optimizer has other settings, which are used: {listed(others)}; "
+        note(
+            f"the saved optimizer has other settings, which are used: {join_differences(others)}; "
             'on_change="use_new" takes the new ones'
         )
-    merged = [_merged(old, new, on_change, moved) for old, new in zip(saved, groups)]
+    merged = [_merge_settings(old, new, on_change, ratios_moved) for old, new in zip(saved, groups)]
     return {**state_dict, "param_groups": merged}
 
 
-def moves(groups: Sequence[Group]) -> bool:
-    """Whether AutoRatios moves the ratios of these groups, or has done so."""
+def has_moving_ratios(groups: Sequence[Group]) -> bool:
+    """Return whether AutoRatios moves the ratios of these groups, or has moved them."""
     return any(key.startswith("auto_") for group in groups for key in group if isinstance(key, str))
 
 
-def other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
-    """Say how the saved groups hold other parameters than the optimizer's; None if they do not, or are not named."""
+def describe_other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:
+    """Describe how the parameters of the saved groups differ from those of the optimizer.
+
+    Returns:
+        The description; None if the parameters are the same, or if the groups have no names.
+    """
     if not all("names" in group for group in groups):
         return None
     here = [[canonical_name(name) for name in group["names"]] for group in groups]
@@ -141,20 +150,20 @@ def other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | N
     if not differences:
         differences = [f"{len(saved)} groups of {list(map(len, named))} parameters there and {len(groups)} of "
                        f"{list(map(len, here))} here"]  # fmt: skip
-    return f"the saved optimizer has other groups: {listed(differences)}"
+    return f"the saved optimizer has other groups: {join_differences(differences)}"
 
 
 def _place(block: str | None) -> str:
     return "no group" if block is None else f"block {block}"
 
 
-def listed(differences: Sequence[str]) -> str:
-    """The first differences, and how many more there are."""
+def join_differences(differences: Sequence[str]) -> str:
+    """Join the first differences, and state how many more there are."""
     more = len(differences) - _SHOWN
     return "; ".join(differences[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_moved: bool) -> Iterator[str]:
     pairs = [(old, new) for old, new in zip(saved, groups) if "initial_lr" in old]
     for old, new in pairs:
         there, here = _base(old), _base(new)
@@ -162,31 +171,31 @@ def _rate_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bo
             yield f"base learning rate is {there:.8g} there and {here:.8g} here"
     for old, new in pairs:
         there, here = _ratio(old), _ratio(new)
-        if not moved and not math.isclose(there, here, rel_tol=_PRECISION):
+        if not ratios_moved and not math.isclose(there, here, rel_tol=_PRECISION):
             yield f"ratio of {_block(new)} is {there:.8g} there and {here:.8g} here"
     for old, new in pairs:
         if old.get("decay", "coupled") != new.get("decay", "coupled"):
             yield f"decay is {old.get('decay', 'coupled')} there and {new.get('decay', 'coupled')} here"
 
 
-def _other_differences(saved: Sequence[Group], groups: Sequence[Group], moved: bool) -> Iterator[str]:
+def _other_differences(saved: Sequence[Group], groups: Sequence[Group], ratios_moved: bool) -> Iterator[str]:
     for old, new in zip(saved, groups):
         constant = new.get("decay") == "constant"
-        if not (constant and moved):  # it moves against the ratio
+        if not (constant and ratios_moved):  # AutoRatios changes the weight decay inversely to the ratio
             key = "peak_weight_decay" if constant and "peak_weight_decay" in old else "weight_decay"
             if key in old and not _same(old[key], new.get(key, old[key])):
                 yield f"weight_decay of {_block(new)} is {old[key]:.8g} there and {new[key]:.8g} here"
-        for key in _OTHERS:
+        for key in _OPTIMIZER_KEYS:
             if key in old and key in new and not _same(old[key], new[key]):
                 yield f"{key} is {_spell(old[key])} there and {_spell(new[key])} here"
 
 
-def _merged(old: Group, new: Group, on_change: OnChange, moved: bool) -> dict[str, Any]:
-    merged = {**{key: new[key] for key in _OURS if key in new}, **old}
+def _merge_settings(old: Group, new: Group, on_change: OnChange, ratios_moved: bool) -> dict[str, Any]:
+    merged = {**{key: new[key] for key in _OUR_KEYS if key in new}, **old}
     if on_change == "use_new":
-        merged |= {key: new[key] for key in _OTHERS if key in new}
-        if not moved:
-            merged |= {key: new[key] for key in ("lr", *_RATES) if key in new}
+        merged |= {key: new[key] for key in _OPTIMIZER_KEYS if key in new}
+        if not ratios_moved:
+            merged |= {key: new[key] for key in ("lr", *_RATE_KEYS) if key in new}
         elif "initial_lr" in old:
             merged["initial_lr"] = _base(new) * _ratio(old)
     return merged

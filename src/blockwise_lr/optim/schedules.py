@@ -1,4 +1,4 @@
-"""torch schedulers with a peak per block, on the pure functions of curves.py."""
+"""Torch schedulers with a peak learning rate per block, built on the pure functions of curves.py."""
 
 from __future__ import annotations
 
@@ -13,36 +13,41 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, WarmupStart, block_lr
 from blockwise_lr.optim.load_hooks import attach
-from blockwise_lr.optim.one_rate import schedule_owns
-from blockwise_lr.optim.saved_groups import OnChange, check_on_change, moves
+from blockwise_lr.optim.overwritten_lrs import register_schedule
+from blockwise_lr.optim.saved_groups import OnChange, check_on_change, has_moving_ratios
 from blockwise_lr.optim.warmup import warmup_in_steps
 
+# Arguments of block_lr, and keys of a saved schedule.
 _SETTINGS = ("shape", "total_steps", "warmup_steps", "warmup", "warmup_start", "floor", "floor_mode")
-_NOT_SAVED = ("optimizer", "on_change", "notes", "_told")
+_NOT_SAVED = ("optimizer", "on_change", "notes", "_groups_noted")
 
 
 class BlockwiseSchedule(LRScheduler):
-    """A schedule for the groups of :func:`param_groups`; made by :func:`cosine_schedule` and :func:`wsd_schedule`.
+    """A learning-rate schedule for the groups of :func:`param_groups`.
 
-    Every learning rate is computed from the step and the group's own ``initial_lr`` and ``lr_ratio``, never
-    from the current ``lr``. So it is right after a resume, and, from the next ``step()`` of the schedule on, after
-    ``add_param_group`` (the new group's ``lr`` is its peak) and after something else has overwritten an ``lr``.
+    Create one with :func:`cosine_schedule` or :func:`wsd_schedule`.
 
-    A schedule's state holds its progress and its settings. :meth:`load_state_dict` takes the progress alone: the
-    settings stay those that the schedule was made with, and one warning names what has changed. The same holds for the
-    optimizer: while the schedule exists, ``optimizer.load_state_dict`` compares the saved base learning rate and ratios
-    with those that the groups were made with, and sets every learning rate to the schedule's. So optimizer and schedule
-    may be made and loaded in any order.
+    The schedule computes every learning rate from the step and from the group's ``initial_lr`` and ``lr_ratio``. It
+    never uses the current ``lr``. The learning rates are therefore correct after a resume. After ``add_param_group``,
+    or after other code has overwritten an ``lr``, they are correct from the next ``step()`` of the schedule. The ``lr``
+    of an added group is its peak.
 
-    Groups with ``decay="constant"`` have their ``weight_decay`` kept so that ``lr * weight_decay`` is the base
-    learning rate's at every step.
+    The state of a schedule holds its progress and its settings. :meth:`load_state_dict` restores only the progress. The
+    settings remain those that the schedule was created with, and one warning names the differences.
+
+    While the schedule exists, it also checks what its optimizer loads. ``optimizer.load_state_dict`` compares the saved
+    base learning rate and ratios with those of the current groups, then sets every learning rate to the schedule's
+    value. The optimizer and the schedule can therefore be created and loaded in any order.
+
+    For groups with ``decay="constant"``, the schedule updates ``weight_decay`` at every step. The product
+    ``lr * weight_decay`` then equals that of a block at the base learning rate.
     """
 
-    warmup_start: WarmupStart = "zero"  # of an object that an earlier version pickled
+    warmup_start: WarmupStart = "zero"  # the value for objects that an earlier version pickled
     on_change: OnChange = "error"
     notes: list[str] | None = None
-    """Where changes are noted in the place of a warning; None: they are warned of."""
-    _told = False  # whether loading the optimizer has named its changes
+    """Collects the reports of changes. None (default): each report is issued as a warning."""
+    _groups_noted = False  # whether loading the optimizer has reported its changes
 
     def __init__(
         self,
@@ -68,17 +73,17 @@ class BlockwiseSchedule(LRScheduler):
         self.warmup = warmup
         self.warmup_start = warmup_start
         for group in optimizer.param_groups:
-            self._adopt(group)
-            self._lr(group, 0)  # refuse an impossible schedule now and not in the middle of a run
+            self._record_peaks(group)
+            self._lr(group, 0)  # raise errors about an invalid schedule now, not in the middle of a run
         super().__init__(optimizer, last_epoch)
         attach(self)
-        schedule_owns(optimizer, self)
+        register_schedule(optimizer, self)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Learning rate of each group at the current step, in closed form."""
+        """Return the learning rate of each group at the current step, in closed form."""
         lrs: list[float | torch.Tensor] = []
         for group in self.optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             lrs.append(self._lr(group, self.last_epoch))
             if group.get("decay") == "constant":
                 group["weight_decay"] = group["peak_weight_decay"] * self._decay_factor(
@@ -87,27 +92,29 @@ class BlockwiseSchedule(LRScheduler):
         return lrs
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's progress and settings, as plain values."""
+        """Return the progress and the settings of the schedule as plain values."""
         state = {key: value for key, value in super().state_dict().items() if key not in _NOT_SAVED}
-        # Peaks as they are now. LambdaLR, which a plain Trainer resumes with, asks for `lr_lambdas`.
+        # AutoRatios may have moved the peaks. LambdaLR, with which a plain Trainer resumes, requires `lr_lambdas`.
         peaks = [float(group["initial_lr"]) for group in self.optimizer.param_groups]
         return {**state, "base_lrs": peaks, "lr_lambdas": []}
 
     def settings(self) -> dict[str, Any]:
-        """The settings that the schedule was made with."""
+        """Return the settings that the schedule was created with."""
         return {key: getattr(self, key) for key in _SETTINGS}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on at the step of a saved schedule, with the settings that this one was made with.
+        """Continue from the step of a saved schedule, with the settings of this schedule.
 
-        Every learning rate is set to this schedule's at that step. One warning names the settings that have changed.
+        Every learning rate is set to the value of this schedule at that step. One warning names all settings that
+        differ.
 
         Args:
-            state_dict: of :meth:`state_dict`. A state of any other torch scheduler serves too, by its ``last_epoch``.
+            state_dict: from :meth:`state_dict`. The state of any other torch scheduler also works; only its
+                ``last_epoch`` is used.
 
         Raises:
-            ValueError: no ``last_epoch`` in it; more steps are done than this schedule has; or the schedule does not
-                fit a block, since ratios or ``total_steps`` have changed.
+            ValueError: the state has no ``last_epoch``; its step is beyond ``total_steps``, which has changed; or the
+                schedule is invalid for a block, because the ratios or ``total_steps`` have changed.
         """
         step = state_dict.get("last_epoch")
         if not isinstance(step, int):
@@ -121,7 +128,7 @@ class BlockwiseSchedule(LRScheduler):
                 "more steps, or begin a new run"
             )
         for group in self.optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             self._lr(group, step)
         changes = self._changes(state_dict, step)
         own = self.owns_lrs() or self.owns_lrs(state_dict.get("_last_lr"))
@@ -135,27 +142,27 @@ class BlockwiseSchedule(LRScheduler):
             )
 
     def note(self, text: str) -> None:
-        """Warn, or keep the text for a caller that collects :attr:`notes`."""
+        """Issue a warning with this text, or append the text to :attr:`notes` if that is a list."""
         if self.notes is None:
             warnings.warn(text, stacklevel=3)
         else:
             self.notes.append(text)
 
-    def tell_groups(self, text: str) -> None:
-        """Note what has changed in the optimizer's groups."""
-        self._told = True
+    def note_group_changes(self, text: str) -> None:
+        """Report a change in the optimizer's groups, and remember that it was reported."""
+        self._groups_noted = True
         self.note(text)
 
-    def go_on_at(self, step: int) -> None:
-        """Go on after `step` updates: every learning rate becomes that of this step."""
+    def resume_at(self, step: int) -> None:
+        """Continue after `step` updates: set every learning rate to the value of that step."""
         self.last_epoch, self._step_count = step, step + 1
         self.set_lrs()
 
     def set_lrs(self) -> None:
-        """Set every group's learning rate to that of the current step; of a tensor, in place."""
+        """Set the learning rate of every group to the value of the current step. Tensors are changed in place."""
         groups = self.optimizer.param_groups
         for group, lr in zip(groups, self.get_lr()):
-            if isinstance(group["lr"], torch.Tensor):  # a compiled step may hold on to it
+            if isinstance(group["lr"], torch.Tensor):  # a compiled step may hold a reference to this tensor
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
@@ -164,28 +171,32 @@ class BlockwiseSchedule(LRScheduler):
         ]
 
     def owns_lrs(self, last: Sequence[float | torch.Tensor] | None = None) -> bool:
-        """Whether the groups' learning rates are those that this schedule (or the one with `last`) set.
+        """Return whether the learning rates of the groups are those that this schedule set last.
 
-        Inside torch's SequentialLR another scheduler may have the turn; its learning rates are left alone.
+        Inside torch's SequentialLR another scheduler can be active. This schedule must not overwrite its learning
+        rates.
+
+        Args:
+            last: the learning rates to compare with. Default: those that this schedule set last.
         """
         lrs = [group["lr"] for group in self.optimizer.param_groups]
         last = self._last_lr if last is None else last
         return all(math.isclose(float(lr), float(own), rel_tol=1e-6) for lr, own in zip(lrs, last))
 
     def _changes(self, state: Mapping[str, Any], step: int) -> list[str]:
-        """What a saved schedule had otherwise, in words: "total_steps 20 -> 60"."""
-        if "total_steps" not in state:  # of another scheduler
+        """Describe each setting that differs from the saved schedule, such as "total_steps 20 -> 60"."""
+        if "total_steps" not in state:  # saved by another scheduler
             return []
-        saved = {"warmup_start": "zero", **state}  # which earlier versions had
+        saved = {"warmup_start": "zero", **state}  # earlier versions always started at zero
         changed = [key for key in _SETTINGS if key in saved and saved[key] != getattr(self, key)]
         if step >= max(saved["warmup_steps"], self.warmup_steps):
             changed = [key for key in changed if key != "warmup_start"]
         return [f"{key} {saved[key]} -> {getattr(self, key)}" for key in changed] + self._moved_peaks(saved)
 
     def _moved_peaks(self, state: Mapping[str, Any]) -> list[str]:
-        """The changed peaks, where the optimizer's own state has not told of them."""
+        """Describe the peaks that changed, unless loading the optimizer has already reported them."""
         groups, saved = self.optimizer.param_groups, state.get("base_lrs") or []
-        if self._told or moves(groups) or len(saved) != len(groups):
+        if self._groups_noted or has_moving_ratios(groups) or len(saved) != len(groups):
             return []
         return [
             f"initial_lr of {group.get('block', 'a group')} {float(old):g} -> {float(group['initial_lr']):g}"
@@ -195,11 +206,11 @@ class BlockwiseSchedule(LRScheduler):
 
     @property
     def largest_ratio(self) -> float:
-        """The largest ratio whose warm-up fits the run: infinite unless ``warmup="equal_slope"``."""
+        """The largest ratio whose warm-up fits into the run: infinite unless ``warmup="equal_slope"``."""
         if self.warmup != "equal_slope" or self.warmup_steps <= 0:
             return math.inf
         room = self.total_steps / 3 if self.shape == "wsd" else self.total_steps
-        return room / self.warmup_steps * (1 - 1e-9)  # a ratio is rounded when it is set
+        return room / self.warmup_steps * (1 - 1e-9)  # leaves room for the rounding of a ratio
 
     @property
     def begins_at_zero(self) -> bool:
@@ -207,31 +218,32 @@ class BlockwiseSchedule(LRScheduler):
         return self.warmup_start == "zero" and self.warmup_steps > 0
 
     @staticmethod
-    def _adopt(group: dict[str, Any]) -> None:
+    def _record_peaks(group: dict[str, Any]) -> None:
+        """Store the peak learning rate, and the weight decay at the peak, in a group that lacks them."""
         group.setdefault("initial_lr", float(group["lr"]))
         if group.get("decay") == "constant":
             group.setdefault("peak_weight_decay", group["weight_decay"])
 
     def _lr(self, group: dict[str, Any], step: int, ratio: float | None = None) -> float:
-        """The group's learning rate at `step`; with `ratio`, what it would be if its ratio were that."""
+        """Return the learning rate of a group at `step`, optionally as if the group had another `ratio`."""
         peak, own_ratio = float(group["initial_lr"]), float(group.get("lr_ratio", 1.0))
         if ratio is not None:
             peak = ratio * peak / own_ratio
         return block_lr(
-            max(step, 0),  # SequentialLR takes back the first step of a schedule whose turn comes later
+            max(
+                step, 0
+            ),  # -1 occurs in SequentialLR, which undoes the first step of the schedules that start later
             peak=peak,
             ratio=own_ratio if ratio is None else ratio,
-            shape=self.shape,
-            warmup_steps=self.warmup_steps,
-            total_steps=self.total_steps,
-            floor=self.floor,
-            floor_mode=self.floor_mode,
-            warmup=self.warmup,
-            warmup_start=self.warmup_start,
+            **self.settings(),
         )
 
     def _decay_factor(self, group: dict[str, Any], step: int) -> float:
-        """What keeps lr_b(t) * weight_decay_b(t) equal to lr_base(t) * weight_decay, from decay / ratio at the peak."""
+        """Return the factor on the weight decay at the peak that keeps the shrinkage per step independent of the ratio.
+
+        The condition is lr_b(t) * weight_decay_b(t) = lr_base(t) * weight_decay, where the weight decay of block b at
+        the peak is weight_decay / ratio.
+        """
         own, base = self._lr(group, step), self._lr(group, step, ratio=1.0)
         return float(group["lr_ratio"]) * base / own if own > 0 else 1.0
 
@@ -248,27 +260,33 @@ def cosine_schedule(
     last_epoch: int = -1,
     on_change: OnChange = "error",
 ) -> BlockwiseSchedule:
-    """Warm-up, then cosine decay of every block from its own peak; a torch LRScheduler, stepped once an update.
+    """Return a schedule with linear warm-up and cosine decay, where each block has its own peak.
+
+    The schedule is a torch LRScheduler. Call its ``step()`` once per optimizer step.
 
     Args:
-        optimizer: an optimizer on the groups of :func:`param_groups` (others count as ratio 1).
-        warmup_steps: linear warm-up in steps, or below 1 as a share of total_steps (0.1 is 10 %). The last update of
-            the warm-up has the peak.
-        total_steps: optimizer steps in the run.
-        floor: final learning rate of a block whose ratio is 1. Default 0; the paper takes base / 20 or / 10.
-        floor_mode: "shared" (default, the paper's): every block ends at ``min(floor, its peak)``;
-            "proportional": at ``ratio * floor``, so that the ratios hold to the end.
-        warmup: "shared" (default): all blocks warm up over the same steps; "equal_slope": over ratio times as
-            many, so that all rise at one slope (``alpha`` in the authors' code).
-        warmup_start: "above_zero" (default): the first update has ``peak / warmup_steps``; "zero": it has 0, as in the
-            authors' code. A compiled ``optimizer.step`` turns a learning rate of 0 into NaN.
-        last_epoch: as in torch; -1 starts from step 0.
-        on_change: what ``optimizer.load_state_dict`` does with a state of another base learning rate or other ratios.
-            "error" (default) raises ValueError and names both; "use_new" keeps those of the groups, and their weight
-            decay and betas.
+        optimizer: an optimizer on the groups of :func:`param_groups`. Groups without ``lr_ratio`` have ratio 1.
+        warmup_steps: length of the linear warm-up in steps. A value below 1 is a fraction of total_steps (0.1 is 10 %).
+            The last update of the warm-up has the peak learning rate.
+        total_steps: number of optimizer steps in the run.
+        floor: final learning rate of a block whose ratio is 1. Default 0. The paper uses base / 20 or base / 10.
+        floor_mode: "shared" (default, as in the paper): every block ends at ``min(floor, its peak)``.
+            "proportional": each block ends at ``ratio * floor``, so the ratios stay constant until the end.
+        warmup: "shared" (default): all blocks warm up over the same number of steps. "equal_slope": a block warms up
+            over ratio times as many steps, so all blocks rise with the same slope (``alpha`` in the authors' code).
+        warmup_start: "above_zero" (default): the first update has learning rate ``peak / warmup_steps``. "zero": the
+            first update has learning rate 0, as in the authors' code. A compiled ``optimizer.step`` turns a learning
+            rate of 0 into NaN.
+        last_epoch: as in torch; -1 starts at step 0.
+        on_change: what ``optimizer.load_state_dict`` does if the saved base learning rate or ratios differ from those
+            of the groups. "error" (default) raises ValueError and names both. "use_new" keeps the values of the
+            groups, including their weight decay and betas.
+
+    Returns:
+        The schedule; its learning rates are already set in the groups.
 
     Raises:
-        ValueError: warm-up not shorter than the run, or a floor above the base learning rate.
+        ValueError: the warm-up is not shorter than the run, or the floor is above the base learning rate.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
@@ -302,17 +320,22 @@ def wsd_schedule(
     last_epoch: int = -1,
     on_change: OnChange = "error",
 ) -> BlockwiseSchedule:
-    """The paper's warm-up, stable, decay schedule of every block (:func:`wsd`); a torch LRScheduler.
+    """Return the paper's warm-up, stable, decay schedule, where each block has its own peak.
+
+    The schedule is a torch LRScheduler. :func:`wsd` gives the formula.
 
     Args:
-        optimizer, warmup_steps, total_steps, floor, last_epoch, on_change: as for :func:`cosine_schedule`.
-        floor_mode: "shared" (default): every block ends at ``min(floor, its peak)``; "proportional": no block comes
-            down to the base learning rate in the second third, each stays at its peak until 2T/3 and then decays to
+        optimizer, warmup_steps, total_steps, floor, last_epoch, on_change: as in :func:`cosine_schedule`.
+        floor_mode: "shared" (default): every block ends at ``min(floor, its peak)``. "proportional": each block stays
+            at its peak until 2T/3, with no decay to the base learning rate before that, and then decays to
             ``ratio * floor``.
-        warmup, warmup_start: as for :func:`cosine_schedule`.
+        warmup, warmup_start: as in :func:`cosine_schedule`.
+
+    Returns:
+        The schedule; its learning rates are already set in the groups.
 
     Raises:
-        ValueError: warm-up longer than a third of the run, or a floor above the base learning rate.
+        ValueError: the warm-up is longer than a third of the run, or the floor is above the base learning rate.
 
     Example:
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)

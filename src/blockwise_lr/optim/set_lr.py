@@ -1,4 +1,4 @@
-"""Set the base learning rate of all parameter groups, for training loops that assign it themselves."""
+"""Set the base learning rate of all parameter groups, for training loops that assign learning rates themselves."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import Tensor
 
 
 def set_lr(optimizer: Any, lr: float | Tensor) -> None:
-    """Set every group's learning rate to ``lr`` times the ratio of its block.
+    """Set the learning rate of every group to `lr` times the ratio of its block.
 
-    Write it wherever a loop would assign one learning rate to all groups::
+    Use it where a loop would assign one learning rate to all groups::
 
         for group in optimizer.param_groups:        # erases the ratios
             group["lr"] = lr
 
-        set_lr(optimizer, lr)                       # keeps them
+        set_lr(optimizer, lr)                       # keeps the ratios
 
-    Groups that already hold their learning rate as a tensor are filled in place, so a compiled or captured step sees
-    the change. Groups with ``decay="constant"`` keep the weight decay that they had at the peak: a step then shrinks
-    their weights by ``lr`` times the weight decay that :func:`blockwise_lr.param_groups` was given.
+    Learning rates that are tensors are changed in place, so a compiled or captured step uses the new value. Groups with
+    ``decay="constant"`` keep the weight decay that they had at the peak. A step then shrinks their weights by `lr`
+    times the weight decay that was given to :func:`blockwise_lr.param_groups`.
 
     Args:
-        optimizer: a torch optimizer on the groups of :func:`blockwise_lr.param_groups`, or a wrapper that has it as
-            ``optimizer`` (accelerate, Lightning, DeepSpeed). Groups without ``lr_ratio`` count as ratio 1.
-        lr: the base learning rate, that of a block whose ratio is 1. A number, or a tensor of one element.
+        optimizer: a torch optimizer on the groups of :func:`blockwise_lr.param_groups`, or a wrapper with an attribute
+            ``optimizer`` (accelerate, Lightning, DeepSpeed). Groups without ``lr_ratio`` have ratio 1.
+        lr: the base learning rate, which is that of a block whose ratio is 1. A number, or a tensor with one element.
 
     Raises:
-        ValueError: lr is negative, not finite or no number; optimizer has no parameter groups.
+        ValueError: `lr` is negative, not finite or not a number; or `optimizer` has no parameter groups.
 
     Example:
         >>> import torch
@@ -40,19 +40,22 @@ def set_lr(optimizer: Any, lr: float | Tensor) -> None:
         >>> [(group["block"], group["lr"]) for group in optimizer.param_groups]
         [('norm', 0.0002), ('emb', 0.002)]
     """
-    rate = _checked(lr)
-    for group in groups_of(optimizer):
+    rate = _checked_lr(lr)
+    for group in all_groups(optimizer):
         write_lr(group, rate * ratio_of(group))
-        keep_decay(group)
+        restore_peak_decay(group)
 
 
 def ratio_of(group: dict[str, Any]) -> float:
-    """The learning-rate ratio of a group; 1 for groups that were not made by ``param_groups``."""
+    """Return the learning-rate ratio of a group; 1 if ``param_groups`` did not create the group."""
     return float(group.get("lr_ratio", 1.0))
 
 
 def write_lr(group: dict[str, Any], value: float | Tensor) -> None:
-    """Set ``group["lr"]``; a tensor keeps its identity, since a compiled or captured step holds on to it."""
+    """Set ``group["lr"]`` to `value`.
+
+    A tensor is changed in place, because a compiled or captured step may hold a reference to it.
+    """
     held = group["lr"]
     if isinstance(held, Tensor):
         if isinstance(value, Tensor):
@@ -63,16 +66,22 @@ def write_lr(group: dict[str, Any], value: float | Tensor) -> None:
         group["lr"] = float(value)
 
 
-def keep_decay(group: dict[str, Any]) -> None:
-    """Undo a schedule's adjustment of the weight decay: with rates in proportion the peak's decay is right."""
+def restore_peak_decay(group: dict[str, Any]) -> None:
+    """Reset the weight decay of a group to its value at the peak, where a schedule has changed it.
+
+    The value at the peak is right whenever all learning rates have the same ratios as at the peak.
+    """
     if group.get("decay") == "constant" and "peak_weight_decay" in group:
         group["weight_decay"] = group["peak_weight_decay"]
 
 
-def groups_of(optimizer: Any) -> list[dict[str, Any]]:
-    """The parameter groups of an optimizer and of every optimizer that it wraps, each dictionary once.
+def all_groups(optimizer: Any) -> list[dict[str, Any]]:
+    """Return the parameter groups of an optimizer and of every optimizer that it wraps, each dictionary once.
 
-    A wrapper may hold copies of the dictionaries that became stale after ``load_state_dict``, hence all of them.
+    All of them are needed: after ``load_state_dict``, a wrapper may hold outdated copies of the dictionaries.
+
+    Raises:
+        ValueError: there are no parameter groups.
     """
     found: dict[int, dict[str, Any]] = {}
     layer, layers = optimizer, 0
@@ -91,10 +100,10 @@ def groups_of(optimizer: Any) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _checked(lr: Any) -> float | Tensor:
+def _checked_lr(lr: Any) -> float | Tensor:
     if isinstance(lr, Tensor) and lr.numel() == 1:
-        # Reading it would wait for the device.
-        return lr.detach() if lr.device.type != "cpu" else _checked(lr.item())
+        # Reading the value of a tensor on a device would cause a host sync.
+        return lr.detach() if lr.device.type != "cpu" else _checked_lr(lr.item())
     if isinstance(lr, bool) or not isinstance(lr, Real) or not 0 <= float(lr) < math.inf:
         raise ValueError(f"lr is {lr!r}; expected a finite number of at least 0: set_lr(optimizer, 3e-4)")
     return float(lr)

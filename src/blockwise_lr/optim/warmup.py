@@ -1,4 +1,4 @@
-"""The length of a warm-up, given as steps or as a share of the run."""
+"""The length of a warm-up, given as a number of steps or as a fraction of the run."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from numbers import Real
 
 
 def warmup_in_steps(warmup_steps: float, total_steps: int) -> float:
-    """Return the warm-up in steps; a number between 0 and 1 is a share of the run, rounded up to whole steps.
+    """Return the length of the warm-up in steps.
 
-    So does transformers' ``TrainingArguments.warmup_steps`` since version 5.
+    A number between 0 and 1 is a fraction of the run, rounded up to whole steps. transformers'
+    ``TrainingArguments.warmup_steps`` has the same meaning since version 5.
 
     Args:
-        warmup_steps: a number of steps, or a share of `total_steps` between 0 and 1.
-        total_steps: optimizer steps in the run.
+        warmup_steps: a number of steps, or a fraction of `total_steps` between 0 and 1.
+        total_steps: number of optimizer steps in the run.
 
     Raises:
         ValueError: warmup_steps is not a number.

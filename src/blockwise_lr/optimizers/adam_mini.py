@@ -1,4 +1,4 @@
-"""Adam-mini: AdamW with one second moment for each head of queries and keys, and for each output of other matrices."""
+"""Adam-mini: AdamW with one second moment per head of queries and keys, and one per output of other matrices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.distributed import is_sharded, local, sharded_like
 from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini_kernel import Pieces, compiled_step, foreach_step
+from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, compiled_step, foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
 from blockwise_lr.sharpness.dense import check_gradient, check_real
 
@@ -21,35 +21,37 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class AdamMini(Optimizer):
-    r"""Adam-mini on the blocks of :func:`blockwise_lr.param_groups`: AdamW's update with almost no second moments.
+    r"""Adam-mini on groups of :func:`blockwise_lr.param_groups`: the update of AdamW with far fewer second moments.
 
         m <- beta1 m + (1 - beta1) g
-        v <- beta2 v + (1 - beta2) mean(g^2), the mean over a piece: a head, an output, a whole norm gain
+        v <- beta2 v + (1 - beta2) mean(g^2), the mean over a piece: a head, an output, or a whole norm gain
         theta <- theta - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + weight_decay theta)
 
-    Pieces come from the model itself (:class:`blockwise_lr.blocks.block.Structure`): head sizes, grouped queries,
-    latent attention, split fused weights, Conv1D and stacks of experts are right whatever the parameters are called.
-    The state is one number for each parameter's element (m) and about one for each of its rows (v). For float32
-    parameters that is half of AdamW's: 4 bytes a parameter, not 8. For bf16 and fp16 parameters it is as much as
-    torch's AdamW takes, 4 bytes: the moments are float32 here and in the parameters' type there. Weights, gradients and
-    activations take what they took.
+    The pieces follow from the model itself (:class:`blockwise_lr.blocks.block.Structure`), not from parameter names.
+    Head sizes, grouped queries, latent attention, split fused weights, Conv1D and stacks of experts are therefore
+    handled.
+
+    The state has one number per element of a parameter (m) and about one per row (v). For float32 parameters this is
+    half of AdamW's state: 4 bytes per element in place of 8. For bf16 and fp16 parameters it is as much as in torch's
+    AdamW, 4 bytes, because the moments are float32 here and have the parameters' dtype there. The memory of weights,
+    gradients and activations is unchanged.
 
     Args:
-        params: groups of :func:`blockwise_lr.param_groups`. Groups of your own need ``partitions``: for each parameter,
-            the number of pieces along each of its dimensions.
+        params: groups of :func:`blockwise_lr.param_groups`. Groups from elsewhere need the key ``partitions``: for each
+            parameter, the number of pieces along each of its dimensions.
         lr: learning rate of groups without their own. Default 1e-3.
-        betas: decay of the first and the second moments. Default (0.9, 0.95), AdamW's of the paper.
-        eps: added to the root of the second moment. Default 1e-8.
-        weight_decay: decoupled, of groups without their own. Default 0.1.
-        maximize: ascend instead. Default False.
-        compile: compute with torch.compile: some seconds at the first step, and one pass over memory instead of
-            three after that. Default False.
-        differentiable: torch's option of this name, which is refused.
+        betas: decay rates of the first and the second moment. Default (0.9, 0.95), as for AdamW in the paper.
+        eps: added to the square root of the second moment. Default 1e-8.
+        weight_decay: decoupled weight decay of groups without their own. Default 0.1.
+        maximize: maximise the objective. Default False.
+        compile: use torch.compile. The first step then takes some seconds longer, and later steps make one pass over
+            memory in place of three. Default False.
+        differentiable: exists for compatibility with torch; True raises an error.
 
     Raises:
-        ValueError: a hyperparameter out of range; a group without ``partitions``; a parameter whose pieces are not
-            known (a fused weight that was not split, an attention that does not say how many heads it has).
-        RuntimeError: from ``step``, for sparse or complex gradients.
+        ValueError: a hyperparameter is out of range; a group has no ``partitions``; or the pieces of a parameter are
+            unknown (a fused weight that is not split, or an attention module that does not state its number of heads).
+        RuntimeError: raised by ``step`` for sparse or complex gradients.
 
     Example:
         >>> from blockwise_lr import param_groups
@@ -85,11 +87,11 @@ class AdamMini(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **settings})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group as torch does, and write into it how its parameters are cut (``partitions``).
+        """Add a group as torch does, and store in it the number of pieces of each parameter (``partitions``).
 
         Raises:
-            ValueError: the group is not of ``param_groups`` and has no ``partitions``, or the pieces of a
-                parameter are not known.
+            ValueError: the group has no ``partitions`` and does not come from ``param_groups``, or the pieces of a
+                parameter are unknown.
         """
         group = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
         given = group["params"]
@@ -101,44 +103,50 @@ class AdamMini(Optimizer):
                     "AdamMini needs to know how each parameter is cut into heads and outputs, and this group has no "
                     "`partitions`: make the groups with blockwise_lr.param_groups(model, lr)"
                 )
-            # Lists: torch.load with weights_only takes them.
+            # Lists, because torch.load with weights_only accepts them.
             group["partitions"] = [each.partition and list(each.partition) for each in known]
         _check_partitions(parameters, group)
         super().add_param_group(group)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step on the gradients that are there; parameters without one are left alone.
+        """Update the parameters that have a gradient.
 
         Args:
-            closure: computes the loss again, with gradients; its value is returned.
+            closure: computes the loss and its gradients again. Default: none.
+
+        Returns:
+            The value of the closure, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse or complex.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        whole: list[tuple[dict[str, Any], list[Pieces]]] = []
-        cut: list[Pieces] = []
+        whole: list[tuple[dict[str, Any], list[StepInputs]]] = []
+        cut: list[StepInputs] = []
         for group in self.param_groups:
-            pieces = [
-                self._pieces(parameter, partition, group)
+            inputs = [
+                self._step_inputs(parameter, partition, group)
                 for parameter, partition in zip(group["params"], group["partitions"])
                 if parameter.grad is not None
             ]
-            pieces = [each for each in pieces if each.parameter.numel()]
-            whole.append((group, [each for each in pieces if each.whole]))
-            cut += [each for each in pieces if not each.whole]
-        for group, pieces in whole:
-            (compiled_step if group["compile"] else foreach_step)(pieces)
+            inputs = [each for each in inputs if each.parameter.numel()]
+            whole.append((group, [each for each in inputs if each.whole]))
+            cut += [each for each in inputs if not each.whole]
+        for group, inputs in whole:
+            (compiled_step if group["compile"] else foreach_step)(inputs)
         if cut:
             sharded_step(cut)
         return loss
 
-    def _pieces(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> Pieces:
+    def _step_inputs(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> StepInputs:
         gradient = parameter.grad
         assert gradient is not None
-        check_gradient(name_of(parameter, group), gradient, "AdamMini")
-        check_real(name_of(parameter, group), gradient, "AdamMini")
+        check_gradient(parameter_name(parameter, group), gradient, "AdamMini")
+        check_real(parameter_name(parameter, group), gradient, "AdamMini")
         state = self.state[parameter]
         if not state:
             wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
@@ -153,7 +161,7 @@ class AdamMini(Optimizer):
         time = float(state["step"])
         beta1, beta2 = group["betas"]
         lr = float(group["lr"])
-        return Pieces(
+        return StepInputs(
             parameter=parameter,
             gradient=local(sharded_like(parameter, -gradient if group["maximize"] else gradient)),
             first=local(state["exp_avg"]),
@@ -168,9 +176,12 @@ class AdamMini(Optimizer):
         )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch's, which casts the state to the parameters' type; here it keeps float32 under bf16 and fp16."""
+        """Load as torch does, but keep the moments of bf16 and fp16 parameters in float32.
+
+        torch casts the state to the dtype of the parameters.
+        """
         given = [state_dict]
-        # Hooks may put another state in its place: the last of them sees what is loaded.
+        # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
         last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
         try:
             super().load_state_dict(state_dict)
@@ -199,7 +210,7 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             "the groups with blockwise_lr.param_groups(model, lr)"
         )
     for parameter, partition in zip(parameters, partitions):
-        name = name_of(parameter, {**group, "params": parameters})
+        name = parameter_name(parameter, {**group, "params": parameters})
         if partition is None:
             raise ValueError(
                 f"AdamMini cannot cut {name} into heads: it is a fused weight that was not split (call "
@@ -217,8 +228,8 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
             )
 
 
-def name_of(parameter: Tensor, group: Mapping[str, Any]) -> str:
-    """A parameter's name where its group says it, otherwise its shape."""
+def parameter_name(parameter: Tensor, group: Mapping[str, Any]) -> str:
+    """Return the name of a parameter if its group contains it, otherwise its shape."""
     position = next((i for i, each in enumerate(group["params"]) if each is parameter), None)
     names = group.get("names")
     return str(names[position]) if names and position is not None else f"a parameter {tuple(parameter.shape)}"

@@ -1,4 +1,4 @@
-"""Adam-mini on sharded parameters (DTensors): pieces that lie in several processes."""
+"""Adam-mini on sharded parameters (DTensors) whose pieces lie in several processes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.optimizers.adam_mini_kernel import Pieces, move, spread
+from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, move, spread
 
 
 def is_whole(parameter: Tensor, partition: Sequence[int]) -> bool:
-    """Whether each piece lies in one process: a dimension that is sharded is cut at every index."""
+    """Return whether each piece lies in one process: along each sharded dimension, a piece is one index."""
     return all(parameter.shape[dim] == partition[dim] for dim, _ in _sharded(parameter))
 
 
 def _sharded(parameter: Any) -> Iterator[tuple[int, Any]]:
-    """The dimensions of the parameter that are sharded, each with its group of processes."""
+    """Yield each sharded dimension of the parameter with its process group."""
     if is_sharded(parameter):
         for number, placement in enumerate(parameter.placements):
             if placement.is_shard():
@@ -27,7 +27,10 @@ def _sharded(parameter: Any) -> Iterator[tuple[int, Any]]:
 
 
 def sharded_zeros(parameter: Any, partition: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Second moments of a DTensor: sharded as it is where no piece is cut, else whole in every process."""
+    """Return the initial second moments of a DTensor.
+
+    They are sharded like the parameter if no piece crosses processes, otherwise every process has all of them.
+    """
     if is_whole(parameter, partition):
         from torch.distributed.tensor import zeros
 
@@ -36,12 +39,15 @@ def sharded_zeros(parameter: Any, partition: Sequence[int], dtype: torch.dtype) 
     return torch.zeros(list(partition), dtype=dtype, device=local(parameter).device)
 
 
-def _across_processes(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]]) -> list[Tensor]:
-    """The mean of the gradient's square over each piece, over all processes, with one sum for all parameters."""
-    sums = [_sums(each, index) for each, index in zip(pieces, indices)]
+def _mean_squares(inputs: Sequence[StepInputs], indices: Sequence[list[Tensor]]) -> list[Tensor]:
+    """Return the mean of the squared gradient over each piece, over all processes.
+
+    One collective call per process group serves all parameters.
+    """
+    sums = [_sums(each, index) for each, index in zip(inputs, indices)]
     by_groups: dict[tuple[int, ...], list[int]] = {}
     groups: dict[int, Any] = {}
-    for i, each in enumerate(pieces):
+    for i, each in enumerate(inputs):
         own = [group for _, group in _sharded(each.parameter)]
         groups.update({id(group): group for group in own})
         by_groups.setdefault(tuple(map(id, own)), []).append(i)
@@ -51,11 +57,11 @@ def _across_processes(pieces: Sequence[Pieces], indices: Sequence[list[Tensor]])
             dist.all_reduce(flat, group=groups[group])
         for i, part in zip(members, torch.split(flat, [sums[i].numel() for i in members])):
             sums[i] = part.view_as(sums[i])
-    return [total.mul_(total.numel() / each.parameter.numel()) for total, each in zip(sums, pieces)]
+    return [total.mul_(total.numel() / each.parameter.numel()) for total, each in zip(sums, inputs)]
 
 
-def _sums(each: Pieces, indices: list[Tensor]) -> Tensor:
-    """The sum of the squares of this process's part of the gradient, by piece of the whole parameter."""
+def _sums(each: StepInputs, indices: list[Tensor]) -> Tensor:
+    """Return the sum of the squares of this process's shard of the gradient, for each piece of the whole parameter."""
     found = each.gradient.to(each.first.dtype).square()
     for dim, (index, pieces) in enumerate(zip(indices, each.partition)):
         if pieces == 1:
@@ -67,7 +73,7 @@ def _sums(each: Pieces, indices: list[Tensor]) -> Tensor:
 
 
 def _piece_of(parameter: Any, partition: Sequence[int]) -> list[Tensor]:
-    """For each dimension, the piece of each index of this process's part."""
+    """Return, for each dimension, the piece of each index of this process's shard."""
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh, placements = parameter.device_mesh, parameter.placements
@@ -79,26 +85,32 @@ def _piece_of(parameter: Any, partition: Sequence[int]) -> list[Tensor]:
 
 
 def local_second(second: Tensor, parameter: Tensor, partition: Sequence[int]) -> Tensor:
-    """The second moment of every element of this process's part of a parameter, whole or a DTensor."""
+    """Return the second moment of every element of this process's shard of a parameter.
+
+    Args:
+        second: second moments by piece.
+        parameter: the parameter, sharded or not.
+        partition: number of pieces along each dimension of the whole parameter.
+    """
     if is_whole(parameter, partition):
         return spread(local(second), local(parameter).shape)
-    return _at(second, _piece_of(parameter, partition))
+    return _select_pieces(second, _piece_of(parameter, partition))
 
 
-def _at(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
-    """What each index's piece has; a dimension of one piece broadcasts."""
+def _select_pieces(by_piece: Tensor, index_of: Sequence[Tensor]) -> Tensor:
+    """Return the value of the piece of each index. A dimension with one piece broadcasts."""
     for dim, index in enumerate(index_of):
         if by_piece.shape[dim] > 1:
             by_piece = by_piece.index_select(dim, index)
     return by_piece
 
 
-def sharded_step(pieces: Sequence[Pieces]) -> None:
-    """The step of parameters whose pieces lie in several processes, which exchange one sum for all of them."""
-    indices = [_piece_of(each.parameter, each.partition) for each in pieces]
-    for each, index_of, mean in zip(pieces, indices, _across_processes(pieces, indices)):
+def sharded_step(inputs: Sequence[StepInputs]) -> None:
+    """Update parameters whose pieces lie in several processes."""
+    indices = [_piece_of(each.parameter, each.partition) for each in inputs]
+    for each, index_of, mean in zip(inputs, indices, _mean_squares(inputs, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
         each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)
         step = each.second.sqrt().mul_(each.root).add_(each.eps).reciprocal_().mul_(-each.rate)
-        move(local(each.parameter.detach()), each.first, _at(step, index_of), each.decay)
+        move(local(each.parameter.detach()), each.first, _select_pieces(step, index_of), each.decay)

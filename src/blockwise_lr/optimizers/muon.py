@@ -1,4 +1,4 @@
-"""Muon for the matrices of a Transformer and AdamW for the rest, as one optimizer."""
+"""Muon for the matrices of a Transformer and AdamW for all other parameters, as one optimizer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor
 
-# torch.optim.Muon refuses 3-D stacks and knows no second rule; the function that it steps with is what is used here.
+# torch.optim.Muon refuses 3-D stacks and has no second algorithm, so this class calls the function behind its step.
 from torch.optim._muon import muon as torch_muon
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer
 from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import is_sharded
 from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini import name_of
+from blockwise_lr.optimizers.adam_mini import parameter_name
 from blockwise_lr.sharpness.dense import check_gradient, check_real
 
 if TYPE_CHECKING:
@@ -25,23 +25,24 @@ if TYPE_CHECKING:
 Algorithm = Literal["muon", "adamw"]
 
 _MATRICES = (Block.QK, Block.VO, Block.FFN)
-_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, torch's and the original's
-_NS_EPS = 1e-7  # torch's: keeps a zero gradient from a division by zero
+_NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as in torch and in the original
+_NS_EPS = 1e-7  # as in torch; avoids a division by zero for a zero gradient
 
 
 def algorithm_of(
     block: Block | str, shape: Sequence[int], *, min_side: int = 8, fused: str = "the weight"
 ) -> tuple[Algorithm, str]:
-    """Which of the two rules a parameter is updated by, and why in words.
+    """Return the algorithm that updates a parameter, and the reason in words.
 
     Args:
-        block: its block.
-        shape: of the whole parameter, not of a shard.
-        min_side: matrices with a smaller side go to AdamW. Default 8.
-        fused: what the error calls a fused weight.
+        block: the block of the parameter.
+        shape: the shape of the whole parameter, not of a shard.
+        min_side: matrices with a smaller side are updated by AdamW. Default 8.
+        fused: name of a fused weight in the error message.
 
     Raises:
-        ValueError: a fused QKV weight: Q, K and V are three matrices, and Muon needs each by itself.
+        ValueError: the parameter is a fused QKV weight. Q, K and V are three matrices, and Muon orthogonalises each
+            matrix separately.
 
     Example:
         >>> algorithm_of("ffn", (64, 16)), algorithm_of("norm", (16,))[0]
@@ -71,39 +72,43 @@ def algorithm_of(
 
 
 class Muon(Optimizer):
-    r"""Muon on every matrix of QK, VO and FFN, AdamW on everything else, at one base learning rate.
+    r"""Muon on every matrix of QK, VO and FFN, and AdamW on all other parameters, with one base learning rate.
 
         B <- mu B + (1 - mu) g
         W <- W - lr (0.2 sqrt(max(a, b)) NS((1 - mu) g + mu B) + decay W)                W has a outputs, b inputs
 
-    NS is torch's Newton-Schulz orthogonalisation, in bfloat16. A stack of experts (E, a, b) is E matrices. The
-    model says which dimension of each matrix counts outputs: columns for Conv1D and for experts stored as
-    (E, inputs, outputs). In groups of your own, rows do unless ``output_dims`` gives a dimension for each parameter.
-    AdamW takes what Muon is not for: embeddings, heads, norms, biases, routers, convolutions, and matrices with a side
-    below `min_side`, which have next to no spectrum to level. :meth:`reasons` lists the rule of each parameter by name.
-    A matrix that a model itself fuses within one block (gate and up projection in one) is orthogonalised as one.
+    NS is torch's Newton-Schulz orthogonalisation in bfloat16. A stack of experts (E, a, b) counts as E matrices. The
+    model determines which dimension of each matrix counts the outputs. For Conv1D and for experts stored as (E, inputs,
+    outputs) it is the columns. In groups from elsewhere it is the rows, unless ``output_dims`` gives a dimension for
+    each parameter.
 
-    Every group is divided into ``"algorithm": "muon"`` and ``"adamw"`` and otherwise keeps what it carries (``block``,
-    ``lr``, ``lr_ratio``, ``initial_lr``, ``decay``; ``names`` goes along with ``params``), so schedules, clipping and
-    checkpoints see one optimizer with more groups.
+    AdamW updates embeddings, heads, norms, biases, routers and convolutions. It also updates matrices with a side below
+    `min_side`, whose spectrum is too small to equalise. :meth:`reasons` lists the algorithm of each parameter. A matrix
+    that a model fuses within one block, such as gate and up projection, is orthogonalised as one matrix.
 
-    Under FSDP2 each matrix is gathered, updated whole on every process, and cut again: right, not fast.
+    Every group is divided into one with ``"algorithm": "muon"`` and one with ``"adamw"``. Both keep the other keys of
+    the group (``block``, ``lr``, ``lr_ratio``, ``initial_lr``, ``decay``), and ``names`` is divided like ``params``.
+    Schedules, clipping and checkpoints therefore see one optimizer with more groups.
+
+    Under FSDP2 each matrix is gathered, updated as a whole on every process, and sharded again. This is correct but
+    slow.
 
     Args:
-        params: the groups of :func:`blockwise_lr.param_groups`; or groups of your own with ``algorithm``.
-        lr: where a group has none. Default 1e-3.
-        betas, eps: of the AdamW half. Default (0.9, 0.95), 1e-8.
-        weight_decay: decoupled, of both halves, where a group has none. Default 0.1.
-        momentum: mu, with Nesterov's form. Default 0.95.
-        ns_steps: iterations of Newton-Schulz. Default 5.
-        adjust_lr_fn: "match_rms_adamw" (default) scales the update by ``0.2 sqrt(max(a, b))``, so that its root mean
-            square is 0.2 whatever the shape, as AdamW's about is, and one base learning rate and decay serve both
-            halves; "original" by ``sqrt(max(1, a / b))``, a outputs over b inputs, which wants a learning rate of its
-            own for the matrices.
-        min_side: see above. Default 8.
+        params: groups of :func:`blockwise_lr.param_groups`, or groups from elsewhere with the key ``algorithm``.
+        lr: learning rate of groups without their own. Default 1e-3.
+        betas, eps: settings of AdamW. Default (0.9, 0.95) and 1e-8.
+        weight_decay: decoupled weight decay of groups without their own, for both algorithms. Default 0.1.
+        momentum: mu, with Nesterov momentum. Default 0.95.
+        ns_steps: number of Newton-Schulz iterations. Default 5.
+        adjust_lr_fn: scale of Muon's update. "match_rms_adamw" (default) multiplies it by ``0.2 sqrt(max(a, b))``, so
+            its root mean square is 0.2 for any shape, which is close to that of AdamW. One base learning rate and
+            weight decay then serve both algorithms. "original" multiplies it by ``sqrt(max(1, a / b))``; the matrices
+            then need a learning rate of their own.
+        min_side: matrices with a smaller side are updated by AdamW. Default 8.
 
     Raises:
-        ValueError: a group without block and algorithm; a fused QKV weight; an option out of range.
+        ValueError: a group has neither block nor algorithm, a fused QKV weight is not split, or an option is out of
+            range.
 
     References:
         Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon; the scaling: Moonlight, arXiv 2502.16982.
@@ -145,12 +150,18 @@ class Muon(Optimizer):
             "ns_steps": ns_steps,
             "adjust_lr_fn": adjust_lr_fn,
             "min_side": min_side,
-            "fused": True,  # load_state_dict looks here for where AdamW's `step` lives
+            "fused": True,  # load_state_dict decides by this key on which device AdamW's `step` is
         }
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of :func:`blockwise_lr.param_groups`, divided by rule; a group with ``algorithm`` as it is."""
+        """Add a group of :func:`blockwise_lr.param_groups`, divided by algorithm.
+
+        A group that has ``algorithm`` is added unchanged.
+
+        Raises:
+            ValueError: the group has neither block nor algorithm, or contains a fused QKV weight.
+        """
         if "output_dims" not in param_group:
             given = param_group["params"]
             parameters = [given] if isinstance(given, Tensor) else list(given)
@@ -158,11 +169,11 @@ class Muon(Optimizer):
             param_group = {**param_group, "params": parameters}
             if known is not None:
                 param_group["output_dims"] = [each.output_dim for each in known]
-        for part in _divided(param_group, param_group.get("min_side", self.defaults["min_side"])):
+        for part in _divide_by_algorithm(param_group, param_group.get("min_side", self.defaults["min_side"])):
             super().add_param_group(part)
 
     def reasons(self) -> dict[str, str]:
-        """By parameter name (of groups that carry ``block`` and ``names``): its rule, and why."""
+        """Return the algorithm of each parameter and its reason, by name, for groups with ``block`` and ``names``."""
         return {
             name: ": ".join(algorithm_of(group["block"], p.shape, min_side=group["min_side"]))
             for group in self.param_groups
@@ -172,10 +183,16 @@ class Muon(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient.
+        """Update every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss and its gradients again. Default: none.
+
+        Returns:
+            The value of the closure, or None.
 
         Raises:
-            RuntimeError: a sparse gradient or a complex parameter.
+            RuntimeError: a gradient is sparse, or a parameter is complex.
         """
         loss = None
         if closure is not None:
@@ -184,10 +201,10 @@ class Muon(Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             for p in parameters:
-                check_gradient(name_of(p, group), p.grad, "Muon")
-                check_real(name_of(p, group), p, "Muon")
+                check_gradient(parameter_name(p, group), p.grad, "Muon")
+                check_real(parameter_name(p, group), p, "Muon")
             if group["algorithm"] == "muon":
-                # The default scaling does not ask which side is which; without a transpose it rounds as it always did.
+                # The default scaling is symmetric in the two sides. Without a transpose its rounding stays as it was.
                 known = "output_dims" in group and group["adjust_lr_fn"] == "original"
                 outputs = group["output_dims"] if known else [-2] * len(group["params"])
                 by_columns = {p for p, dim in zip(group["params"], outputs) if dim % p.ndim == p.ndim - 1}
@@ -197,7 +214,7 @@ class Muon(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, but keep this model's ``output_dims``, which older state dicts do not have."""
+        """Load as torch does, but keep ``output_dims`` of this model, which older state dicts lack."""
         kept = [group.get("output_dims") for group in self.param_groups]
         super().load_state_dict(state_dict)
         for group, outputs in zip(self.param_groups, kept):
@@ -227,8 +244,8 @@ class Muon(Optimizer):
                 has_complex=False,
             )
             if is_sharded(p):
-                _write(cast("DTensor", p), whole[0])
-                _write(state["momentum_buffer"], whole[2])
+                _copy_to_shard(cast("DTensor", p), whole[0])
+                _copy_to_shard(state["momentum_buffer"], whole[2])
 
     def _step_adamw(self, group: dict[str, Any], parameters: Sequence[Tensor]) -> None:
         for p in parameters:
@@ -258,8 +275,8 @@ class Muon(Optimizer):
             )
 
 
-def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
-    """The group's parts by rule, none empty, Muon's first."""
+def _divide_by_algorithm(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
+    """Yield the non-empty parts of a group, that of Muon first."""
     if "algorithm" in group:
         if group["algorithm"] not in ("muon", "adamw"):
             raise ValueError(f'a group\'s algorithm is {group["algorithm"]!r}; expected "muon" or "adamw"')
@@ -280,21 +297,24 @@ def _divided(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
         mine = [i for i, rule in enumerate(rules) if rule == algorithm]
         if mine:
             part = {**group, "algorithm": algorithm, "params": [parameters[i] for i in mine]}
-            for each in ("names", "output_dims"):  # one entry for each parameter
+            for each in ("names", "output_dims"):  # keys with one entry per parameter
                 if each in group:
                     part[each] = [group[each][i] for i in mine]
             yield part
 
 
 def _matrices(tensor: Tensor, *, transposed: bool) -> Sequence[Tensor]:
-    """The matrix, or the matrices of a stack, as (outputs, inputs): views that an update in place reaches."""
+    """Return the matrix, or the matrices of a stack, with shape (outputs, inputs).
+
+    These are views of `tensor`, so an update in place changes `tensor`.
+    """
     tensor = tensor.mT if transposed else tensor
     return (tensor,) if tensor.ndim == 2 else tensor.unbind(0)
 
 
-def _write(sharded: DTensor, whole: Tensor) -> None:
-    """Put this process's shard of `whole`, which every process has, into `sharded`."""
-    from torch.distributed.tensor import DTensor, Replicate  # a second to import, and it is there by now
+def _copy_to_shard(sharded: DTensor, whole: Tensor) -> None:
+    """Copy this process's shard of `whole`, which every process has, into `sharded`."""
+    from torch.distributed.tensor import DTensor, Replicate  # takes a second to import, and is loaded by now
 
     mesh = sharded.device_mesh
     cut = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)

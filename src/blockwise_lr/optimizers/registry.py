@@ -1,4 +1,4 @@
-"""Optimizers by name or import path, on groups by block."""
+"""Build an optimizer by name or import path, on groups by block."""
 
 from __future__ import annotations
 
@@ -22,19 +22,21 @@ from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios
 
 @dataclass(frozen=True)
 class OptimizerEntry:
-    """One optimizer: where its class is, and what it runs with unless told otherwise.
+    """The import path and the default settings of one optimizer.
 
     Args:
-        name: what ``--optimizer`` takes.
+        name: value of ``--optimizer``.
         path: import path of the class, ``module:Class``.
-        reference: where the defaults are from.
-        betas, eps: its defaults; None where its constructor takes none of that name (or, eps, not a number).
-        weight_decay: its default; None where it takes none.
-        lr_factor: its usual base learning rate, in units of AdamW's; None: not known. Advice, never applied.
+        reference: source of the defaults.
+        betas, eps: default values. None if the constructor has no such argument (or if eps is not a number).
+        weight_decay: default value; None if the constructor has no such argument.
+        lr_factor: its usual base learning rate divided by that of AdamW; None if unknown. This is advice and is never
+            applied.
         options: other constructor arguments.
-        note: what differs from AdamW besides, in half a sentence.
-        own_loop: why ``train`` cannot run it; empty: it can.
-        needs_graph: whether it differentiates the gradients again, so that they need ``backward(create_graph=True)``.
+        note: half a sentence on further differences from AdamW.
+        own_loop: reason why ``train`` cannot run this optimizer; empty if it can.
+        needs_graph: whether the optimizer differentiates the gradients, which then require
+            ``backward(create_graph=True)``.
     """
 
     name: str
@@ -60,17 +62,17 @@ class OptimizerEntry:
         return self.betas[1] if self.betas and len(self.betas) > 1 else None
 
     def load(self) -> type[Optimizer]:
-        """The class.
+        """Import and return the class.
 
         Raises:
-            ModuleNotFoundError: its package is missing; says what to install.
-            ValueError: there is nothing of that name, or it is no torch optimizer.
+            ModuleNotFoundError: its package is missing. The message names the extra to install.
+            ValueError: the import path does not exist, or the object is not a torch optimizer.
         """
         module_name, _, attribute = self.path.partition(":")
-        sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
+        sys.path.insert(0, "")  # finds modules in the working directory, as `python -m` does
         try:
             found = getattr(importlib.import_module(module_name), attribute)
-        except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+        except (Exception, SystemExit) as error:  # importing a user's module can raise any error
             if isinstance(error, ImportError) and module_name == "pytorch_optimizer":
                 raise missing(f"optimizer {self.name} needs", "pytorch_optimizer", "optimizers") from None
             raise ValueError(
@@ -138,15 +140,18 @@ _ENTRIES = (
 _REGISTRY = {entry.name: entry for entry in _ENTRIES}
 
 OPTIMIZERS: tuple[str, ...] = tuple(_REGISTRY)
-"""The names that :func:`build_optimizer` and ``--optimizer`` know; any other optimizer goes by ``module:Class``."""
+"""The names that :func:`build_optimizer` and ``--optimizer`` accept, in addition to any ``module:Class``."""
 
 
 def optimizer_entry(name: str) -> OptimizerEntry:
-    """What is known of an optimizer: the table's entry, or of ``module:Class`` its constructor's defaults.
+    """Return the import path and default settings of an optimizer.
+
+    Args:
+        name: one of :data:`OPTIMIZERS`, or ``module:Class``, for which the defaults of the constructor are returned.
 
     Raises:
-        ValueError: an unknown name (lists those there are), or no torch optimizer at that path.
-        ModuleNotFoundError: the class's package is missing.
+        ValueError: the name is unknown (the message lists the names), or the path is not that of a torch optimizer.
+        ModuleNotFoundError: the package of the class is missing.
 
     Example:
         >>> optimizer_entry("lion").betas, optimizer_entry("torch.optim:RAdam").betas
@@ -175,17 +180,18 @@ def optimizer_entry(name: str) -> OptimizerEntry:
 def optimizer_class(
     name: str, *, beta1: float | None = None, beta2: float | None = None, eps: float | None = None
 ) -> tuple[type[Optimizer], dict[str, Any]]:
-    """The class and keyword arguments of an optimizer, for the groups of :func:`blockwise_lr.param_groups`.
+    """Return the class and the keyword arguments of an optimizer.
 
-    Weight decay and learning rate come with the groups.
+    The keyword arguments contain neither learning rate nor weight decay; these are in the groups of
+    :func:`blockwise_lr.param_groups`.
 
     Args:
         name: one of :data:`OPTIMIZERS`, or ``module:Class``.
-        beta1, beta2, eps: None (default): the optimizer's own.
+        beta1, beta2, eps: values to use. None (default): the default of the optimizer.
 
     Raises:
-        ValueError: an unknown name; an option that this optimizer does not take, which is never ignored.
-        ModuleNotFoundError: the class's package is missing.
+        ValueError: the name is unknown, or the optimizer does not have one of the given options.
+        ModuleNotFoundError: the package of the class is missing.
 
     Example:
         >>> optimizer_class("adamw")[1]
@@ -220,20 +226,24 @@ def build_optimizer(
     blocks: BlockMap | None = None,
     **options: Any,
 ) -> Optimizer:
-    """An optimizer by name, with a learning rate per block.
+    """Return an optimizer by name, with a learning rate per block.
 
     Args:
         name: one of :data:`OPTIMIZERS`, or the import path of any torch optimizer, ``module:Class``.
-        model: call ``split_fused(model)`` first if it has fused QKV weights.
-        lr: base learning rate. Optimizers differ in its scale: ``optimizer_entry(name).lr_factor``.
+        model: the model. If it has fused QKV weights, call ``split_fused(model)`` first.
+        lr: base learning rate. Its usual scale differs between optimizers; see ``optimizer_entry(name).lr_factor``.
         ratios, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
-        weight_decay: as in :func:`blockwise_lr.param_groups`; None (default): the optimizer's own.
-        options: constructor arguments, over the defaults (``betas``, ``eps``, ``momentum`` ...).
+        weight_decay: as in :func:`blockwise_lr.param_groups`. None (default): the default of the optimizer.
+        options: constructor arguments that override the defaults (``betas``, ``eps``, ``momentum`` ...).
+
+    Returns:
+        The optimizer, on the groups of :func:`blockwise_lr.param_groups`.
 
     Raises:
-        ValueError: as :func:`optimizer_class` and :func:`blockwise_lr.param_groups`; an option that the constructor
-            does not name, even if it would swallow it; a weight decay for an optimizer that has none.
-        ModuleNotFoundError: the class's package is missing.
+        ValueError: as in :func:`optimizer_class` and :func:`blockwise_lr.param_groups`; an option is not a named
+            argument of the constructor, even if the constructor accepts any keyword; or a weight decay is given for an
+            optimizer that has none.
+        ModuleNotFoundError: the package of the class is missing.
 
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
@@ -263,12 +273,12 @@ def build_optimizer(
 
 
 def _refuse_without_graph(name: str) -> Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]:
-    """A hook that refuses a step for which the gradients have to be differentiated again and cannot be."""
+    """Return a hook that raises RuntimeError if a step has to differentiate gradients that carry no graph."""
 
     def check(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = [*args[1:], *kwargs.values()]  # without the optimizer itself
+        given = [*args[1:], *kwargs.values()]  # args[0] is the optimizer
         if any(each is not None for each in given):
-            return  # a closure makes the gradients later; hessian= replaces the second derivative
+            return  # a closure computes the gradients later; hessian= replaces the second derivative
         every = getattr(optimizer, "update_period", 1)
         taken = optimizer.param_groups[0].get("step", 0)
         gradients = [
@@ -285,7 +295,15 @@ def _refuse_without_graph(name: str) -> Callable[[Optimizer, tuple[Any, ...], di
 
 
 def resolve_weight_decay(name: str, given: float | None) -> float:
-    """The weight decay of an optimizer's groups. Raises ValueError: one above 0 for an optimizer that has none."""
+    """Return the weight decay of the groups of an optimizer.
+
+    Args:
+        name: one of :data:`OPTIMIZERS`, or ``module:Class``.
+        given: the requested weight decay. None: the default of the optimizer.
+
+    Raises:
+        ValueError: a weight decay above 0 is given for an optimizer that has none.
+    """
     own = optimizer_entry(name).weight_decay
     if given and own is None:
         raise ValueError(f"optimizer {name} takes no weight_decay (it is {given:g}): leave it out")

@@ -16,7 +16,7 @@ from blockwise_lr.blocks import Block, split_fused
 from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.errors import UserError
 from blockwise_lr.experimental.auto_rule import parse_auto
-from blockwise_lr.optim.by_block import digits, parse_pairs, spell_pairs
+from blockwise_lr.optim.block_values import digits, format_pairs, parse_pairs
 from blockwise_lr.optim.clipping import resolve_max_norm
 from blockwise_lr.optim.curves import block_lr
 from blockwise_lr.optim.decay import NoDecay, check_weight_decays, resolve_decay
@@ -50,7 +50,7 @@ def check_config(config: TrainConfig) -> TrainConfig:
     resolved = replace(
         optim,
         ratios=canonical_ratios(optim.ratios),
-        weight_decay_by_block=spell_pairs(parse_weight_decay(optim.weight_decay_by_block)),
+        weight_decay_by_block=format_pairs(parse_weight_decay(optim.weight_decay_by_block)),
         clip_by_block=spell_max_norm(parse_clip(optim.clip_by_block)),
     )
     device = resolve_device(config.device)
@@ -236,7 +236,7 @@ def spell_max_norm(max_norm: float | Mapping[Block, float] | None) -> str:
     """The inverse of :func:`parse_clip`, so that the same limits are the same configuration."""
     if max_norm is None:
         return ""
-    return spell_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)
+    return format_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)
 
 
 def scheduled_lr(config: TrainConfig, step: int, *, peak: float, ratio: float) -> float:

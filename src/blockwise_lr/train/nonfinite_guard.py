@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import NonFiniteLossError
-from blockwise_lr.optim.gradients import Groups, Members, gradient_norms, members
+from blockwise_lr.optim.gradients import Groups, ParametersByBlock, gradient_norms, parameters_with_gradients
 from blockwise_lr.optim.nonfinite_report import describe_nonfinite, nonfinite_gradients, nonfinite_weights
 
 Policy = Literal["stop", "skip"]
@@ -86,7 +86,7 @@ class NonFiniteGuard:
 @torch.no_grad()
 def culprits(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     """Blocks and parameters that are not finite, in words; and whether that is the weights, and not their gradient."""
-    found = members(model, groups)
+    found = parameters_with_gradients(model, groups)
     if broken := nonfinite_weights(found):
         return f"weights that are not finite: {_spell(broken, found)}", True
     spoilt = nonfinite_gradients(model, groups)
@@ -97,7 +97,7 @@ def culprits(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     return f"gradients that are not finite: {told}", False
 
 
-def _spell(names: Mapping[Block, Sequence[str]], found: Members) -> str:
+def _spell(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
     """Blocks with their parameters, two of each at most."""
     told = []
     for block, these in names.items():

@@ -20,7 +20,7 @@ from blockwise_lr.errors import NonFiniteLossError, StorageError
 from blockwise_lr.files import storing
 from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
-from blockwise_lr.optim.gradients import whole
+from blockwise_lr.optim.gradients import reduce_sharded
 from blockwise_lr.train import resuming
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.metrics import MetricsFile
@@ -114,7 +114,9 @@ class PretrainTrainer(BlockwiseTrainer):
             finite = math.isfinite(norm)
         else:
             parameters = [p for p in model.parameters() if p.grad is not None]
-            (norm,) = whole([nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])])
+            (norm,) = reduce_sharded(
+                [nn.utils.get_total_norm([cast("torch.Tensor", p.grad) for p in parameters])]
+            )
             finite = math.isfinite(norm)
             if finite and self.args.max_grad_norm > 0:
                 nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)

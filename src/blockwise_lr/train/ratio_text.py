@@ -11,7 +11,7 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.directional.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.directional.directional_report import DirectionalReport, reports_of
 from blockwise_lr.experimental.auto_rule import parse_auto
-from blockwise_lr.optim.by_block import parse_pairs
+from blockwise_lr.optim.block_values import parse_pairs
 from blockwise_lr.optim.ratios import NAMED_RATIOS, is_file, resolve_ratios, spell_ratios
 from blockwise_lr.sharpness import SharpnessReport
 

@@ -1,4 +1,4 @@
-"""What an optimizer keeps for a parameter, learned from one trial step of a small clone."""
+"""Learn the form of an optimizer's state for a parameter from one trial step on a small clone."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from torch.optim import Optimizer
 
 from blockwise_lr.optimizers.adam_mini import AdamMini
 
-_LONGEST = 64  # longest side of the clone that takes the trial step
-_LONGEST_OF_MANY = 8  # the same for a clone of three dimensions or more
+_LONGEST = 64  # largest side of a clone with one or two dimensions
+_LONGEST_OF_MANY = 8  # largest side of a clone with three or more dimensions
 
 
 @dataclass(frozen=True)
-class KeptState:
-    """What an optimizer keeps for one parameter after its first step.
+class StateTemplate:
+    """The state that an optimizer has for one parameter after its first step.
 
     Args:
-        values: by name, as a first step leaves it. Their dtypes and devices are those of the parameter's own state.
-        shapes: shape of each tensor that has dimensions, for the whole parameter; None where the size of the clone
-            does not tell it.
-        counter: the number of steps is in the group, not in the state (pytorch_optimizer's way).
+        values: the state of the clone, by name. Dtypes and devices are those of the parameter's own state.
+        shapes: the shape of each tensor for the whole parameter; None for scalars, and where the size of the clone does
+            not determine it.
+        counter: whether the number of steps is stored in the group and not in the state (as in pytorch_optimizer).
     """
 
     values: dict[str, Any]
@@ -35,46 +35,51 @@ class KeptState:
     counter: bool
 
 
-def learn_kept_state(
-    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, known: dict[Any, Any] | None = None
-) -> KeptState | None:
-    """Return what `optimizer` would keep for `parameter`, without a step of `optimizer` itself.
+def learn_state_template(
+    optimizer: Optimizer, group: Mapping[str, Any], parameter: Tensor, trials: dict[Any, Any] | None = None
+) -> StateTemplate | None:
+    """Return the state that `optimizer` would have for `parameter`, without a step of `optimizer` itself.
 
-    A copy of the optimizer, with no hooks and no state, steps a clone of the parameter whose sides are at most 64. It
-    makes its state as its own code does: in float32 for AdamMini, on the parameter's device for fused and capturable
-    ones. Random numbers are put back.
+    A copy of the optimizer, without hooks and state, steps a clone of the parameter whose sides are at most 64 long.
+    The optimizer's own code therefore creates the state: in float32 for AdamMini, and on the parameter's device for
+    fused and capturable optimizers. The random number generators are restored.
 
     Args:
-        optimizer: unwrapped; not changed.
-        group: the parameter's group in it.
-        parameter: whole, not a DTensor.
-        known: results by kind of parameter, to step one clone of each kind.
+        optimizer: the optimizer, without wrapper. It is not changed.
+        group: the group of the parameter in this optimizer.
+        parameter: the parameter; not a DTensor.
+        trials: cache of results, so that parameters of one kind need only one trial step.
 
     Returns:
-        None if the optimizer raised in that step before it made any state.
+        The template; None if the optimizer raised an error in the trial step before it created any state.
     """
     longest = _LONGEST if parameter.ndim < 3 else _LONGEST_OF_MANY
     small = tuple(min(size, longest) for size in parameter.shape)
     key = (id(group), small, parameter.dtype, parameter.device)
-    known = {} if known is None else known
-    if key not in known:
-        known[key] = _tried(optimizer, group, small, parameter)
-    found = known[key]
+    trials = {} if trials is None else trials
+    if key not in trials:
+        trials[key] = _take_trial_step(optimizer, group, small, parameter)
+    found = trials[key]
     if found is None:
         return None
     values, counter = found
     shapes = {name: _shape(value, small, parameter.shape) for name, value in values.items()}
-    return KeptState(values, shapes, counter)
+    return StateTemplate(values, shapes, counter)
 
 
-def _tried(
+def _take_trial_step(
     optimizer: Optimizer, group: Mapping[str, Any], small: tuple[int, ...], parameter: Tensor
 ) -> tuple[dict[str, Any], bool] | None:
+    """Step a clone of shape `small`, on the parameter's device or, if that fails, on the CPU.
+
+    Returns:
+        The state of the clone, and whether the group counts steps; None if both devices failed.
+    """
     for device in dict.fromkeys((parameter.device, torch.device("cpu"))):
         clone = torch.ones(small, dtype=parameter.dtype, device=device, requires_grad=True)
         values, counter, failed = _step(optimizer, group, clone)
         if values or not failed:
-            if device != parameter.device:  # its own device could not be tried
+            if device != parameter.device:  # the trial step on the parameter's device failed
                 on_device = bool(group.get("fused") or group.get("capturable"))
                 values = {key: _moved(value, parameter, on_device) for key, value in values.items()}
             return values, counter
@@ -82,7 +87,7 @@ def _tried(
 
 
 def _step(optimizer: Optimizer, group: Mapping[str, Any], clone: Tensor) -> tuple[dict[str, Any], bool, bool]:
-    """The state of the clone after a step, whether its group counts steps, and whether the step raised."""
+    """Step a clone; return its state, whether its group counts steps, and whether the step raised an error."""
     trial: Optimizer = object.__new__(type(optimizer))
     trial.__dict__.update({key: value for key, value in vars(optimizer).items() if key != "step"})
     trial.state = defaultdict(dict)
@@ -98,18 +103,19 @@ def _step(optimizer: Optimizer, group: Mapping[str, Any], clone: Tensor) -> tupl
     trial.param_groups = [{"params": [clone], **settings}]
     with torch.random.fork_rng([clone.device] if clone.device.type == "cuda" else []):
         with torch.enable_grad():
-            clone.grad = 2 * clone  # with a graph: second-order optimizers differentiate it
+            # The gradient has a graph, because second-order optimizers differentiate it.
+            clone.grad = 2 * clone
         failed = False
         try:
             with torch.no_grad():
                 inspect.unwrap(type(optimizer).step)(trial)
-        except Exception:  # whatever an optimizer raises; the state is made first
+        except Exception:  # an optimizer can raise any error; its state usually exists by then
             failed = True
     return dict(trial.state[clone]), "step" in trial.param_groups[0], failed
 
 
 def _shape(value: Any, small: tuple[int, ...], whole: torch.Size) -> torch.Size | None:
-    """The shape that a tensor of the clone's state has for the whole parameter."""
+    """Return the shape for the whole parameter of a tensor in the state of the clone."""
     if not isinstance(value, Tensor) or value.ndim != len(small) or value.ndim == 0:
         return None
     sides = [
@@ -120,7 +126,7 @@ def _shape(value: Any, small: tuple[int, ...], whole: torch.Size) -> torch.Size 
 
 
 def _moved(value: Any, parameter: Tensor, on_device: bool) -> Any:
-    """A tensor of a trial on the CPU, where the parameter's own device would have it."""
+    """Move a value from a trial step on the CPU to the device where the optimizer would create it."""
     if isinstance(value, Tensor):
         return value.to(parameter.device) if value.ndim or on_device else value
     if isinstance(value, list):
@@ -128,15 +134,15 @@ def _moved(value: Any, parameter: Tensor, on_device: bool) -> Any:
     return value
 
 
-def unwrapped(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside of accelerate's wrapper and the like."""
+def unwrap_optimizer(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer inside a wrapper, such as that of accelerate."""
     while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = inner
     return optimizer
 
 
-def shape_of_second(optimizer: Optimizer, parameter: Tensor, partition: list[int] | None) -> torch.Size:
-    """Return the shape of ``exp_avg_sq``: one element for each piece in AdamMini, else the parameter's."""
+def second_moment_shape(optimizer: Optimizer, parameter: Tensor, partition: list[int] | None) -> torch.Size:
+    """Return the shape of ``exp_avg_sq``: one element per piece in AdamMini, otherwise that of the parameter."""
     if isinstance(optimizer, AdamMini) and partition is not None:
         return torch.Size(partition)
     return parameter.shape

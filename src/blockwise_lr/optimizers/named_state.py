@@ -1,4 +1,4 @@
-"""The old state of an optimizer by parameter name, whatever its groups were."""
+"""Index the saved state of an optimizer by parameter name, independent of its groups."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from blockwise_lr.extras import is_installed
 
 State = dict[str, Any]
 PART = re.compile(r"(?P<before>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d+)")
-_SHOWN = 5  # names that a message lists
+_SHOWN = 5  # number of names that a message lists
 
 
 class Entry(NamedTuple):
-    """The old state of one parameter: its moments, the steps that they saw, and its group."""
+    """The old state of one parameter: its moments, the number of steps they cover, and its group."""
 
     state: State
     steps: int | None
@@ -26,14 +26,23 @@ class Entry(NamedTuple):
 
 
 def _entry(state: State, group: Mapping[str, Any]) -> Entry:
-    count = state.get("step", group.get("step"))  # pytorch_optimizer's count in the group
+    count = state.get("step", group.get("step"))  # optimizers of pytorch_optimizer count steps in the group
     return Entry(state, None if count is None else int(count), group)
 
 
-def by_name(
+def state_by_name(
     old: Mapping[str, Any], model: nn.Module, names: Sequence[Sequence[str]] | None = None
 ) -> dict[str, Entry]:
-    """The old state by canonical parameter name."""
+    """Return the old state by canonical parameter name.
+
+    Args:
+        old: ``state_dict()`` of the old optimizer.
+        model: the model, whose order of parameters is used if neither the groups nor `names` give the names.
+        names: names of the parameters in each group.
+
+    Raises:
+        ValueError: `old` is not the state of an optimizer, the names do not fit its groups, or they are unknown.
+    """
     if not {"state", "param_groups"} <= set(old):
         raise ValueError(
             f"the old state has the keys {listed(sorted(map(str, old)))}; expected an optimizer's state_dict(), with "
@@ -41,7 +50,7 @@ def by_name(
         )
     groups = old["param_groups"]
     carried = [group.get("names", group.get("param_names", _as_names(group["params"]))) for group in groups]
-    chosen = names if names is not None else carried if all(carried) else _inferred(groups, model)
+    chosen = names if names is not None else carried if all(carried) else _infer_names(groups, model)
     counts = [len(group["params"]) for group in groups]
     if [len(each) for each in chosen] != counts:
         raise ValueError(
@@ -56,25 +65,24 @@ def by_name(
 
 
 def _as_names(params: Sequence[Any]) -> list[str] | None:
-    """Names where a group has them in place of parameters, as torch.distributed.checkpoint's state dicts do."""
+    """Return the names of a group in which names replace parameters, as in torch.distributed.checkpoint."""
     return list(params) if all(isinstance(each, str) for each in params) else None
 
 
-def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
-    """The names in the order in which torch, or transformers' Trainer, takes a model's parameters."""
+def _infer_names(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
+    """Return the names in the order in which torch, or transformers' Trainer, groups the parameters of a model."""
     counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
     if counts == [len(whole)]:
         return [whole]
-    if counts == [
-        len(every := list(_original_names(model, frozen=True)))
-    ]:  # model.parameters() has the frozen too
+    every = list(_original_names(model, frozen=True))  # model.parameters() includes frozen parameters
+    if counts == [len(every)]:
         return [every]
     of_trainer = len(counts) == 2 and is_installed("transformers")
     for all_names in (whole, every) if of_trainer else ():
         from transformers import Trainer
 
         decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))
-        decays = {fused_name(canonical_name(name)) for name in decayed}
+        decays = {name_before_split(canonical_name(name)) for name in decayed}
         pair = [[name for name in all_names if (name in decays) is wanted] for wanted in (True, False)]
         if [len(each) for each in pair] == counts:
             return pair
@@ -85,7 +93,12 @@ def _inferred(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[lis
 
 
 def _original_names(model: nn.Module, *, frozen: bool = False) -> Iterator[str]:
-    """The names that ``named_parameters()`` gave before ``split_fused``, of what is trained, each once."""
+    """Yield the names that ``named_parameters()`` gave before ``split_fused``, each parameter once.
+
+    Args:
+        model: the model, split or not.
+        frozen: also yield parameters that are not trained.
+    """
     seen: set[int] = set()
     for path, module in model.named_modules():
         prefix, split = canonical_name(f"{path}.") if path else "", split_state(module)
@@ -100,13 +113,13 @@ def _original_names(model: nn.Module, *, frozen: bool = False) -> Iterator[str]:
                 yield f"{prefix}{leaf}"
 
 
-def fused_name(name: str) -> str:
-    """The name of the fused weight that a part was cut from; any other name as it is."""
+def name_before_split(name: str) -> str:
+    """Return the name of the fused weight that a part belongs to; any other name unchanged."""
     found = PART.fullmatch(name)
     return f"{found['before']}{found['leaf']}" if found else name
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names, and state how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

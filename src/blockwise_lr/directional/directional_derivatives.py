@@ -1,4 +1,4 @@
-"""What happens to the loss along given directions: slope by one backward pass, curvature by moving the parameters."""
+"""Slope and curvature of the loss along given directions: one backward pass, and central differences of the logits."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from blockwise_lr.sharpness.parts import Parts, cut, local
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
-_CHUNK = 1 << 22  # logits of all blocks put together at a time
+_CHUNK = 1 << 22  # number of logits, over all blocks, that are processed at a time
 
 
 @dataclass(frozen=True)
 class Direction:
-    """The optimizer's update on one block.
+    """The optimizer's update of one block.
 
     Args:
         block: the block.
-        pieces: (parameter's index, where in it: None for all of it).
-        move: the factor by which the update is added to the parameters, for finite differences.
+        pieces: for each parameter of the block, its index and the part of it that belongs to the block (None: all).
+        move: factor by which the update is added to the parameters in the central differences.
     """
 
     block: Block
@@ -42,7 +42,12 @@ def slope_and_curvature(
     updates: Sequence[Tensor],
     directions: Sequence[Direction],
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """One batch: signals (k,), C (k, k), noise in C's diagonal (k,), all float64; and the samples."""
+    """Measure the slope and the curvature along each direction on one batch.
+
+    Returns:
+        The signals (k,), C (k, k) and the rounding noise in the diagonal of C (k,), all float64; and the number of
+        samples.
+    """
     parts = problem.parts
     gradients = parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
     signal = dots(parts, gradients, updates, directions)
@@ -53,12 +58,12 @@ def slope_and_curvature(
             _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
         )
         changes.append((above - below) / (2 * direction.move))
-    curvature = _products(center, changes)
-    # A move a thousand times smaller changes the logits by what is known from `changes`, and by rounding.
+    curvature = _gauss_newton_products(center, changes)
+    # The effect of a move a thousand times smaller is known from `changes`. The rest of the change is rounding.
     small = 1e-3
     moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
     known = sum(small * d.move * change for d, change in zip(directions, changes))
-    rounding = _products(center, [moved - center.logits - known])[0, 0] / 2
+    rounding = _gauss_newton_products(center, [moved - center.logits - known])[0, 0] / 2
     noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
     if parts.distributed:
         for tensor in (curvature, noise):
@@ -72,7 +77,7 @@ def slope_and_curvature(
 def _logits_at(
     problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
 ) -> Tensor:
-    """Logits with the parameters of each direction moved by a factor times its update, which is then undone."""
+    """Return the logits after moving the parameters along each direction by a factor. The moves are then undone."""
     parameters = problem.parts.parameters
     touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
     kept = {i: local(parameters[i].detach()).clone() for i in touched}
@@ -82,7 +87,8 @@ def _logits_at(
                 for i, piece in direction.pieces:
                     cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
             logits = problem.predict(batch, needs_gradient=False).logits
-        processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
+        # Without this, the outermost module would keep the gathered, moved parameters.
+        processes.reshard(problem.model)
         return logits
     finally:
         with torch.no_grad():
@@ -90,8 +96,13 @@ def _logits_at(
                 local(parameters[i].detach()).copy_(value)
 
 
-def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
-    """sum over samples of dz_a' (diag p - p p') dz_b, for all pairs: (k, k) float64 on the CPU."""
+def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
+    """Return the Gauss-Newton products of all pairs of changes, summed over samples: (k, k) float64 on the CPU.
+
+        sum over samples of dz_a' (diag p - p p') dz_b
+
+    p are the predicted probabilities, and dz_a is the change of the logits along direction a.
+    """
     k, classes = len(changes), at.logits.shape[1]
     total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)
     rows = max(1, _CHUNK // (k * classes))
@@ -112,7 +123,7 @@ def dots(
     updates: Sequence[Tensor],
     directions: Sequence[Direction],
 ) -> Tensor:
-    """<tensor, update> on each direction: (k,) float64, over all shards."""
+    """Return <tensor, update> along each direction, over all shards: (k,) float64."""
     totals = torch.zeros(len(directions), dtype=torch.float64)
     for row, direction in enumerate(directions):
         for i, piece in direction.pieces:

@@ -1,4 +1,4 @@
-"""Let any torch schedule scale the learning rate of each block, instead of giving all blocks one rate."""
+"""Apply the learning-rate ratios to any torch scheduler."""
 
 from __future__ import annotations
 
@@ -11,46 +11,49 @@ from torch import Tensor
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optim.set_lr import keep_decay, ratio_of, write_lr
+from blockwise_lr.optim.set_lr import ratio_of, restore_peak_decay, write_lr
 
 S = TypeVar("S")
 
 _STATE = "_by_block"
 _INSIDE = "_by_block_inside"
-_LISTS = ("max_lrs", "min_lrs", "_init_lrs")  # rates that a schedule keeps, one a group, besides base_lrs
-_KEYS = {OneCycleLR: ("initial_lr", "max_lr", "min_lr")}  # rates that it keeps in the groups
+# Attributes of a scheduler that hold one learning rate per group, in addition to base_lrs.
+_RATE_LISTS = ("max_lrs", "min_lrs", "_init_lrs")
+# Keys under which a scheduler stores learning rates in the groups.
+_GROUP_RATES = {OneCycleLR: ("initial_lr", "max_lr", "min_lr")}
 _ROUNDING = 1e-6
 
 
 def scale_by_block(scheduler: S) -> S:
-    """Make a schedule work on the base learning rate, and give every block its ratio of what it computes.
+    """Make a scheduler compute the base learning rate, and give each block its ratio of that rate.
 
-        lr_b(t) = ratio_b * s(t)                 s: what the schedule gives a single group at the base learning rate
+        lr_b(t) = ratio_b * s(t)                 s: the scheduler's rate for one group at the base learning rate
 
-    It does not matter whether a schedule scales the learning rate that each group began with (``LambdaLR``,
-    ``CosineAnnealingLR``) or overwrites all groups with one (``OneCycleLR``, ``CyclicLR``): no ratio is lost, and none
-    is applied twice. Learning rates among its arguments are base learning rates (``max_lr``, ``eta_min``, ``min_lr``,
-    ``swa_lr``), or lists with the rate of each group. What else it does to the groups stays, such as the momentum that
-    ``OneCycleLR`` cycles.
+    This works both for schedulers that scale the initial learning rate of each group (``LambdaLR``,
+    ``CosineAnnealingLR``) and for those that overwrite all groups with one rate (``OneCycleLR``, ``CyclicLR``). No
+    ratio is lost, and none is applied twice. Learning rates in the scheduler's arguments (``max_lr``, ``eta_min``,
+    ``min_lr``, ``swa_lr``) are base learning rates, or lists with the learning rate of each group. Other changes that
+    the scheduler makes to the groups are kept, such as the momentum that ``OneCycleLR`` cycles.
 
-    During a step of the schedule the groups hold their rates divided by the ratios; afterwards they are multiplied
-    again, by the ratios of that moment. So schedules that compute the next rate from the current one are right, and
-    ratios may move (:class:`blockwise_lr.AutoRatios`).
+    During a step of the scheduler, the groups hold their learning rates divided by the ratios. After the step, the
+    learning rates are multiplied by the current ratios. Schedulers that compute the next rate from the current one
+    therefore work, and the ratios may change during the run (:class:`blockwise_lr.AutoRatios`).
 
     Args:
-        scheduler: a torch schedule on the groups of :func:`blockwise_lr.param_groups`, before its first step: any
-            ``LRScheduler``, also ``SequentialLR``, ``ChainedScheduler``, ``ReduceLROnPlateau``, ``SWALR`` and those of
-            transformers' ``get_scheduler``. Of nested schedules only the outermost. The schedules of this library
-            have a rate for each block already.
+        scheduler: a torch scheduler on the groups of :func:`blockwise_lr.param_groups`, before its first step. Any
+            ``LRScheduler`` works, including ``SequentialLR``, ``ChainedScheduler``, ``ReduceLROnPlateau``, ``SWALR``
+            and those of transformers' ``get_scheduler``. Of nested schedulers, pass only the outermost. The schedules
+            of this library already have a learning rate for each block, so they are refused.
 
     Returns:
-        The same object, which now scales; its class is a subclass of what it was. ``get_last_lr()`` gives each group's
-        rate. To resume, make and wrap the schedule as before, then ``load_state_dict``, before or after the
-        optimizer's.
+        The same object, whose class is now a subclass of its previous class. ``get_last_lr()`` returns the learning
+        rate of each group. To resume, create and wrap the scheduler in the same way, then call ``load_state_dict``,
+        before or after that of the optimizer.
 
     Raises:
-        ValueError: no schedule; one of this library; one that was wrapped inside another, or has already moved the
-            groups apart. By ``load_state_dict``: the state of a schedule that was not wrapped.
+        ValueError: `scheduler` is not a scheduler, is one of this library, contains one that is already wrapped, or has
+            already changed the ratios between the groups. The ``load_state_dict`` of the result raises ValueError for
+            the state of a scheduler that was not wrapped.
 
     Example:
         >>> import torch
@@ -64,10 +67,10 @@ def scale_by_block(scheduler: S) -> S:
         >>> [round(lr, 6) for lr in scheduler.get_last_lr()]
         [0.0001, 0.001]
     """
-    if isinstance(scheduler, _Scaled):
+    if isinstance(scheduler, _ScaledScheduler):
         return scheduler
     if not hasattr(scheduler, "optimizer") and hasattr(scheduler, "scheduler"):
-        scale_by_block(scheduler.scheduler)  # accelerate's wrapper around the schedule
+        scale_by_block(scheduler.scheduler)  # accelerate's wrapper around the scheduler
         return scheduler
     if isinstance(scheduler, BlockwiseSchedule):
         raise ValueError(
@@ -80,46 +83,47 @@ def scale_by_block(scheduler: S) -> S:
             "scale_by_block(OneCycleLR(optimizer, max_lr=1e-3, total_steps=1000))"
         )
     leaves = list(_leaves(scheduler))
-    if any(isinstance(leaf, (_Scaled, BlockwiseSchedule)) for leaf in leaves):
+    if any(isinstance(leaf, (_ScaledScheduler, BlockwiseSchedule)) for leaf in leaves):
         raise ValueError(
             f"a schedule inside this {type(scheduler).__name__} gives each block its own learning rate already: make "
             "it of plain torch schedules and wrap only the outermost, scale_by_block(SequentialLR(...))"
         )
     ratios = [ratio_of(group) for group in groups]
-    # Asked before any of them is changed: OneCycleLR in a sequence has overwritten the groups of the others, too.
+    # All leaves are checked before any is changed: OneCycleLR in a sequence also overwrites the groups of the others.
     overwritten = [_overwrites(leaf, groups, ratios) for leaf in leaves]
     for leaf, over in zip(leaves, overwritten):
-        _to_base_rates(leaf, groups, ratios, over)
+        _divide_stored_rates(leaf, groups, ratios, over)
     if isinstance(scheduler, CyclicLR):
-        # Its first rate is each group's `initial_lr`, where param_groups has set one: not a rate of its cycle.
+        # The groups hold `initial_lr` from param_groups, which is not a rate of the cycle. Compute the first rate here.
         scheduler._get_lr_called_within_step = True
         rates = list(scheduler.get_lr())
         scheduler._get_lr_called_within_step = False
     else:
-        current = [_read(group) for group in groups]
-        one_rate = _one_number(current) and (_differ(ratios) or any(overwritten))
-        rates = current if one_rate else [lr / ratio for lr, ratio in zip(current, ratios)]
+        current = [_lr_of(group) for group in groups]
+        shared = _all_equal(current) and (_ratios_differ(ratios) or any(overwritten))
+        rates = current if shared else [lr / ratio for lr, ratio in zip(current, ratios)]
     _refuse_moved(scheduler, leaves, groups, rates)
     cast("Any", scheduler).__class__ = _scaled_class(cast("type", type(scheduler)))
-    cast("_Scaled", scheduler)._give(rates)
+    cast("_ScaledScheduler", scheduler)._set_base_rates(rates)
     return scheduler
 
 
 def is_scaled(scheduler: object) -> bool:
-    """Whether this is a schedule of :func:`scale_by_block`."""
-    return isinstance(scheduler, _Scaled)
+    """Return whether `scheduler` was wrapped by :func:`scale_by_block`."""
+    return isinstance(scheduler, _ScaledScheduler)
 
 
-class _Scaled:
-    """What :func:`scale_by_block` puts before the class of a schedule."""
+class _ScaledScheduler:
+    """The base class that :func:`scale_by_block` puts in front of the class of a scheduler."""
 
     optimizer: Any
 
     def step(self, *args: Any, **kwargs: Any) -> Any:
+        """Do a step of the scheduler at base rates."""
         with self._at_base_rates():
             return super().step(*args, **kwargs)  # type: ignore[misc]
 
-    # A schedule around this one calls these two instead.
+    # An enclosing scheduler calls the next two methods instead of step().
     def _update_lr(self, *args: Any, **kwargs: Any) -> Any:
         with self._at_base_rates():
             return super()._update_lr(*args, **kwargs)  # type: ignore[misc]
@@ -129,13 +133,19 @@ class _Scaled:
             super()._initial_step()  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the state of the scheduler with its base rates."""
         return {**super().state_dict(), _STATE: self.__dict__[_STATE]}  # type: ignore[misc]
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load a state of :meth:`state_dict` and set the learning rates of the groups.
+
+        Raises:
+            ValueError: the scheduler that saved the state was not wrapped.
+        """
         if _STATE not in state_dict:
             raise ValueError(
                 f"this state was saved by a {type(self).__mro__[2].__name__} without scale_by_block, so its rates are "
-                "not base rates: load it into the schedule before it is wrapped, or start the schedule anew"
+                "not base rates: load it into the schedule before it is wrapped, or restart the schedule"
             )
         state = dict(state_dict)
         own = state.pop(_STATE)
@@ -143,88 +153,92 @@ class _Scaled:
         groups = self.optimizer.param_groups
         for group, momentum in zip(groups, own["momentum"]):
             group.update({key: tuple(m) if isinstance(m, list) else m for key, m in momentum.items()})
-        self._give(own["rates"])
+        self._set_base_rates(own["rates"])
 
     @contextmanager
     def _at_base_rates(self) -> Iterator[None]:
-        """Hand the schedule the rates without ratios, then scale what it made of them."""
+        """Run the scheduler on learning rates without ratios, then multiply its results by the ratios."""
         if _INSIDE in self.__dict__:  # step() calls _update_lr()
             yield
             return
         known = self.__dict__[_STATE]
         for i, group in enumerate(self.optimizer.param_groups):
             ours = i < len(known["rates"]) and _same(group["lr"], known["written"][i])
-            # Where another schedule or a loop has set the rate since, that is the one to go on from.
-            write_lr(group, known["rates"][i] if ours else _read(group) / ratio_of(group))
+            # If other code has set the rate since the last step, continue from that rate.
+            write_lr(group, known["rates"][i] if ours else _lr_of(group) / ratio_of(group))
         self.__dict__[_INSIDE] = True
         try:
             yield
         finally:
             del self.__dict__[_INSIDE]
-            self._give([_read(group) for group in self.optimizer.param_groups])
+            self._set_base_rates([_lr_of(group) for group in self.optimizer.param_groups])
 
-    def _give(self, rates: Sequence[Any]) -> None:
-        """Set every group to its ratio of its base rate."""
+    def _set_base_rates(self, rates: Sequence[Any]) -> None:
+        """Set the learning rate of every group to its base rate times its ratio."""
         groups = self.optimizer.param_groups
         for group, rate in zip(groups, rates):
             write_lr(group, rate * ratio_of(group))
-            keep_decay(group)
-        written = [_read(group) for group in groups]
+            restore_peak_decay(group)
+        written = [_lr_of(group) for group in groups]
         cycles = any(getattr(leaf, "cycle_momentum", False) for leaf in _leaves(self))
         momentum = [{k: g[k] for k in ("betas", "momentum") if k in g} for g in groups] if cycles else []
-        # A new dictionary each time: a saved state must not move on with the schedule.
+        # A new dictionary each time, because a saved state must not change with the scheduler.
         self.__dict__[_STATE] = {"rates": list(rates), "written": written, "momentum": momentum}
         if hasattr(self, "_last_lr"):
             self._last_lr = list(written)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _blank, (type(self).__mro__[2],), self.__dict__  # the class is made on the fly
+        # pickle cannot find a class that is created at run time, so it stores the original class.
+        return _new_scaled, (type(self).__mro__[2],), self.__dict__
 
 
 @cache
 def _scaled_class(base: type) -> type:
-    return type(f"BlockScaled{base.__name__}", (_Scaled, base), {"__module__": __name__})
+    return type(f"BlockScaled{base.__name__}", (_ScaledScheduler, base), {"__module__": __name__})
 
 
-def _blank(base: type) -> Any:
+def _new_scaled(base: type) -> Any:
     scaled: Any = _scaled_class(base)
     return scaled.__new__(scaled)
 
 
 def _leaves(scheduler: Any) -> Iterator[Any]:
-    """The schedules inside SequentialLR and ChainedScheduler; of another schedule itself."""
+    """Yield the schedulers inside SequentialLR and ChainedScheduler; for other schedulers, the scheduler itself."""
     nested = getattr(scheduler, "_schedulers", None)
     if nested is None:
         yield scheduler
     else:
         for each in nested:
-            yield from _leaves(each) if not isinstance(each, _Scaled) else (each,)
+            yield from _leaves(each) if not isinstance(each, _ScaledScheduler) else (each,)
 
 
 def _overwrites(leaf: Any, groups: Sequence[Mapping[str, Any]], ratios: Sequence[float]) -> bool:
-    """Whether the schedule started from a rate of its own and not from each group's ``initial_lr``."""
+    """Return whether the scheduler started from its own rate, not from the ``initial_lr`` of each group."""
     base = getattr(leaf, "base_lrs", None)
-    if not base or not _one_number(base):
+    if not base or not _all_equal(base):
         return False
-    if _differ(ratios) or isinstance(leaf, (CyclicLR, OneCycleLR)):
+    if _ratios_differ(ratios) or isinstance(leaf, (CyclicLR, OneCycleLR)):
         return True
     return not all(_same(lr, group.get("initial_lr", lr)) for lr, group in zip(base, groups))
 
 
-def _to_base_rates(
+def _divide_stored_rates(
     leaf: Any, groups: Sequence[dict[str, Any]], ratios: Sequence[float], overwritten: bool
 ) -> None:
-    """Divide the rates that the schedule keeps by the ratios, unless they are one number for all blocks."""
+    """Divide the learning rates that the scheduler stores by the ratios.
+
+    Rates that are equal for all groups are already base learning rates and are not changed.
+    """
     if getattr(leaf, "base_lrs", None) and not overwritten:
         leaf.base_lrs = [lr / ratio for lr, ratio in zip(leaf.base_lrs, ratios)]
-    for name in _LISTS:
+    for name in _RATE_LISTS:
         values = getattr(leaf, name, None)
-        if values and not (_one_number(values) and (_differ(ratios) or name != "_init_lrs")):
+        if values and not (_all_equal(values) and (_ratios_differ(ratios) or name != "_init_lrs")):
             setattr(leaf, name, [lr / ratio for lr, ratio in zip(values, ratios)])
-    keys = next((keys for kind, keys in _KEYS.items() if isinstance(leaf, kind)), ())
+    keys = next((keys for kind, keys in _GROUP_RATES.items() if isinstance(leaf, kind)), ())
     for key in (*keys, "swa_lr"):
         values = [group.get(key) for group in groups]
-        if None not in values and not _one_number(values):
+        if None not in values and not _all_equal(values):
             for group, ratio in zip(groups, ratios):
                 group[key] = group[key] / ratio
 
@@ -232,7 +246,10 @@ def _to_base_rates(
 def _refuse_moved(
     scheduler: Any, leaves: Sequence[Any], groups: Sequence[Mapping[str, Any]], rates: Sequence[Any]
 ) -> None:
-    """Rates that are not one share of where the groups began cannot be told apart into ratio and schedule."""
+    """Raise ValueError if the scheduler has changed the groups by different factors.
+
+    The ratios and the schedule can then no longer be separated.
+    """
     base = getattr(leaves[0], "base_lrs", None) or ()
     shares = [(float(rate) / float(lr), group) for rate, lr, group in zip(rates, base, groups) if lr > 0]
     if not shares:
@@ -247,7 +264,7 @@ def _refuse_moved(
         )
 
 
-def _read(group: Mapping[str, Any]) -> Any:
+def _lr_of(group: Mapping[str, Any]) -> Any:
     lr = group["lr"]
     if isinstance(lr, Tensor):
         return lr.detach().clone()
@@ -255,15 +272,18 @@ def _read(group: Mapping[str, Any]) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two rates are equal; of tensors on a device it is taken for granted, since looking would wait for it."""
+    """Return whether two learning rates are equal.
+
+    Tensors on a device count as equal, because comparing them would cause a host sync.
+    """
     if any(isinstance(each, Tensor) and each.device.type != "cpu" for each in (one, other)):
         return True
     return float(one) == float(other)
 
 
-def _one_number(values: Sequence[Any]) -> bool:
+def _all_equal(values: Sequence[Any]) -> bool:
     return len({float(value) for value in values}) == 1
 
 
-def _differ(ratios: Sequence[float]) -> bool:
+def _ratios_differ(ratios: Sequence[float]) -> bool:
     return len(set(ratios)) > 1

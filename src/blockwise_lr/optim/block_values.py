@@ -1,4 +1,4 @@
-"""One number for every block: what a mapping has to look like, and how a command line spells it."""
+"""Mappings with one number per block: validation, and their form as text on the command line."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 from blockwise_lr.blocks import Block
 
 
-def check_by_block(
+def check_block_values(
     values: Mapping[Any, Any], name: str, allowed: Callable[[float], bool], expected: str
 ) -> dict[Block, float]:
-    """The mapping with Blocks as keys and floats as values.
+    """Return the mapping with Blocks as keys and floats as values.
 
     Args:
-        values: a number by Block or its string.
-        name: what the numbers are called in messages.
-        allowed: whether a number is in range.
-        expected: the same in words.
+        values: a number for each Block or its string.
+        name: name of the mapping in error messages.
+        allowed: returns whether a number is in range.
+        expected: description of the range in error messages.
 
     Raises:
-        ValueError: a key that is no block, or a value that is no number or out of range.
+        ValueError: a key is not a block, or a value is not a number or is out of range.
 
     Example:
-        >>> check_by_block({"qk": 2}, "ratios", lambda value: value > 0, "a number above 0")
+        >>> check_block_values({"qk": 2}, "ratios", lambda value: value > 0, "a number above 0")
         {<Block.QK: 'qk'>: 2.0}
     """
     checked = {}
@@ -41,10 +41,10 @@ def check_by_block(
 
 
 def parse_pairs(text: str, name: str) -> dict[str, float]:
-    """``"emb=4,vo=0.5"`` as a mapping; whether its keys are blocks is for :func:`check_by_block`.
+    """Parse text such as ``"emb=4,vo=0.5"``. :func:`check_block_values` checks whether the keys are blocks.
 
     Raises:
-        ValueError: something between two commas is not ``block=number``, or a block is there twice.
+        ValueError: an item between commas does not have the form ``block=number``, or a block occurs twice.
 
     Example:
         >>> parse_pairs("emb=4, vo=0.5", "ratios")
@@ -65,25 +65,25 @@ def parse_pairs(text: str, name: str) -> dict[str, float]:
 
 
 def _as_float(value: float) -> float:
-    """With a whole number that no float can hold as an infinite one."""
+    """Convert to float; integers too large for a float become infinity."""
     try:
         return float(value)
     except OverflowError:
         return math.inf if value > 0 else -math.inf
 
 
-def spell_pairs(values: Mapping[Block, float]) -> str:
-    """The inverse of :func:`parse_pairs`, in the order of :class:`Block`.
+def format_pairs(values: Mapping[Block, float]) -> str:
+    """Return the mapping as text for :func:`parse_pairs`, in the order of :class:`Block`.
 
     Example:
-        >>> spell_pairs({Block.VO: 0.5, Block.EMB: 4.0})
+        >>> format_pairs({Block.VO: 0.5, Block.EMB: 4.0})
         'emb=4,vo=0.5'
     """
     return ",".join(f"{block.value}={digits(values[block])}" for block in Block if block in values)
 
 
 def digits(value: float) -> str:
-    """The number in as few digits as give it back.
+    """Return the number with as few digits as identify it exactly.
 
     Example:
         >>> digits(4.0), digits(0.1 + 0.2)

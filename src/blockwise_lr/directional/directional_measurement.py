@@ -1,4 +1,4 @@
-"""measure_directional: signal and curvature along the optimizer's own update, by block."""
+"""measure_directional: the slope and the curvature of the loss along the optimizer's own update, by block."""
 
 from __future__ import annotations
 
@@ -17,17 +17,22 @@ from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Piece
+from blockwise_lr.directional.directional_derivatives import Direction, dots, slope_and_curvature
 from blockwise_lr.directional.directional_report import DirectionalReport
-from blockwise_lr.directional.loss_along import Direction, dots, slope_and_curvature
-from blockwise_lr.directional.updates import groups_of, stepped_updates, taken_back, unit_updates
+from blockwise_lr.directional.updates import (
+    before_last_update,
+    groups_by_parameter,
+    stepped_updates,
+    unit_updates,
+)
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
 from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
 from blockwise_lr.sharpness.parts import Parts, cut
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
-# What the parameters of a block are moved by, root mean square, to see the logits change: rounding grows with its
-# inverse, truncation with its square.
+# Root mean square of the change of a block's parameters in the central differences. The rounding error grows with its
+# inverse, the truncation error with its square.
 _MOVE = {torch.float32: 1e-3, torch.float64: 1e-5}
 
 
@@ -45,42 +50,46 @@ def measure_directional(
     step: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> DirectionalReport:
-    r"""What each block could learn at: the slope and the curvature of the loss along the optimizer's own update.
+    r"""Measure the learning rate at which each block would lower the loss most.
 
-    With u_b the update that the optimizer subtracts from block b per unit of learning rate, on fresh batches, and from
-    where that update is taken (not from where it has led to, where only what is left to gain would be seen):
+    The measurement uses u_b, the update that the optimizer subtracts from block b per unit of learning rate. It
+    evaluates the loss on fresh batches, at the parameters before the update. After the update, only the remaining gain
+    would be visible. The quantities are:
 
         s_b   = <g, u_b>              the signal: above 0 if the update lowers the loss
         C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
-        lr*_b = s_b / C_bb            the step that minimises the local quadratic, all other blocks at rest
-                (s_b - sum_a C_ba lr_a) / C_bb, a != b: the same beside the others, which keep their own rates
-        C^-1 s                        the same for all blocks together
+        lr*_b = s_b / C_bb            minimises the local quadratic if all other blocks are fixed
+                (s_b - sum_a C_ba lr_a) / C_bb, a != b: the same if the other blocks move at their own learning rates
+        C^-1 s                        minimises the local quadratic over the learning rates of all blocks
 
-    C needs the change of the logits when a block moves along its update, by central differences: two forward passes a
-    block, no second derivative, any attention kernel. s needs one backward pass. float32 at least and no autocast:
-    differences in bfloat16 are rounding noise. The model and the optimizer are left as they were, to the bit.
+    C needs the change of the logits when a block moves along its update. It is measured by central differences: two
+    forward passes per block, without second derivatives, so every attention kernel works. s needs one backward pass.
+    The computation uses at least float32 and no autocast, because differences in bfloat16 are rounding noise. The model
+    and the optimizer are restored exactly, to the bit.
 
     Args:
         model: as for :func:`blockwise_lr.measure_sharpness`.
-        optimizer: the one that trains it. The last update of Adam, AdamW and AdamMini is read from their state and
-            taken back for the time of the measurement; its learning rate is the groups' (a schedule that has stepped
-            since has changed it by one step). Any other optimizer's next update is seen in one step on the first batch,
-            with that batch's gradient as it is (not clipped), which is then undone; that batch is not measured on.
-        batches: fresh ones, which the optimizer has not seen: the `measure` split's.
-        max_batches: measure on so many.
+        optimizer: the optimizer that trains the model. The last update of Adam, AdamW and AdamMini is read from their
+            state and is undone during the measurement. Its learning rate is that of the groups, which differs by one
+            step if a schedule has stepped since. For any other optimizer, the next update is observed in one step on
+            the first batch, without gradient clipping. The step is then undone, and that batch is not used for the
+            measurement.
+        batches: batches that the optimizer has not seen, such as those of the `measure` split.
+        max_batches: largest number of batches to measure on. Default: all.
         loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
-        hessian: also measure with the true Hessian, by Hessian-vector products: a forward and two backward passes a
-            block more.
-        move: root mean square by which a block's parameters are moved. Default 1e-3 where the forward pass computes
-            anything in float32 (transformers' RMSNorm does, whatever the model's type), 1e-5 in float64.
+        hessian: also measure with the true Hessian, by Hessian-vector products. This needs a forward and two backward
+            passes more per block. Default False.
+        move: root mean square of the change of a block's parameters in the central differences. Default 1e-3 if the
+            forward pass computes anything in float32 (transformers' RMSNorm does so for every model), 1e-5 in float64.
 
     Returns:
-        DirectionalReport, with standard errors over batches and the noise that rounding puts into each curvature.
+        A DirectionalReport, with standard errors over batches and the rounding noise in each curvature.
 
     Raises:
-        ValueError: the optimizer is not this model's or has taken no step; no batch; a forward pass in half precision
-            whatever the parameters are; a sharded model with fused weights that were not split; hessian=True for a
-            sharded model or one without double backward pass; as :func:`blockwise_lr.measure_sharpness`.
+        ValueError: the optimizer belongs to another model or has taken no step; there is no batch; the forward pass
+            uses half precision for parameters of any dtype; the model is sharded and has fused weights that
+            are not split; hessian=True and the model is sharded or has no double backward pass; or a condition of
+            :func:`blockwise_lr.measure_sharpness` is not met.
 
     Example:
         >>> report = measure_directional(model, optimizer, batches)  # doctest: +SKIP
@@ -90,10 +99,10 @@ def measure_directional(
     check_model(model, "measure_directional")
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # unwrap accelerate's wrapper
     parts = Parts(inner, blocks, distributed=distributed or replicated)
     _check(parts, hessian, move, max_batches)
-    groups = groups_of(optimizer, parts.parameters)
+    groups = groups_by_parameter(optimizer, parts.parameters)
     each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
     fresh = (batch for (batch,) in together(each, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
@@ -101,7 +110,7 @@ def measure_directional(
     problem = Problem(inner, parts, loss_fn)
     with (
         left_as_it_was(inner),
-        _at_least_float32(parts.parameters),
+        _parameters_in_float32(parts.parameters),
         no_autocast(problem),
         torch.enable_grad(),
         ExitStack() as stack,
@@ -110,7 +119,7 @@ def measure_directional(
         if updates is None:
             updates = _updates_of_a_step(problem, optimizer, fresh)
         else:
-            stack.enter_context(taken_back(parts.parameters, updates, groups))
+            stack.enter_context(before_last_update(parts.parameters, updates, groups))
         directions: list[Direction] = []
         for index, batch in enumerate(islice(fresh, max_batches)):
             predictions = problem.predict(batch)
@@ -160,7 +169,7 @@ def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | N
 
 
 def _move(predictions: Predictions) -> float:
-    """By the least precise type that the forward pass computes in."""
+    """Return the default of `move` for the least precise dtype of the forward pass."""
     if predictions.kinds & HALF:
         raise ValueError(
             "the forward pass computes in half precision, and not because of the parameters alone (autocast inside the "
@@ -173,7 +182,7 @@ def _move(predictions: Predictions) -> float:
 def _hessian(
     problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
 ) -> Tensor:
-    """u_a' H u_b of the summed loss, by Hessian-vector products: (k, k) float64."""
+    """Return u_a' H u_b of the summed loss, computed by Hessian-vector products: (k, k) float64."""
     rows = []
     for direction in directions:
         vector = [torch.zeros_like(update) for update in updates]
@@ -188,6 +197,7 @@ def _hessian(
 
 
 def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+    """Return the update that the optimizer makes in one step on the first batch."""
     batch = next(batches, None)
     if batch is None:
         raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
@@ -199,6 +209,7 @@ def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator
 
 
 def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
+    """Return the direction of each block that the optimizer moves, scaled so that its root mean square is `move`."""
     found: dict[Block, list[tuple[int, Piece | None]]] = {}
     for i, pieces in enumerate(parts.blocks_of_pieces()):
         for block, piece in pieces:
@@ -208,12 +219,12 @@ def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Di
     return [
         replace(direction, move=move * math.sqrt(_numel(direction, parts) / float(square)))
         for direction, square in zip(whole, squares)
-        if square > 0  # a block that the optimizer does not move has no direction
+        if square > 0  # blocks that the optimizer does not move are left out
     ]
 
 
 def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
-    """What the block's groups have; of a block in groups with different values, the mean over its parameters."""
+    """Return the mean of a group setting over the parameters of a block."""
     return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
 
 
@@ -222,8 +233,8 @@ def _numel(direction: Direction, parts: Parts) -> int:
 
 
 @contextmanager
-def _at_least_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """A float32 copy of half-precision parameters for the time of a measurement."""
+def _parameters_in_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Replace half-precision parameters by float32 copies during the measurement."""
     kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in HALF}
     try:
         for i in kept:

@@ -1,0 +1,264 @@
+"""Transfer the state of an optimizer to a new one.
+
+The new optimizer may have other groups, split weights in place of fused ones (or the reverse), or be of another class.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from blockwise_lr.arguments import check_model
+from blockwise_lr.blocks import canonical_name
+from blockwise_lr.blocks.layout import Concatenation, any_sharded
+from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.optimizers.adam_mini_kernel import spread
+from blockwise_lr.optimizers.named_state import PART, Entry, listed, name_before_split, state_by_name
+from blockwise_lr.optimizers.state_conversion import State, convert_state, copy_state
+from blockwise_lr.optimizers.state_template import learn_state_template, second_moment_shape, unwrap_optimizer
+
+_UNSPLITTABLE = object()
+
+
+def adopt_state(
+    old: Mapping[str, Any] | Optimizer,
+    model: nn.Module,
+    optimizer: Optimizer,
+    *,
+    names: Sequence[Sequence[str]] | None = None,
+    changed: Literal["error", "adopt"] = "error",
+) -> None:
+    """Copy the moments of an old optimizer into a new one, so that a run can continue with a learning rate per block.
+
+    The old state may differ from the new optimizer in three ways:
+
+    - other groups: one for all parameters, Trainer's pair with and without weight decay, or those of
+      :func:`param_groups`;
+    - fused weights where the model is now split, or the reverse;
+    - another class of optimizer. Moments with the same meaning are converted. The second moment v is converted between
+      the Adam variants: it is averaged over the pieces of :class:`AdamMini`, or repeated over them. Averages of the
+      gradient are also copied to Lion and Muon.
+
+    Each moment gets the dtype and device that the new optimizer itself would use. A parameter starts without state if
+    the old state lacks a value that the new optimizer needs; a warning names these parameters.
+
+    If all ratios are 1 and the optimizer has the same class, training continues exactly, to the bit. Learning rates and
+    weight decays are those of the new groups. To continue a schedule, create it with ``last_epoch``.
+
+    Args:
+        old: ``state_dict()`` of the old optimizer (the content of Trainer's optimizer.pt), or that optimizer.
+        model: the trained model, split or merged as for the new optimizer.
+        optimizer: the new optimizer, on groups of :func:`param_groups`, before its first step. It is changed in place.
+        names: names of the parameters in each of the old groups, in order. Default: the names that the groups contain
+            (``names``, torch's ``param_names``, or names in place of parameters). If there are none, one group is taken
+            in the model's order, and two groups in the order of transformers' Trainer.
+        changed: what to do if other parameters are trained than before. "error" (default) raises ValueError and names
+            them. "adopt" drops the moments of parameters that are now frozen, and starts newly trained parameters
+            without state.
+
+    Raises:
+        ValueError: the names are unknown or do not fit the model; a moment does not fit its parameter; a tensor is
+            sharded; a group of the new optimizer has no ``names``; or other parameters are trained than before. The new
+            optimizer is then unchanged.
+
+    Example:
+        >>> from blockwise_lr import param_groups, split_fused
+        >>> model = nn.MultiheadAttention(8, num_heads=2, bias=False)
+        >>> old = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        >>> model(*[torch.ones(1, 8)] * 3)[0].sum().backward(); old.step()
+        >>> new = torch.optim.AdamW(param_groups(split_fused(model), lr=1e-3), lr=1e-3)
+        >>> adopt_state(old.state_dict(), model, new)
+        >>> {tuple(state["exp_avg"].shape) for state in new.state.values()}
+        {(8, 8)}
+    """
+    check_model(model, "adopt_state")
+    if changed not in ("error", "adopt"):
+        raise ValueError(f'changed is {changed!r}; expected "error" or "adopt"')
+    optimizer = unwrap_optimizer(optimizer)
+    old_states = state_by_name(old.state_dict() if isinstance(old, Optimizer) else old, model, names)
+    fused = _fused_layouts(model)
+    new_states: dict[nn.Parameter, State] = {}
+    counts: dict[int, int] = {}
+    used: set[str] = set()
+    without_state: dict[str, list[str]] = {}
+    trials: dict[Any, Any] = {}
+    for name, (parameter, group, partition) in _parameters_by_name(optimizer).items():
+        entry, sources = _source_of(name, old_states, fused, changed)
+        used.update(sources)
+        if not entry.state:  # the parameter was never stepped, or was frozen before
+            continue
+        if any_sharded([parameter, *entry.state.values()]):
+            raise ValueError(f"the state of {name} is sharded: adopt the full state before fully_shard")
+        state, missing = _convert_entry(name, entry, optimizer, group, parameter, partition, trials)
+        if missing:
+            without_state[name] = missing
+            continue
+        new_states[parameter] = state
+        if entry.steps is not None:
+            counts[id(group)] = max(counts.get(id(group), 0), entry.steps)
+    _check_unused({name: entry for name, entry in old_states.items() if name not in used}, model, changed)
+    for parameter, state in new_states.items():
+        optimizer.state[parameter] = state
+    for group in optimizer.param_groups:
+        # trial[1] states whether the optimizer counts steps in the group.
+        if id(group) in counts and any(
+            trial and trial[1] for key, trial in trials.items() if key[0] == id(group)
+        ):
+            group["step"] = counts[id(group)]
+    if without_state:
+        needed = ", ".join(dict.fromkeys(key for missing in without_state.values() for key in missing))
+        warnings.warn(
+            f"the old state does not have what {type(optimizer).__name__} keeps ({needed}) for {len(without_state)} "
+            f"parameters ({listed(list(without_state))}), so these start without state; "
+            "warm the learning rate up again for them",
+            stacklevel=2,
+        )
+
+
+def _convert_entry(
+    name: str,
+    entry: Entry,
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    parameter: nn.Parameter,
+    partition: list[int] | None,
+    trials: dict[Any, Any],
+) -> tuple[State, list[str]]:
+    """Return the state of one parameter in the form of the new optimizer, and the names of missing values."""
+    template = learn_state_template(optimizer, group, parameter, trials)
+    try:
+        if template is None:
+            return copy_state(entry.state, group, parameter), []
+        second = second_moment_shape(optimizer, parameter, partition)
+        new_state = convert_state(entry.state, entry.steps, entry.group, template, group, parameter, second)
+    except ValueError as error:
+        key, _, rest = str(error).partition(" ")
+        raise ValueError(f"{key} of {name} {rest}") from None
+    return ({}, new_state) if isinstance(new_state, list) else (new_state, [])
+
+
+def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
+    """Check the old moments that no parameter of the new optimizer uses.
+
+    Raises:
+        ValueError: the model has no such parameter, or the parameter is now frozen and `changed` is "error".
+    """
+    own = {
+        name_before_split(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)
+    }
+    strange = [name for name in left if name_before_split(name) not in own]
+    frozen = [name for name, entry in left.items() if entry.state and changed == "error"]
+    if strange or frozen:
+        shown = strange or frozen
+        raise ValueError(
+            f"the old state has moments of {len(shown)} parameters that the new optimizer does not train "
+            f"({listed(sorted(shown))}): "
+            + (
+                "is it this model's?"
+                if strange
+                else 'if they were frozen since, adopt_state(..., changed="adopt") leaves them out'
+            )
+        )
+
+
+def _parameters_by_name(
+    optimizer: Optimizer,
+) -> dict[str, tuple[nn.Parameter, dict[str, Any], list[int] | None]]:
+    """Return each parameter with its group and its number of pieces per dimension, by canonical name."""
+    found = {}
+    for group in optimizer.param_groups:
+        if "names" not in group:
+            raise ValueError(
+                "a group of the new optimizer has no names: make the groups with param_groups(model, lr)"
+            )
+        cut = group.get("partitions") or [None] * len(group["params"])
+        for name, parameter, partition in zip(group["names"], group["params"], cut):
+            found[canonical_name(name)] = (parameter, group, partition)
+    return found
+
+
+# Split and fused layouts ----------------------------------------------------------------------------
+
+
+def _fused_layouts(model: nn.Module) -> dict[str, Concatenation]:
+    """Return the layout of each fused weight of the model by its original name, whether or not it is split now."""
+    found: dict[str, Concatenation] = {}
+    facts = ModelFacts(model)
+    for (path, leaf), projection in facts.projections.items():
+        if projection.fused and projection.repeats is not None:
+            parts, sizes = zip(*projection.parts)
+            found[f"{path}.{leaf}" if path else leaf] = Concatenation(
+                parts, sizes, projection.dim, projection.repeats
+            )
+    return found
+
+
+def _source_of(
+    name: str, old_states: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
+) -> tuple[Entry, list[str]]:
+    """Return the old state of a parameter in its present layout, and the names of the parameters it came from."""
+    if name in old_states:
+        return old_states[name], [name]
+    part, layout = PART.fullmatch(name), fused.get(name_before_split(name))
+    if part and layout and name_before_split(name) in old_states:
+        whole = old_states[name_before_split(name)]
+        cut = {
+            key: _split_moment(key, value, layout, int(part["index"])) for key, value in whole.state.items()
+        }
+        return whole._replace(
+            state={key: value for key, value in cut.items() if value is not _UNSPLITTABLE}
+        ), [name_before_split(name)]
+    if layout:
+        path, _, leaf = name.rpartition(".")
+        prefix = f"{path}.parametrizations" if path else "parametrizations"
+        names = [f"{prefix}.{leaf}.original{i}" for i in range(len(layout.sizes))]
+        entries = [old_states[each] for each in names if each in old_states]
+        if len(entries) == len(names) and len({bool(entry.state) for entry in entries}) == 1:
+            return entries[0]._replace(state=_join_parts([each.state for each in entries], layout)), names
+    if changed == "adopt":
+        return Entry({}, None, {}), []
+    raise ValueError(
+        f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: is it this model's? If {name} was "
+        'frozen then, adopt_state(..., changed="adopt") starts it without state'
+    )
+
+
+def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> Any:
+    """Return the share of one part in a moment of a fused weight, or _UNSPLITTABLE for other kinds of values."""
+    if isinstance(value, (list, tuple)):  # SOAP's matrices belong to the whole weight
+        return _UNSPLITTABLE
+    if not isinstance(value, Tensor) or value.ndim == 0:
+        return value
+    if value.shape[layout.dim] == 1 != sum(layout.sizes):  # one value for all outputs, as in Adafactor
+        return value
+    if value.shape[layout.dim] != sum(layout.sizes):
+        raise ValueError(
+            f"a moment of shape {tuple(value.shape)} cannot be split into {layout.sizes}: expected one of the fused "
+            "weight's shape"
+        )
+    return layout.right_inverse(value)[index]
+
+
+def _join_parts(states: Sequence[State], layout: Concatenation) -> State:
+    """Return the state of a fused weight from the states of its parts."""
+    joined: State = {}
+    for key, first in states[0].items():
+        if isinstance(first, (list, tuple)) or not all(key in state for state in states):
+            continue
+        values = [state[key] for state in states]
+        if isinstance(first, Tensor) and first.ndim:
+            shapes = [_spread_shape(value, size, layout.dim) for value, size in zip(values, layout.sizes)]
+            joined[key] = layout.fuse([spread(value, shape) for value, shape in zip(values, shapes)])
+        else:
+            joined[key] = first
+    return joined
+
+
+def _spread_shape(value: Tensor, size: int, dim: int) -> torch.Size:
+    """Return the shape in which each output of a part has its own value. Dimensions of inputs are unchanged."""
+    return torch.Size(size if d == dim else n for d, n in enumerate(value.shape))
