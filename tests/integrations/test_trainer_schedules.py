@@ -138,7 +138,10 @@ def test_the_default_is_this_librarys_cosine_and_says_once_that_linear_was_not_t
             )
     said = [record.getMessage() for record in caplog.records if "lr_scheduler_type" in record.getMessage()]
     assert len(said) == 1
-    assert 'schedule="trainer" takes it, schedule="cosine" stops this line' in said[0]
+    assert (
+        'Set schedule="trainer" to use lr_scheduler_type, or schedule="cosine" to stop this message'
+        in said[0]
+    )
     trainer_schedules._logged.clear()
     caplog.clear()
     blockwise(tmp_path, SLOW, schedule="cosine")
@@ -249,9 +252,9 @@ UNUSED = [
         "constant",
         None,
         {"floor": 1e-5},
-        r"floor=1e-05 is of this library's .*lr_scheduler_type='constant' of",
+        r"floor=1e-05 applies only to this library's .*lr_scheduler_type='constant' is",
     ),
-    ("cosine", None, {"warmup": "equal_slope"}, r"warmup='equal_slope' is of this library's"),
+    ("cosine", None, {"warmup": "equal_slope"}, r"warmup='equal_slope' applies only to this library's"),
     (None, None, {"schedule": "trainer", "floor": 0.0}, r"floor=0.0 is of .*lr_scheduler_type='linear' of"),
     (
         None,
@@ -296,7 +299,7 @@ def test_constant_without_warm_up_says_that_the_warm_up_does_nothing(tmp_path, c
     trainer.create_optimizer()
     with caplog.at_level(logging.WARNING):
         trainer.create_scheduler(STEPS)
-    assert "warmup_steps=3 does nothing: 'constant_with_warmup' has one" in caplog.text
+    assert "warmup_steps=3 has no effect, because lr_scheduler_type='constant' has no warm-up" in caplog.text
 
 
 @pytest.mark.parametrize("case", ["cosine", "warmup_stable_decay", "constant"])

@@ -15,7 +15,9 @@ from blockwise_lr.optim.saved_groups import OnChange, moves, other_parameters, r
 from blockwise_lr.optimizers.adopt import adopt_state
 
 
-def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool) -> None:
+def carry_over_moments(
+    optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool
+) -> None:
     """Let ``optimizer.load_state_dict`` accept a state that was saved with different parameter groups.
 
     A plain Trainer saves two groups without parameter names. The moments in such a state are carried over by parameter
@@ -40,8 +42,8 @@ def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, r
         if not ratios_move and moves(saved):
             if on_change == "error":
                 raise ValueError(
-                    "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give ratios="
-                    'AutoRule(...) as it was, or go on with the fixed ones by on_change="use_new"'
+                    "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give the "
+                    'same ratios=AutoRule(...) again, or keep the fixed ones with on_change="use_new"'
                 )
             state = {**state, "param_groups": [_without_auto(group) for group in saved]}
         if problem and on_change == "error":
@@ -56,7 +58,7 @@ def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, r
     optimizer.register_load_state_dict_pre_hook(before_loading)
 
 
-def take_new_peaks(scheduler: LambdaLR) -> None:
+def use_optimizer_peaks(scheduler: LambdaLR) -> None:
     """Replace the peak learning rates that a scheduler has loaded by those of the optimizer's groups.
 
     Call this after loading a checkpoint.

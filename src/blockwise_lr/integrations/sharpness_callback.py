@@ -112,7 +112,7 @@ class SharpnessCallback(TrainerCallback):
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._unclipped = False
         self._monitors: list[SharpnessMonitor] = []
-        self._reader: SharpnessMonitor | None = None
+        self._gradient_monitor: SharpnessMonitor | None = None
         self._pending: tuple[int, Tensor] | None = None
 
     def attach(
@@ -133,14 +133,14 @@ class SharpnessCallback(TrainerCallback):
         self._log = self._given_log
         self._context = nullcontext
         self._unclipped = False
-        self._pending, self._reader, self._monitors = None, None, []
+        self._pending, self._gradient_monitor, self._monitors = None, None, []
 
     # Trainer's events
     # -----------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
-        self._pending, self._reader, self._monitors = None, None, []
+        self._pending, self._gradient_monitor, self._monitors = None, None, []
         for estimator in self.estimators:
             monitor = SharpnessMonitor(
                 kwargs["model"],
@@ -153,7 +153,7 @@ class SharpnessCallback(TrainerCallback):
                 **self._settings,
             )
             if monitor.reads_gradients:
-                self._reader = monitor
+                self._gradient_monitor = monitor
             else:
                 self._monitors.append(monitor)
 
@@ -168,22 +168,22 @@ class SharpnessCallback(TrainerCallback):
             control.should_log = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        reader = self._reader
-        if self._unclipped or reader is None or not reader.due(state.global_step):
+        monitor = self._gradient_monitor
+        if self._unclipped or monitor is None or not monitor.due(state.global_step):
             return
-        squares = squared_gradients(reader.parts)
+        squares = squared_gradients(monitor.parts)
         if args.max_grad_norm and not squares.sum().sqrt() < _CLIPPED * args.max_grad_norm:
             self._pending = (state.global_step, squares)
         else:
-            self._show(control, reader.record_gradients(squares, state.global_step, 1.0))
+            self._log_report(control, monitor.record_gradients(squares, state.global_step, 1.0))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._pending is None or self._reader is None or "grad_norm" not in (logs or {}):
+        if self._pending is None or self._gradient_monitor is None or "grad_norm" not in (logs or {}):
             return
         (step, squares), self._pending = self._pending, None
         # The quotient is 0 for an infinite norm; 1 avoids a division by 0, and the squares are NaN in any case.
         scale = min(1.0, args.max_grad_norm / (float(logs["grad_norm"]) + _CLIP_EPSILON)) or 1.0
-        self._show(control, self._reader.record_gradients(squares, step, scale))
+        self._log_report(control, self._gradient_monitor.record_gradients(squares, step, scale))
 
     # -----------------------------------------------------------------------------------------------------------
 
@@ -194,8 +194,8 @@ class SharpnessCallback(TrainerCallback):
             state, control: Trainer's state and control objects.
             scale: the loss scale of fp16 training, 1 otherwise.
         """
-        if self._reader is not None:
-            self._show(control, self._reader.gradients(state.global_step, scale=scale))
+        if self._gradient_monitor is not None:
+            self._log_report(control, self._gradient_monitor.gradients(state.global_step, scale=scale))
 
     def _measure(self, state: Any, control: Any) -> None:
         for monitor in self._monitors:
@@ -207,9 +207,9 @@ class SharpnessCallback(TrainerCallback):
                 # The trainer decides whether a run with a non-finite loss stops; a measurement must not end it.
                 warnings.warn(f"step {state.global_step}: sharpness was not measured: {error}", stacklevel=2)
             else:
-                self._show(control, report)
+                self._log_report(control, report)
 
-    def _show(self, control: Any, report: SharpnessReport | None) -> None:
+    def _log_report(self, control: Any, report: SharpnessReport | None) -> None:
         if self._log is None or report is None:
             return
         should_log = control.should_log

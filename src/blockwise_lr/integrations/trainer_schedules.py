@@ -25,10 +25,8 @@ ScheduleName = Literal["cosine", "wsd", "trainer"]
 _LOGGER = logging.getLogger(__name__)
 _TRAINER_NAMES = {"cosine": "cosine", "wsd": "warmup_stable_decay"}  # transformers' names for our schedules
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
-_NO_KWARGS = (
-    "constant",
-    "constant_with_warmup",
-)  # get_scheduler silently ignores keyword arguments for these
+# get_scheduler silently ignores keyword arguments for these.
+_NO_KWARGS = ("constant", "constant_with_warmup")
 _GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 _logged: set[str] = set()  # messages that were logged already; each is logged once
 
@@ -66,26 +64,26 @@ def choose_schedule(
             if unused:
                 given = floor if name == "floor" else warmup
                 raise ValueError(
-                    f"{name}={given!r} is of this library's schedules and lr_scheduler_type={kind.value!r} of "
-                    f"transformers' does not use it: leave out {name}, or lr_scheduler_type"
+                    f"{name}={given!r} applies only to this library's schedules, and lr_scheduler_type={kind.value!r} "
+                    f"is one of transformers': leave out {name}, or lr_scheduler_type"
                 )
         return "trainer"
     ours: Literal["cosine", "wsd"] = "wsd" if schedule == "wsd" else "cosine"
     if kind is not default and kind.value != _TRAINER_NAMES[ours]:
         raise ValueError(
             f"schedule={ours!r} and lr_scheduler_type={kind.value!r} ask for two different schedules: leave out one "
-            f'of them (schedule="trainer" takes lr_scheduler_type as it is)'
+            f'of them (schedule="trainer" uses lr_scheduler_type)'
         )
     if kwargs:
         raise ValueError(
-            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, which is this library's: "
-            f'leave them out, or take schedule="trainer" for transformers\' {kind.value}'
+            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, a schedule of this library: leave "
+            f'them out, or set schedule="trainer" for transformers\' {kind.value}'
         )
     if schedule is None and "default" not in _logged:
         _logged.add("default")
         _LOGGER.warning(
-            "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is %r, which is also what it "
-            'is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line',
+            "BlockwiseTrainer uses its own schedule, cosine decay to a floor, because lr_scheduler_type has its "
+            'default, %r. Set schedule="trainer" to use lr_scheduler_type, or schedule="cosine" to stop this message',
             kind.value,
         )
     return ours
@@ -212,8 +210,8 @@ def _factor(
     if kind is SchedulerType.CONSTANT and warmup_steps and "constant" not in _logged:
         _logged.add("constant")
         _LOGGER.warning(
-            "lr_scheduler_type='constant' has no warm-up, in plain Trainer neither, so warmup_steps=%d does nothing: "
-            "'constant_with_warmup' has one",
+            "warmup_steps=%d has no effect, because lr_scheduler_type='constant' has no warm-up (in plain Trainer "
+            "neither): 'constant_with_warmup' has one",
             warmup_steps,
         )
     return built.lr_lambdas[0]
@@ -246,7 +244,7 @@ def _check_type(kind: SchedulerType, kwargs: Mapping[str, Any]) -> None:
 def _unmapped(kind: SchedulerType) -> str:
     mapped = [each.value for each in TYPE_TO_SCHEDULER_FUNCTION if each.value not in _BY_METRIC]
     return (
-        f"lr_scheduler_type={kind.value!r} is no function of the step, so BlockwiseTrainer cannot give each block its "
-        f"ratio of it: choose one of {', '.join(mapped)}, or give transformers.Trainer your own pair, "
+        f"lr_scheduler_type={kind.value!r} is no function of the step, so BlockwiseTrainer cannot scale it for each "
+        f"block: choose one of {', '.join(mapped)}, or give transformers.Trainer your own pair, "
         "optimizers=(optimizer, scale_by_block(ReduceLROnPlateau(optimizer)))"
     )

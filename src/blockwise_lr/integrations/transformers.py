@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 from blockwise_lr.experimental import AutoRatios, AutoRule
 from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.fp32 import Fp32Settings
-from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
+from blockwise_lr.integrations.carry_over import carry_over_moments, use_optimizer_peaks
 from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
@@ -84,7 +84,7 @@ class BlockwiseTrainer(Trainer):
             that ``args.optim`` cannot name.
 
     Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`, most often for a fused QKV weight that was not split (call
+        ValueError: as :func:`blockwise_lr.param_groups`, such as for a fused QKV weight that was not split (call
             ``split_fused(model)`` first). Also if ``optimizers`` is given, since this class builds both; if
             `clip_by_block` is out of range, or used with DeepSpeed, FSDP version 1 or XLA; if `schedule` and
             ``lr_scheduler_type`` contradict each other; if ``lr_scheduler_kwargs`` would have no effect; and for a
@@ -119,9 +119,8 @@ class BlockwiseTrainer(Trainer):
         blocks: Blocks = None,
         **kwargs: Any,
     ) -> None:
-        check(
-            "BlockwiseTrainer needs", ["transformers"]
-        )  # otherwise an old version fails only at the first step
+        # Without this check, an old version of transformers fails only at the first step.
+        check("BlockwiseTrainer needs", ["transformers"])
         if any(given is not None for given in kwargs.get("optimizers", ())):
             raise ValueError(
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
@@ -238,7 +237,7 @@ class BlockwiseTrainer(Trainer):
                 blocks=resolve_blocks(target, self._blocks),
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
-            carry_over(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
+            carry_over_moments(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
@@ -276,7 +275,7 @@ class BlockwiseTrainer(Trainer):
         if schedule is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
-                take_new_peaks(self.lr_scheduler)
+                use_optimizer_peaks(self.lr_scheduler)
             return
         schedule.notes = []
         try:
