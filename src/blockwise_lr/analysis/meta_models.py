@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from blockwise_lr.analysis.named_models import from_hub
+from blockwise_lr.analysis.hub_models import from_hub
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, config_from_dict

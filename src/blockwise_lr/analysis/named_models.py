@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from blockwise_lr.analysis.hub_models import from_hub, is_masked, model_loader
 from blockwise_lr.checkpoints.manifest import checkpoint_step, checkpoints, problem_with
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.vocabulary import holds_tokenizer
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import check_name
-from blockwise_lr.reason import reason
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import PRESETS, get_preset
 from blockwise_lr.train.run_folder import CONFIG, holds_run, read_run_config
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 _CONTEXT, _BATCH_SIZE = 512, 4  # for models without a training configuration
 
@@ -114,7 +111,7 @@ def _run(folder: Path) -> NamedModel:
         **_training_defaults(config),
         name=folder.resolve().name,
         out=folder / "sharpness",
-        models=[(checkpoint_step(each), _loader(str(each), masked=False)) for each in whole],
+        models=[(checkpoint_step(each), model_loader(str(each), masked=False)) for each in whole],
         tokenizer=_tokenizer_of(config, whole[-1]),
         run=folder,
         skipped=skipped,
@@ -131,7 +128,7 @@ def _checkpoint(folder: Path) -> NamedModel:
         **_training_defaults(config),
         name=f"{run.name}/{folder.name}",
         out=run / "sharpness" / folder.name,
-        models=[(checkpoint_step(folder), _loader(str(folder), masked=False))],
+        models=[(checkpoint_step(folder), model_loader(str(folder), masked=False))],
         tokenizer=_tokenizer_of(config, folder),
         run=run,
     )
@@ -141,7 +138,7 @@ def _hugging_face(name: str) -> NamedModel:
     from transformers import AutoConfig
 
     config = from_hub(name, lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
-    masked = from_hub(name, lambda: _is_masked(config, name))
+    masked = from_hub(name, lambda: is_masked(config, name))
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and text.model_type in _OFFSET:
@@ -156,7 +153,7 @@ def _hugging_face(name: str) -> NamedModel:
         batch_size=_BATCH_SIZE,
         vocab_size=text.vocab_size,
         masked=masked,
-        models=[(None, _loader(name, masked=masked))],
+        models=[(None, model_loader(name, masked=masked))],
         tokenizer=_tokenizer_in(Path(name)) if is_folder else name,
     )
 
@@ -172,91 +169,6 @@ _OFFSET = {
     "mpnet",
     "esm",
 }
-
-
-def _is_masked(config: PretrainedConfig, name: str) -> bool:
-    """Return True for a masked language model and False for a causal one.
-
-    Raises:
-        UserError: the model is neither.
-    """
-    from transformers.models.auto import modeling_auto
-
-    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    bodies = modeling_auto.MODEL_MAPPING_NAMES
-    kind = config.model_type
-    architecture = next(iter(config.architectures or ()), bodies.get(kind))
-    if architecture == bodies.get(kind) and kind in {*masked, *causal}:
-        # The body without a head. If the head is not tied to the embedding, the loader reports it as missing.
-        return kind in masked
-    if architecture == masked.get(kind):
-        return True
-    if architecture == causal.get(kind):
-        return False
-    raise UserError(
-        f"{name} is a {architecture or kind}: expected a causal or a masked language model (...ForCausalLM, "
-        "...ForMaskedLM); measure others from Python, with measure_sharpness"
-    )
-
-
-def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
-    def load() -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-        auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model, info = from_hub(
-            name,
-            lambda: auto.from_pretrained(
-                name,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # otherwise transformers does not name the mismatched weights
-            ),
-        )
-        for key, stored, expected in sorted(info["mismatched_keys"]):
-            raise UserError(
-                f"{name}: {key} has shape {tuple(stored)} in the file and {tuple(expected)} by {CONFIG}: they are of "
-                "two models; get the folder again"
-            )
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(
-                f"{name} has no weights for {missing[0]} and {len(missing) - 1} others of {type(model).__name__}: "
-                "measured at random, they would say nothing about the model"
-            )
-        loaded: PreTrainedModel = model
-        return loaded
-
-    return load
-
-
-def from_hub(name: str, load: Callable[[], Any]) -> Any:
-    """Call `load`, which loads a model or a configuration, and report any error in one line.
-
-    Args:
-        name: the folder or id to name in the message.
-        load: the function to call.
-
-    Raises:
-        UserError: `load` raised an error.
-    """
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # hides its messages about retries; a failure is reported below
-    try:
-        return load()
-    except UserError:
-        raise
-    except Exception as error:  # transformers and the network may raise any error
-        what = (
-            f"the model in {name}"
-            if Path(name).is_dir()
-            else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
-        )
-        raise UserError(f"{what} cannot be loaded: {reason(error)}") from error
-    finally:
-        hub.setLevel(level)
 
 
 def _tokenizer_in(folder: Path) -> str | None:

@@ -37,9 +37,8 @@ def find_model(path: Path) -> tuple[NamedModel, Path, int | None]:
         problem := problem_with(path)
     ):  # also for a checkpoint outside its run
         raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
-    named = find_named_model(
-        str(path.resolve()), seed=0
-    )  # the full path, since a folder may have the name of a preset
+    # The full path is needed because a folder may have the name of a preset.
+    named = find_named_model(str(path.resolve()), seed=0)
     if named.masked:
         raise UserError(f"{path} predicts masked tokens; expected a causal language model (...ForCausalLM)")
     step = named.models[-1][0]

@@ -82,9 +82,8 @@ def document_windows(
         >>> [(w.inputs.tolist(), w.targets.tolist()) for w in document_windows(np.arange(1, 6), 0, context=3)]
         [([0, 1, 2], [1, 2, 3]), ([2, 3, 4], [4, 5])]
     """
-    read = np.concatenate(
-        [[first], tokens[:-1]]
-    )  # read[i] is the input at the position that predicts tokens[i]
+    # read[i] is the input at the position that predicts tokens[i].
+    read = np.concatenate([[first], tokens[:-1]])
     done = 0
     while done < len(tokens):
         end = min(len(tokens), done + (context - overlap if done else context))

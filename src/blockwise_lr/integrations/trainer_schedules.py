@@ -76,8 +76,8 @@ def choose_schedule(
         )
     if kwargs:
         raise ValueError(
-            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, a schedule of this library: leave "
-            f'them out, or set schedule="trainer" for transformers\' {kind.value}'
+            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, one of this library's: "
+            f'leave them out, or set schedule="trainer" for transformers\' {kind.value}'
         )
     if schedule is None and "default" not in _logged:
         _logged.add("default")
