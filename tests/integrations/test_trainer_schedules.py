@@ -255,7 +255,7 @@ UNUSED = [
         r"floor=1e-05 applies only to this library's .*lr_scheduler_type='constant' is",
     ),
     ("cosine", None, {"warmup": "equal_slope"}, r"warmup='equal_slope' applies only to this library's"),
-    (None, None, {"schedule": "trainer", "floor": 0.0}, r"floor=0.0 is of .*lr_scheduler_type='linear' of"),
+    (None, None, {"schedule": "trainer", "floor": 0.0}, r"floor=0.0 applies .*lr_scheduler_type='linear' is"),
     (
         None,
         None,

@@ -64,7 +64,7 @@ class LossGap:
 
     Args:
         mean: the mean over seeds; None if a run diverged.
-        ci95: 95 % confidence interval. None with one seed, or if the gaps of all seeds are equal.
+        ci95: 95 % confidence interval. None with one seed, or if the gaps of all seeds are equal but not all 0.
         p_value: p-value of a two-sided paired t-test; None where `ci95` is None.
         reason: why a value is missing.
     """
