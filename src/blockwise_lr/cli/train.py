@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> None:
     try:
         result = train(parsed.config, parsed.out, command=command_line("train", arguments))
     except Terminated:
-        _leave_processes()
+        _leave_process_group()
         raise
     except LostProcessError:
         if not is_first_to_report(parsed.out):
@@ -50,10 +50,10 @@ def run(arguments: list[str]) -> None:
             f"{parsed.out}: {result['steps']} steps, val loss {result['terminal_val_loss']:.4f}, "
             f"tune loss {result['terminal_tune_loss']:.4f}, {result['seconds']:.0f} s"
         )
-    _leave_processes()
+    _leave_process_group()
 
 
-def _leave_processes() -> None:
+def _leave_process_group() -> None:
     """Destroy the process group that Trainer started; otherwise its threads sometimes abort the process at exit."""
     import torch.distributed as dist
 

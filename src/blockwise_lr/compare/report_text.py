@@ -87,7 +87,7 @@ def html_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFig
     )
 
 
-def _with_own_settings(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
+def _with_optimizer_defaults(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
     """Return the optimizer settings with the defaults of the optimizers filled in.
 
     If the optimizers of the arms have different defaults, the value lists each of them.
@@ -96,34 +96,35 @@ def _with_own_settings(optim: Mapping[str, Any], optimizers: set[str]) -> dict[s
         optim: the settings of the base configuration; None stands for the optimizer's default.
         optimizers: names of the optimizers of all arms.
     """
-    own = {}
+    defaults = {}
     for name in sorted(optimizers):
         # An optimizer of another package may not be installed where the report is rebuilt.
         with contextlib.suppress(UserError):
-            own[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
-    spelled = dict(optim)
+            defaults[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
+    filled = dict(optim)
     for key in ("beta1", "beta2", "eps", "weight_decay"):
         if optim.get(key) is None:
-            values = {name: settings[key] for name, settings in own.items()}
+            values = {name: settings[key] for name, settings in defaults.items()}
             same = len(set(values.values())) == 1
             each = ", ".join(
                 f"{name} {'none' if v is None else format(v, 'g')}" for name, v in values.items()
             )
-            spelled[key] = next(iter(values.values())) if same else each
-    return spelled
+            filled[key] = next(iter(values.values())) if same else each
+    return filled
 
 
 def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
+    """Return the tables of the report by section."""
     config = content["config"]
     tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
-    shared = _with_own_settings(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
+    shared = _with_optimizer_defaults(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
     optim = {k: v for k, v in shared.items() if k not in {"optimizer", "ratios"} | tuned}
     run = {
         "preset": content["preset"],
         "steps N": f"{content['steps']:,}",
         "seeds": ", ".join(map(str, content["seeds"])),
         "base learning rate": _how_tuned(content),
-        "sequences a step (each process)": config["batch_size"] * config["accumulation"],
+        "sequences per step (each process)": config["batch_size"] * config["accumulation"],
         "precision": config["precision"],
         "date": content["date"],
         "training time, summed over runs": format_seconds(content["seconds"]),
@@ -144,12 +145,13 @@ def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
 
 
 def _how_tuned(content: Mapping[str, Any]) -> str:
+    """Describe how the base learning rates were chosen."""
     if content["base_lrs"] is not None:
         grid = ", ".join(f"{lr:g}" for lr in content["base_lrs"])
         if content["warmups"] is not None:
             grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
         if content["refined"]:
-            grid += ", then at the best divided and multiplied by √2,"
+            grid += ", then a factor of √2 to either side of the best,"
         chosen = f"over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
         if at_edge := content.get("at_edge"):
             return f"every arm tried {chosen}; at the edge of the grid, so not tuned: {', '.join(at_edge)}"
