@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr.analysis.measure_slopes import load_optimizer
-from blockwise_lr.analysis.named_models import find_subject
+from blockwise_lr.analysis.named_models import find_named_model
 from blockwise_lr.blocks import Block, classify, split_fused
 from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.files import write_json_atomic
@@ -98,7 +98,7 @@ def measured(setting: str, out: Path) -> dict[str, str]:
         data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context)
         batches = measure_batches(data.measure, context, batches=16, batch_size=config.batch_size)
         along = []
-        for step, load in find_subject(str(folder), seed=0).models:
+        for step, load in find_named_model(str(folder), seed=0).models:
             model = split_fused(load())
             optimizer = load_optimizer(config, model, folder / f"checkpoint-{step}")
             along.append(static_scores(model, optimizer, batches))

@@ -47,10 +47,10 @@ def test_a_hugging_face_folder_needs_no_weights_and_fused_ones_are_named(capsys,
         code, out, _ = call(capsys, "inspect", str(where))
         assert code == 0
         assert (
-            "fused, 2 times: gpt_neox.layers.N.attention.query_key_value.weight makes queries (qk), keys (qk), "
-            "values (vo); split_fused makes them parameters of their own"
+            "fused, 2 times: gpt_neox.layers.N.attention.query_key_value.weight holds queries (qk), keys (qk), "
+            "values (vo); split_fused turns them into separate parameters"
         ) in out
-    assert "gpt_neox.layers.N.attention.query_key_value.weight in qk, 2 times" in out  # what plain names say
+    assert "gpt_neox.layers.N.attention.query_key_value.weight to qk, 2 times" in out  # what plain names say
 
 
 def test_a_model_of_70_billion_parameters_is_inspected_without_its_weights(capsys, tmp_path):
@@ -104,7 +104,7 @@ def test_a_layout_that_is_not_known_is_said(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = call(capsys, "inspect", "unknown_layout:Attention")
     assert code == 0
-    assert "how they lie in it is not known for this class, so split_fused refuses it" in out
+    assert "the layout of this class is not known, so split_fused cannot split it" in out
     assert "qkv" in out
 
 

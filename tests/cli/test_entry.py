@@ -17,7 +17,7 @@ import pytest
 from blockwise_lr.train.config import TrainConfig
 from faults.processes import wait_for, written
 
-LINE = "blockwise-lr: interrupted: give the same command again to go on"
+LINE = "blockwise-lr: interrupted: run the same command again to resume"
 HEAVY = ("torch", "numpy", "transformers", "datasets")
 
 # SIGINT may be ignored where tests run in the background. The hook sends a signal to its own process when it is about
@@ -142,7 +142,7 @@ class TestCtrlC:
         self, tmp_path: Path, command: str, module: str
     ) -> None:
         code, out, err = run(*command.split(), "--out", tmp_path / "run", SIGNAL_AT_IMPORT=module)
-        goes_on = ": give the same command again to go on" if "presets" not in command else ""
+        goes_on = ": run the same command again to resume" if "presets" not in command else ""
         assert (code, out, err) == (130, "", f"blockwise-lr: interrupted{goes_on}\n")
         assert not (tmp_path / "run").exists()
 
@@ -184,7 +184,7 @@ class Interrupting:
         os.kill(os.getpid(), signal.SIGINT)
 
 def run(command, rest):
-    interrupts.at_work()
+    interrupts.end_startup()
     Interrupting()
     for _ in range(10**8):
         pass

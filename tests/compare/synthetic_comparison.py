@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from blockwise_lr.compare import Arm, Plan, compare
+from blockwise_lr.compare.comparison_progress import ComparisonProgress
 from blockwise_lr.compare.execute import run_all
 from blockwise_lr.compare.findings import build_content
 from blockwise_lr.compare.results import read_results
-from blockwise_lr.compare.run_bars import ComparisonProgress
 from blockwise_lr.train.config import TrainConfig
 
 TRAINER = Path(__file__).with_name("synthetic_trainer.py")

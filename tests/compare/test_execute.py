@@ -11,8 +11,8 @@ from rich.console import Console
 from synthetic_comparison import BASE, TRAINER, quiet, synthetic_run
 
 from blockwise_lr.compare import Arm, Plan, execute
+from blockwise_lr.compare.comparison_progress import ComparisonProgress, format_seconds, last_metrics
 from blockwise_lr.compare.execute import run_all
-from blockwise_lr.compare.run_bars import ComparisonProgress, format_seconds, last_metrics
 from blockwise_lr.errors import UserError
 
 ARMS = (Arm.parse("adamw:uniform"), Arm.parse("adamw:paper"))
@@ -60,7 +60,7 @@ def test_a_failing_run_is_named_with_its_last_line_and_log_and_the_rest_goes_on_
 
 
 def test_a_run_that_ends_without_a_result_is_a_failure(tmp_path):
-    with pytest.raises(UserError, match=r"ended with exit code 0 without a result\.json: it said nothing"):
+    with pytest.raises(UserError, match=r"ended with exit code 0 without a result\.json: it printed nothing"):
         run_all(PLAN, tmp_path, 1, quiet(), runner=lambda config, folder: [sys.executable, "-c", ""])
 
 
@@ -115,7 +115,10 @@ def test_an_interrupted_comparison_ends_its_children_says_how_to_go_on_and_goes_
     process.send_signal(sent)
     said, _ = process.communicate(timeout=30)  # returns only when no child holds the pipe either
     assert process.returncode != 0
-    assert said.splitlines()[-1] == "interrupted with 9 of 9 runs to go; run the same command to go on"
+    assert (
+        said.splitlines()[-1]
+        == "interrupted with 9 of 9 runs unfinished; run the same command again to resume"
+    )
     assert not written(tmp_path)
     run_all(PLAN, tmp_path, 2, quiet(), runner=synthetic_run)
     assert len(written(tmp_path)) == 9
@@ -150,7 +153,7 @@ def test_without_a_terminal_each_event_is_one_line(tmp_path, capsys):
     assert lines[0] == "tuning base learning rates: 9 runs"
     assert lines[1] == "started   adamw:uniform 2N, base LR 0.001, seed 0, 120 steps"
     assert lines[2].startswith("finished  adamw:uniform 2N, base LR 0.001, seed 0, 120 steps: val loss ")
-    assert lines[-1] == "comparison: 3 runs, 3 of them finished before"
+    assert lines[-1] == "comparison: 3 runs, 3 of them already finished"
     assert len(lines) == 20
 
 

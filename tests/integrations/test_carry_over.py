@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from blockwise_lr import AdamMini, adopt_state, param_groups, split_fused
-from blockwise_lr.integrations.carry_over import carry_over
+from blockwise_lr.integrations.carry_over import carry_over_moments
 
 
 def trained(dtype):
@@ -33,7 +33,7 @@ def test_loading_a_plain_optimizers_state_is_adopting_it(kind, dtype):
     split_fused(model)
     adopted, loaded = (kind(param_groups(model, 1e-3), lr=1e-3) for _ in range(2))
     adopt_state(state, model, adopted)
-    carry_over(loaded, model, "error", ratios_move=False)
+    carry_over_moments(loaded, model, "error", ratios_move=False)
     loaded.load_state_dict(state)
     assert len(loaded.state) == len(adopted.state) == len(list(model.parameters()))
     for parameter, expected in adopted.state.items():

@@ -123,7 +123,7 @@ def test_seven_types_train_in_seven_ways_and_log_the_base_rate(tmp_path):
 
 
 def test_the_default_is_this_librarys_cosine_and_says_once_that_linear_was_not_taken(tmp_path, caplog):
-    trainer_schedules._said.clear()
+    trainer_schedules._logged.clear()
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             trainer = blockwise(tmp_path, SLOW)
@@ -138,8 +138,11 @@ def test_the_default_is_this_librarys_cosine_and_says_once_that_linear_was_not_t
             )
     said = [record.getMessage() for record in caplog.records if "lr_scheduler_type" in record.getMessage()]
     assert len(said) == 1
-    assert 'schedule="trainer" takes it, schedule="cosine" stops this line' in said[0]
-    trainer_schedules._said.clear()
+    assert (
+        'Set schedule="trainer" to use lr_scheduler_type, or schedule="cosine" to stop this message'
+        in said[0]
+    )
+    trainer_schedules._logged.clear()
     caplog.clear()
     blockwise(tmp_path, SLOW, schedule="cosine")
     assert not [record for record in caplog.records if "lr_scheduler_type" in record.getMessage()]
@@ -249,10 +252,10 @@ UNUSED = [
         "constant",
         None,
         {"floor": 1e-5},
-        r"floor=1e-05 is of this library's .*lr_scheduler_type='constant' of",
+        r"floor=1e-05 applies only to this library's .*lr_scheduler_type='constant' is",
     ),
-    ("cosine", None, {"warmup": "equal_slope"}, r"warmup='equal_slope' is of this library's"),
-    (None, None, {"schedule": "trainer", "floor": 0.0}, r"floor=0.0 is of .*lr_scheduler_type='linear' of"),
+    ("cosine", None, {"warmup": "equal_slope"}, r"warmup='equal_slope' applies only to this library's"),
+    (None, None, {"schedule": "trainer", "floor": 0.0}, r"floor=0.0 applies .*lr_scheduler_type='linear' is"),
     (
         None,
         None,
@@ -291,12 +294,12 @@ def test_min_lr_is_the_base_rates_whatever_the_optimizers_own_default_is(tmp_pat
 
 
 def test_constant_without_warm_up_says_that_the_warm_up_does_nothing(tmp_path, caplog):
-    trainer_schedules._said.clear()
+    trainer_schedules._logged.clear()
     trainer = blockwise(tmp_path, SLOW, {"lr_scheduler_type": "constant"})
     trainer.create_optimizer()
     with caplog.at_level(logging.WARNING):
         trainer.create_scheduler(STEPS)
-    assert "warmup_steps=3 does nothing: 'constant_with_warmup' has one" in caplog.text
+    assert "warmup_steps=3 has no effect, because lr_scheduler_type='constant' has no warm-up" in caplog.text
 
 
 @pytest.mark.parametrize("case", ["cosine", "warmup_stable_decay", "constant"])

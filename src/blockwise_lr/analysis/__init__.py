@@ -1,1 +1,1 @@
-"""What an existing model is and does: its blocks, its sharpness, its loss on any text, a sample."""
+"""Analysis of existing models: their blocks, their sharpness, their loss on a text, and samples from them."""

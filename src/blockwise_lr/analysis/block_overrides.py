@@ -1,4 +1,4 @@
-"""Overrides of the blocks, as command lines and files spell them."""
+"""Read block overrides from the command line and from JSON files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 
 def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
-    """What ``classify`` takes, from ``REGEX=BLOCK`` pairs and JSON files of ``{"REGEX": "BLOCK"}``, in their order.
+    """Return the overrides for ``classify`` from ``REGEX=BLOCK`` pairs and JSON files of ``{"REGEX": "BLOCK"}``.
 
     Args:
-        given: each a pair, or the path of a file that ends in ``.json``.
+        given: pairs, or paths of files that end in ``.json``. The overrides keep this order.
 
     Raises:
-        UserError: neither of the two; a file that cannot be read or holds something else; an unknown block.
+        UserError: an entry is neither of the two, a file cannot be read or holds something else, or a block is
+            unknown.
 
     Example:
         >>> read_overrides(["transform=other"])
@@ -30,7 +31,7 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
     for each in given:
         if each.lower().endswith(".json"):
             found |= {
-                pattern: _block(block, f"{each}: {pattern!r}") for pattern, block in _file(each).items()
+                pattern: _block(block, f"{each}: {pattern!r}") for pattern, block in _read_json(each).items()
             }
             continue
         pattern, _, block = each.rpartition("=")
@@ -41,7 +42,7 @@ def read_overrides(given: Sequence[str]) -> dict[str | type[Any], Block]:
 
 
 def _block(given: Any, where: str) -> Block:
-    from blockwise_lr.blocks import Block  # not at the top: it brings torch
+    from blockwise_lr.blocks import Block  # imported here because it loads torch
 
     try:
         return Block(given)
@@ -51,7 +52,7 @@ def _block(given: Any, where: str) -> Block:
         ) from None
 
 
-def _file(path: str) -> dict[str, Any]:
+def _read_json(path: str) -> dict[str, Any]:
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""What `blockwise-lr inspect` shows of a model's blocks: a table, every parameter, or JSON."""
+"""The output of `blockwise-lr inspect`: the blocks of a model as a table, a list of all parameters, or JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blockwise_lr.blocks.projection import PART_WORDS
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
 
-# What people write who group parameters by their names: the first that is found in a name counts.
+# Patterns as people write them to group parameters by name alone. The first one that a name contains decides.
 PLAIN = {
     Block.EMB: r"emb|wte|wpe",
     Block.QK: r"q_proj|k_proj|query|key|c_attn|qkv",
@@ -38,18 +38,18 @@ def inspect_model(
     as_json: bool,
     console: Console | None = None,
 ) -> None:
-    """Print the blocks of a model as they are once its fused weights are split; the model is split by it.
+    """Print the blocks of a model after its fused weights are split. The model is split in place.
 
     Args:
-        model: any; nothing is computed with it.
+        model: any model; nothing is computed with it.
         overrides: as for ``classify``.
-        ratios: shown beside the blocks.
-        verbose: every parameter with its reason, too.
-        as_json: JSON instead.
-        console: where to. Default: stdout.
+        ratios: learning-rate ratios to show for the blocks.
+        verbose: also list every parameter with the reason for its block.
+        as_json: print JSON instead of tables.
+        console: where to print. Default: stdout.
 
     Raises:
-        UserError: a parameter that no rule knows, or an override that matches nothing.
+        UserError: no rule matches a parameter, or an override matches nothing.
     """
     try:
         whole = classify(model, overrides)
@@ -71,15 +71,18 @@ def inspect_model(
 
 
 def mistakes_of_names(blocks: BlockMap) -> dict[str, str]:
-    """Parameters that `PLAIN` puts elsewhere: name -> what it says of them.
+    """Return the parameters that the patterns in `PLAIN` assign to a wrong block: {name: the block they assign}.
 
-    A fused weight is in the wrong place wherever it is: its parts belong to two groups.
+    A fused weight is always wrong, because its parts belong to different groups.
+
+    Args:
+        blocks: the correct blocks, before fused weights are split.
     """
     found = {}
     for name, block in blocks.items():
-        said = next((b for b, pattern in PLAIN.items() if re.search(pattern, name)), None)
-        if said is not block:
-            found[name] = "no group" if said is None else said.value
+        assigned = next((b for b, pattern in PLAIN.items() if re.search(pattern, name)), None)
+        if assigned is not block:
+            found[name] = "no group" if assigned is None else assigned.value
     return found
 
 
@@ -100,33 +103,33 @@ def _every_parameter(blocks: BlockMap) -> Table:
     table = Table(Column("parameter", overflow="fold"), "block", "elements", Column("why", overflow="fold"))
     for name in blocks:
         numel = f"{blocks.assignment(name).numel:,}"
-        # Text, so that no name or pattern with brackets is read as markup.
+        # rich reads brackets in a plain string as markup; a Text is printed as it is.
         table.add_row(Text(name), blocks[name].value, numel, Text(blocks.reason(name)))
     return table
 
 
 def _about_fused(fused: Mapping[str, Assignment]) -> list[str]:
     lines = []
-    for pattern, names in _alike(fused).items():
+    for pattern, names in _by_pattern(fused).items():
         entry = fused[names[0]]
         parts = ", ".join(f"{PART_WORDS[part]} ({block})" for part, block in (entry.parts or {}).items())
-        verdict = "split_fused makes them parameters of their own"
+        verdict = "split_fused turns them into separate parameters"
         if entry.slices is None:
             verdict = (
-                "how they lie in it is not known for this class, so split_fused refuses it (see its layout=)"
+                "the layout of this class is not known, so split_fused cannot split it (see its layout=)"
             )
-        lines.append(f"fused, {_times(names)}: {pattern} makes {parts}; {verdict}")
+        lines.append(f"fused, {_times(names)}: {pattern} holds {parts}; {verdict}")
     return lines
 
 
 def _about_names(plain: Mapping[str, str], total: int) -> list[str]:
     if not plain:
-        return [f"plain patterns on names would have put all {total} parameters where they belong"]
+        return [f"plain name patterns would assign all {total} parameters to the right block"]
     lines = [
-        f"plain patterns on names ({_patterns()}) would have put {len(plain)} of {total} parameters elsewhere:"
+        f"plain name patterns ({_patterns()}) would assign {len(plain)} of {total} parameters to a wrong block:"
     ]
     return lines + [
-        f"  {pattern} in {plain[names[0]]}, {_times(names)}" for pattern, names in _alike(plain).items()
+        f"  {pattern} to {plain[names[0]]}, {_times(names)}" for pattern, names in _by_pattern(plain).items()
     ]
 
 
@@ -134,8 +137,8 @@ def _patterns() -> str:
     return ", ".join(f"{block.value}: {pattern}" for block, pattern in PLAIN.items())
 
 
-def _alike(names: Iterable[str]) -> dict[str, list[str]]:
-    """Names that differ in their numbers alone, by what they have in common."""
+def _by_pattern(names: Iterable[str]) -> dict[str, list[str]]:
+    """Group names that differ only in layer numbers: {name with N for each number: names}."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "N", name), []).append(name)

@@ -1,4 +1,4 @@
-"""The loss of a saved model, on the text of its run or on any other."""
+"""Evaluate the loss of a saved model, on the text of its run or on any other text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from blockwise_lr.analysis.named_models import Subject
+from blockwise_lr.analysis.named_models import NamedModel
 from blockwise_lr.analysis.saved_models import encoder_of, find_model, first_token, tokenizer_of
 from blockwise_lr.analysis.text_loss import text_loss, token_bytes
 from blockwise_lr.data.data_config import DataConfig
@@ -35,64 +35,65 @@ def evaluate_run(
     batch_size: int | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Losses of a run's newest checkpoint, of one checkpoint, or of a plain Hugging Face folder, in fp32.
+    """Evaluate a run's newest checkpoint, one checkpoint, or a plain Hugging Face folder, in fp32.
 
-    Without `data`, on the run's fixed validation and tune windows: val_loss is the one in metrics.jsonl at that step.
-    These windows run across documents: all tokens but the first of each window are predicted, the end-of-text tokens
-    among them, and the bytes are those that the predicted tokens stand for (an end-of-text token: none).
+    Without `data`, the losses are on the run's fixed validation and tune windows; val_loss equals the value in
+    metrics.jsonl at that step. These windows cross document boundaries. Every token of a window except the first is
+    predicted, including end-of-text tokens. The bytes are those of the predicted tokens; an end-of-text token has none.
 
-    With `data`, on all documents of that text, each from its own beginning: see :func:`text_loss`.
+    With `data`, the loss is on all documents of that text, each from its beginning; see :func:`text_loss`.
 
     Args:
-        path: folder of a run (its newest whole checkpoint is taken), of a checkpoint or of a Hugging Face model.
-        data: any text, as for training (its field `tokenizer` is not looked at).
-        tokenizer: id or folder of a Hugging Face tokenizer; None: the model's own. Only with `data`.
-        context: tokens that the model reads at once; None: those it was trained with, or its longest up to 2048.
-            Only with `data`.
-        overlap: tokens that a window reads again before those that it predicts. Only with `data`.
-        batch_size: windows a forward pass; None: the run's, otherwise 4.
-        device: where to evaluate.
+        path: folder of a run (its newest complete checkpoint is evaluated), of a checkpoint or of a Hugging Face model.
+        data: any text, as for training. Its field `tokenizer` is ignored.
+        tokenizer: id or folder of a Hugging Face tokenizer. Default: the model's own. Only with `data`.
+        context: number of tokens that the model reads at once. Default: the training context, or the model's longest
+            up to 2048. Only with `data`.
+        overlap: number of tokens that a window reads again before those that it predicts. Only with `data`.
+        batch_size: windows per forward pass. Default: the batch size of the run, otherwise 4.
+        device: the device to evaluate on.
 
     Returns:
-        ``{"checkpoint", "step"}`` and ``{"val_loss", "val_bits_per_byte", "tune_loss", "tune_bits_per_byte"}`` (bits
-        are None where a token alone does not tell its bytes: a tokenizer that is not byte-level, or none), or
-        ``{"data", "documents", "tokens", "bytes", "context", "overlap", "loss", "bits_per_byte"}``.
+        ``{"checkpoint", "step"}`` and ``{"val_loss", "val_bits_per_byte", "tune_loss", "tune_bits_per_byte"}``
+        without `data`, or ``{"data", "documents", "tokens", "bytes", "context", "overlap", "loss", "bits_per_byte"}``
+        with it. Losses are in nats per token. Without `data`, the bits per byte are None if the tokenizer is missing or
+        not byte-level, since the bytes of a single token are then unknown.
 
     Raises:
-        UserError: no whole checkpoint, no causal model, no tokenizer, no run where the text is its own, text that has
-            changed or is not to be had, a setting out of range.
+        UserError: `path` holds no complete checkpoint or no causal model, or is no run while `data` is None; the
+            tokenizer is missing; the text has changed or cannot be read; or a setting is out of range.
     """
-    subject, checkpoint, step = find_model(path)
-    if data is None and subject.run is None:
+    named, checkpoint, step = find_model(path)
+    if data is None and named.run is None:
         raise UserError(
             f"{path} is a model, not a run with a text of its own: name the text, --data PATH-or-id"
         )
     if batch_size is not None and batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
-    windows = subject.batch_size if batch_size is None else batch_size
+    windows = named.batch_size if batch_size is None else batch_size
     about = {"checkpoint": str(checkpoint), "step": step}
     if data is None:
         if context is not None or overlap or tokenizer:
             raise UserError(
                 "--context, --overlap and --tokenizer are for --data; a run's own windows are fixed"
             )
-        losses = _own_losses(subject, windows, device)
+        losses = _own_losses(named, windows, device)
         _check_finite(losses["val_loss"] + losses["tune_loss"], path)
         return about | losses
-    longest = subject.longest
-    context = (subject.context if subject.run else min(longest or 2048, 2048)) if context is None else context
+    longest = named.longest
+    context = (named.context if named.run else min(longest or 2048, 2048)) if context is None else context
     if context < 1 or (longest is not None and context > longest):
         raise UserError(
-            f"--context is {context}; {subject.name} takes 1 to {longest or 'any number of'} tokens"
+            f"--context is {context}; {named.name} takes 1 to {longest or 'any number of'} tokens"
         )
     source = open_source(data)
-    own = tokenizer_of(subject, checkpoint, tokenizer)
-    model = nn.Module.to(subject.models[-1][1](), device)
+    own = tokenizer_of(named, checkpoint, tokenizer)
+    model = nn.Module.to(named.models[-1][1](), device)
     found = text_loss(
         model,
         encoder_of(own),
         source.documents(),
-        first=first_token(subject, own),
+        first=first_token(named, own),
         context=context,
         overlap=overlap,
         batch_size=windows,
@@ -115,18 +116,18 @@ def _check_finite(loss: float, path: Path) -> None:
         )
 
 
-def _own_losses(subject: Subject, batch_size: int, device: str) -> dict[str, Any]:
-    """Loss and bits per byte on the fixed windows of a run's val and tune."""
-    assert subject.run is not None
-    config = read_run_config(subject.run)
+def _own_losses(named: NamedModel, batch_size: int, device: str) -> dict[str, Any]:
+    """Return loss and bits per byte on the fixed windows of a run's val and tune splits."""
+    assert named.run is not None
+    config = read_run_config(named.run)
     data = prepare_data(
         config.data,
         vocab_size=config.model.vocab_size,
         context=config.model.context,
         progress=sys.stderr.isatty(),
     )
-    check_same_text(subject.run, data.describe())
-    model = nn.Module.to(subject.models[-1][1](), device)
+    check_same_text(named.run, data.describe())
+    model = nn.Module.to(named.models[-1][1](), device)
     lengths = None if data.tokenizer is None else token_bytes(data.tokenizer)
     found: dict[str, Any] = {}
     for name, split in (("val", data.val), ("tune", data.tune)):

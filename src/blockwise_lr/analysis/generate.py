@@ -1,4 +1,4 @@
-"""A sample from a saved model."""
+"""Sample text from a saved model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.ranges import check_seed
 
-_TOKENS = 100
-_COLDEST = 1e-6
+_DEFAULT_TOKENS = 100
+_MIN_TEMPERATURE = 1e-6
 
 
 @quiet_libraries()
@@ -31,24 +31,27 @@ def generate(
     tokenizer: str | None = None,
     device: str = "cpu",
 ) -> str:
-    """The prompt and what the model goes on with, by transformers' own ``generate``, in fp32.
+    """Return the prompt and its continuation, sampled in fp32 with transformers' ``generate``.
 
-    The prompt is the beginning of a document: it stands behind an end-of-text token, as in training (with other models
-    behind the bos token, where they have one). Sampling stops at the document's end. Prompt, that token and sample must
-    fit into the model's context together: nothing is cut off.
+    The prompt is the beginning of a document. The model therefore first reads an end-of-text token, as in training;
+    a model that is not from a run reads its bos token if it has one. Sampling stops at the end of the document. The
+    first token, the prompt and the sample must fit into the model's context together; nothing is truncated.
 
     Args:
-        path: folder of a run (its newest whole checkpoint is taken), of a checkpoint or of a Hugging Face model.
-        prompt: the text to go on with; may be empty.
-        tokens: tokens to sample at most; None: 100, or as many as fit.
-        temperature: divides the logits; 0: always the likeliest token.
-        top_k: sample among this many likeliest tokens; 0: among all.
-        seed: of the sampling; the global random state is left alone.
-        tokenizer: id or folder of a Hugging Face tokenizer; None: the model's own.
-        device: where to sample.
+        path: folder of a run (its newest complete checkpoint is used), of a checkpoint or of a Hugging Face model.
+        prompt: the text to continue; may be empty.
+        tokens: largest number of tokens to sample. Default: 100, or as many as fit.
+        temperature: the divisor of the logits. With 0, the likeliest token is always taken.
+        top_k: sample from this many likeliest tokens; 0 for all tokens.
+        seed: seed of the sampling. The global random state is not changed.
+        tokenizer: id or folder of a Hugging Face tokenizer. Default: the model's own.
+        device: the device to sample on.
+
+    Returns:
+        The text of the prompt and the sample.
 
     Raises:
-        UserError: no model or no tokenizer there, a prompt that is too long, a setting out of range.
+        UserError: the model or its tokenizer is missing, the prompt is too long, or a setting is out of range.
 
     Example:
         >>> generate(Path("runs/mine"), "Fellow citizens", tokens=20, top_k=50)  # doctest: +SKIP
@@ -60,25 +63,25 @@ def generate(
     check_seed(seed, "--seed")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature is {temperature}; expected a finite number, 0 or more")
-    if 0 < temperature < _COLDEST:  # logits divided by it are infinite
+    if 0 < temperature < _MIN_TEMPERATURE:  # dividing the logits by less would overflow
         raise UserError(
-            f"--temperature is {temperature}; expected 0 (the likeliest token), or {_COLDEST} or more"
+            f"--temperature is {temperature}; expected 0 (the likeliest token), or {_MIN_TEMPERATURE} or more"
         )
     try:
         prompt.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no characters
+    except UnicodeEncodeError:  # the command line held bytes that are not valid UTF-8
         raise UserError(f"--prompt {prompt!a} is not UTF-8 text: give it in UTF-8") from None
-    subject, folder, _ = find_model(path)
-    own = tokenizer_of(subject, folder, tokenizer)
+    named, folder, _ = find_model(path)
+    own = tokenizer_of(named, folder, tokenizer)
     encoder = encoder_of(own)
-    given = [first_token(subject, own), *encoder.encode([prompt])[0][:-1].tolist()]
-    room = math.inf if subject.longest is None else subject.longest - len(given)
+    given = [first_token(named, own), *encoder.encode([prompt])[0][:-1].tolist()]
+    room = math.inf if named.longest is None else named.longest - len(given)
     if room < (tokens or 1):
         raise UserError(
             f"the prompt has {len(given) - 1} tokens, 1 stands before it and {tokens or 1} more were asked for: "
-            f"{subject.name} takes {subject.longest} in all; shorten --prompt or lower --tokens"
+            f"{named.name} takes {named.longest} in all; shorten --prompt or lower --tokens"
         )
-    model = subject.models[-1][1]()
+    model = named.models[-1][1]()
     nn.Module.to(model, device)
     if bad := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
         raise UserError(
@@ -91,7 +94,7 @@ def generate(
         output = model.generate(  # type: ignore[operator]
             inputs,
             attention_mask=torch.ones_like(inputs),
-            max_new_tokens=int(min(room, _TOKENS)) if tokens is None else tokens,
+            max_new_tokens=int(min(room, _DEFAULT_TOKENS)) if tokens is None else tokens,
             eos_token_id=encoder.end_of_text,
             pad_token_id=encoder.end_of_text,
             use_cache=True,

@@ -1,4 +1,4 @@
-"""What `blockwise-lr sharpness` does: measure a model, or every checkpoint of a run; table, JSON and figures."""
+"""The work of `blockwise-lr sharpness`: measure a model or every checkpoint of a run; write JSON and figures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from torch import nn
 
 from blockwise_lr.analysis.measure_settings import MeasureConfig
 from blockwise_lr.analysis.measure_slopes import directional_reports, write_directional
-from blockwise_lr.analysis.named_models import Subject, find_subject
+from blockwise_lr.analysis.named_models import NamedModel, find_named_model
 from blockwise_lr.blocks import classify
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import TokenData, prepare_data
@@ -51,57 +51,63 @@ def measure_model(
     command: str = "",
     console: Console | None = None,
 ) -> tuple[list[SharpnessReport] | list[DirectionalReport], Path]:
-    """Measure what `model` names, in fp32, on windows spread evenly over the text's measure split.
+    """Measure the sharpness of a model in fp32, and write sharpness.json and the figures.
+
+    The windows are spread evenly over the measure split of the text.
 
     Args:
-        model: a preset (at initialisation), a run's folder (all its whole checkpoints, on the run's own text), one
-            checkpoint, or a Hugging Face folder or id.
-        config: how, and on what.
+        model: a preset (measured at initialisation), a run's folder (all its complete checkpoints are measured, on
+            the run's own text), one checkpoint, or a Hugging Face folder or id.
+        config: the settings of the measurement.
         out: folder for sharpness.json and the figures. Default: sharpness/ in the run's folder, otherwise
             runs/sharpness-NAME.
-        command: the command line, for sharpness.json.
-        console: where progress goes. Default: stderr.
+        command: the command line to record in sharpness.json.
+        console: where to show progress. Default: stderr.
 
     Returns:
-        The reports, earliest first (with `config.directional`, DirectionalReports), and the folder.
+        The reports, earliest first, and the folder. With `config.directional` they are DirectionalReports.
 
     Raises:
-        UserError: the model, the text or a setting is not usable; says what to change.
+        UserError: the model, the text or a setting cannot be used; the message says what to change.
     """
     console = console or Console(stderr=True)
     config.check()
     device = resolve_device(config.device)
-    subject = find_subject(model, seed=config.seed)
-    out = subject.out if out is None else out
-    data, batches = _batches(subject, config, progress=console.is_terminal)
+    named = find_named_model(model, seed=config.seed)
+    out = named.out if out is None else out
+    data, batches = _batches(named, config, progress=console.is_terminal)
     made = missing(out)
-    make_folder(out)  # before the work: whether it can be made
-    for reason in subject.skipped:
+    make_folder(out)  # fails before the work if the folder cannot be created
+    for reason in named.skipped:
         console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
     about = {
-        "model": subject.name,
+        "model": named.name,
         "command": command,
         **describe_environment(device),
         "data": data.describe(),
     }
     try:
-        with _progress(console, subject, config.batches) as show:
+        with _progress(console, named, config.batches) as show:
             if config.directional:
-                slopes = directional_reports(subject, batches, device, show)
+                slopes = directional_reports(named, batches, device, show)
                 write_directional(slopes, out, about)
                 return slopes, out
             reports = []
-            for step, load in subject.models:
+            for step, load in named.models:
                 reports.append(_measure(load, batches, step, config, device, partial(show, step)))
-                gc.collect()  # a model is a web of cycles: two would be in memory at once
+                gc.collect()  # models hold reference cycles; without this, two would be in memory at once
         _write(reports, out, about, console)
     finally:
-        take_back(made)  # where nothing came of it
+        take_back(made)  # removes the new folders if they are still empty
     return reports, out
 
 
 def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) -> list[Table]:
-    """What the command prints: of the last checkpoint; along an optimizer's update, of the one at the highest rate."""
+    """Return the tables that the command prints.
+
+    Sharpness reports give the table of the last checkpoint. Directional reports give the table of the checkpoint at
+    the highest learning rate and, for several checkpoints, one along the run.
+    """
     slopes = [report for report in reports if isinstance(report, DirectionalReport)]
     if not slopes:
         return [reports[-1].table()]
@@ -109,39 +115,39 @@ def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) 
     return [shown_report(slopes).table(), *along]
 
 
-def _batches(subject: Subject, config: MeasureConfig, *, progress: bool) -> tuple[TokenData, list[Any]]:
-    context = config.context or subject.context
-    if subject.longest is not None and context > subject.longest:
+def _batches(named: NamedModel, config: MeasureConfig, *, progress: bool) -> tuple[TokenData, list[Any]]:
+    context = config.context or named.context
+    if named.longest is not None and context > named.longest:
         raise UserError(
-            f"--context is {context}; {subject.name} takes windows of at most {subject.longest} tokens"
+            f"--context is {context}; {named.name} takes windows of at most {named.longest} tokens"
         )
-    text = _text(subject, config)
+    text = _text(named, config)
     try:
-        data = prepare_data(text, vocab_size=subject.vocab_size, context=context, progress=progress)
-    except UserError as error:  # there is no --vocab-size here
+        data = prepare_data(text, vocab_size=named.vocab_size, context=context, progress=progress)
+    except UserError as error:  # this command has no --vocab-size to set
         raise UserError(str(error).partition(": set --vocab-size")[0]) from None
-    if subject.run is not None and text == subject.data:
-        check_same_text(subject.run, data.describe())
-    batch_size = config.batch_size or subject.batch_size
-    if subject.masked:
+    if named.run is not None and text == named.data:
+        check_same_text(named.run, data.describe())
+    batch_size = config.batch_size or named.batch_size
+    if named.masked:
         return data, masked_batches(data, context, config.batches, batch_size, config.seed)
     return data, measure_batches(data.measure, context, batches=config.batches, batch_size=batch_size)
 
 
-def _text(subject: Subject, config: MeasureConfig) -> DataConfig:
-    """The text and its tokenizer: a run's own, unless others are given."""
-    if subject.run is not None and config.data is None and config.tokenizer is None:
-        return subject.data
-    tokenizer = config.tokenizer or subject.tokenizer
+def _text(named: NamedModel, config: MeasureConfig) -> DataConfig:
+    """Return the text and its tokenizer: those of the run, unless others are given."""
+    if named.run is not None and config.data is None and config.tokenizer is None:
+        return named.data
+    tokenizer = config.tokenizer or named.tokenizer
     if tokenizer is None:
         raise UserError(
-            f"{subject.name} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
+            f"{named.name} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
             "--tokenizer FOLDER-or-id"
         )
     if config.data is None:
-        return replace(subject.data, tokenizer=tokenizer)
+        return replace(named.data, tokenizer=tokenizer)
     return DataConfig(
-        data=config.data, text_field=config.text_field, tokenizer=tokenizer, cache=subject.data.cache
+        data=config.data, text_field=config.text_field, tokenizer=tokenizer, cache=named.data.cache
     )
 
 
@@ -170,25 +176,25 @@ def _measure(
             step=step,
             on_batch=on_batch,
         )
-    except ValueError as error:  # logits that are not finite, windows in which nothing is masked ...
+    except ValueError as error:  # such as non-finite logits, or windows without a masked token
         raise UserError(str(error)) from error
 
 
 @contextmanager
 def _progress(
-    console: Console, subject: Subject, batches: int
+    console: Console, named: NamedModel, batches: int
 ) -> Iterator[Callable[[int | None, int], None]]:
-    """A bar over all batches of all checkpoints on a terminal, elsewhere a line a checkpoint."""
+    """Show a progress bar over all batches of all checkpoints on a terminal, and one line per checkpoint elsewhere."""
     columns = (
         TextColumn("measuring {task.fields[what]}", markup=False), BarColumn(), MofNCompleteColumn(),
         TextColumn("batches"),
         TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(),
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=batches * len(subject.models), what=subject.name)
+        task = bar.add_task("", total=batches * len(named.models), what=named.name)
 
         def show(step: int | None, done: int) -> None:
-            what = subject.name if step is None else f"{subject.name}, step {step:,}"
+            what = named.name if step is None else f"{named.name}, step {step:,}"
             bar.update(task, advance=1, what=what)
             if done == batches and not console.is_terminal:
                 console.print(f"measured {what}", highlight=False, soft_wrap=True, markup=False)
@@ -197,7 +203,7 @@ def _progress(
 
 
 def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any], console: Console) -> None:
-    """sharpness.json of the last report, the others under "earlier"; and the figures, in place of older ones."""
+    """Write sharpness.json (the last report; the others under "earlier") and the figures, replacing older ones."""
     *earlier, last = reports
     write_json_atomic(
         out / RESULT, {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}
@@ -209,7 +215,7 @@ def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any],
         "evolution.png": partial(plot.plot_evolution, reports) if earlier else None,
     }
     for name, draw in figures.items():
-        (out / name).unlink(missing_ok=True)  # of an earlier measurement
+        (out / name).unlink(missing_ok=True)  # remove the figure of an earlier measurement
         if draw is not None:
             try:
                 draw(out / name)

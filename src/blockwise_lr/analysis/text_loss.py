@@ -1,4 +1,4 @@
-"""Loss and bits per byte of a causal language model on text: what is predicted, and which bytes that stands for."""
+"""Loss and bits per byte of a causal language model on any text."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _DOCUMENTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What was predicted, and how well.
+    """The loss of a model on a text, with the amount of text.
 
     Args:
-        documents: documents with any text.
-        tokens: predicted tokens.
-        bytes: UTF-8 bytes of the text that those tokens stand for.
+        documents: number of documents that are not empty.
+        tokens: number of predicted tokens.
+        bytes: number of UTF-8 bytes of the text of these tokens.
         nats: sum of -log p over the predicted tokens.
     """
 
@@ -45,44 +45,45 @@ class TextLoss:
 
     @property
     def loss(self) -> float:
-        """Nats a token."""
+        """Mean loss in nats per token."""
         return self.nats / self.tokens
 
     @property
     def bits_per_byte(self) -> float:
-        """nats / ln 2 / bytes: comparable between tokenizers, which nats a token are not."""
+        """nats / ln 2 / bytes. Unlike nats per token, it is comparable between tokenizers."""
         return self.nats / math.log(2) / self.bytes
 
 
 class Window(NamedTuple):
-    """One forward pass over part of a document."""
+    """A part of a document that the model reads in one forward pass."""
 
     inputs: npt.NDArray[Any]
     """(length,): tokens that the model reads, length <= context."""
     targets: npt.NDArray[Any]
-    """(predicted,): the tokens that its last `predicted` outputs are held against."""
+    """(predicted,): the tokens that the last `predicted` outputs must predict."""
 
 
 def document_windows(
     tokens: npt.NDArray[Any], first: int, context: int, overlap: int = 0
 ) -> Iterator[Window]:
-    """Windows in which every token of a document is predicted exactly once.
+    """Yield windows that together predict every token of a document exactly once.
 
-    The first window reads `first` and then the document. Each later one begins with the last token predicted before,
-    or `overlap` tokens earlier. The last one is moved back until it is full: that costs nothing and gives its tokens
-    more to go by. With overlap 0 these are lm-evaluation-harness's rolling windows.
+    The first window reads `first` and then the document. Each later window begins with the last token that was
+    predicted before, or `overlap` tokens earlier. The last window is moved back until it is full, which costs nothing
+    and gives its tokens more context. With overlap 0, these are the rolling windows of lm-evaluation-harness.
 
     Args:
-        tokens: (n,) the document, without a token for its end.
-        first: the token that the document begins behind.
-        context: most tokens that the model reads at once, 1 or more.
-        overlap: tokens that a window reads again, 0 to context - 1.
+        tokens: (n,) the document, without an end-of-text token.
+        first: the token before the document.
+        context: largest number of tokens that the model reads at once, 1 or more.
+        overlap: number of tokens that a window reads again, 0 to context - 1.
 
     Example:
         >>> [(w.inputs.tolist(), w.targets.tolist()) for w in document_windows(np.arange(1, 6), 0, context=3)]
         [([0, 1, 2], [1, 2, 3]), ([2, 3, 4], [4, 5])]
     """
-    read = np.concatenate([[first], tokens[:-1]])  # what is read where tokens[i] is predicted
+    # read[i] is the input at the position that predicts tokens[i].
+    read = np.concatenate([[first], tokens[:-1]])
     done = 0
     while done < len(tokens):
         end = min(len(tokens), done + (context - overlap if done else context))
@@ -90,7 +91,7 @@ def document_windows(
         done = end
 
 
-# What a process reads that has no text left while others have: nothing of it is predicted.
+# The input of a process that has no text left while others still have some. Nothing in it is predicted.
 _UNCOUNTED = [Window(np.zeros(1, np.int64), np.zeros(0, np.int64))]
 
 
@@ -105,26 +106,26 @@ def text_loss(
     overlap: int = 0,
     batch_size: int = 16,
 ) -> TextLoss:
-    """The model's loss on every document, in its own precision, summed in float64.
+    """Return the loss of a model on documents, computed in the model's precision and summed in float64.
 
-    Every token of a document's text is predicted exactly once, from what :func:`document_windows` lets it read.
-    `first` stands before them and is itself never predicted, nor is the end of the document. So the predicted tokens
-    stand for the text's own bytes, no more and no less, and empty documents count for nothing. (A tokenizer that
-    changes the text, such as T5's with its white space, is measured on the text as it was given.)
+    Every token of a document is predicted exactly once, in the windows of :func:`document_windows`. The token `first`
+    before the document and the end of the document are not predicted. The predicted tokens therefore stand for exactly
+    the bytes of the text, and empty documents do not count. If a tokenizer changes the text, as T5's does with white
+    space, the bytes are still those of the original text.
 
-    Under DDP or ``fully_shard`` every process calls this and gets the loss on the documents that it gave. They may be
-    other ones than those of the other processes, and more or fewer.
+    Under DDP or ``fully_shard``, every process must call this. Each gets the loss on its own documents, whose number
+    may differ between processes.
 
     Args:
         model: a causal language model; `model(input_ids=...)` (batch, length) gives `logits` (batch, length, tokens).
-        encoder: its tokenizer. What looks like a special token is encoded as text.
-        documents: their text, read once and never held all at once.
-        first: the token that documents begin behind; None: the end-of-text token, as in training.
-        context, overlap: as for :func:`document_windows`.
-        batch_size: windows a forward pass; changes nothing but the last bits.
+        encoder: the model's tokenizer. Text that looks like a special token is encoded as text.
+        documents: the texts, read once and one after another.
+        first: the token before each document. Default: the end-of-text token, as in training.
+        context, overlap: as in :func:`document_windows`.
+        batch_size: windows per forward pass; it changes the result only by rounding.
 
     Raises:
-        UserError: no text at all; context or overlap out of range.
+        UserError: the documents hold no text, or `context` or `overlap` is out of range.
 
     Example:
         >>> text_loss(model, encoder, ["Fellow citizens"], context=128).bits_per_byte  # doctest: +SKIP
@@ -173,14 +174,17 @@ def text_loss(
 
 
 def _forward_passes_are_collective(model: nn.Module) -> bool:
-    """Whether a process that stops earlier than the others would leave them waiting for it."""
+    """Return whether forward passes communicate, so that all processes must run the same number of them."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return False
     return isinstance(model, nn.parallel.DistributedDataParallel) or bool(fully_sharded(model))
 
 
 def _padded(batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Windows as (batch, length) inputs and targets. Padding follows the text, where a causal model cannot see it."""
+    """Return windows as (batch, length) inputs and targets.
+
+    Padding follows the text, where a causal model cannot attend to it.
+    """
     length = max(len(window.inputs) for window in batch)
     inputs = torch.zeros(len(batch), length, dtype=torch.int64)
     targets = torch.full((len(batch), length), _IGNORED)
@@ -192,10 +196,11 @@ def _padded(batch: Sequence[Window]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64] | None:
-    """The bytes of text that each token stands for, by id; special tokens stand for none.
+    """Return the number of bytes of text that each token id stands for; special tokens stand for 0 bytes.
 
     Returns:
-        (tokens,) lengths; None where a token alone does not tell (a tokenizer that is not byte-level).
+        An array of shape (tokens,); None if the tokenizer is not byte-level, since a single token then does not
+        determine its bytes.
 
     Example:
         >>> token_bytes(data.tokenizer)[data.val.read(0, 4)]  # doctest: +SKIP
@@ -208,7 +213,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> npt.NDArray[np.int64] | N
     vocabulary = backend.get_vocab(with_added_tokens=True)
     lengths = np.zeros(max(vocabulary.values()) + 1, np.int64)
     for piece, index in vocabulary.items():
-        lengths[index] = len(piece)  # one character of the byte-level alphabet a byte
+        lengths[index] = len(piece)  # the byte-level alphabet has one character per byte
     for index, added in backend.get_added_tokens_decoder().items():
         lengths[index] = 0 if added.special else len(added.content.encode())
     return lengths

@@ -1,4 +1,4 @@
-"""`blockwise-lr compare`: arms side by side, and a report."""
+"""The command `blockwise-lr compare`: train several arms and report how they differ."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 
 from blockwise_lr.cli.flags import command_line, named_preset, needs, parse
-from blockwise_lr.cli.interrupts import at_work
+from blockwise_lr.cli.interrupts import end_startup
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import arms_of, tuned_settings
@@ -17,30 +17,31 @@ from blockwise_lr.train.presets import arms_of, tuned_settings
 
 @dataclass(frozen=True)
 class CompareCommand:
-    """Train a baseline for N and 2N steps and every other arm for N, and report loss gaps and speed-ups.
+    """Train the baseline for N and 2N steps and every other arm for N steps; report loss gaps and speed-ups.
 
-    --steps is N. Finished runs are kept: the same command goes on where it was interrupted.
+    --steps is N. Finished runs are kept, so the same command resumes an interrupted comparison.
     """
 
     out: Path
-    """Folder of the comparison."""
+    """Folder for the runs and the report."""
     arms: tuple[str, ...]
-    """What to compare, each OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS; the first is the baseline."""
+    """Arms to compare, each OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS. The first is the baseline."""
     config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes]
     seeds: tuple[int, ...] = (0,)
-    """Seeds of every arm. With one, noise cannot be told from effect."""
+    """Seeds to train every arm with. One seed cannot separate an effect from noise."""
     base_lrs: tuple[float, ...] = ()
-    """Grid of base learning rates over which every arm is tuned; empty: those tuned for the preset, if there are."""
+    """Grid of base learning rates over which every arm is tuned. Empty: the rates that come with the preset, if any."""
     warmups: tuple[float, ...] = ()
-    """Warm-ups, as shares of the steps, that every arm tries with each base learning rate; empty: --warmup-fraction.
-    A uniform learning rate often wants a longer one than blockwise learning rates: tuned for neither or for both."""
+    """Warm-ups that every arm tries with each base learning rate, as fractions of the steps. Empty: --warmup-fraction.
+    A uniform learning rate often needs a longer warm-up than blockwise learning rates, so tune it for all or none."""
     refine: bool = False
-    """After the grid, every arm also tries the base learning rates a factor of sqrt 2 on either side of its best."""
+    """After the grid, every arm also tries its best base learning rate divided by sqrt 2 and multiplied by sqrt 2."""
     jobs: int = 0
-    """Runs at the same time; 0: one a CPU core for models below 10M parameters on the CPU, otherwise 1."""
+    """Number of runs in parallel. 0: one per CPU core for models below 10M parameters on the CPU, otherwise 1."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command with the arguments that follow its name."""
     preset, rest = named_preset("compare", arguments)
     default = CompareCommand(Path("runs") / f"compare-{preset.preset}", arms_of(preset.preset), preset)
     parsed = parse(CompareCommand, f"compare {preset.preset}", rest, default)
@@ -49,8 +50,8 @@ def run(arguments: list[str]) -> None:
     from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.train.checks import check_config
 
-    at_work()
-    # What an arm or a seed decides cannot also be a setting of the comparison.
+    end_startup()
+    # The arms and --seeds set these three for every run, so a common value would have no effect.
     for flag, given, default_value, instead in (
         ("--seed", parsed.config.seed, preset.seed, "--seeds 0 1 2"),
         ("--ratios", parsed.config.optim.ratios, preset.optim.ratios, "--arms adamw:uniform adamw:paper"),
@@ -80,7 +81,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _default_jobs(config: TrainConfig) -> int:
-    """Small models do not fill two cores: as many single-threaded runs as cores finish sooner."""
+    """Return the number of parallel runs: small models on the CPU finish sooner as one single-threaded run per core."""
     from blockwise_lr.compare.execute import available_cores
     from blockwise_lr.train.build_model import count_parameters
 

@@ -1,6 +1,6 @@
-"""Entry point of the command line: answers --help and --version, and turns every end of a command into an exit code.
+"""The entry point of the command line: prints --help and --version, runs a command, and sets the exit code.
 
-This module imports nothing heavy, so that --help is quick and Ctrl-C gets an answer from the first moment on.
+This module imports no heavy package, so that --help is quick and Ctrl-C works from the start.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from blockwise_lr.cli.interrupts import INTERRUPTED, CtrlC
+from blockwise_lr.cli.interrupts import INTERRUPTED, InterruptHandler
 from blockwise_lr.errors import (
     LostProcessError,
     NonFiniteLossError,
@@ -29,21 +29,21 @@ from blockwise_lr.extras import check
 USAGE = """\
 usage: blockwise-lr COMMAND ...
 
-A learning rate of its own for every block type of a Transformer.
+Train Transformers with a separate learning rate for each block type.
 
-  train PRESET      pre-train one model; resumes an unfinished run
-  compare PRESET    uniform against blockwise learning rates, side by side; writes report.html
-  eval RUN          losses and bits per byte of a checkpoint, on the held-out text or on any other (--data)
-  generate RUN      a sample from a checkpoint, behind --prompt
-  sharpness MODEL   how sharp each block is, with error bars; writes a table, sharpness.json and figures
-  export RUN        a plain Hugging Face folder of a run, or of a sharded checkpoint
-  inspect MODEL     which parameter is in which block, and why
-  presets           the names of the presets
+  train PRESET      pre-train one model, or resume an unfinished run
+  compare PRESET    train with uniform and with blockwise learning rates; write report.html
+  eval RUN          evaluate a checkpoint: loss and bits per byte on the held-out text or on --data
+  generate RUN      sample text from a checkpoint, continuing --prompt
+  sharpness MODEL   measure the sharpness of each block; write a table, sharpness.json and figures
+  export RUN        write a run or a sharded checkpoint as a plain Hugging Face folder
+  inspect MODEL     show which block each parameter belongs to, and why
+  presets           list the presets
 
-PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run, to repeat it.
-MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id;
-for inspect also module:function, a function of yours that returns the model.
-`blockwise-lr COMMAND PRESET --help` shows every setting with that preset's values.
+PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run to repeat.
+MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id.
+For inspect, MODEL can also be module:function, where your function returns the model.
+`blockwise-lr COMMAND PRESET --help` lists every setting with the values of that preset.
 """
 
 _COMMANDS = ("train", "compare", "eval", "generate", "export", "sharpness", "inspect", "presets")
@@ -53,22 +53,25 @@ _TRAINING = ("train", "compare")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit.
+    """Run one command; if it fails, raise SystemExit with the exit code.
 
-    Exit codes: 0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 143 SIGTERM; 1 anything else. When the reader
+    Exit codes: 0 done; 2 bad input, with one line on stderr; 130 Ctrl-C; 143 SIGTERM; 1 anything else. If the reader
     of a pipe closes it, as `head` does, the commands that train exit with 141 and the others with 0.
 
     Args:
-        arguments: the words after `blockwise-lr`; None: those of this process.
+        arguments: the words after `blockwise-lr`. Default: the arguments of this process.
+
+    Raises:
+        SystemExit: the command fails or is interrupted.
     """
     ends_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
     _print_any_character()
-    with CtrlC(lambda: _interrupted(command), ends_process=ends_process) as ctrl_c:
+    with InterruptHandler(lambda: _interrupted(command), ends_process=ends_process) as interrupts:
         try:
             _run(command, arguments[1:])
-            if sys.stdout is not None:  # Python's stand-in for one that was closed before the start
+            if sys.stdout is not None:  # Python sets it to None if it was closed before the start
                 sys.stdout.flush()
         except (NonFiniteLossError, StorageError, LostProcessError) as error:
             _fail(str(error), 1)
@@ -85,11 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except SystemExit:
             raise
         except BaseException as error:
-            if ctrl_c.received:  # a library that was interrupted in its import raises what it likes
+            if interrupts.received:  # a library that is interrupted during its import may raise any error
                 _interrupted(command)
             if isinstance(error, UserError):
                 _fail(str(error), 2)
-            if isinstance(error, OSError) and error.filename is None and error.errno in _NO_ROOM:
+            if isinstance(error, OSError) and error.filename is None and error.errno in _DISK_ERRORS:
                 _stop_printing()
                 _fail(f"cannot write the output ({error.strerror}): make room or print it elsewhere", 1)
             raise
@@ -115,23 +118,24 @@ def _run(command: str, rest: list[str]) -> None:
     importlib.import_module(f"blockwise_lr.cli.{command}").run(rest)
 
 
-_NO_ROOM = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]  # Windows lacks one
+# Windows lacks EDQUOT.
+_DISK_ERRORS = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]
 
 
 def _interrupted(command: str, code: int = INTERRUPTED) -> NoReturn:
-    goes_on = ": give the same command again to go on" if command in _TRAINING else ""
-    _fail_once(f"interrupted{goes_on}", code)
+    advice = ": run the same command again to resume" if command in _TRAINING else ""
+    _fail_once(f"interrupted{advice}", code)
 
 
 def _fail_once(message: str, code: int) -> NoReturn:
-    """Fail with a message of which all processes of a run know: rank 0 prints it."""
+    """Exit with an error that every rank of the run has met; only rank 0 prints it."""
     if os.environ.get("RANK", "0") != "0":
         raise SystemExit(code) from None
     _fail(message, code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    # The message may quote names out of files: no escape sequence in them reaches the terminal.
+    # The message may quote names from files, whose escape sequences must not reach the terminal.
     line = "".join(each if each.isprintable() else "?" for each in " ".join(message.split()))
     with contextlib.suppress(OSError):  # stderr may be a closed pipe
         print(f"blockwise-lr: {line}", file=sys.stderr)
@@ -139,9 +143,9 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _print_any_character() -> None:
-    r"""Let stdout print every character, those that the terminal's encoding lacks as \N escapes.
+    r"""Let stdout print every character; characters that the terminal's encoding lacks become \N escapes.
 
-    stderr does so in any Python. A choice of the user's (PYTHONIOENCODING=ascii:replace) is kept.
+    Python sets up stderr this way by default. The user's own choice (PYTHONIOENCODING=ascii:replace) is kept.
     """
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and out.errors in ("strict", "surrogateescape"):
@@ -149,6 +153,6 @@ def _print_any_character() -> None:
 
 
 def _stop_printing() -> None:
-    """Send what is left for stdout nowhere; Python would complain once more at exit."""
+    """Discard the output that stdout still holds; otherwise Python reports the error again at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

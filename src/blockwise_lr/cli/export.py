@@ -1,4 +1,4 @@
-"""`blockwise-lr export`: a checkpoint as a plain Hugging Face folder."""
+"""The command `blockwise-lr export`: write a checkpoint as a plain Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from typing import Literal
 import tyro
 
 from blockwise_lr.cli.flags import parse
-from blockwise_lr.cli.interrupts import at_work
+from blockwise_lr.cli.interrupts import end_startup
 
 
 @dataclass(frozen=True)
 class ExportCommand:
-    """The model of a checkpoint as a plain folder, in the original layout, whatever the number of its processes."""
+    """Write the model of a checkpoint as a plain folder in its original layout, however many processes saved it."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """A sharded checkpoint, the folder of a run (its newest checkpoint), or one of its checkpoints."""
+    """A sharded checkpoint, a run's folder (its newest checkpoint is exported), or one of its checkpoints."""
     out: Path
-    """The new folder."""
+    """The folder to write."""
     to: Literal["huggingface"] = "huggingface"
-    """The format: what transformers' from_pretrained loads."""
+    """The format to write; "huggingface" loads with transformers' from_pretrained."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command with the arguments that follow its name."""
     parsed = parse(ExportCommand, "export", arguments)
     from blockwise_lr.checkpoints.hugging_face import export_checkpoint
 
-    at_work()
+    end_startup()
     print(f"{parsed.out}: the model of {export_checkpoint(parsed.checkpoint, parsed.out)}")

@@ -1,4 +1,4 @@
-"""What the commands share: reading flags and presets, and one line for bad ones."""
+"""Parse flags and presets for all commands, and report bad ones in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,15 @@ T = TypeVar("T")
 
 
 def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str]]:
-    """The configuration that the first argument names, and the other arguments."""
+    """Return the configuration that the first argument names, and the other arguments.
+
+    Args:
+        command: the command's name, for messages.
+        arguments: the words after it; the first is a preset's name or the path of a config.json.
+
+    Raises:
+        UserError: no first argument, an unknown preset, or a file that holds no configuration.
+    """
     if arguments and arguments[0] in ("-h", "--help"):
         return get_preset("quickstart"), arguments
     if not arguments or arguments[0].startswith("-"):
@@ -38,7 +46,7 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
             f'the configuration {path} has {type(fields).__name__} as its "train"; expected an object of fields'
         )
     config = config_from_dict(fields)
-    # It names the default --out, which someone else's file must not lead elsewhere.
+    # The name becomes part of the default --out; a file from someone else must not point it to another folder.
     if not re.fullmatch(r"\w[\w.-]*", config.preset):
         raise UserError(
             f"the configuration {path} has {config.preset!r} as its preset; expected letters, digits, . and -"
@@ -47,7 +55,11 @@ def named_preset(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
 
 
 def parse(cls: type[T], command: str, arguments: list[str], default: T | None = None) -> T:
-    """Parse flags with tyro; bad ones give one line."""
+    """Parse a command's flags with tyro.
+
+    Raises:
+        UserError: a flag is unknown or has a bad value; the message is one line.
+    """
     given: dict[str, Any] = {} if default is None else {"default": default}
     complaints = io.StringIO()
     try:
@@ -58,17 +70,17 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
         if exit.code in (0, None):
             raise
         plain = re.sub(r"\x1b\[[0-9;]*m", "", complaints.getvalue())
-        # The frame's title says it once more; where there is no Unicode, it is underlined instead.
+        # Drop the frame's title, which repeats the message; without Unicode, tyro underlines it instead.
         untitled = re.sub(r"^[╭+].*$|\A *[^\n]*\n *-{5,} *$", "", plain, flags=re.MULTILINE)
         text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
 
 
 def needs(command: str, *packages: str) -> None:
-    """Refuse a command before it begins, where packages that it uses only at its end are missing.
+    """Check before a command starts that the packages it needs at its end are installed.
 
     Raises:
-        UserError: one is missing; says how to install it.
+        UserError: a package is missing; the message says how to install it.
     """
     try:
         check(f"{command} needs", packages)
@@ -77,4 +89,5 @@ def needs(command: str, *packages: str) -> None:
 
 
 def command_line(name: str, arguments: list[str]) -> str:
+    """Return the command line as one string that a shell accepts."""
     return shlex.join(["blockwise-lr", name, *arguments])

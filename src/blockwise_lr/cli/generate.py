@@ -1,4 +1,4 @@
-"""`blockwise-lr generate`: a sample from a checkpoint."""
+"""The command `blockwise-lr generate`: sample text from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,37 +9,38 @@ from typing import Literal
 import tyro
 
 from blockwise_lr.cli.flags import parse
-from blockwise_lr.cli.interrupts import at_work
+from blockwise_lr.cli.interrupts import end_startup
 
 
 @dataclass(frozen=True)
 class GenerateCommand:
-    """A sample from a run's newest checkpoint, from one checkpoint, or from a Hugging Face folder, behind a prompt."""
+    """Sample text that continues a prompt, from a run's newest checkpoint, one checkpoint, or a Hugging Face folder."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of a run, one of its checkpoints, or folder of a Hugging Face model."""
+    """Folder of a run, of one of its checkpoints, or of a Hugging Face model."""
     prompt: str = ""
-    """The text to go on with; empty: the beginning of a document."""
+    """The text to continue. Empty: start a new document."""
     tokens: int | None = None
-    """Tokens to sample at most (the end of the document ends it); None: 100, or as many as fit into the context."""
+    """Largest number of tokens to sample; sampling stops at the end of the document. None: 100, or as many as fit."""
     temperature: float = 1.0
-    """Divides the logits; 0: always the likeliest token."""
+    """Sampling temperature, which divides the logits. 0: always take the likeliest token."""
     top_k: int = 0
-    """Sample among this many likeliest tokens; 0: among all."""
+    """Sample from this many likeliest tokens. 0: from all tokens."""
     seed: int = 0
-    """Seed of the sampling: the same seed gives the same text."""
+    """Seed of the random sampling; the same seed gives the same text."""
     tokenizer: str | None = None
-    """Id or folder of a Hugging Face tokenizer; None: the model's own."""
+    """Id or folder of a Hugging Face tokenizer. None: the model's own."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
-    """Where to sample; "auto": a GPU if there is one."""
+    """Device to sample on; "auto": a GPU if there is one."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command with the arguments that follow its name."""
     parsed = parse(GenerateCommand, "generate", arguments)
     from blockwise_lr.analysis.generate import generate
     from blockwise_lr.train.checks import resolve_device
 
-    at_work()
+    end_startup()
     text = generate(
         parsed.run,
         parsed.prompt,

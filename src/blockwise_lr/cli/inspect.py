@@ -1,4 +1,4 @@
-"""`blockwise-lr inspect`: which parameter is in which block."""
+"""The command `blockwise-lr inspect`: show which block each parameter belongs to."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from blockwise_lr.cli.flags import parse
-from blockwise_lr.cli.interrupts import at_work
+from blockwise_lr.cli.interrupts import end_startup
 from blockwise_lr.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,33 +15,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectCommand:
-    """Which parameter of a model is in which block; nothing but its configuration is read."""
+    """Show which block each parameter of a model belongs to. Only its configuration is read, not its weights."""
 
     verbose: bool = False
-    """Show every parameter with the reason for its block."""
+    """Also list every parameter with the reason for its block."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON instead of a table."""
     ratios: str = "paper"
-    """The ratios to show beside the blocks, as for train."""
+    """Learning-rate ratios to show for the blocks, as for train."""
     blocks: tuple[str, ...] = ()
-    """Blocks of parameters, before all rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
+    """Overrides, applied before the rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
     trust_remote_code: bool = False
-    """Run the code that a Hugging Face model brings along."""
+    """Allow a Hugging Face model to run the code in its repository."""
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command with the arguments that follow its name."""
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
         raise UserError(
             "inspect needs a model first: a preset, a folder or id of Hugging Face, or module:function"
         )
-    asks = arguments[0] in ("-h", "--help")
-    name, rest = ("MODEL", arguments) if asks else (arguments[0], arguments[1:])
+    wants_help = arguments[0] in ("-h", "--help")
+    name, rest = ("MODEL", arguments) if wants_help else (arguments[0], arguments[1:])
     parsed = parse(InspectCommand, f"inspect {name}", rest)
     from blockwise_lr.analysis.block_overrides import read_overrides
     from blockwise_lr.analysis.block_table import inspect_model
     from blockwise_lr.analysis.meta_models import model_to_inspect
 
-    at_work()
+    end_startup()
     overrides, ratios = read_overrides(parsed.blocks), _ratios(parsed.ratios)
     model = model_to_inspect(name, trust_remote_code=parsed.trust_remote_code)
     inspect_model(model, overrides=overrides, ratios=ratios, verbose=parsed.verbose, as_json=parsed.json)

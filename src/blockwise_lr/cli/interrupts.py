@@ -1,4 +1,4 @@
-"""Ctrl-C: when it ends a command at once, and when it is an exception."""
+"""Handling of Ctrl-C: end the process at once during start-up, raise KeyboardInterrupt later."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from typing import Any, NoReturn
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 
-_at_work = threading.Event()
+_startup_ended = threading.Event()
 
 
-def at_work() -> None:
-    """Call this when a command has imported what it needs and begins: from here on Ctrl-C is an exception.
+def end_startup() -> None:
+    """Mark the end of a command's imports: from here on, Ctrl-C raises KeyboardInterrupt.
 
-    Before, it ends the process at once. Some libraries drop an exception in their imports and go on: torch does when it
-    looks for numpy.
+    Before this call, Ctrl-C ends the process at once, because some libraries swallow exceptions during their imports.
+    torch, for example, does so while it looks for numpy.
     """
-    _at_work.set()
+    _startup_ended.set()
 
 
-class CtrlC(contextlib.AbstractContextManager["CtrlC"]):
-    """While a command runs, SIGINT ends it: at once until :func:`at_work`, later by KeyboardInterrupt.
+class InterruptHandler(contextlib.AbstractContextManager["InterruptHandler"]):
+    """A context manager in which SIGINT ends the command.
 
-    KeyboardInterrupt is also raised again where Python would print and drop it, in destructors and callbacks of the
-    garbage collector.
+    Until :func:`end_startup` is called, SIGINT ends the process at once; later it raises KeyboardInterrupt. Python
+    would print and drop that exception in destructors and garbage-collector callbacks; this class raises it again.
 
     Args:
-        report: print why the process ends, and raise SystemExit.
-        ends_process: whether the process ends with the command. After one Ctrl-C it then ignores more of them, which
-            would only interrupt the ending.
+        report: prints why the process ends, and raises SystemExit.
+        ends_process: whether the process ends with the command. It then ignores every Ctrl-C after the first, since
+            more of them would only interrupt the shutdown.
 
     Attributes:
-        received: whether SIGINT came.
+        received: whether SIGINT was received.
     """
 
     def __init__(self, report: Callable[[], NoReturn], *, ends_process: bool) -> None:
@@ -49,10 +49,10 @@ class CtrlC(contextlib.AbstractContextManager["CtrlC"]):
         self._previous: Any = None
         self._unraisable: Any = None
 
-    def __enter__(self) -> CtrlC:
-        _at_work.clear()
+    def __enter__(self) -> InterruptHandler:
+        _startup_ended.clear()
         main_thread = threading.current_thread() is threading.main_thread()
-        # A process that was started in the background ignores SIGINT, and goes on doing so.
+        # A process that was started in the background ignores SIGINT; leave that as it is.
         if main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self._previous = signal.signal(signal.SIGINT, self._receive)
             self._unraisable, sys.unraisablehook = sys.unraisablehook, self._raise_again
@@ -66,7 +66,7 @@ class CtrlC(contextlib.AbstractContextManager["CtrlC"]):
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = True
-        if self._ends_process and not _at_work.is_set():
+        if self._ends_process and not _startup_ended.is_set():
             try:
                 self._report()
             finally:
@@ -75,7 +75,7 @@ class CtrlC(contextlib.AbstractContextManager["CtrlC"]):
 
     def _raise_again(self, unraisable: Any) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            # Later, by another thread: here it would only be raised in this function.
+            # Let another thread raise it a little later: raised here, it would not leave this hook.
             again = threading.Timer(0.05, _thread.interrupt_main)
             again.daemon = True
             again.start()

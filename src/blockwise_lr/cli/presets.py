@@ -1,4 +1,4 @@
-"""`blockwise-lr presets`: the names of the presets."""
+"""The command `blockwise-lr presets`: list the presets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from blockwise_lr.train.presets import PRESETS
 
 
 def run(arguments: list[str]) -> None:
+    """Run the command; it takes no arguments."""
     if arguments in (["-h"], ["--help"]):
-        print(
-            "usage: blockwise-lr presets\n\nPrint the name of every preset, with its model, steps and text."
-        )
+        print("usage: blockwise-lr presets\n\nList every preset with its model, number of steps and text.")
         return
     if arguments:
         raise UserError(f"presets takes no arguments; got {' '.join(arguments)}")

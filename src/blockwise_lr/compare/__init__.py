@@ -1,4 +1,4 @@
-"""Runs side by side: the same text, the same seeds, the same tuning, and what came out of it."""
+"""Compare training set-ups fairly: the same text, seeds and tuning for all, and a report of the results."""
 
 from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.plan import Plan

@@ -1,4 +1,4 @@
-"""What can be compared: an optimizer with its learning-rate ratios, over a horizon."""
+"""The arms of a comparison: an optimizer with its learning-rate ratios, trained for a horizon."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ HORIZONS = {"N/2": 0.5, "N": 1.0, "2N": 2.0, "4N": 4.0}
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared: an optimizer and its learning-rate ratios, under a name."""
+    """A training set-up to compare: an optimizer and its learning-rate ratios.
+
+    Args:
+        name: the name in the report.
+        optimizer: a name from the registry, or an import path such as "torch.optim:RAdam".
+        ratios: learning-rate ratios, in the form of `--ratios`.
+    """
 
     name: str
     optimizer: str
@@ -22,12 +28,15 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """Read "adamw:paper", or "name=adamw:paper"; without a name, the text is the name.
+        """Parse an arm such as "adamw:paper" or "name=adamw:paper".
 
-        An optimizer by its import path has a colon of its own: "torch.optim:RAdam:paper".
+        The import path of an optimizer may contain a colon itself: "torch.optim:RAdam:paper".
+
+        Args:
+            text: OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS. Without NAME, the whole text is the name.
 
         Raises:
-            UserError: the text is not of this form, or the name is empty or holds unprintable characters.
+            UserError: the text does not have this form, or the name is empty or has unprintable characters.
 
         Example:
             >>> Arm.parse("blockwise=adamw:paper")
@@ -35,9 +44,9 @@ class Arm:
         """
         head, colon, ratios = text.partition(":")
         name, equals, optimizer = head.rpartition("=")
-        attribute, second, behind = ratios.partition(":")
+        attribute, second, remainder = ratios.partition(":")
         if second and optimizer.strip() not in OPTIMIZERS and attribute.strip().isidentifier():
-            optimizer, ratios = f"{optimizer.strip()}:{attribute.strip()}", behind
+            optimizer, ratios = f"{optimizer.strip()}:{attribute.strip()}", remainder
         name = name.strip() if equals else text.strip()
         arm = cls(name, optimizer.strip(), ratios.strip())
         if not (colon and arm.name and arm.optimizer and arm.ratios) or not arm.name.isprintable():
@@ -50,13 +59,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Series:
-    """One arm trained for one horizon, whatever the seed and learning rate: a row of the report.
+    """One arm trained for one horizon, over all seeds and learning rates. It is one row of the report.
 
     Args:
-        name: the arm's name; with the horizon behind it if that is not N ("adamw:uniform 2N").
+        name: the arm's name, followed by the horizon unless that is N ("adamw:uniform 2N").
         arm: optimizer and ratios.
         horizon: a key of `HORIZONS`.
-        steps: its optimizer steps.
+        steps: number of optimizer steps.
     """
 
     name: str
@@ -66,10 +75,12 @@ class Series:
 
 
 def resolve_arm(arm: Arm) -> Arm:
-    """The arm with a file of ratios spelled out ("emb=4,vo=0.5"), so that it means the same on every reading.
+    """Return the arm with a ratios file replaced by its content ("emb=4,vo=0.5").
+
+    The arm then keeps its meaning if the file changes.
 
     Raises:
-        UserError: the optimizer or the ratios are unknown (with the known ones), before hours of other runs.
+        UserError: the optimizer or the ratios are unknown; the message lists the known ones.
     """
     try:
         optimizer_entry(arm.optimizer).load()

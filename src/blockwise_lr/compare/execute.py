@@ -1,4 +1,4 @@
-"""Running a plan: each run is a process of its own, cached by configuration, several at a time."""
+"""Run the training runs of a plan in parallel processes, and skip those that are already finished."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from blockwise_lr.compare.comparison_progress import ComparisonProgress
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.results import check_unchanged, is_finished, read_run
-from blockwise_lr.compare.run_bars import ComparisonProgress
 from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.locks import HeldError, take_lock
 
 Runner = Callable[[Path, Path], Sequence[str]]
-"""(config.json of a run, the run's folder) -> the command line that trains it."""
+"""A function from (config.json of a run, folder of the run) to the command line that trains it."""
 
 _POLL_SECONDS = 0.2
 _GRACE_SECONDS = 10.0
 
 
 def train_command(config: Path, folder: Path) -> list[str]:
-    """The command line of one training run, in this Python."""
+    """Return the command line that trains one run with the current Python interpreter."""
     return [sys.executable, "-m", "blockwise_lr", "train", str(config), "--out", str(folder)]
 
 
@@ -40,29 +40,28 @@ def run_all(
     *,
     runner: Runner = train_command,
 ) -> None:
-    """Train every run of `plan` that `out` does not hold yet: first the grid, then all seeds at what it
-    chose.
+    """Train every run of `plan` that is not finished yet: first the grid, then all seeds at the chosen settings.
 
-    A run's folder is out/runs/NAME; its configuration and its log lie beside it as NAME.config.json and
-    NAME.log. When `jobs` run at once, each is given its share of the cores. Interrupted with Ctrl-C or
-    SIGTERM, the children are ended and the next call goes on from their checkpoints.
+    A run's folder is out/runs/NAME. Its configuration and its log are out/runs/NAME.config.json and
+    out/runs/NAME.log. Runs in parallel share the CPU cores equally. Ctrl-C and SIGTERM end the runs; the next call
+    resumes them from their checkpoints.
 
     Args:
-        plan: what to run.
-        out: the comparison's folder, made if missing.
-        jobs: runs at the same time.
-        progress: where progress is shown; None: standard output.
-        runner: command line of a run, for tests and other launchers.
+        plan: the runs to train.
+        out: the comparison's folder, created if missing.
+        jobs: number of runs in parallel.
+        progress: where to show progress. Default: standard output.
+        runner: returns the command line of a run, for tests and other launchers.
 
     Raises:
-        UserError: a run failed (with its last line and its log), another comparison is running in `out`,
+        UserError: a run failed (the message has the last line of its log), another comparison is running in `out`,
             or `jobs` is not positive.
-        KeyboardInterrupt: Ctrl-C (SIGTERM: its subclass SigtermInterrupt), after the children have ended.
+        KeyboardInterrupt: on Ctrl-C, after the runs have ended; on SIGTERM, its subclass SigtermInterrupt.
     """
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1; got {jobs}")
     out = Path(out)
-    make_folder(out)  # by itself, so that a file in its place is named as such
+    make_folder(out)  # on its own, so that an error names `out` if it is a file
     make_folder(out / "runs")
     try:
         lock = take_lock(out / ".lock")
@@ -71,7 +70,7 @@ def run_all(
             f"another comparison is running in {out}; wait for it, or give another --out{held.advice}"
         ) from None
     try:
-        with _sigterm_is_ctrl_c(), progress or ComparisonProgress() as shown:
+        with _sigterm_interrupts(), progress or ComparisonProgress() as shown:
             tuning = plan.tuning_runs()
             _run_missing(tuning, out, jobs, shown, runner, "tuning base learning rates")
             losses = _tune_losses(tuning, out)
@@ -95,30 +94,31 @@ def _run_missing(
         check_unchanged(run, out / "runs" / name)
     missing = [run for name, run in runs_by_folder.items() if not is_finished(out / "runs" / name)]
     progress.phase(phase, len(runs_by_folder), len(runs_by_folder) - len(missing))
-    pending = sorted(missing, key=lambda run: -run.config.steps)  # longest first packs `jobs` processes best
+    # Starting with the longest runs keeps all `jobs` processes busy.
+    pending = sorted(missing, key=lambda run: -run.config.steps)
     active: dict[subprocess.Popen[bytes], Run] = {}
     try:
         while pending or active:
             while pending and len(active) < jobs:
-                with _interrupts_wait():  # or a child that is nobody's would go on by itself
+                with _interrupts_delayed():  # an interrupt in here could leave a process that nothing ends
                     run = pending[0]
                     active[_start(run, out, jobs, runner)] = pending.pop(0)
                 progress.started(run)
             for process in [process for process in active if process.poll() is not None]:
                 run = active.pop(process)
-                _check_ended(run, out, process.returncode)
+                _check_result(run, out, process.returncode)
                 progress.finished(run, read_run(out / "runs" / run.folder))
             progress.poll((run, out / "runs" / run.folder) for run in active.values())
             if active:
                 time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         left = len(pending) + len(active)
-        progress.say(
-            f"interrupted with {left} of {len(runs_by_folder)} runs to go; run the same command to go on"
+        progress.print_line(
+            f"interrupted with {left} of {len(runs_by_folder)} runs unfinished; run the same command again to resume"
         )
         raise
     finally:
-        _end(list(active))
+        _terminate(list(active))
 
 
 def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[bytes]:
@@ -126,7 +126,7 @@ def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[b
     config = folder.with_name(f"{run.folder}.config.json")
     write_json_atomic(config, run.config.to_dict())
     threads = str(max(1, available_cores() // jobs))
-    # Unbuffered, so that the last line of the log is the last thing that was said.
+    # Unbuffered, so that the log ends with the last message even if the process is killed.
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     if run.config.device != "cuda":
         environment |= {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
@@ -141,24 +141,24 @@ def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[b
 
 
 def log_path(run: Run, out: Path) -> Path:
-    """Where the output of a run's process goes."""
+    """Return the path of the log with the output of a run's process."""
     return out / "runs" / f"{run.folder}.log"
 
 
-def _check_ended(run: Run, out: Path, code: int) -> None:
-    # result.json is written last: with it a run is finished, whatever its exit code (a diverged run exits with 1).
+def _check_result(run: Run, out: Path, code: int) -> None:
+    # result.json is written last, so it marks a finished run whatever the exit code; a diverged run exits with 1.
     if is_finished(out / "runs" / run.folder):
         return
     log = log_path(run, out)
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     if code == 0:
         how += " without a result.json"
     raise UserError(f"run {run.folder} {how}: {last} (log: {log})")
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -171,34 +171,38 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 @contextlib.contextmanager
-def _interrupts_wait() -> Iterator[None]:
-    """Ctrl-C and SIGTERM take effect at the end of the block."""
+def _interrupts_delayed() -> Iterator[None]:
+    """Delay Ctrl-C and SIGTERM until the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    came: list[int] = []
+    received: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     previous = {
-        number: signal.signal(number, lambda signum, frame: came.append(signum)) for number in numbers
+        number: signal.signal(number, lambda signum, frame: received.append(signum)) for number in numbers
     }
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextlib.contextmanager
-def _sigterm_is_ctrl_c() -> Iterator[None]:
-    """A scheduler's SIGTERM must end the children too: orphans would write beside the next call's runs."""
+def _sigterm_interrupts() -> Iterator[None]:
+    """Raise SigtermInterrupt on SIGTERM, so that the runs are ended too.
+
+    Otherwise a scheduler's SIGTERM would leave them running, and they would write into the folders of the next call.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

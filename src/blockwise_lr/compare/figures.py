@@ -1,7 +1,6 @@
-"""The report's figures: loss curves with gap and speed-up marked, tuning curves, learning rates of the
-blocks.
+"""The figures of the report: loss curves with loss gap and speed-up, tuning curves, learning rates of the blocks.
 
-Colours are those of Okabe and Ito, told apart by the colour-blind; series also differ in line style.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish. Series also differ in line style.
 """
 
 from __future__ import annotations
@@ -32,27 +31,27 @@ _BASELINE: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure of the report: `name`.png lies in the comparison's folder, `svg` is the same for embedding."""
+class ReportFigure:
+    """A figure of the report: `name`.png is in the comparison's folder; `svg` is the same figure for embedding."""
 
     name: str
     svg: bytes
 
 
-def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dict[str, list[Drawn]]:
-    """Draw every figure, and write it as a PNG into `out`.
+def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dict[str, list[ReportFigure]]:
+    """Draw every figure and write it as a PNG file into `out`.
 
     Args:
         results: the finished runs.
-        content: compare.json's content.
+        content: the content of compare.json.
         out: the folder to write to.
 
     Returns:
-        {"overview", "comparisons", "tuning", "lr"} -> figures; "comparisons" has one for each of
-        content["comparisons"], "overview" is empty where there is only one, "tuning" without a grid. "lr" also has
-        the ratios of the arms that move them.
+        A dictionary of lists of figures. "comparisons" has one figure for each of content["comparisons"]. "overview"
+        is empty if there is only one comparison. "tuning" is empty without a grid. "lr" has the learning rates, and
+        the ratios of arms that change them during the run.
     """
-    figures: dict[str, list[Drawn]] = {"overview": [], "comparisons": [], "tuning": [], "lr": []}
+    figures: dict[str, list[ReportFigure]] = {"overview": [], "comparisons": [], "tuning": [], "lr": []}
 
     def draw(
         group: str, name: str, size: tuple[float, float], function: Callable[..., None], *arguments: Any
@@ -62,7 +61,7 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
             drawing.save(figure, out / f"{name}.png")
             svg = io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
-        figures[group].append(Drawn(name, svg.getvalue()))
+        figures[group].append(ReportFigure(name, svg.getvalue()))
 
     if len(content["comparisons"]) > 1:
         draw("overview", "loss_curves", _WIDE, _draw_overview)
@@ -86,21 +85,21 @@ def _style(results: Results, series: Series) -> dict[str, Any]:
 
 
 def _label(name: str, width: int = 34) -> str:
-    """A name on at most two lines."""
+    """Return a name wrapped to at most two lines."""
     lines = textwrap.wrap(name, width)
     return "\n".join(lines if len(lines) <= 2 else [lines[0], f"{lines[1][: width - 2]} …"])
 
 
 def _draw_curves(axes: Any, results: Results, series: Series) -> None:
-    """Mean over seeds, each seed as a thin line, and a cross where a run diverged."""
+    """Draw the mean over seeds, each seed as a thin line, and a cross where a run diverged."""
     style, curves = _style(results, series), []
-    for run in results.of(series):
+    for run in results.runs_of(series):
         steps, losses = run.curve()
         if len(results.plan.seeds) > 1:
             axes.plot(steps, losses, color=style["color"], linewidth=0.6, alpha=0.35)
         if run.diverged:
             at = run.result.get("diverged_at_step") or (steps[-1] if steps else 0)
-            # On the frame's upper edge: a diverged run has left through it.
+            # The cross is on the upper edge of the frame, where the curve of a diverged run leaves it.
             axes.plot([at], [1.0], "x", color=style["color"], markersize=9, markeredgewidth=2.2,
             clip_on=False,
                       transform=axes.get_xaxis_transform(), zorder=6)  # fmt: skip
@@ -112,11 +111,14 @@ def _draw_curves(axes: Any, results: Results, series: Series) -> None:
     axes.plot(common, means, label=_label(series.name), markersize=4, **style)
 
 
-def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
-    """From the lowest loss up to the losses at 40 % of N; before, curves fall from ln(vocabulary)."""
+def _limit_axes(axes: Any, results: Results, shown: list[Series]) -> None:
+    """Limit the loss axis to the range from the lowest loss to the losses at 40 % of N.
+
+    Earlier losses fall from ln(vocabulary size) and would hide the differences.
+    """
     terminal, early = [], []
     for series in shown:
-        for run in results.of(series):
+        for run in results.runs_of(series):
             steps, losses = run.curve()
             if steps and not run.diverged:
                 terminal.append(losses[-1])
@@ -128,13 +130,14 @@ def _zoom(axes: Any, results: Results, shown: list[Series]) -> None:
     axes.set_xlim(0, 2.06 * results.plan.base.steps)
 
 
-def _finish(axes: Any, title: str = "") -> None:
+def _label_axes(axes: Any, title: str = "") -> None:
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("validation loss (nats a token)")
+    axes.set_ylabel("validation loss (nats per token)")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(loc="upper right", fontsize=9)
     if title:
-        axes.set_title(title, fontsize=10, loc="left", pad=10)  # clear of crosses on the upper edge
+        # The padding leaves room for the crosses on the upper edge.
+        axes.set_title(title, fontsize=10, loc="left", pad=10)
 
 
 def _draw_overview(figure: Any, results: Results) -> None:
@@ -142,8 +145,8 @@ def _draw_overview(figure: Any, results: Results) -> None:
     shown = [series for series in results.plan.series if series.horizon in ("N", "2N")]
     for series in shown:
         _draw_curves(axes, results, series)
-    _zoom(axes, results, shown)
-    _finish(axes)
+    _limit_axes(axes, results, shown)
+    _label_axes(axes)
 
 
 def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any]) -> None:
@@ -154,17 +157,17 @@ def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any
     double = next(s for s in results.plan.series if s.horizon == "2N")
     for series in (double, baseline, arm):
         _draw_curves(axes, results, series)
-    _zoom(axes, results, [double, baseline, arm])
-    _finish(axes, _label(f"{arm.name} against {baseline.name}", 60))
+    _limit_axes(axes, results, [double, baseline, arm])
+    _label_axes(axes, _label(f"{arm.name} against {baseline.name}", 60))
     gap, speedup = comparison["loss_gap"]["mean"], comparison["speedup"]
     if gap is None:
         return
-    arm_loss = float(np.mean([run.val_loss for run in results.of(arm)]))
+    arm_loss = float(np.mean([run.val_loss for run in results.runs_of(arm)]))
     low, high = axes.get_ylim()
     lower = min(arm_loss, arm_loss + gap)
     arrow = {"arrowstyle": "<->", "color": "#333333", "shrinkA": 0, "shrinkB": 0, "linewidth": 1.1}
     leader = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkB": 3}
-    # Just right of N, where the curves of N steps have ended; the labels stand below all curves.
+    # The arrow is just right of N, where the curves of N steps have ended. The labels are below all curves.
     x = 1.015 * n
     axes.plot([n, 1.03 * n], [arm_loss + gap] * 2, color="#333333", linewidth=0.8)
     axes.plot([n, 1.03 * n], [arm_loss] * 2, color="#333333", linewidth=0.8)
@@ -184,7 +187,7 @@ def _draw_comparison(figure: Any, results: Results, comparison: Mapping[str, Any
 
 
 def _draw_tuning(figure: Any, results: Results) -> None:
-    """Tune loss over the base learning rate, side by side for each warm-up that was tried."""
+    """Draw the tune loss over the base learning rate, with one panel per warm-up of the grid."""
     warmups = results.plan.warmups or (None,)
     grid = figure.subplots(1, len(warmups), sharey=True, squeeze=False)
     for axes, warmup in zip(grid.flat, warmups):
@@ -200,13 +203,13 @@ def _draw_tuning(figure: Any, results: Results) -> None:
         if warmup is not None:
             axes.set_title(f"warm-up {warmup:.0%}", fontsize=10)
     finite = [result.tune_loss for _, result in results.tuning if not result.diverged]
-    if finite:  # one learning rate far too large must not flatten the minimum that the figure is about
+    if finite:  # one far too large learning rate must not flatten the minimum, which the figure is to show
         low, high = min(finite), float(np.quantile(finite, 0.9))
         pad = 0.08 * (high - low) or 0.01
         grid[0, 0].set_ylim(low - pad, high + 2 * pad)
-    grid[0, 0].set_ylabel("terminal tune loss (nats a token)")
+    grid[0, 0].set_ylabel("terminal tune loss (nats per token)")
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    # Arms that share a colour differ in dashes, of which a marker hides most in a short line.
+    # Arms that share a colour differ in dashes, which the marker hides on a short legend line.
     length = 2.0 if len(labels) <= len(drawing.SERIES_COLOURS) + 1 else 5.0
     figure.legend(handles, labels, loc="outside lower center", fontsize=9, ncols=2, handlelength=length)
 
@@ -233,17 +236,17 @@ def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
     shown: dict[str, str] = {}
     for axes, series in zip(grid.flat, results.plan.series):
-        lines = [line for line in results.of(series)[0].metrics if line.get("lr")]
+        lines = [line for line in results.runs_of(series)[0].metrics if line.get("lr")]
         steps = [line["step"] for line in lines]
         same_lr: dict[tuple[float, ...], list[str]] = {}
         for block in dict.fromkeys(block for line in lines for block in line["lr"]):
-            # A log axis has no 0, where the warm-up starts.
+            # A log axis cannot show the 0 at the start of the warm-up.
             values = tuple(line["lr"].get(block) or float("nan") for line in lines)
             same_lr.setdefault(values, []).append(block)
         for values, blocks in same_lr.items():
             for i, block in enumerate(blocks):
                 shown[block] = drawing.block_colour(block)
-                # Blocks with one learning rate take turns along one line, so that each is seen.
+                # Blocks with equal learning rates share one line as alternating dashes, so that each is visible.
                 turns = "-" if len(blocks) == 1 else (4 * i, (4, 4 * (len(blocks) - 1)))
                 axes.plot(steps, values, color=shown[block], linestyle=turns, linewidth=1.8,
                 solid_capstyle="butt",

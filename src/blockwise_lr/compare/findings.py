@@ -1,4 +1,4 @@
-"""From finished runs to the content of compare.json: arms, comparisons, and what must be said about them."""
+"""Compute the content of compare.json from finished runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from blockwise_lr.compare import wording
 from blockwise_lr.compare.arms import Series
+from blockwise_lr.compare.caveats import series_at_edge, warnings_about
 from blockwise_lr.compare.plan import Run
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.speedup import (
@@ -23,18 +24,24 @@ from blockwise_lr.compare.speedup import (
 
 
 def build_content(results: Results, out: Path, *, command: str, date: str) -> dict[str, Any]:
-    """What compare.json holds: the schema of DESIGN section 4, and beside it everything else worth reporting.
+    """Return the content of compare.json.
 
-    A number that a diverged run would have to supply is null. Keys beyond the schema: per-seed values and a
-    sentence in each comparison, "tuning" (every run of the grid), "other_runs", "baseline_against_itself"
-    (the paper's speed-up of the baseline's own N-step run), "at_edge" (the series whose base learning rate is at the
-    edge of the grid), "warnings", and where, when and how it was run.
+    A value is null if it depends on a run that diverged. The main keys are:
+
+    - "preset", "steps", "seeds", "arms": what was compared, with the terminal losses of every run.
+    - "comparisons": for each arm, "loss_gap", "speedup" and "speedup_decayed" over all seeds and for each of them,
+      and a "statement" in words.
+    - "answer": the statements, best arm first. "warnings": limits of the results, in words.
+    - "baseline_against_itself": the speed-up by the paper's measure of the baseline's own N-step run.
+    - "tuning": every run of the grid. "at_edge": the series whose base learning rate is at the edge of the grid.
+    - "other_runs": finished runs of an earlier plan in the same folder.
+    - "command", "date", "seconds", "config", "hardware", "versions", "git_commit", "data": how it was run.
 
     Args:
         results: the finished runs.
-        out: the comparison's folder; runs are named relative to it.
+        out: the comparison's folder; paths of runs are relative to it.
         command: the command line that repeats the comparison.
-        date: when it was run, ISO 8601.
+        date: the date of the comparison, ISO 8601.
     """
     plan = results.plan
     baseline, arms = plan.series[0], [s for s in plan.series[1:] if s.horizon == "N"]
@@ -51,7 +58,7 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "base_lrs": None if plan.base_lrs is None else list(plan.base_lrs),
         "warmups": None if plan.warmups is None else list(plan.warmups),
         "refined": plan.refine,
-        "at_edge": _at_edge(results),
+        "at_edge": series_at_edge(results),
         "command": command,
         "date": date,
         "seconds": sum(run.result.get("seconds") or 0.0 for run in results.all_runs),
@@ -59,7 +66,7 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
     }
     for key in ("hardware", "versions", "git_commit", "data"):
         content[key] = results.all_runs[0].config.get(key)
-    content["warnings"] = _warnings(results, content)
+    content["warnings"] = warnings_about(results, content)
     for comparison in content["comparisons"]:
         comparison["statement"] = wording.statement(comparison, content)
     content["answer"] = wording.answer(content)
@@ -76,9 +83,9 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
             "seconds": run.result.get("seconds"),
             "run": run.folder.relative_to(out).as_posix(),
         }
-        for seed, run in zip(results.plan.seeds, results.of(series))
+        for seed, run in zip(results.plan.seeds, results.runs_of(series))
     ]
-    losses = [run.val_loss for run in results.of(series)]
+    losses = [run.val_loss for run in results.runs_of(series)]
     return {
         "optimizer": series.arm.optimizer,
         "ratios": series.arm.ratios,
@@ -93,8 +100,8 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
 
 
 def _comparison(results: Results, series: Series, baseline: Series) -> dict[str, Any]:
-    baseline_losses = [run.val_loss for run in results.of(baseline)]
-    arm_losses = [run.val_loss for run in results.of(series)]
+    baseline_losses = [run.val_loss for run in results.runs_of(baseline)]
+    arm_losses = [run.val_loss for run in results.runs_of(series)]
     gap = loss_gap(baseline_losses, arm_losses)
     return {
         "arm": series.name,
@@ -118,7 +125,7 @@ def _comparison(results: Results, series: Series, baseline: Series) -> dict[str,
 
 
 def _speedups(results: Results, series: Series, kind: str) -> tuple[SpeedUpOverSeeds, list[SpeedUp]]:
-    """Speed-up of a series against the baseline's runs of the same seed, over seeds and for each of them."""
+    """Return the speed-up of a series over the baseline's runs of the same seeds: aggregated, and for each seed."""
     plan = results.plan
     horizons = [s for s in plan.series if s.arm == plan.arms[0]]
     double = next(s for s in horizons if s.horizon == "2N")
@@ -150,7 +157,7 @@ def _speedup_dict(mean: SpeedUpOverSeeds, per_seed: list[SpeedUp]) -> dict[str, 
 
 
 def _reason(reason: str | None) -> dict[str, str]:
-    """Why there is no value or no interval; nothing where there is one."""
+    """Return an entry with the reason for a missing value or interval; empty if none is missing."""
     return {} if reason is None else {"reason": reason}
 
 
@@ -187,82 +194,6 @@ def _other_run(result: RunResult, out: Path) -> dict[str, Any]:
     }
 
 
-def _warnings(results: Results, content: dict[str, Any]) -> list[str]:
-    plan, found = results.plan, []
-    if len(plan.seeds) == 1:
-        found.append(wording.ONE_SEED + ".")
-    if plan.base_lrs is None and plan.tuned is None:
-        found.append(
-            f"No base learning rate was tuned: every arm ran at {plan.base.optim.base_lr:g}, "
-            f"which may suit one arm better than another."
-        )
-    if plan.base_lrs is not None and not plan.tunes:
-        found.append(
-            f"The grid holds one base learning rate, {plan.base_lrs[0]:g}, so no arm was tuned; it may suit "
-            f"one arm better than another."
-        )
-    elif plan.tunes:
-        found += _grid_warnings(results)
-    for series in plan.series:
-        diverged = [str(seed) for seed, run in results.final[series.name].items() if run.diverged]
-        if diverged:
-            found.append(
-                f"{series.name} diverged with seed {', '.join(diverged)}; "
-                f"numbers that need these runs are left out."
-            )
-    for key in ("hardware", "versions", "git_commit", "data"):
-        if any(run.config.get(key) != content[key] for run in results.all_runs):
-            found.append(f"The runs differ in {key.replace('_', ' ')}; each run's config.json has its own.")
-    comparisons = len(content["comparisons"])
-    if comparisons > 1 and len(plan.seeds) > 1:
-        found.append(
-            f"{comparisons} comparisons, each tested at the 5 % level; not corrected for their number."
-        )
-    return found
-
-
-def _grid_warnings(results: Results) -> list[str]:
-    found: list[str] = []
-    lr_edges = [f"{name} ({results.chosen[name].base_lr:g})" for name in _at_edge(results)]
-    warmup_edges = []
-    warmups = results.plan.warmups or ()
-    for series in results.plan.series:
-        chosen = results.chosen[series.name]
-        runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
-        if all(result.diverged for _, result in runs):
-            found.append(f"{series.name} diverged at every base learning rate of the grid.")
-            continue
-        # Two warm-ups are both edges: nothing to report.
-        if len(warmups) > 2 and chosen.warmup_fraction in (min(warmups), max(warmups)):
-            warmup_edges.append(f"{series.name} ({chosen.warmup_fraction:.0%})")
-    for what, flag, at_edge in (
-        ("base learning rate", "--base-lrs", lr_edges),
-        ("warm-up", "--warmups", warmup_edges),
-    ):
-        if at_edge:
-            found.append(
-                f"The chosen {what} is at the edge of the grid for {', '.join(at_edge)}: the optimum "
-                f"may lie outside; widen {flag}."
-            )
-    return found
-
-
-def _at_edge(results: Results) -> list[str]:
-    """The series whose chosen base learning rate is the lowest or the highest tried with its warm-up.
-
-    They count as not tuned: their optimum may lie outside. A series that always diverged is none of them.
-    """
-    found = []
-    for series in results.plan.series if results.plan.tunes else ():
-        chosen = results.chosen[series.name]
-        runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
-        lrs = {setting.base_lr for setting, _ in runs if setting.warmup_fraction == chosen.warmup_fraction}
-        converged = any(not result.diverged for _, result in runs)
-        if converged and len(lrs) > 1 and chosen.base_lr in (min(lrs), max(lrs)):
-            found.append(series.name)
-    return found
-
-
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: null stands for a diverged run."""
+    """Return None for the infinite loss of a diverged run, which JSON cannot hold."""
     return value if math.isfinite(value) else None

@@ -1,9 +1,8 @@
-"""What is compared: arms x seeds x learning rates, as the list of training runs it takes.
+"""The plan of a comparison: arms, seeds and learning rates, and the training runs that they need.
 
-Fairness is decided here. Every arm tunes its base learning rate (and its warm-up, if asked) over the same grid, at
-the same seed, with the same number of runs, on a loss that is never reported; the baseline of 2N steps is tuned at 2N.
-A run's folder is named after its configuration alone, so that a comparison that is called again finds the runs that
-it already has.
+This module ensures a fair comparison. Every arm tunes its base learning rate (and, if requested, its warm-up) over the
+same grid, with the same seed and number of runs, by the loss on the tune split. The baseline of 2N steps is tuned
+at 2N. The name of a run's folder depends on its configuration alone, so a repeated comparison finds its existing runs.
 """
 
 from __future__ import annotations
@@ -31,10 +30,10 @@ class Run:
     """One training run of a series.
 
     Args:
-        series: what it is a run of.
-        setting: what of it is tuned, or was.
-        config: the whole configuration.
-        folder: name of the run's folder: readable, and the same only for the same configuration.
+        series: the series that it belongs to.
+        setting: its values of the tuned settings: base learning rate and warm-up.
+        config: the full configuration.
+        folder: name of the run's folder, readable and unique to the configuration.
     """
 
     series: Series
@@ -44,28 +43,28 @@ class Run:
 
     @property
     def base_lr(self) -> float:
-        """Peak learning rate of a block whose ratio is 1."""
+        """Peak learning rate of a block with ratio 1."""
         return self.setting.base_lr
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole comparison.
+    """The settings of a comparison, and the training runs that follow from them.
 
     Args:
-        base: the run that all others are variations of; its `steps` are N.
-        arms: the first is the baseline, and is also trained for the other `horizons`.
-        seeds: every arm runs with each of them; they drive initial weights and data order, so runs pair up
-            by seed.
-        base_lrs: base learning rates to tune every series over, at the first seed; None: `tuned` has them.
-        tuned: "optimizer:ratios:horizon" -> setting that was tuned beforehand; None (with
-            `base_lrs` None): the learning rate of `base` for all, untuned, which the report says.
-        horizons: horizons of the baseline, keys of `HORIZONS` with "N" and "2N" among them.
-        warmups: warm-ups, as shares of the steps, to try with each of `base_lrs`; None: that of `base`.
-        refine: whether every series also tries the base learning rates a factor of sqrt 2 on either side of its best.
+        base: the configuration that all runs share, except for what the arms, seeds and tuning vary. Its `steps` are N.
+        arms: the arms to compare. The first is the baseline, which is also trained for the other `horizons`.
+        seeds: the seeds to train every arm with. A seed determines initial weights and data order, so runs of
+            different arms are paired by seed.
+        base_lrs: base learning rates to tune every series over, with the first seed. Default: use `tuned`.
+        tuned: {"optimizer:ratios:horizon": setting that was tuned beforehand}. If both this and `base_lrs` are None,
+            all arms use the learning rate of `base`, and the report says that nothing was tuned.
+        horizons: horizons of the baseline, as keys of `HORIZONS`; "N" and "2N" are required.
+        warmups: warm-ups to try with each of `base_lrs`, as fractions of the steps. Default: that of `base`.
+        refine: whether every series also tries its best base learning rate divided by sqrt 2 and multiplied by it.
 
     Raises:
-        UserError: anything in it is unknown, missing, doubled or out of range.
+        UserError: a setting is unknown, missing, duplicated or out of range.
     """
 
     base: TrainConfig
@@ -81,16 +80,16 @@ class Plan:
         object.__setattr__(self, "arms", tuple(map(resolve_arm, self.arms)))
         _check_values(self)
         if self.base_lrs is None:
-            self.choose({})  # raises for an arm that nobody tuned
+            self.choose({})  # raises an error for an arm without a tuned setting
 
     @property
     def tunes(self) -> bool:
-        """Whether there is anything to choose from: more than one setting for every series."""
+        """Whether every series tries more than one setting."""
         return len(self.base_lrs or ()) * len(self.warmups or (None,)) > 1 or self.refine
 
     @property
     def series(self) -> list[Series]:
-        """The baseline at every horizon, N first, then the other arms at N."""
+        """The baseline at every horizon, N first, followed by the other arms at N."""
         horizons = sorted(self.horizons, key=lambda h: (h != "N", HORIZONS[h]))
         baseline = [self._series(self.arms[0], horizon) for horizon in horizons]
         return baseline + [self._series(arm, "N") for arm in self.arms[1:]]
@@ -100,14 +99,18 @@ class Plan:
         return Series(name, arm, horizon, round(self.base.steps * HORIZONS[horizon]))
 
     def tuning_runs(self) -> list[Run]:
-        """The same settings at the first seed for every series; empty without a grid."""
+        """Return the runs of the grid: the same settings for every series, with the first seed."""
         grid = [Setting(lr, warmup) for warmup in self.warmups or (None,) for lr in self.base_lrs or ()]
         return [self._run(series, setting, self.seeds[0]) for series in self.series for setting in grid]
 
     def refining_runs(self, tune_losses: Mapping[Run, float]) -> list[Run]:
-        """Two more for every series, on either side of the best of its tuning runs; empty without `refine`.
+        """Return two more tuning runs for every series, on both sides of its best run; empty without `refine`.
 
-        At the edge of the grid one of them lies outside, so that the best one has neighbours on both sides.
+        If the best run is at the edge of the grid, one of the two is outside the grid, so that the best run has a
+        neighbour on both sides.
+
+        Args:
+            tune_losses: terminal loss on the tune split of each tuning run.
         """
         if not self.refine:
             return []
@@ -120,14 +123,20 @@ class Plan:
         return runs
 
     def final_runs(self, chosen: Mapping[str, Setting]) -> list[Run]:
-        """Every seed of every series at its chosen setting ({series name: setting})."""
+        """Return the runs of every seed of every series at its chosen setting ({series name: setting})."""
         return [self._run(series, chosen[series.name], seed) for series in self.series for seed in self.seeds]
 
     def choose(self, tune_losses: Mapping[Run, float]) -> dict[str, Setting]:
-        """The setting of every series: {series name: setting}.
+        """Choose the setting of every series.
 
-        With a grid, that of the run in `tune_losses` with the lowest terminal loss on the tune split (the smaller
-        learning rate of a tie), a diverged run counting as +inf; otherwise the one tuned beforehand.
+        With a grid, it is the setting of the run with the lowest loss, or of the smaller learning rate in a tie.
+        Without a grid, it is the setting that was tuned beforehand.
+
+        Args:
+            tune_losses: terminal loss on the tune split of each tuning run; +inf for a run that diverged.
+
+        Returns:
+            {series name: setting}.
         """
         if self.base_lrs is None:
             return {series.name: self._fixed_setting(series) for series in self.series}
@@ -161,12 +170,12 @@ class Plan:
         return Run(series, setting, config, run_folder(config))
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for JSON; `from_dict` reads it back."""
+        """Return the plan as plain data for JSON; `from_dict` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        """The plan that `to_dict` wrote."""
+        """Return the plan from the data of `to_dict`."""
         lrs, warmups = values["base_lrs"], values.get("warmups")
         return cls(
             base=config_from_dict(values["base"]),
@@ -181,7 +190,7 @@ class Plan:
 
 
 def run_folder(config: TrainConfig) -> str:
-    """Name of a run's folder: what it is, and eight hex digits of everything that can change its numbers.
+    """Return the name of a run's folder: a description, and eight hex digits that depend on all relevant settings.
 
     Example:
         >>> run_folder(TrainConfig())[:-8]
@@ -211,7 +220,7 @@ def _check_values(plan: Plan) -> None:
         doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
         if doubled:
             raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
-    from blockwise_lr.train.checks import check_optimizer  # not at the top: it brings transformers
+    from blockwise_lr.train.checks import check_optimizer  # imported here because it loads transformers
     from blockwise_lr.train.ranges import check_seed
 
     for arm in plan.arms:

@@ -1,4 +1,4 @@
-"""The ratios of arms that find them in the run (`auto`), over the steps."""
+"""The figure of ratios over the steps, for arms that change them during the run (`auto`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from blockwise_lr.compare.results import Results
 
 
 def with_moving_ratios(results: Results) -> list[Series]:
-    """The series whose runs logged ratios."""
+    """Return the series whose runs logged ratios."""
     return [series for series in results.plan.series if _logged(results, series)]
 
 
 def draw_ratios(figure: Any, results: Results, series: Sequence[Series]) -> None:
-    """One panel a series: every block's ratio, first seed in full colour, others fainter."""
+    """Draw one panel per series with the ratio of every block; the first seed in full colour, the others fainter."""
     grid = figure.subplots(1, len(series), squeeze=False, sharey=True)[0]
     for axes, each in zip(grid, series):
-        for i, run in enumerate(results.of(each)):
+        for i, run in enumerate(results.runs_of(each)):
             lines = [line for line in run.metrics if line.get("ratios")]
             for block in lines[0]["ratios"] if lines else ():
                 axes.plot(
@@ -41,4 +41,4 @@ def draw_ratios(figure: Any, results: Results, series: Sequence[Series]) -> None
 
 
 def _logged(results: Results, series: Series) -> bool:
-    return any(line.get("ratios") for run in results.of(series) for line in run.metrics)
+    return any(line.get("ratios") for run in results.runs_of(series) for line in run.metrics)

@@ -1,4 +1,4 @@
-"""Finished runs as they lie on the disk, and which of them a plan asks for."""
+"""Read finished runs from disk, and find those that a plan needs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RunResult:
 
     Args:
         folder: the run's folder.
-        result: result.json.
-        config: config.json: "train", "versions", "git_commit", "hardware", "data".
-        metrics: the objects of metrics.jsonl, by step.
+        result: content of result.json.
+        config: content of config.json, with "train", "versions", "git_commit", "hardware" and "data".
+        metrics: the entries of metrics.jsonl, in the order of steps.
     """
 
     folder: Path
@@ -39,18 +39,18 @@ class RunResult:
 
     @property
     def val_loss(self) -> float:
-        """Terminal validation loss in nats a token; +inf if the run diverged."""
+        """Terminal validation loss in nats per token; +inf if the run diverged."""
         return _loss(self.result, "terminal_val_loss")
 
     @property
     def tune_loss(self) -> float:
-        """Terminal loss on the tune split in nats a token; +inf if the run diverged."""
+        """Terminal loss on the tune split in nats per token; +inf if the run diverged."""
         return _loss(self.result, "terminal_tune_loss")
 
     def curve(self) -> tuple[list[int], list[float]]:
-        """Evaluated steps and their validation losses, the terminal one included; finite values only."""
+        """Return the evaluated steps and their finite validation losses, including the terminal loss."""
         points = {line["step"]: line["val_loss"] for line in self.metrics if _is_finite(line.get("val_loss"))}
-        points.pop(0, None)  # before the first step there is nothing to interpolate in units of steps
+        points.pop(0, None)  # speed-ups need steps above 0
         if not self.diverged:
             points[self.result["steps"]] = self.val_loss
         steps = sorted(points)
@@ -62,11 +62,11 @@ class Results:
     """All finished runs of a plan.
 
     Args:
-        plan: what was asked for.
-        tuning: every run of the grid, in the plan's order, then those that refine it; empty without a grid.
-        chosen: what was chosen for each series, by the series' name.
+        plan: the plan.
+        tuning: every run of the grid in the plan's order, followed by the runs that refine it; empty without a grid.
+        chosen: {series name: the setting chosen for it}.
         final: {series name: {seed: run}} at the chosen settings.
-        others: finished runs in the folder that an earlier plan asked for: kept, and reported.
+        others: other finished runs in the folder, from an earlier plan. They are kept and reported.
     """
 
     plan: Plan
@@ -77,18 +77,22 @@ class Results:
 
     @property
     def all_runs(self) -> list[RunResult]:
-        """Every run of the plan, each once."""
+        """All runs of the plan, without duplicates."""
         runs = {r.folder: r for _, r in self.tuning}
         runs.update({r.folder: r for by_seed in self.final.values() for r in by_seed.values()})
         return list(runs.values())
 
-    def of(self, series: Series) -> list[RunResult]:
-        """The runs of one series at its chosen learning rate, in the plan's order of seeds."""
+    def runs_of(self, series: Series) -> list[RunResult]:
+        """Return the runs of one series at its chosen settings, in the plan's order of seeds."""
         return [self.final[series.name][seed] for seed in self.plan.seeds]
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a run's folder holds a finished run (one that diverged is finished)."""
+    """Return whether a folder holds a finished run. A run that diverged is finished.
+
+    Raises:
+        UserError: result.json is not the result of a run.
+    """
     try:
         return bool(json.loads((folder / "result.json").read_text(encoding="utf-8"))["finished"])
     except (FileNotFoundError, NotADirectoryError):
@@ -100,10 +104,14 @@ def is_finished(folder: Path) -> bool:
 
 
 def check_unchanged(run: Run, folder: Path) -> None:
-    """Refuse the folder of a run whose number of steps was changed on the way, by a train command.
+    """Check that no train command changed the number of steps of a run in between.
+
+    Args:
+        run: the run that the plan needs.
+        folder: its folder, which need not exist yet.
 
     Raises:
-        UserError: it was; or config.json cannot be read.
+        UserError: the number of steps was changed, or config.json cannot be read.
     """
     if not (folder / "config.json").exists():
         return
@@ -122,10 +130,10 @@ def check_unchanged(run: Run, folder: Path) -> None:
 
 
 def read_run(folder: Path) -> RunResult:
-    """Read a finished run.
+    """Read a finished run from its folder.
 
     Raises:
-        UserError: a file of it is missing or is not what a run writes.
+        UserError: a file is missing or has unexpected content.
     """
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
@@ -144,10 +152,10 @@ def read_run(folder: Path) -> RunResult:
 
 
 def read_results(plan: Plan, out: Path) -> Results:
-    """Read every run that `plan` asks for from `out`/runs.
+    """Read every run that `plan` needs from `out`/runs.
 
     Raises:
-        UserError: runs are missing (how many), or a run cannot be read.
+        UserError: runs are missing (the message says how many), or a run cannot be read.
     """
     tuning_runs = plan.tuning_runs()
     tuning = list(zip(tuning_runs, _read_all(tuning_runs, out)))
@@ -158,9 +166,9 @@ def read_results(plan: Plan, out: Path) -> Results:
     final: dict[str, dict[int, RunResult]] = {}
     for run, result in zip(final_runs, _read_all(final_runs, out)):
         final.setdefault(run.series.name, {})[run.config.seed] = result
-    asked_for = {run.folder for run in [*tuning_runs, *refining_runs, *final_runs]}
+    needed = {run.folder for run in [*tuning_runs, *refining_runs, *final_runs]}
     folders = sorted(path.parent for path in (out / "runs").glob("*/result.json"))
-    others = [read_run(folder) for folder in folders if folder.name not in asked_for and is_finished(folder)]
+    others = [read_run(folder) for folder in folders if folder.name not in needed and is_finished(folder)]
     return Results(plan, tuning, chosen, final, others)
 
 
@@ -170,7 +178,7 @@ def _read_all(runs: Sequence[Run], out: Path) -> list[RunResult]:
     if missing:
         raise UserError(
             f"the comparison in {out} is not finished: {len(missing)} of {len(runs)} runs are missing, "
-            f"{missing[0].name} among them; run the same compare command again to go on"
+            f"{missing[0].name} among them; run the same compare command again to resume"
         )
     for run, folder in zip(runs, folders):
         check_unchanged(run, folder)

@@ -1,7 +1,7 @@
-"""The speed-up in both of its senses, and the loss gap, with their uncertainty over paired seeds.
+"""The loss gap and two measures of speed-up, with their uncertainty over paired seeds.
 
-Pure functions of numbers. A diverged run is a loss of +inf; whatever needs it is then None, never a number
-that looks like a measurement. What is None for another cause than a diverged run says its reason.
+All functions are pure functions of numbers. A diverged run has a loss of +inf, and every value that depends on it is
+None. A value that is None for another cause comes with a reason.
 """
 
 from __future__ import annotations
@@ -25,11 +25,15 @@ Bound = Literal["exact", "at_least", "at_most"]
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times as long the baseline needs: `value` in units of N steps, and how `value` bounds the
-    truth.
+    """How many steps the baseline needs for the arm's loss, in units of the arm's N steps.
 
-    `value` and `bound` are None where a run that it needs diverged, or where the baseline gives no number;
-    `reason` then says why.
+    `value` and `bound` are None if a run that they depend on diverged, or if the baseline's losses determine no
+    value; `reason` then says why.
+
+    Args:
+        value: the speed-up, or a bound on it.
+        bound: "exact", or whether the true speed-up is "at_least" or "at_most" `value`.
+        reason: why there is no value.
     """
 
     value: float | None
@@ -41,8 +45,11 @@ class SpeedUp:
 class SpeedUpOverSeeds:
     """A speed-up aggregated over seeds.
 
-    `ci95` is None with one seed, where any seed is only bounded, and where all seeds have the same speed-up.
-    `reason` says why there is no value, or no interval although there are several exact seeds.
+    Args:
+        value: the mean over seeds, or a bound on it.
+        bound: "exact", or whether the true mean is "at_least" or "at_most" `value`.
+        ci95: 95 % confidence interval. None with one seed, if any seed is only bounded, or if all seeds are equal.
+        reason: why there is no value, or no interval although there are several exact seeds.
     """
 
     value: float | None
@@ -53,9 +60,13 @@ class SpeedUpOverSeeds:
 
 @dataclass(frozen=True)
 class LossGap:
-    """Baseline's terminal loss minus the arm's, nats a token, paired by seed; positive = arm better.
+    """The baseline's terminal loss minus the arm's in nats per token, paired by seed. Positive: the arm is better.
 
-    `ci95` and `p_value` are None with one seed, and where the gaps of all seeds are equal; `reason` then says so.
+    Args:
+        mean: the mean over seeds; None if a run diverged.
+        ci95: 95 % confidence interval. None with one seed, or if the gaps of all seeds are equal but not all 0.
+        p_value: p-value of a two-sided paired t-test; None where `ci95` is None.
+        reason: why a value is missing.
     """
 
     mean: float | None
@@ -65,36 +76,36 @@ class LossGap:
 
     @property
     def significant(self) -> bool | None:
-        """Whether a two-sided paired t-test rejects "no difference" at 5 %; None where it cannot tell."""
+        """Whether the paired t-test rejects "no difference" at 5 %; None if there is no p-value."""
         return None if self.p_value is None else self.p_value < 0.05
 
 
 DIVERGED = "a run diverged"
-ALL_EQUAL = (
-    "all seeds are equal to the precision of the losses, so they say nothing of the spread between seeds"
-)
+ALL_EQUAL = "all seeds are equal to the precision of the losses, so the spread between seeds is unknown"
 UNDEFINED = SpeedUp(None, None, DIVERGED)
 
 
 def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float, n_steps: float) -> SpeedUp:
-    """Speed-up as the paper measures it: (first step at which the 2N baseline reaches `target`) / N.
+    """Return the speed-up as the paper measures it: (first step at which the 2N baseline reaches `target`) / N.
 
-    The curve is linear between evaluated steps and its first crossing counts. The baseline's learning rate
-    is still high there, which flatters whatever is compared: even a baseline of N steps mostly scores above 1
-    against its own 2N run (METHOD section 4; see `decayed_speedup`).
+    The paper is "The Sharpness Disparity Principle in Transformers" (arXiv 2502.19002, ICML 2025). The loss curve is
+    interpolated linearly between evaluated steps, and its first crossing counts.
+
+    This measure favours the arm, because the learning rate of the 2N baseline is still high at that step. Even the
+    baseline's own N-step run mostly scores above 1 by it. `decayed_speedup` does not have this bias.
 
     Args:
         steps: evaluated steps of the 2N run, strictly increasing.
-        losses: validation loss at each of them, in nats a token.
-        target: the arm's terminal validation loss after N steps; not finite: the arm diverged.
+        losses: validation loss at each of these steps, in nats per token.
+        target: the arm's terminal validation loss after N steps; not finite if the arm diverged.
         n_steps: N.
 
     Returns:
-        "exact", "at_least" (the last step / N: never reached) or "at_most" (the first evaluated step / N:
-        already there); undefined if the arm diverged.
+        The speed-up with its bound. It is "at_least" the last step / N if the baseline never reaches `target`, and
+        "at_most" the first evaluated step / N if the baseline is there already. It is undefined if the arm diverged.
 
     Raises:
-        ValueError: no evaluated steps, unequal lengths, steps that do not increase, or a loss that is not
+        ValueError: there are no evaluated steps, the lengths differ, the steps do not increase, or a loss is not
             finite.
 
     Example:
@@ -114,25 +125,24 @@ def paper_speedup(steps: Sequence[float], losses: Sequence[float], target: float
 
 
 def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps: float) -> SpeedUp:
-    """Speed-up between fully decayed runs: (horizon whose baseline would end at `target`) / N.
+    """Return the speed-up between fully decayed runs: (horizon at which a baseline would end at `target`) / N.
 
-    The baseline's terminal loss is taken as linear in the logarithm of the horizon between the horizons
-    that were run; where noise makes it rise somewhere, the first crossing counts.
+    Between the horizons that were trained, the baseline's terminal loss is interpolated linearly in the logarithm of
+    the horizon. If noise makes the loss rise somewhere, the first crossing counts.
 
     Args:
-        terminal_losses: steps of a baseline run with its own full schedule -> its terminal loss; at least
-            one.
-        target: the arm's terminal validation loss after N steps; not finite: the arm diverged.
+        terminal_losses: {steps of a baseline run with its own full schedule: its terminal loss}, at least one.
+        target: the arm's terminal validation loss after N steps; not finite if the arm diverged.
         n_steps: N.
 
     Returns:
-        "exact"; "at_most" smallest horizon / N where even that baseline ends lower; "at_least" largest
-        horizon / N where none does; undefined if the arm diverged. Also undefined, with the reason, if none
-        does and the longest baseline ends above a shorter one: a baseline that rises with more steps bounds
-        nothing.
+        The speed-up with its bound. It is "at_most" the smallest horizon / N if even that baseline ends below
+        `target`, and "at_least" the largest horizon / N if no baseline reaches it. It is undefined if the arm
+        diverged. It is also undefined, with the reason, if no baseline reaches `target` and the longest one ends
+        above a shorter one: a loss that rises with more steps gives no bound.
 
     Raises:
-        ValueError: no horizons, or a loss that is not finite.
+        ValueError: there are no horizons, or a loss is not finite.
 
     Example:
         >>> round(decayed_speedup({100: 3.0, 200: 2.0}, target=2.5, n_steps=100).value, 3)  # the root of 2
@@ -158,20 +168,24 @@ def decayed_speedup(terminal_losses: Mapping[int, float], target: float, n_steps
 
 
 def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
-    """Mean of the seeds' speed-ups with a t-based 95 % confidence interval; conservative where seeds are
-    bounded.
+    """Return the mean speed-up over seeds with a t-based 95 % confidence interval.
 
-    - All exact: the mean, "exact", with its interval (None for one seed).
-    - Some "at_least": each of these enters with its bound, the smallest it can be, so the mean is "at_least".
+    If some seeds are only bounded, the mean is a conservative bound:
+
+    - All "exact": the mean is "exact" and has an interval (None for one seed).
+    - Some "at_least": each enters with its bound, its smallest possible value, so the mean is "at_least".
     - Some "at_most" and none "at_least": the mean of the bounds is "at_most".
-    - Both kinds: an "at_most" seed enters as 0, the smallest any speed-up can be, so the mean is "at_least".
+    - Both kinds: an "at_most" seed enters as 0, the smallest possible speed-up, so the mean is "at_least".
     - Any undefined (a diverged run, a baseline that rises with more steps): undefined, with the reason.
 
-    Where any seed is only bounded there is no interval, since it would be too narrow (three seeds at "at
-    least 2" have no spread at all). Nor is there one where all seeds are equal.
+    There is no interval if any seed is only bounded, since it would be too narrow: three seeds at "at least 2" have no
+    spread at all. There is none either if all seeds are equal.
+
+    Args:
+        per_seed: the speed-up of each seed.
 
     Raises:
-        ValueError: no seeds.
+        ValueError: `per_seed` is empty.
     """
     if not per_seed:
         raise ValueError("speedup_over_seeds got no seeds; expected at least one speed-up")
@@ -190,20 +204,20 @@ def speedup_over_seeds(per_seed: Sequence[SpeedUp]) -> SpeedUpOverSeeds:
 
 
 def loss_gap(baseline: Sequence[float], arm: Sequence[float]) -> LossGap:
-    """Mean of baseline minus arm over paired seeds, its t-based 95 % interval and a two-sided paired t-test.
+    """Return the mean loss gap over paired seeds, its t-based 95 % interval and a two-sided paired t-test.
 
     Args:
-        baseline: terminal validation loss of the baseline's run of each seed, in nats a token.
-        arm: that of the arm's run of the same seeds in the same order.
+        baseline: terminal validation loss of the baseline for each seed, in nats per token.
+        arm: terminal validation loss of the arm for the same seeds in the same order.
 
     Returns:
-        All None if any run diverged (loss not finite); with one seed the mean alone. The mean alone, too, where
-        the gaps differ by less than float32 resolves in the losses: a t interval of width 0 would claim a
-        certainty that equal gaps do not give. Only if every gap is exactly 0, the runs being the same, the
-        interval is (0, 0).
+        The mean, interval and p-value; all None if a run diverged (its loss is not finite). There is only a mean with
+        one seed, and if the gaps differ by less than the float32 resolution of the losses, because an interval of
+        width 0 would claim a false certainty. If every gap is exactly 0, the runs are the same and the interval is
+        (0, 0).
 
     Raises:
-        ValueError: unequal numbers of seeds, or none.
+        ValueError: the numbers of seeds differ, or there are none.
 
     Example:
         >>> gap = loss_gap([3.0, 3.1, 3.2], [2.9, 3.01, 3.1])
@@ -223,12 +237,12 @@ def loss_gap(baseline: Sequence[float], arm: Sequence[float]) -> LossGap:
 
 
 def _rounding(values: Sequence[float]) -> float:
-    """By how much differences of such values may differ and still be the same in float32."""
+    """Return how far differences of such values can be apart when they are equal up to float32 rounding."""
     return 2 * float(np.spacing(np.float32(max(map(abs, values)))))
 
 
 def _why_undefined(per_seed: Sequence[SpeedUp]) -> str | None:
-    """The reason of the first seed without a value, a diverged run before all others, and how many share it."""
+    """Return the reason of the first seed without a value, preferring a diverged run, and the number of such seeds."""
     reasons = [s.reason or DIVERGED for s in per_seed if s.value is None]
     reason = DIVERGED if DIVERGED in reasons else reasons[0]
     if len(per_seed) == 1:
@@ -243,15 +257,16 @@ def _why_no_interval(values: Sequence[float] | np.ndarray, ci95: object) -> str 
 def _t_interval(
     values: Sequence[float] | np.ndarray, rounding: float
 ) -> tuple[float, tuple[float, float] | None, float | None]:
-    """Mean, its 95 % interval, and the p-value of the mean being 0.
+    """Return the mean, its 95 % interval, and the p-value of a mean of 0.
 
-    The latter two are None for one value and for values within `rounding` of each other; (0, 0) and 1 for zeros.
+    The interval and the p-value are None for one value and for values within `rounding` of each other. If all values
+    are 0, they are (0, 0) and 1.
     """
     sample = np.asarray(values, dtype=float)
     mean = float(sample.mean())
     if len(sample) < 2:
         return mean, None, None
-    if not sample.any():  # the same runs
+    if not sample.any():  # the runs are the same
         return 0.0, (0.0, 0.0), 1.0
     if np.ptp(sample) <= rounding:
         return mean, None, None
@@ -262,6 +277,7 @@ def _t_interval(
 
 
 def _curve(steps: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Return steps and losses as arrays, after checking them."""
     x, y = np.asarray(steps, dtype=float), np.asarray(losses, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or not len(x):
         raise ValueError(
@@ -277,7 +293,7 @@ def _curve(steps: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray,
 
 
 def _first_crossing(x: np.ndarray, y: np.ndarray, target: float) -> float | None:
-    """Where the piecewise linear curve first comes down to `target` from above; None if it never does."""
+    """Return where the piecewise linear curve first falls to `target`; None if it never does."""
     reached = np.flatnonzero(y <= target)
     if not len(reached):
         return None

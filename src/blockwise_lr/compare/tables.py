@@ -1,4 +1,4 @@
-"""The report's tables as rows of text, and their Markdown and terminal forms."""
+"""The tables of the report, and their output as Markdown and on the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blockwise_lr.compare.run_bars import format_seconds
+from blockwise_lr.compare.comparison_progress import format_seconds
 from blockwise_lr.compare.speedup import DIVERGED
 from blockwise_lr.compare.wording import (
     format_interval,
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of text. `text_columns` are aligned to the left, all others to the right."""
+    """A table of text. The columns in `text_columns` are left-aligned, all others right-aligned."""
 
     title: str
     columns: list[str]
@@ -33,11 +33,11 @@ class Table:
 
 
 def comparisons_table(content: Mapping[str, Any]) -> Table:
-    """Every arm against the baseline."""
+    """Return the table that compares every arm with the baseline."""
     rows = []
     for comparison in content["comparisons"]:
         gap = comparison["loss_gap"]
-        significant = {True: "yes", False: "no", None: "cannot tell"}[gap["significant"]]
+        significant = {True: "yes", False: "no", None: "unknown"}[gap["significant"]]
         rows.append([
             comparison["arm"],
             format_signed(gap["mean"]),
@@ -52,11 +52,11 @@ def comparisons_table(content: Mapping[str, Any]) -> Table:
     against = content["comparisons"][0]["against"]
     itself = content["baseline_against_itself"]
     note = (
-        "Loss gap: baseline's terminal validation loss minus the arm's, nats a token, paired by seed; "
-        "positive = the arm is better. Speed-up (paper): first step at which the 2N baseline's validation "
-        "loss reaches the arm's terminal loss, over N; the baseline's own N-step run scores "
-        f"{format_speedup(itself)} by it (inside a 2N run the learning rate is still high). Speed-up "
-        "(decayed): the horizon, over N, at which a fully decayed baseline ends at the arm's loss. "
+        "Loss gap: the baseline's terminal validation loss minus the arm's, in nats per token, paired by seed; "
+        "positive means that the arm is better. Speed-up (paper): the first step at which the 2N baseline's "
+        "validation loss reaches the arm's terminal loss, divided by N. The learning rate of the 2N baseline is still "
+        f"high at that step; for reference, the baseline's own N-step run scores {format_speedup(itself)}. Speed-up "
+        "(decayed): the horizon at which a fully decayed baseline ends at the arm's loss, divided by N. "
         "≥ and ≤ mark bounds, which have no interval."
     )
     note += "".join(
@@ -71,7 +71,7 @@ def comparisons_table(content: Mapping[str, Any]) -> Table:
 
 
 def summary_table(content: Mapping[str, Any]) -> Table:
-    """Arms and comparisons in one table that fits a terminal."""
+    """Return one table of arms and comparisons that fits a terminal."""
     comparisons = {comparison["arm"]: comparison for comparison in content["comparisons"]}
     rows = []
     for name, arm in content["arms"].items():
@@ -87,15 +87,15 @@ def summary_table(content: Mapping[str, Any]) -> Table:
     seeds = len(content["seeds"])
     note = f"Mean over {seeds} seeds, ± half a 95 % confidence interval; " if seeds > 1 else ""
     return Table(
-        f"{content['preset']}: terminal validation loss (nats a token)",
+        f"{content['preset']}: terminal validation loss (nats per token)",
         ["arm", "base LR", "steps", "loss", "gap", "speed-up", "decayed"],
         rows,
-        note=f"{note}gap: against {content['comparisons'][0]['against']}, positive = better.",
+        note=f"{note}gap: to {content['comparisons'][0]['against']}; positive means better.",
     )
 
 
 def arms_table(content: Mapping[str, Any]) -> Table:
-    """Every arm, with the terminal validation loss of each seed."""
+    """Return the table of arms with the terminal validation loss of each seed."""
     seeds, warmups = content["seeds"], warmups_differ(content)
     rows = [
         [name, arm["optimizer"], arm["ratios"], f"{arm['base_lr']:g}"]
@@ -112,12 +112,12 @@ def arms_table(content: Mapping[str, Any]) -> Table:
         + (["mean"] if len(seeds) > 1 else []),
         rows,
         text_columns=frozenset({0, 1, 2}),
-        note="Nats a token, at the end of each run's own full schedule.",
+        note="In nats per token, at the end of each run's own full schedule.",
     )
 
 
 def runs_table(content: Mapping[str, Any]) -> Table:
-    """Every run: those reported, those of the grid, and those an earlier plan left in the folder."""
+    """Return the table of all runs: those reported, those of the grid, and those of an earlier plan in the folder."""
     rows: dict[str, list[str]] = {}
 
     warmups = warmups_differ(content)
@@ -145,12 +145,12 @@ def runs_table(content: Mapping[str, Any]) -> Table:
         list(rows.values()),
         text_columns=frozenset({0, 1}),
         note=f"{'Settings' if warmups else 'Base learning rates'} are chosen by the tune loss alone; "
-        "the val loss is only reported.",
+        "the validation loss is only reported.",
     )
 
 
 def warmups_differ(content: Mapping[str, Any]) -> bool:
-    """Whether every arm has a warm-up of its own."""
+    """Return whether any arm has its own warm-up."""
     return any(arm["warmup_fraction"] is not None for arm in content["arms"].values())
 
 
@@ -159,7 +159,7 @@ def _percent(share: float | None) -> str:
 
 
 def facts_table(title: str, facts: Mapping[str, Any] | None) -> Table:
-    """Nested facts, such as hardware or versions, one a row."""
+    """Return a table of nested facts, such as hardware or versions, with one fact per row."""
     return Table(title, ["", ""], [[key, value] for key, value in _flatten(facts or {})], frozenset({0, 1}))
 
 
@@ -172,7 +172,7 @@ def _flatten(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, 
 
 
 def escape_markdown(text: str) -> str:
-    """Text that Markdown and the HTML in it show as it is, in a table's cell too."""
+    """Escape text so that Markdown shows it literally, also in a table cell."""
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for mark in "\\`*_[]|!":
         text = text.replace(mark, f"\\{mark}")
@@ -180,7 +180,7 @@ def escape_markdown(text: str) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """The table in Markdown, without its title."""
+    """Return the table in Markdown, without its title."""
     rule = [":--" if i in table.text_columns else "--:" for i in range(len(table.columns))]
     cells = [[escape_markdown(cell) for cell in row] for row in [table.columns, *table.rows]]
     lines = [f"| {' | '.join(row)} |" for row in [cells[0], rule, *cells[1:]]]
@@ -189,12 +189,12 @@ def markdown_table(table: Table) -> str:
 
 
 def print_summary(content: Mapping[str, Any], out: Path | str, console: Console | None = None) -> None:
-    """Print the summary table, the answer, the warnings and where the report is.
+    """Print the summary table, the answer, the warnings and the path of the report.
 
     Args:
-        content: what `compare` returned.
+        content: the return value of `compare`.
         out: the comparison's folder.
-        console: where to; None: standard output.
+        console: where to print. Default: standard output.
     """
     from rich import box
     from rich.console import Console
@@ -209,7 +209,7 @@ def print_summary(content: Mapping[str, Any], out: Path | str, console: Console 
     for i, column in enumerate(table.columns):
         shown.add_column(Text(column), justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     for row in table.rows:
-        shown.add_row(*map(Text, row))  # Text, so that an arm's name is never read as markup
+        shown.add_row(*map(Text, row))  # rich would interpret brackets in a plain string as markup
     console.print(shown)
     console.print(Text(table.note, style="dim"))
     for sentence in content["answer"]:

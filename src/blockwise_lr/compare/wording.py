@@ -1,4 +1,4 @@
-"""A comparison's numbers in sentences: the same in the report, in compare.json and on the terminal."""
+"""The sentences about a comparison in the report, in compare.json and on the terminal."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 from blockwise_lr.compare.speedup import ALL_EQUAL, DIVERGED
 
-ONE_SEED = "One seed: cannot tell noise from effect"
+ONE_SEED = "One seed cannot separate an effect from noise"
 
 _SIGNS = {"exact": "", "at_least": "at least ", "at_most": "at most "}
 _SYMBOLS = {"exact": "", "at_least": "≥ ", "at_most": "≤ "}
 
 
 def format_loss(value: float | None) -> str:
-    """A loss in a table; None is a diverged run."""
+    """Format a loss for a table; None stands for a diverged run."""
     return "diverged" if value is None else f"{value:.4f}"
 
 
 def format_signed(value: float | None, digits: int = 4) -> str:
-    """A loss gap in a table, with a proper minus sign."""
+    """Format a loss gap for a table, with a typographic minus sign."""
     return "undefined" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 def format_interval(ci95: Sequence[float] | None, digits: int = 4, signed: bool = False) -> str:
-    """A confidence interval in a table; a dash where there is none."""
+    """Format a confidence interval for a table; None becomes a dash."""
     if ci95 is None:
         return "–"
     sign = "+" if signed else ""
@@ -33,9 +33,12 @@ def format_interval(ci95: Sequence[float] | None, digits: int = 4, signed: bool 
 
 
 def format_speedup(speedup: Mapping[str, Any], words: bool = False) -> str:
-    """A speed-up: "1.72×", "≥ 2.00×", in words "at least 2.00×"; "undefined" where it has no value.
+    """Format a speed-up: "1.72×", "≥ 2.00×", or "undefined" if it has no value.
 
-    In words with the reason, but for a diverged run, which the report names elsewhere.
+    Args:
+        speedup: a speed-up of compare.json.
+        words: write "at least" for "≥" and add the reason for an undefined value. A diverged run is not given as a
+            reason, because the report names diverged runs elsewhere.
     """
     if speedup["value"] is None:
         reason = speedup.get("reason", DIVERGED)
@@ -45,19 +48,19 @@ def format_speedup(speedup: Mapping[str, Any], words: bool = False) -> str:
 
 
 def format_p_value(p_value: float | None) -> str:
-    """A p-value in a table."""
+    """Format a p-value for a table."""
     if p_value is None:
         return "–"
     return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def is_tuned(content: Mapping[str, Any], series: str) -> bool:
-    """Whether a series may be called tuned: at the edge of the grid, its optimum may lie outside."""
+    """Return whether a series is tuned. At the edge of the grid it is not, since its optimum may be outside."""
     return bool(content["tuned"]) and series not in content.get("at_edge", ())
 
 
 def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
-    """One comparison in a sentence or two, negative results as plainly as positive ones."""
+    """Return one or two sentences about a comparison, as plain about a negative result as about a positive one."""
     arm, against, gap = comparison["arm"], comparison["against"], comparison["loss_gap"]
     baseline = f"tuned {against}" if is_tuned(content, against) else against
     seeds, steps = len(content["seeds"]), content["steps"]
@@ -91,7 +94,7 @@ def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
 
 def _speedup_sentence(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     itself = content["baseline_against_itself"]
-    # The measure's own zero point: without it a reader takes any number above 1 for a gain.
+    # The baseline's own score is the reference; without it, any value above 1 would look like a gain.
     reference = f" (the baseline against itself: {format_speedup(itself, words=True)})"
     return (
         f"Speed-up: {format_speedup(comparison['speedup'], words=True)} by the paper's measure"
@@ -112,7 +115,7 @@ def _diverged_statement(comparison: Mapping[str, Any], content: Mapping[str, Any
 
 
 def answer(content: Mapping[str, Any]) -> list[str]:
-    """The report's first sentences: one for each arm, the lowest loss first, diverged arms last."""
+    """Return the first sentences of the report: one per arm, the best arm first, diverged arms last."""
 
     def rank(comparison: Mapping[str, Any]) -> float:
         mean = comparison["loss_gap"]["mean"]

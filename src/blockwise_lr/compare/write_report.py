@@ -1,32 +1,29 @@
-"""Writing a comparison's reports: compare.json, report.md, report.html and the figures."""
+"""Run a comparison, and write compare.json, report.md, report.html and the figures."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from blockwise_lr.compare import tables
 from blockwise_lr.compare.arms import Arm
+from blockwise_lr.compare.comparison_progress import ComparisonProgress
 from blockwise_lr.compare.execute import Runner, run_all, train_command
-from blockwise_lr.compare.figures import Drawn, draw_figures
+from blockwise_lr.compare.figures import draw_figures
 from blockwise_lr.compare.findings import build_content
 from blockwise_lr.compare.plan import Plan
+from blockwise_lr.compare.report_text import html_report, markdown_report
 from blockwise_lr.compare.results import read_results
-from blockwise_lr.compare.run_bars import ComparisonProgress, format_seconds
 from blockwise_lr.errors import UserError
-from blockwise_lr.extras import check, missing
+from blockwise_lr.extras import check
 from blockwise_lr.files import write_json_atomic, write_text_atomic
-from blockwise_lr.train.config import OptimConfig, TrainConfig
+from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import Setting
 
 REPORT_PACKAGES = ("scipy", "matplotlib", "jinja2")
-"""What the report is computed, drawn and written with."""
+"""The packages that the report needs."""
 
 
 def compare(
@@ -44,31 +41,32 @@ def compare(
     progress: ComparisonProgress | None = None,
     runner: Runner = train_command,
 ) -> dict[str, Any]:
-    """Train every arm with every seed, and write compare.json, report.md, report.html and the figures into
-    `out`.
+    """Train every arm with every seed, and write compare.json, report.md, report.html and the figures into `out`.
 
-    Called again with the same `out`, it runs only what is missing.
+    Called again with the same `out`, it trains only the missing runs.
 
     Args:
-        base: the run that all others vary; its steps are N.
-        arms: the first is the baseline, trained for N and for 2N steps.
-        seeds: of initial weights and data order; runs are paired by seed.
-        base_lrs: base learning rates that every arm is tuned over, at the first seed; None: `tuned`.
-        tuned: "optimizer:ratios:horizon" -> setting tuned beforehand, horizon "N" or "2N"; None
-            (with `base_lrs` None): `base`'s own for every arm, which the report says is untuned.
-        warmups: warm-ups, as shares of the steps, that every arm tries with each of `base_lrs`; None: `base`'s own.
-        refine: whether every arm also tries the base learning rates a factor of sqrt 2 on either side of its best.
-        out: the comparison's folder, made if missing.
-        jobs: runs at the same time.
+        base: the configuration that all runs share, except for what arms, seeds and tuning vary. Its steps are N.
+        arms: the arms to compare. The first is the baseline, trained for N and for 2N steps.
+        seeds: seeds of initial weights and data order; runs of different arms are paired by seed.
+        base_lrs: base learning rates to tune every arm over, with the first seed. Default: use `tuned`.
+        tuned: {"optimizer:ratios:horizon": setting that was tuned beforehand}, with horizon "N" or "2N". If both this
+            and `base_lrs` are None, all arms use the learning rate of `base`, and the report says that nothing was
+            tuned.
+        warmups: warm-ups that every arm tries with each of `base_lrs`, as fractions of the steps. Default: that of
+            `base`.
+        refine: whether every arm also tries its best base learning rate divided by sqrt 2 and multiplied by sqrt 2.
+        out: the comparison's folder, created if missing.
+        jobs: number of runs in parallel.
         command: the command line that repeats the comparison, for the report.
-        progress: where progress is shown; None: standard output.
-        runner: command line of a run, for tests and other launchers.
+        progress: where to show progress. Default: standard output.
+        runner: returns the command line of a run, for tests and other launchers.
 
     Returns:
-        The content of compare.json (DESIGN section 4; see `build_content` for the keys beyond it).
+        The content of compare.json; see `build_content` for its keys.
 
     Raises:
-        UserError: the plan makes no sense, a run failed, `out` is in use, or a package that the report needs is
+        UserError: the settings are invalid, a run failed, `out` is in use, or a package that the report needs is
             missing.
 
     Example:
@@ -76,7 +74,7 @@ def compare(
         >>> grid = [1e-3, 2e-3, 4e-3]
         >>> compare(base, arms, seeds=[0, 1, 2], base_lrs=grid, out="out", command="...")  # doctest: +SKIP
     """
-    try:  # before any run: the report needs them when all have been trained
+    try:  # before training starts, since the report needs the packages only at the end
         check("compare needs", REPORT_PACKAGES)
     except ImportError as error:
         raise UserError(str(error)) from None
@@ -91,7 +89,7 @@ def compare(
     )
     out = Path(out)
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
-    done = _same_plan(out, stored["plan"])  # a finished comparison needs neither its text nor another date
+    done = _same_plan(out, stored["plan"])  # a repeated plan needs no checks, and keeps its date
     if not done:
         _check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
@@ -102,10 +100,14 @@ def compare(
 
 
 def _check_runs(plan: Plan) -> None:
-    """Refuse now what every run of an arm would refuse, each in a process of its own."""
+    """Check the configuration and text of the runs now, instead of failing later in every run's process.
+
+    Raises:
+        UserError: a run could not be trained; the message names its arm.
+    """
     from blockwise_lr.data.nanogpt import find_bins
     from blockwise_lr.data.sources import open_source
-    from blockwise_lr.train.checks import check_config  # not at the top: it brings transformers
+    from blockwise_lr.train.checks import check_config  # imported here because it loads transformers
 
     runs = plan.tuning_runs() or plan.final_runs(plan.choose({}))
     for run in {run.series.arm: run for run in runs}.values():
@@ -118,18 +120,22 @@ def _check_runs(plan: Plan) -> None:
 
 
 def _same_plan(out: Path, plan: Mapping[str, Any]) -> bool:
+    """Return whether `out` holds a finished comparison of this plan."""
     path = out / "plan.json"
     return path.exists() and json.loads(path.read_text(encoding="utf-8"))["plan"] == plan
 
 
 def render(out: str | Path) -> dict[str, Any]:
-    """Rebuild every report in `out` from plan.json and the runs on the disk, without running anything.
+    """Rebuild the report in `out` from plan.json and the finished runs, without training anything.
+
+    Args:
+        out: the comparison's folder.
 
     Returns:
-        The content of compare.json.
+        The content of compare.json; see `build_content` for its keys.
 
     Raises:
-        UserError: there is no comparison in `out`, or runs of it are missing.
+        UserError: there is no comparison in `out`, or runs are missing.
     """
     out = Path(out)
     try:
@@ -140,137 +146,11 @@ def render(out: str | Path) -> dict[str, Any]:
         ) from None
     results = read_results(Plan.from_dict(stored["plan"]), out)
     content = build_content(results, out, command=stored["command"], date=stored["date"])
-    content = cast("dict[str, Any]", json.loads(json.dumps(content, allow_nan=False)))  # as in the file
+    # The returned content must equal what reading the file gives, such as lists in place of tuples.
+    content = cast("dict[str, Any]", json.loads(json.dumps(content, allow_nan=False)))
     figures = draw_figures(results, content, out)
-    write_text_atomic(out / "report.md", _markdown(content, figures))
-    write_text_atomic(out / "report.html", _html(content, figures))
-    write_json_atomic(out / "compare.json", content)  # last: who finds it finds the reports
+    write_text_atomic(out / "report.md", markdown_report(content, figures))
+    write_text_atomic(out / "report.html", html_report(content, figures))
+    # compare.json is written last: its presence means that the reports are complete.
+    write_json_atomic(out / "compare.json", content)
     return content
-
-
-def _with_own_settings(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
-    """The settings with what each optimizer brings itself, spelled out where the arms have several."""
-    own = {}
-    for name in sorted(optimizers):
-        # One from elsewhere may not be installed where a report is drawn anew.
-        with contextlib.suppress(UserError):
-            own[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
-    spelled = dict(optim)
-    for key in ("beta1", "beta2", "eps", "weight_decay"):
-        if optim.get(key) is None:
-            values = {name: settings[key] for name, settings in own.items()}
-            same = len(set(values.values())) == 1
-            each = ", ".join(
-                f"{name} {'none' if v is None else format(v, 'g')}" for name, v in values.items()
-            )
-            spelled[key] = next(iter(values.values())) if same else each
-    return spelled
-
-
-def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
-    config = content["config"]
-    tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
-    shared = _with_own_settings(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
-    optim = {k: v for k, v in shared.items() if k not in {"optimizer", "ratios"} | tuned}
-    run = {
-        "preset": content["preset"],
-        "steps N": f"{content['steps']:,}",
-        "seeds": ", ".join(map(str, content["seeds"])),
-        "base learning rate": _how_tuned(content),
-        "sequences a step (each process)": config["batch_size"] * config["accumulation"],
-        "precision": config["precision"],
-        "date": content["date"],
-        "training time, summed over runs": format_seconds(content["seconds"]),
-    }
-    return {
-        "comparisons": tables.comparisons_table(content),
-        "arms": tables.arms_table(content),
-        "run": tables.facts_table("Run", run),
-        "model": tables.facts_table("Model", config["model"]),
-        "optim": tables.facts_table("Optimizer and schedule, shared by all arms", optim),
-        "data": tables.facts_table("Text", _as_facts("data", content["data"] or config["data"])),
-        "hardware": tables.facts_table("Hardware", _as_facts("machine", content["hardware"])),
-        "versions": tables.facts_table(
-            "Software", {**_as_facts("versions", content["versions"]), "git commit": content["git_commit"]}
-        ),
-        "runs": tables.runs_table(content),
-    }
-
-
-def _how_tuned(content: Mapping[str, Any]) -> str:
-    if content["base_lrs"] is not None:
-        grid = ", ".join(f"{lr:g}" for lr in content["base_lrs"])
-        if content["warmups"] is not None:
-            grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
-        if content["refined"]:
-            grid += ", then a factor of √2 to either side of the best,"
-        chosen = f"over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
-        if at_edge := content.get("at_edge"):
-            return f"every arm tried {chosen}; at the edge of the grid, so not tuned: {', '.join(at_edge)}"
-        return f"every arm tuned {chosen}"
-    if content["tuned"]:
-        return "tuned beforehand for every arm and horizon; comes with the preset"
-    return "not tuned"
-
-
-def _as_facts(name: str, value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {name: value}
-
-
-def _markdown(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str:
-    escape, sections = tables.escape_markdown, _sections(content)
-
-    def images(group: str, alt: str) -> list[str]:
-        return [f"![{alt}]({figure.name}.png)" for figure in figures[group]]
-
-    def section(key: str) -> list[str]:
-        table = sections[key]
-        return [f"### {escape(table.title)}", tables.markdown_table(table)] if table.rows else []
-
-    fence = "`" * max(3, _longest_run_of_backticks(content["command"]) + 1)
-    parts = [
-        f"# Comparison: {escape(content['preset'])}, {content['steps']:,} steps",
-        *[f"**{escape(sentence)}**" for sentence in content["answer"]],
-        "\n".join(f"- {escape(warning)}" for warning in content["warnings"]),
-        "## Loss",
-        *images("overview", "Validation loss of every arm"),
-        *images("comparisons", "Validation loss with loss gap and speed-up"),
-        *section("comparisons"),
-        *section("arms"),
-        *(["## Choice of the base learning rate", *images("tuning", "Tune loss against base learning rate")]
-          if content["tuning"] else []),
-        "## Learning rate of every block",
-        *images("lr", "Learning rate of every block, and ratios that move, over the steps"),
-        "## What was run",
-        *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
-        *section("runs"),
-        "## How to repeat it",
-        f"{fence}\n{content['command']}\n{fence}",
-    ]  # fmt: skip
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _longest_run_of_backticks(text: str) -> int:
-    return max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
-
-
-def _html(content: Mapping[str, Any], figures: Mapping[str, list[Drawn]]) -> str:
-    try:
-        import jinja2
-    except ModuleNotFoundError:
-        raise UserError(str(missing("report.html needs", "jinja2", "report"))) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    # As an image, a figure's ids cannot collide with another's, and nothing in it can run.
-    images = {
-        group: [f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}" for figure in drawn]
-        for group, drawn in figures.items()
-    }
-    return environment.get_template("report.html.j2").render(
-        c=content, tables=_sections(content), images=images
-    )

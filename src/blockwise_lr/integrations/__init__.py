@@ -1,1 +1,1 @@
-"""Blockwise learning rates inside other people's trainers."""
+"""Blockwise learning rates for trainers of other libraries, such as transformers' Trainer."""

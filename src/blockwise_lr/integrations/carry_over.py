@@ -1,4 +1,4 @@
-"""A Trainer's optimizer loads a checkpoint of other groups: the moments are carried over by parameter name."""
+"""Resume a Trainer from a checkpoint whose optimizer had different parameter groups."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from blockwise_lr.optim.saved_groups import OnChange, describe_other_parameters,
 from blockwise_lr.optimizers.state_transfer import adopt_state
 
 
-def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool) -> None:
-    """Let ``optimizer.load_state_dict`` take a state of other groups.
+def carry_over_moments(
+    optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, ratios_move: bool
+) -> None:
+    """Let ``optimizer.load_state_dict`` accept a state that was saved with different parameter groups.
 
-    A plain Trainer saves two groups without names. Their moments are carried over, and the settings of the groups by
-    block hold. Other groups by block are an error, or with "use_new" are carried over, too.
+    A plain Trainer saves two groups without parameter names. The moments in such a state are carried over by parameter
+    name, and the optimizer keeps the settings of its own groups. A state of different blockwise groups is an error
+    when it is loaded, unless `on_change` is "use_new"; then its moments are carried over as well.
 
     Args:
-        optimizer: on groups of :func:`blockwise_lr.param_groups`. The hook lives as long as the optimizer.
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`. The hook is registered on it for good.
         model: the model that it trains.
-        on_change: as for :class:`BlockwiseTrainer`.
-        ratios_move: whether AutoRatios moves the ratios.
+        on_change: "error" or "use_new", as for :class:`BlockwiseTrainer`.
+        ratios_move: whether AutoRatios changes the ratios during the run.
     """
     model_ref = weakref.ref(model)
 
@@ -39,32 +42,34 @@ def carry_over(optimizer: Optimizer, model: nn.Module, on_change: OnChange, *, r
         if not ratios_move and has_moving_ratios(saved):
             if on_change == "error":
                 raise ValueError(
-                    "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give ratios="
-                    'AutoRule(...) as it was, or go on with the fixed ones by on_change="use_new"'
+                    "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give the "
+                    'same ratios=AutoRule(...) again, or keep the fixed ones with on_change="use_new"'
                 )
             state = {**state, "param_groups": [_without_auto(group) for group in saved]}
         if problem and on_change == "error":
             raise ValueError(
                 f'{problem}: make the groups as they were, or go on with the new ones by on_change="use_new"'
             )
-        if not foreign and not problem:  # a schedule of this library compares the settings itself
+        if not foreign and not problem:  # an attached schedule compares the settings itself
             return state if is_attached(optimizer) else dict(reconcile(state, groups, on_change))
         adopt_state(state, target, optimizer)
-        return optimizer.state_dict()  # which loading puts where it is
+        return optimizer.state_dict()  # loading this state writes the carried-over values back
 
     optimizer.register_load_state_dict_pre_hook(before_loading)
 
 
-def take_new_peaks(scheduler: LambdaLR) -> None:
-    """After loading: the peaks are those of the optimizer's groups, and not those that were saved.
+def use_optimizer_peaks(scheduler: LambdaLR) -> None:
+    """Replace the peak learning rates that a scheduler has loaded by those of the optimizer's groups.
+
+    Call this after loading a checkpoint.
 
     Args:
-        scheduler: one of transformers' own. A schedule of this library needs no such thing.
+        scheduler: a scheduler of transformers. The schedules of this library do not need this step.
     """
     groups = scheduler.optimizer.param_groups
     scheduler.base_lrs = [group["initial_lr"] for group in groups]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch expects get_lr to be called by step() alone
+        warnings.simplefilter("ignore")  # torch warns of calls to get_lr outside step()
         lrs = scheduler.get_lr()
     for group, lr in zip(groups, lrs):
         if isinstance(group["lr"], Tensor):
@@ -75,4 +80,5 @@ def take_new_peaks(scheduler: LambdaLR) -> None:
 
 
 def _without_auto(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of the group without the settings of AutoRatios."""
     return {key: value for key, value in group.items() if not key.startswith("auto_")}

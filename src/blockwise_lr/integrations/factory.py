@@ -1,4 +1,4 @@
-"""An optimizer with a learning rate per block that is made when transformers' Trainer asks for it."""
+"""An optimizer factory with blockwise learning rates for a plain transformers Trainer."""
 
 from __future__ import annotations
 
@@ -28,14 +28,21 @@ from blockwise_lr.optim.saved_groups import reconcile
 
 Groups = list[dict[str, Any]]
 Blocks = BlockMap | Callable[[nn.Module], BlockMap] | None
-"""A BlockMap, or what makes one from the model that is trained in the end; None: ``classify``."""
+"""A BlockMap, or a function that builds one from the model that Trainer trains; None stands for ``classify``."""
 
 
 def resolve_blocks(model: nn.Module, blocks: Blocks) -> BlockMap | None:
-    """The BlockMap of the model as it is now.
+    """Return the BlockMap of the model as it is now.
+
+    Args:
+        model: the model to train.
+        blocks: a BlockMap, or a function that builds one.
+
+    Returns:
+        The BlockMap, or None if `blocks` is None.
 
     Raises:
-        ValueError: a BlockMap that was made before the model got other trainable parameters; names them.
+        ValueError: the BlockMap lacks trainable parameters that the model got later; the message names them.
     """
     if blocks is None or not isinstance(blocks, BlockMap):
         return None if blocks is None else blocks(model)
@@ -51,11 +58,11 @@ def resolve_blocks(model: nn.Module, blocks: Blocks) -> BlockMap | None:
 
 
 class LazyGroups(Sequence[dict[str, Any]]):
-    """Parameter groups that are made each time they are read, from the model as it is then.
+    """Parameter groups that are rebuilt from the model on each access.
 
     Args:
         model: the model.
-        make: makes the groups of a model.
+        make: builds the groups of a model.
     """
 
     def __init__(self, model: nn.Module, make: Callable[[nn.Module], Groups]) -> None:
@@ -79,16 +86,16 @@ class LazyGroups(Sequence[dict[str, Any]]):
 
 
 class OptimizerFactory:
-    """What Trainer calls in the place of an optimizer's class.
+    """A callable that Trainer uses in place of an optimizer class.
 
-    transformers calls a factory without arguments first and then with the model that it trains, which may be another
-    than the one given here: an adapter around it, or what ``model_init`` made. Called as the class is, with groups or
-    ``params=``, it makes the optimizer from those.
+    transformers first calls a factory without arguments, and then with the model that it trains. That model may differ
+    from the one given here: it may be an adapter around it, or the model that ``model_init`` built. Called with groups
+    or with ``params=``, as an optimizer class is, the factory builds the optimizer from those groups.
 
     Args:
         optimizer_cls: the class of the optimizer.
-        model: the model to take the groups from, if Trainer does not give one.
-        make: makes the groups of a model.
+        model: the model to build the groups from, if Trainer passes none.
+        make: builds the groups of a model.
     """
 
     def __init__(
@@ -112,14 +119,16 @@ class OptimizerFactory:
         return optimizer
 
     def __repr__(self) -> str:
-        return f"blockwise_optimizer of {self.optimizer_cls!r}"  # Trainer looks for "bitsandbytes" in it
+        return (
+            f"blockwise_optimizer of {self.optimizer_cls!r}"  # Trainer searches the repr for "bitsandbytes"
+        )
 
 
 def _compare_when_loading(optimizer: Optimizer) -> None:
-    """Refuse a checkpoint of other ratios or another base learning rate: Trainer would go on with the checkpoint's."""
+    """Refuse checkpoints with different ratios or another base learning rate, which Trainer would silently restore."""
 
     def before_loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        if is_attached(optimizer):  # a schedule of this library compares them
+        if is_attached(optimizer):  # the attached schedule compares them
             return None
         try:
             return dict(reconcile(state, optimizer.param_groups, "error"))
@@ -144,26 +153,29 @@ def blockwise_optimizer(
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
 ) -> tuple[type[Optimizer], dict[str, Any]]:
-    """What ``Trainer(optimizer_cls_and_kwargs=...)`` takes, with a learning rate per block.
+    """Return the argument ``optimizer_cls_and_kwargs`` of transformers' Trainer, with a learning rate per block.
 
-    The groups are made when Trainer asks for the optimizer, from the model that it trains: adapters that TRL adds for
-    its ``peft_config`` are in them. The first of the two values makes the optimizer as its class would.
+    The groups are built when Trainer creates the optimizer, from the model that it trains. They therefore contain the
+    adapters that TRL adds for its ``peft_config``.
 
-    Trainer's own schedulers scale every block's peak by one factor, so the ratios hold to the end. The paper's
-    schedule, in which the blocks meet at one floor, needs ``BlockwiseTrainer``.
+    Trainer's own schedulers scale the peaks of all blocks by one factor, so the ratios stay constant to the end. The
+    paper's schedule, in which all blocks decay to one floor, needs ``BlockwiseTrainer``.
 
     Args:
-        model: the model that Trainer gets; call ``split_fused(model)`` before training.
+        model: the model that is passed to Trainer; call ``split_fused(model)`` before training.
         lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
-        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that Trainer
-            trains, where adapters are added later: ``lambda model: classify(model, overrides={...})``.
-        optimizer_cls: any torch optimizer. Default AdamW.
-        optimizer_kwargs: passed on to it (``betas``, ``fused`` ...).
+        blocks: a BlockMap, if the model needs overrides. If adapters are added later, give a function that builds the
+            BlockMap from the model that Trainer trains: ``lambda model: classify(model, overrides={...})``.
+        optimizer_cls: any torch optimizer. Default: AdamW.
+        optimizer_kwargs: passed to the optimizer (``betas``, ``fused`` ...).
+
+    Returns:
+        A pair of an optimizer factory and its keyword arguments. The factory builds the optimizer as its class would.
 
     Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`; of the model, when Trainer makes the optimizer. At the first
-            step, if the optimizer's parameters are not the model's trainable ones, since some were frozen, added or
-            replaced after the optimizer was made.
+        ValueError: as :func:`blockwise_lr.param_groups`; problems of the model are found when Trainer creates the
+            optimizer. At the first step, also if the optimizer's parameters are not the trainable ones of the model,
+            because some were frozen, added or replaced after the optimizer was created.
 
     Example:
         >>> Trainer(model, args, optimizer_cls_and_kwargs=blockwise_optimizer(model, lr=6e-4))  # doctest: +SKIP
@@ -183,5 +195,5 @@ def blockwise_optimizer(
             model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=own
         )
 
-    factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # as Trainer annotates it
+    factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # Trainer's annotation
     return factory, {"params": LazyGroups(model, make), "lr": lr, **optimizer_kwargs}

@@ -1,4 +1,4 @@
-"""SharpnessCallback: the sharpness of every block while transformers' Trainer trains."""
+"""A callback that measures the sharpness of every block while transformers' Trainer trains."""
 
 from __future__ import annotations
 
@@ -26,46 +26,49 @@ from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
 from blockwise_lr.sharpness.training_gradients import squared_gradients
 
-# What clip_grad_norm_ adds to the norm before it divides by it.
+# torch's clip_grad_norm_ adds this to the norm before it divides by the norm.
 _CLIP_EPSILON = 1e-6
-# Gradients in half precision have their norm to about this; above it, only the norm before tells whether it was cut.
+# A gradient whose norm is below this fraction of max_grad_norm was not clipped. Above it, rounding in half precision
+# leaves that open, so the logged norm decides.
 _CLIPPED = 0.99
 
 
 class SharpnessCallback(TrainerCallback):
-    """Measures at chosen steps, always on the same held-out batches, and writes a line of sharpness.jsonl each time.
+    """Measure the sharpness of every block at chosen steps of a training run.
 
-    For transformers.Trainer and :class:`blockwise_lr.integrations.transformers.BlockwiseTrainer`. The training stays
-    as it is to the bit. Step n is the model after n optimizer steps; step 0 is before training. When Trainer resumes
-    from a checkpoint, the file is cut back to it.
+    The callback works with transformers.Trainer and
+    :class:`blockwise_lr.integrations.transformers.BlockwiseTrainer`. Each measurement uses the same held-out batches
+    and appends one line to sharpness.jsonl. It leaves the training unchanged, to the bit. Step n is the model after n
+    optimizer steps, and step 0 is the model before training. When Trainer resumes from a checkpoint, the lines after
+    that checkpoint are removed.
 
-    Every measurement goes to TensorBoard and the other trackers as ``sharpness/<estimator>/<block>``:
-    BlockwiseTrainer sees to that; a plain Trainer needs ``log=trainer.log``.
+    Every measurement is also logged to TensorBoard and the other trackers as ``sharpness/<estimator>/<block>``.
+    BlockwiseTrainer sets this up; with a plain Trainer, pass ``log=trainer.log``.
 
-    Precision is that of training: under Trainer's ``bf16=True`` forward passes are in bf16, those of "hutchinson" too,
-    which is noisy there.
+    Forward passes use the precision of training: bf16 under Trainer's ``bf16=True``. "hutchinson" is noisy in bf16.
 
     Args:
-        batches: as :class:`blockwise_lr.sharpness.monitor.SharpnessMonitor` takes them: a few, the same on every
-            process. Not needed for "empirical" and "optimizer".
-        every: measure at each multiple of this many steps, 0 included. Default 0: only at `at`.
-        at: steps to measure at besides.
-        estimators: one or several: "fisher" (default) and "hutchinson", on the batches; "empirical", off the
-            gradient of the training step that starts at that step, before clipping (so never at the last step);
-            "optimizer", off Adam's second moment (not at step 0).
-        tokens_per_step: predicted tokens (samples) in one optimizer step, over all processes and micro-batches: for
-            "empirical" and "optimizer".
-        path: of the file. Default: sharpness.jsonl in ``args.output_dir``.
+        batches: a few batches, the same on every process, in any form that
+            :class:`blockwise_lr.sharpness.monitor.SharpnessMonitor` accepts. "empirical" and "optimizer" need none.
+        every: measure at each multiple of this many steps, including step 0. Default 0: only at the steps in `at`.
+        at: further steps to measure at.
+        estimators: one or several. "fisher" (default) and "hutchinson" measure on the batches. "empirical" reads the
+            unclipped gradient of the training step that starts at that step, so it cannot measure the last step.
+            "optimizer" reads Adam's second moment, so it cannot measure step 0.
+        tokens_per_step: number of predicted tokens (samples) in one optimizer step, over all processes and
+            micro-batches. "empirical" and "optimizer" need it.
+        path: the file to write. Default: sharpness.jsonl in ``args.output_dir``.
         seed, probes, loss_fn, hvp, blocks: as in :func:`blockwise_lr.measure_sharpness`.
-        log: takes a dictionary of scalars.
+        log: a function that logs a dictionary of scalars.
 
     Raises:
-        ValueError: an estimator twice, or without what it needs; when training starts, as
-            :func:`blockwise_lr.classify`; at a measurement, as :func:`blockwise_lr.measure_sharpness`, except that a
-            model whose loss is not finite is passed over with a warning.
+        ValueError: an estimator is given twice, or lacks an argument that it needs. Also as
+            :func:`blockwise_lr.classify` when training starts, and as :func:`blockwise_lr.measure_sharpness` at a
+            measurement. If the loss of the model is not finite, the measurement is skipped with a warning instead.
 
-    A plain Trainer clips before a callback sees the gradient, and tells the norm that it had only in its log. Where
-    "empirical" meets a clipped gradient it asks for a line of the log, and undoes the clipping with it.
+    A plain Trainer clips the gradient before any callback sees it, and reports the norm before clipping only in its
+    log. When "empirical" meets a clipped gradient, the callback requests a log entry and undoes the clipping with the
+    logged norm.
 
     Example:
         >>> callback = SharpnessCallback(batches, every=100)  # doctest: +SKIP
@@ -109,30 +112,35 @@ class SharpnessCallback(TrainerCallback):
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._unclipped = False
         self._monitors: list[SharpnessMonitor] = []
-        self._reader: SharpnessMonitor | None = None
+        self._gradient_monitor: SharpnessMonitor | None = None
         self._pending: tuple[int, Tensor] | None = None
 
     def attach(
         self, log: Callable[[dict[str, float]], None], context: Callable[[], AbstractContextManager[Any]]
     ) -> None:
-        """What BlockwiseTrainer does: it logs, knows the training's precision, and calls :meth:`gradients` itself."""
+        """Connect the callback to a BlockwiseTrainer, which then calls :meth:`gradients` itself.
+
+        Args:
+            log: the trainer's function that logs a dictionary of scalars; a `log` given to the constructor is kept.
+            context: returns the context manager of the training's precision.
+        """
         self._log = self._given_log or log
         self._context = context
         self._unclipped = True
 
     def detach(self) -> None:
-        """Undo :meth:`attach`, and let the model go: a plain Trainer may take the callback next."""
+        """Undo :meth:`attach` and release the model, so that a plain Trainer can use the callback next."""
         self._log = self._given_log
         self._context = nullcontext
         self._unclipped = False
-        self._pending, self._reader, self._monitors = None, None, []
+        self._pending, self._gradient_monitor, self._monitors = None, None, []
 
     # Trainer's events
     # -----------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
-        self._pending, self._reader, self._monitors = None, None, []
+        self._pending, self._gradient_monitor, self._monitors = None, None, []
         for estimator in self.estimators:
             monitor = SharpnessMonitor(
                 kwargs["model"],
@@ -145,12 +153,12 @@ class SharpnessCallback(TrainerCallback):
                 **self._settings,
             )
             if monitor.reads_gradients:
-                self._reader = monitor
+                self._gradient_monitor = monitor
             else:
                 self._monitors.append(monitor)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Not at on_train_begin: what is logged there reaches callbacks that have not begun.
+        # A log entry in on_train_begin would reach callbacks whose on_train_begin has not run yet.
         if state.global_step == 0:
             self._measure(state, control)
 
@@ -160,29 +168,34 @@ class SharpnessCallback(TrainerCallback):
             control.should_log = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        reader = self._reader
-        if self._unclipped or reader is None or not reader.due(state.global_step):
+        monitor = self._gradient_monitor
+        if self._unclipped or monitor is None or not monitor.due(state.global_step):
             return
-        squares = squared_gradients(reader.parts)
+        squares = squared_gradients(monitor.parts)
         if args.max_grad_norm and not squares.sum().sqrt() < _CLIPPED * args.max_grad_norm:
             self._pending = (state.global_step, squares)
         else:
-            self._show(control, reader.record_gradients(squares, state.global_step, 1.0))
+            self._log_report(control, monitor.record_gradients(squares, state.global_step, 1.0))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._pending is None or self._reader is None or "grad_norm" not in (logs or {}):
+        if self._pending is None or self._gradient_monitor is None or "grad_norm" not in (logs or {}):
             return
         (step, squares), self._pending = self._pending, None
-        # 0 where the norm was infinite; the squares are then NaN whatever they are divided by.
+        # The quotient is 0 for an infinite norm; 1 avoids a division by 0, and the squares are NaN in any case.
         scale = min(1.0, args.max_grad_norm / (float(logs["grad_norm"]) + _CLIP_EPSILON)) or 1.0
-        self._show(control, self._reader.record_gradients(squares, step, scale))
+        self._log_report(control, self._gradient_monitor.record_gradients(squares, step, scale))
 
     # -----------------------------------------------------------------------------------------------------------
 
     def gradients(self, state: Any, control: Any, *, scale: float) -> None:
-        """Called by BlockwiseTrainer when the gradients of a step are complete and not clipped yet."""
-        if self._reader is not None:
-            self._show(control, self._reader.gradients(state.global_step, scale=scale))
+        """Measure from the gradients of a step; BlockwiseTrainer calls this before it clips them.
+
+        Args:
+            state, control: Trainer's state and control objects.
+            scale: the loss scale of fp16 training, 1 otherwise.
+        """
+        if self._gradient_monitor is not None:
+            self._log_report(control, self._gradient_monitor.gradients(state.global_step, scale=scale))
 
     def _measure(self, state: Any, control: Any) -> None:
         for monitor in self._monitors:
@@ -191,19 +204,19 @@ class SharpnessCallback(TrainerCallback):
             except ValueError as error:
                 if "not finite" not in str(error):
                     raise
-                # What a diverged training does next is for the training to say.
+                # The trainer decides whether a run with a non-finite loss stops; a measurement must not end it.
                 warnings.warn(f"step {state.global_step}: sharpness was not measured: {error}", stacklevel=2)
             else:
-                self._show(control, report)
+                self._log_report(control, report)
 
-    def _show(self, control: Any, report: SharpnessReport | None) -> None:
+    def _log_report(self, control: Any, report: SharpnessReport | None) -> None:
         if self._log is None or report is None:
             return
         should_log = control.should_log
         self._log(
             {f"sharpness/{report.estimator}/{block.value}": found.mean for block, found in report.items()}
         )
-        control.should_log = should_log  # Trainer takes any log for the one that it wanted of the loss
+        control.should_log = should_log  # Trainer resets this flag on every log entry, its own or not
 
     def _batches_for(self, estimator: str) -> Any:
         return self._batches if estimator in ON_BATCHES else None

@@ -1,4 +1,4 @@
-"""Whether an optimizer trains what is trainable in its model: checked when it takes its first step."""
+"""Check at the first step that an optimizer holds exactly the trainable parameters of its model."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers.integrations.deepspeed import deepspeed_config
 
 from blockwise_lr.blocks.block import canonical_name
 
-_SHOWN = 3  # parameters of a kind that the message names
+_SHOWN = 3  # number of parameters of each kind that the message names
 
 
 def check_trainable(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
-    """Compare the parameters in an optimizer's groups with the trainable ones of the model.
+    """Check that an optimizer's groups hold exactly the trainable parameters of the model.
 
     Args:
         model: the model, wrapped or not.
-        groups: the optimizer's groups, of :func:`blockwise_lr.param_groups`.
+        groups: the optimizer's groups, as built by :func:`blockwise_lr.param_groups`.
 
     Raises:
-        ValueError: they differ; names the parameters and says what to do.
+        ValueError: the two sets differ; the message names the parameters and says what to do.
 
     Example:
         >>> from blockwise_lr import param_groups
@@ -52,10 +52,10 @@ def check_trainable(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> No
     replaced = {canonical_name(name) for name in gone["replaced"]}
     new = [name for name in new if canonical_name(name) not in replaced]
     found = [
-        _spell(gone["replaced"], "Replaced by another tensor"),
-        _spell(gone["removed"], "No longer in the model"),
-        _spell(gone["frozen"], "Frozen (requires_grad=False)"),
-        _spell(new, "Trainable and not in the optimizer"),
+        _list_names(gone["replaced"], "Replaced by another tensor"),
+        _list_names(gone["removed"], "No longer in the model"),
+        _list_names(gone["frozen"], "Frozen (requires_grad=False)"),
+        _list_names(new, "Trainable and not in the optimizer"),
     ]
     if any(found):
         raise ValueError(
@@ -65,7 +65,8 @@ def check_trainable(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> No
         )
 
 
-def _spell(names: Iterable[str], what: str) -> str:
+def _list_names(names: Iterable[str], what: str) -> str:
+    """Return "what: names" with at most `_SHOWN` names, or an empty string if there are none."""
     names = list(names)
     if not names:
         return ""
@@ -74,18 +75,18 @@ def _spell(names: Iterable[str], what: str) -> str:
 
 
 def _hidden(model: nn.Module) -> bool:
-    """Whether an engine has put other tensors in the optimizer than the model's parameters."""
+    """Return whether a training engine gave the optimizer other tensors than the model's parameters."""
     flattened = any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules())
     on_xla = any(parameter.device.type == "xla" for parameter in model.parameters())
     return flattened or on_xla or deepspeed_config() is not None  # type: ignore[no-untyped-call]
 
 
 class CheckTrainable(TrainerCallback):
-    """Calls :func:`check_trainable` at the first step of every ``train()``.
+    """A callback that calls :func:`check_trainable` at the first step of every ``train()``.
 
     Args:
-        model: gives the trainer's model at that moment.
-        skip: whether the engine keeps the parameters elsewhere, so that nothing can be compared.
+        model: returns the trainer's current model.
+        skip: skip the check, because the engine keeps the parameters where they cannot be compared.
     """
 
     def __init__(self, model: Callable[[], nn.Module], *, skip: bool) -> None:
@@ -103,14 +104,14 @@ class CheckTrainable(TrainerCallback):
 
 
 class FirstStepCheck:
-    """Calls :func:`check_trainable` from the optimizer's own first step, where there is no callback of ours.
+    """An optimizer hook that calls :func:`check_trainable` at the first step, for trainers without our callback.
 
-    The hook belongs to the optimizer. torch forbids to remove a hook while hooks run, so it stays, without the model
-    and without effect, once the first step has passed.
+    torch does not allow a hook to be removed while hooks run. After the first step the hook therefore stays on the
+    optimizer, but it releases the model and has no effect.
 
     Args:
-        optimizer: gets the hook.
-        model: the model that it trains.
+        optimizer: the optimizer to register the hook on.
+        model: the model that the optimizer trains.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:

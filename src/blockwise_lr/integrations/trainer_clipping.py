@@ -1,4 +1,4 @@
-"""Clipping by block inside transformers' Trainer, in the place of its own."""
+"""Gradient clipping by block inside transformers' Trainer, replacing Trainer's own clipping."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from blockwise_lr.optim.gradients import (
 )
 
 _HOOKS = ("_clip_grad_norm", "_get_grad_norm")
-_SHOWN = 3  # parameters of a block that the warning names
-_UNREAD = 64  # steps whose norms are kept until they are read: each holds a number a parameter
+_SHOWN = 3  # number of parameters per block that the warning names
+_UNREAD = 64  # steps whose norms are kept until they are read; each step holds one number per parameter
 
 
 class TrainerClipping:
-    """Clips each step's gradients, and keeps their norms on the device until Trainer logs.
+    """Clip the gradients of each step by block, and keep the norms on the device until Trainer logs.
 
     Args:
-        max_norm: as :func:`blockwise_lr.clip_grad_norm_by_block` takes it.
+        max_norm: the largest norm of each block, as in :func:`blockwise_lr.clip_grad_norm_by_block`.
 
     Raises:
-        ValueError: as that function.
-        RuntimeError: this version of transformers lacks the methods that have to be overridden.
+        ValueError: as :func:`blockwise_lr.clip_grad_norm_by_block`.
+        RuntimeError: the installed version of transformers lacks the methods that clipping by block overrides.
     """
 
     def __init__(self, max_norm: MaxNorm) -> None:
@@ -52,18 +52,22 @@ class TrainerClipping:
         self._limits = resolve_max_norm(max_norm, "clip_by_block")
         self._unread: list[tuple[int, GradientNorms]] = []
         self._last: GradientNorms | None = None
-        self._nonfinite: tuple[int, dict[Block, list[str]]] | None = None  # the first since the last reading
+        self._nonfinite: tuple[int, dict[Block, list[str]]] | None = None  # first since the last read()
 
     def clip(
         self, model: Any, groups: Sequence[Mapping[str, Any]], step: int, *, leave_nonfinite: bool = False
     ) -> Tensor:
-        """Clip the gradients of the optimizer's groups; returns the norm of the whole gradient before.
+        """Clip the gradients of the optimizer's groups in place.
 
         Args:
-            model: the model, wrapped as Trainer has it.
-            groups: the optimizer's, of :func:`blockwise_lr.param_groups`.
-            step: optimizer steps taken before.
-            leave_nonfinite: neither scale nor remember a gradient whose norm is not finite, which waits for the device.
+            model: the model, wrapped as Trainer holds it.
+            groups: the optimizer's groups, as built by :func:`blockwise_lr.param_groups`.
+            step: number of optimizer steps taken so far.
+            leave_nonfinite: leave a gradient whose norm is not finite unscaled, and do not record it. This check
+                causes a host sync.
+
+        Returns:
+            The norm of the whole gradient before clipping.
         """
         found = parameters_with_gradients(model, groups)
         refuse_unsplit(found, self._limits)
@@ -72,15 +76,15 @@ class TrainerClipping:
             scale_gradients(found, norms, self._limits)
             self._last = norms
             self._unread.append((step, norms))
-            if len(self._unread) >= _UNREAD:  # nothing is logged, or seldom
+            if len(self._unread) >= _UNREAD:  # Trainer logs rarely or never
                 self._condense()
         return norms.total
 
     def read(self, *, warn: bool) -> dict[Block, float]:
-        """The norms of the last step, by block.
+        """Return the gradient norm of each block at the last step.
 
         Args:
-            warn: of the first step since the last reading whose gradient was not finite.
+            warn: warn about the first step since the last call whose gradient was not finite.
         """
         if warn:
             self._condense()
@@ -93,8 +97,8 @@ class TrainerClipping:
         return {block: float(norm) for block, norm in self._last.by_block.items()}
 
     def _condense(self) -> None:
-        """Replace the unread norms by the first step whose gradient was not finite; waits for the device."""
-        if self._nonfinite is None:  # what follows, follows from it
+        """Reduce the unread norms to the first step whose gradient was not finite; this causes a host sync."""
+        if self._nonfinite is None:  # later non-finite steps usually result from the first one
             finite = stack_scalars([norms.total for _, norms in self._unread]).isfinite().tolist()
             for (step, norms), fine in zip(self._unread, finite):
                 if not fine and (found := norms.nonfinite()):
@@ -104,14 +108,14 @@ class TrainerClipping:
 
 
 def check_engine(kind: str, *, fsdp2: bool) -> None:
-    """Whether gradients are where this library can see them, whole or as DTensors.
+    """Check that the training engine exposes the gradients of single parameters, as tensors or DTensors.
 
     Args:
         kind: accelerate's ``DistributedType``.
-        fsdp2: whether "FSDP" is its version 2.
+        fsdp2: whether "FSDP" means version 2.
 
     Raises:
-        ValueError: an engine that keeps them elsewhere.
+        ValueError: the engine hides the gradients of single parameters.
     """
     if hides_parameters(kind, fsdp2=fsdp2):
         name = "FSDP version 1" if kind == "FSDP" else str(kind).removeprefix("DistributedType.")
@@ -122,13 +126,26 @@ def check_engine(kind: str, *, fsdp2: bool) -> None:
 
 
 def hides_parameters(kind: str, *, fsdp2: bool) -> bool:
-    """Whether an engine of accelerate keeps parameters and gradients where this library cannot see single ones."""
+    """Return whether an engine of accelerate hides single parameters and gradients from this library.
+
+    Args:
+        kind: accelerate's ``DistributedType``.
+        fsdp2: whether "FSDP" means version 2.
+    """
     return kind in ("DEEPSPEED", "MEGATRON_LM", "XLA") or (kind == "FSDP" and not fsdp2)
 
 
 def _describe(step: int, found: Mapping[Block, Sequence[str]]) -> str:
-    told = []
+    """Return the warning about a non-finite gradient.
+
+    Args:
+        step: optimizer steps taken before.
+        found: the parameters with non-finite gradients by block; empty for a block whose norm overflowed.
+    """
+    descriptions = []
     for block, names in found.items():
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        told.append(f"{block.value}: {', '.join(names[:_SHOWN]) or 'finite, but too large to square'}{more}")
-    return f"the gradient of step {step + 1} was not finite. {'; '.join(told)}"
+        descriptions.append(
+            f"{block.value}: {', '.join(names[:_SHOWN]) or 'finite, but too large to square'}{more}"
+        )
+    return f"the gradient of step {step + 1} was not finite. {'; '.join(descriptions)}"

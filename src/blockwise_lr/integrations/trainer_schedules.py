@@ -1,4 +1,4 @@
-"""Trainer's own schedules (``lr_scheduler_type``) on groups by block."""
+"""The schedules of transformers' Trainer (``lr_scheduler_type``), applied to blockwise parameter groups."""
 
 from __future__ import annotations
 
@@ -23,11 +23,12 @@ from blockwise_lr.optim.set_lr import all_groups, ratio_of, restore_peak_decay
 ScheduleName = Literal["cosine", "wsd", "trainer"]
 
 _LOGGER = logging.getLogger(__name__)
-_ALIKE = {"cosine": "cosine", "wsd": "warmup_stable_decay"}  # one idea under two names
+_TRAINER_NAMES = {"cosine": "cosine", "wsd": "warmup_stable_decay"}  # transformers' names for our schedules
 _BY_METRIC = ("reduce_lr_on_plateau", "greedy")
-_NO_KWARGS = ("constant", "constant_with_warmup")  # get_scheduler drops theirs without a word
+# get_scheduler silently ignores keyword arguments for these.
+_NO_KWARGS = ("constant", "constant_with_warmup")
 _GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-_said: set[str] = set()
+_logged: set[str] = set()  # messages that were logged already; each is logged once
 
 
 def choose_schedule(
@@ -37,22 +38,25 @@ def choose_schedule(
     floor: float | None = None,
     warmup: WarmupMode = "shared",
 ) -> ScheduleName:
-    """Decide between this library's schedules and the one that TrainingArguments names.
+    """Choose between this library's schedules and the one that TrainingArguments names.
 
     Args:
-        schedule: BlockwiseTrainer's argument. None: "cosine", unless `args` say something else than their default.
-        args: ``lr_scheduler_type`` and ``lr_scheduler_kwargs`` are read.
+        schedule: BlockwiseTrainer's argument. None: "cosine" if `args` have their default schedule, else "trainer".
+        args: the arguments whose ``lr_scheduler_type`` and ``lr_scheduler_kwargs`` are read.
         floor, warmup: BlockwiseTrainer's arguments, which only this library's schedules use.
 
+    Returns:
+        "cosine" or "wsd" for this library's schedules, "trainer" for the one that `args` name.
+
     Raises:
-        ValueError: two settings that contradict each other, one that would not be used, or a schedule of Trainer's
-            that cannot be given to blocks.
+        ValueError: two settings contradict each other, a setting would have no effect, or the schedule of
+            transformers cannot be scaled per block.
     """
     kind = SchedulerType(args.lr_scheduler_type)
     kwargs = cast("Mapping[str, Any]", args.lr_scheduler_kwargs or {})
     if schedule not in (None, "cosine", "wsd", "trainer"):
         raise ValueError(f'schedule is {schedule!r}; expected "cosine", "wsd", "trainer" or None')
-    default = _default_of(args)  # what `args` hold where nobody has set anything
+    default = _default_of(args)  # the schedule of `args` if the user set none
     untouched = kind is default and not kwargs
     if schedule == "trainer" or (schedule is None and not untouched):
         _check_type(kind, kwargs)
@@ -60,45 +64,47 @@ def choose_schedule(
             if unused:
                 given = floor if name == "floor" else warmup
                 raise ValueError(
-                    f"{name}={given!r} is of this library's schedules and lr_scheduler_type={kind.value!r} of "
-                    f"transformers' does not use it: leave out {name}, or lr_scheduler_type"
+                    f"{name}={given!r} applies only to this library's schedules, and lr_scheduler_type={kind.value!r} "
+                    f"is one of transformers': leave out {name}, or lr_scheduler_type"
                 )
         return "trainer"
     ours: Literal["cosine", "wsd"] = "wsd" if schedule == "wsd" else "cosine"
-    if kind is not default and kind.value != _ALIKE[ours]:
+    if kind is not default and kind.value != _TRAINER_NAMES[ours]:
         raise ValueError(
             f"schedule={ours!r} and lr_scheduler_type={kind.value!r} ask for two different schedules: leave out one "
-            f'of them (schedule="trainer" takes lr_scheduler_type as it is)'
+            f'of them (schedule="trainer" uses lr_scheduler_type)'
         )
     if kwargs:
         raise ValueError(
-            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, which is this library's: "
-            f'leave them out, or take schedule="trainer" for transformers\' {kind.value}'
+            f"lr_scheduler_kwargs={dict(kwargs)!r} would not be used with schedule={ours!r}, one of this library's: "
+            f'leave them out, or set schedule="trainer" for transformers\' {kind.value}'
         )
-    if schedule is None and "default" not in _said:
-        _said.add("default")
+    if schedule is None and "default" not in _logged:
+        _logged.add("default")
         _LOGGER.warning(
-            "BlockwiseTrainer uses its own schedule, cosine to a floor. lr_scheduler_type is %r, which is also what it "
-            'is when nobody sets it: schedule="trainer" takes it, schedule="cosine" stops this line',
+            "BlockwiseTrainer uses its own schedule, cosine decay to a floor, because lr_scheduler_type has its "
+            'default, %r. Set schedule="trainer" to use lr_scheduler_type, or schedule="cosine" to stop this message',
             kind.value,
         )
     return ours
 
 
 class TrainerSchedule(BlockwiseSchedule):
-    """A schedule of transformers with a peak per block: lr_b(t) = ratio_b * base * f(t).
+    """A schedule of transformers with a peak learning rate per block.
 
-    f is transformers' own function of the step, so that a block of ratio 1 has the learning rates that plain Trainer
-    gives all parameters, to the bit. The ratios hold to the end.
+        lr_b(t) = ratio_b * base * f(t)
+
+    f is transformers' own function of the step. A block of ratio 1 therefore has exactly the learning rates that a
+    plain Trainer gives all parameters, to the bit. The ratios stay constant to the end.
 
     Args:
-        optimizer: on the groups of :func:`blockwise_lr.param_groups`.
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`.
         args: Trainer's arguments.
-        total_steps: optimizer steps in the run.
+        total_steps: number of optimizer steps in the run.
         on_change: as in :func:`blockwise_lr.cosine_schedule`.
 
     Raises:
-        ValueError: a type or keyword arguments that cannot be used.
+        ValueError: ``lr_scheduler_type`` or ``lr_scheduler_kwargs`` cannot be used.
     """
 
     def __init__(
@@ -116,7 +122,7 @@ class TrainerSchedule(BlockwiseSchedule):
         self._kwargs = kwargs
         super().__init__(
             optimizer,
-            # transformers' cosine is another than this library's.
+            # The prefix tells transformers' "cosine" apart from this library's.
             shape=cast("Shape", f"trainer:{kind.value}"),
             warmup_steps=warmup_steps,
             total_steps=total_steps,
@@ -133,7 +139,7 @@ class TrainerSchedule(BlockwiseSchedule):
         return peak * self._factor(max(step, 0))
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """Learning rate of each group at the current step."""
+        """Return the learning rate of each group at the current step."""
         lrs: list[float | torch.Tensor] = []
         for group in self.optimizer.param_groups:
             self._adopt(group)
@@ -142,18 +148,18 @@ class TrainerSchedule(BlockwiseSchedule):
         return lrs
 
     def state_dict(self) -> dict[str, Any]:
-        """Progress, and the settings to compare with when it is loaded; plain Trainer's schedules take it, too."""
+        """Return the progress and the settings to compare on a resume; plain Trainer's schedules can load it too."""
         return {
             "last_epoch": self.last_epoch,
             "_step_count": self._step_count,
             "_last_lr": self._last_lr,
             **self.settings(),
             "base_lrs": [float(group["initial_lr"]) for group in self.optimizer.param_groups],
-            "lr_lambdas": [],  # LambdaLR asks for it
+            "lr_lambdas": [],  # LambdaLR requires this key
         }
 
     def settings(self) -> dict[str, Any]:
-        """What a resume compares."""
+        """Return the settings that a resume compares."""
         return {
             "shape": self.shape,
             "total_steps": self.total_steps,
@@ -163,11 +169,11 @@ class TrainerSchedule(BlockwiseSchedule):
 
     @property
     def begins_at_zero(self) -> bool:
-        """Whether the first update has learning rate 0."""
+        """Whether the learning rate of the first update is 0."""
         return self._factor(0) == 0
 
     def _changes(self, state: Mapping[str, Any], step: int) -> list[str]:
-        if "total_steps" not in state:  # of plain Trainer's schedule
+        if "total_steps" not in state:  # saved by a plain Trainer
             return []
         saved = {"lr_scheduler_kwargs": {}, **state}
         changed = [key for key, value in self.settings().items() if key in saved and saved[key] != value]
@@ -175,10 +181,15 @@ class TrainerSchedule(BlockwiseSchedule):
 
 
 def base_lr(optimizer: Any, schedule: Any) -> float:
-    """The learning rate of a block whose ratio is 1 at the schedule's step, whether there is such a block or not."""
+    """Return the base learning rate at the schedule's step: that of a block with ratio 1, even if no block has it.
+
+    Args:
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`, wrapped or not.
+        schedule: its schedule, of this library or any other.
+    """
     groups = all_groups(optimizer)
     if isinstance(schedule, BlockwiseSchedule):
-        # Under a shared floor a block's rate divided by its ratio is not the base rate.
+        # With a shared floor, a block's learning rate divided by its ratio is not the base learning rate.
         return schedule._lr(groups[0], schedule.last_epoch, ratio=1.0)
     group = next((group for group in groups if ratio_of(group) == 1), groups[0])
     return float(group["lr"]) / ratio_of(group)
@@ -187,24 +198,27 @@ def base_lr(optimizer: Any, schedule: Any) -> float:
 def _factor(
     kind: SchedulerType, kwargs: Mapping[str, Any], base: float, warmup_steps: int, total_steps: int
 ) -> Callable[[int], float]:
-    """transformers' function of the step, taken from a schedule on a stand-in with one group at the base rate."""
+    """Return transformers' function of the step, taken from a schedule of a dummy optimizer.
+
+    The dummy has one group at the base learning rate, which some of these functions read.
+    """
     _check_type(kind, kwargs)
-    stand_in = torch.optim.SGD([torch.zeros(1)], lr=base)
-    built = get_scheduler(kind, stand_in, warmup_steps, total_steps, dict(kwargs))
+    dummy = torch.optim.SGD([torch.zeros(1)], lr=base)
+    built = get_scheduler(kind, dummy, warmup_steps, total_steps, dict(kwargs))
     if not isinstance(built, LambdaLR):
         raise ValueError(_unmapped(kind))
-    if kind is SchedulerType.CONSTANT and warmup_steps and "constant" not in _said:
-        _said.add("constant")
+    if kind is SchedulerType.CONSTANT and warmup_steps and "constant" not in _logged:
+        _logged.add("constant")
         _LOGGER.warning(
-            "lr_scheduler_type='constant' has no warm-up, in plain Trainer neither, so warmup_steps=%d does nothing: "
-            "'constant_with_warmup' has one",
+            "warmup_steps=%d has no effect, because lr_scheduler_type='constant' has no warm-up (in plain Trainer "
+            "neither): 'constant_with_warmup' has one",
             warmup_steps,
         )
     return built.lr_lambdas[0]
 
 
 def _default_of(args: TrainingArguments) -> SchedulerType:
-    """The class's default: "linear" in TrainingArguments, perhaps another in a subclass."""
+    """Return the default schedule of the arguments' class: "linear" in TrainingArguments; subclasses may differ."""
     field = next(field for field in dataclasses.fields(args) if field.name == "lr_scheduler_type")
     return SchedulerType(field.default)
 
@@ -230,7 +244,7 @@ def _check_type(kind: SchedulerType, kwargs: Mapping[str, Any]) -> None:
 def _unmapped(kind: SchedulerType) -> str:
     mapped = [each.value for each in TYPE_TO_SCHEDULER_FUNCTION if each.value not in _BY_METRIC]
     return (
-        f"lr_scheduler_type={kind.value!r} is no function of the step, so BlockwiseTrainer cannot give each block its "
-        f"ratio of it: choose one of {', '.join(mapped)}, or give transformers.Trainer your own pair, "
+        f"lr_scheduler_type={kind.value!r} is no function of the step, so BlockwiseTrainer cannot scale it for each "
+        f"block: choose one of {', '.join(mapped)}, or give transformers.Trainer your own pair, "
         "optimizers=(optimizer, scale_by_block(ReduceLROnPlateau(optimizer)))"
     )

@@ -1,4 +1,4 @@
-"""Blockwise learning rates in transformers' Trainer: a subclass, and an optimizer factory for the plain one."""
+"""Blockwise learning rates in transformers' Trainer: a subclass, and an optimizer factory for the plain Trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ except ModuleNotFoundError as error:
 from blockwise_lr.experimental import AutoRatios, AutoRule
 from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.fp32 import Fp32Settings
-from blockwise_lr.integrations.carry_over import carry_over, take_new_peaks
+from blockwise_lr.integrations.carry_over import carry_over_moments, use_optimizer_peaks
 from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
@@ -45,53 +45,57 @@ __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 class BlockwiseTrainer(Trainer):
     """transformers' Trainer with a learning rate and a schedule per block.
 
-    The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments (``learning_rate``,
-    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps``, ``max_grad_norm``), and so is the kind of optimizer
-    (``optim``). Every block's learning rate is logged as ``lr/<block>``: the one that the logged step's update used;
-    ``learning_rate`` is the base learning rate then, that of a block whose ratio is 1. What a
-    :class:`SharpnessCallback` among the callbacks measures is logged too.
+    The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments: ``learning_rate``,
+    ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps`` and ``max_grad_norm``. ``optim`` selects the optimizer.
+
+    The log gets the learning rate of every block as ``lr/<block>``, as the update of the logged step used it.
+    ``learning_rate`` in the log is the base learning rate of that step, which is that of a block with ratio 1. The
+    measurements of a :class:`SharpnessCallback` among the callbacks are logged as well.
 
     Args:
-        ratios: learning-rate ratio by block, or an :class:`blockwise_lr.AutoRule`, by which the run finds them itself
-            (:attr:`auto`); the names "paper", "measured", "uniform" and "auto" stand for these. Default: the paper's.
-        schedule: "cosine" or "wsd", this library's (:func:`blockwise_lr.cosine_schedule`,
-            :func:`blockwise_lr.wsd_schedule`), or "trainer", that of ``args.lr_scheduler_type`` and
-            ``args.lr_scheduler_kwargs``: every block at its ratio of what transformers' own function gives, to the
-            end. Default: None, "trainer" if one of these two is not what TrainingArguments has by default ("linear",
-            no kwargs), otherwise "cosine". So a "linear" that you set yourself needs ``schedule="trainer"``.
-        floor: final learning rate of a block whose ratio is 1. Default: learning_rate / 20. Of this library's
-            schedules only.
+        ratios: learning-rate ratio by block, or one of the names "paper", "measured", "uniform" and "auto". With an
+            :class:`blockwise_lr.AutoRule` ("auto"), the run determines the ratios itself; see :attr:`auto`.
+            Default: the paper's ratios.
+        schedule: "cosine" or "wsd" for this library's schedules (:func:`blockwise_lr.cosine_schedule`,
+            :func:`blockwise_lr.wsd_schedule`), or "trainer" for the one of ``args.lr_scheduler_type`` and
+            ``args.lr_scheduler_kwargs``. With "trainer", every block gets its ratio times transformers' own learning
+            rate, to the end. Default: None, which means "trainer" if one of these two arguments differs from its
+            default ("linear", no kwargs) and "cosine" otherwise. A "linear" that you set yourself therefore needs
+            ``schedule="trainer"``.
+        floor: final learning rate of a block with ratio 1, for this library's schedules only.
+            Default: learning_rate / 20.
         floor_mode, warmup, warmup_start: as in :func:`blockwise_lr.cosine_schedule`.
-        on_change: what a resume does with a checkpoint of another base learning rate, other ratios or other groups.
-            "error" (default) raises ValueError and names both; "use_new" keeps the settings of this trainer, and takes
-            the moments alone. A longer or shorter run is no error: the schedule is this trainer's, and a warning names
-            the change.
-        weight_decay: as in :func:`blockwise_lr.param_groups`, but blocks that it does not name, and "coupled" and
-            "constant", take ``args.weight_decay``. Default: that for all.
-        no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike Trainer, norms and biases do decay by default,
-            since the paper's do.
+        on_change: what to do if a run resumes from a checkpoint with another base learning rate, other ratios or
+            other groups. "error" (default) raises ValueError, which names the difference. "use_new" loads only the
+            optimizer's moments and keeps the settings of this trainer. A different number of steps is no error: the
+            run follows this trainer's schedule, and a warning names the change.
+        weight_decay: as in :func:`blockwise_lr.param_groups`, with ``args.weight_decay`` as the value for blocks that
+            it does not name, and for "coupled" and "constant". Default: ``args.weight_decay`` for all blocks.
+        no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike in Trainer, norms and biases are decayed by
+            default, as in the paper.
         clip_by_block: largest gradient norm of each block, as ``max_norm`` of
-            :func:`blockwise_lr.clip_grad_norm_by_block`. It takes the place of ``max_grad_norm``, which is then not
-            looked at. Every block's norm is logged as ``grad_norm/<block>``; of a gradient that was not finite a
-            warning names step, blocks and parameters (not under fp16, whose scaling expects some). Default: None,
-            Trainer's own clipping.
-        blocks: a BlockMap, where the model needs overrides; or a function that makes one from the model that is
-            trained, where adapters are added later. Default: ``classify(model)``.
-        optimizer_cls_and_kwargs: the kind of optimizer where ``args.optim`` does not know it, without ``params``.
+            :func:`blockwise_lr.clip_grad_norm_by_block`. It replaces ``max_grad_norm``, which is then ignored. The
+            norm of every block is logged as ``grad_norm/<block>``. A warning names the step, blocks and parameters of
+            a gradient that was not finite, except under fp16, whose loss scaling produces some. Default: None, which
+            keeps Trainer's own clipping.
+        blocks: a BlockMap, if the model needs overrides. If adapters are added later, give a function that builds the
+            BlockMap from the model that is trained. Default: ``classify(model)``.
+        optimizer_cls_and_kwargs: the optimizer class and its keyword arguments without ``params``, for an optimizer
+            that ``args.optim`` cannot name.
 
     Raises:
-        ValueError: ``optimizers`` given, since this class makes both; and as :func:`blockwise_lr.param_groups`,
-            first of all for a fused QKV weight that was not split: call ``split_fused(model)`` before this;
-            clip_by_block out of range, or under DeepSpeed, FSDP version 1 or XLA; `schedule` and
-            ``lr_scheduler_type`` that contradict each other, ``lr_scheduler_kwargs`` that would not be used, or a type
-            that is no function of the step (``reduce_lr_on_plateau``, ``greedy``). At the first step of ``train()``, if
-            the optimizer's parameters are not the model's trainable ones.
+        ValueError: as :func:`blockwise_lr.param_groups`, such as for a fused QKV weight that was not split (call
+            ``split_fused(model)`` first). Also if ``optimizers`` is given, since this class builds both; if
+            `clip_by_block` is out of range, or used with DeepSpeed, FSDP version 1 or XLA; if `schedule` and
+            ``lr_scheduler_type`` contradict each other; if ``lr_scheduler_kwargs`` would have no effect; and for a
+            schedule that is no function of the step (``reduce_lr_on_plateau``, ``greedy``). At the first step of
+            ``train()``, if the optimizer's parameters are not the trainable ones of the model.
 
-    Trainers that are subclasses of Trainer themselves are mixed in: ``class SFT(BlockwiseTrainer, SFTTrainer)``.
+    To combine it with another subclass of Trainer, inherit from both: ``class SFT(BlockwiseTrainer, SFTTrainer)``.
 
-    Unlike Trainer, it does not let ``torch_compile`` switch TF32 on: that takes ``tf32=True`` among the arguments.
+    Unlike in Trainer, ``torch_compile`` does not switch TF32 on; set ``tf32=True`` in the arguments for that.
 
-    :attr:`auto` is closed when ``train()`` ends, by an error or Ctrl-C too; its ratios can still be read.
+    :attr:`auto` is closed when ``train()`` ends, also after an error or Ctrl-C. Its ratios remain readable.
 
     Example:
         >>> trainer = BlockwiseTrainer(split_fused(model), args, train_dataset=data)  # doctest: +SKIP
@@ -115,7 +119,8 @@ class BlockwiseTrainer(Trainer):
         blocks: Blocks = None,
         **kwargs: Any,
     ) -> None:
-        check("BlockwiseTrainer needs", ["transformers"])  # an old version fails only at the first step
+        # Without this check, an old version of transformers fails only at the first step.
+        check("BlockwiseTrainer needs", ["transformers"])
         if any(given is not None for given in kwargs.get("optimizers", ())):
             raise ValueError(
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
@@ -137,17 +142,16 @@ class BlockwiseTrainer(Trainer):
         self._decay = decay
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
-        self._step_loss: torch.Tensor | None = (
-            None  # sum over the step's micro-batches so far, for the guard of auto
-        )
+        # Sum over the micro-batches of the current step, for the guard of `auto`.
+        self._step_loss: torch.Tensor | None = None
         before = Fp32Settings.now()
         try:
             super().__init__(*args, **kwargs)
-            self._choose_schedule()  # a contradiction is an error now and not after the data are loaded
+            self._choose_schedule()  # report contradictory settings before the data is loaded
         finally:
-            before.restore()  # accelerate, too, switches TF32 on for torch_compile
+            before.restore()  # accelerate also switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
-            replace(before, root="none").restore()  # as transformers found it
+            replace(before, root="none").restore()  # the setting before transformers changed it
         if self._clipping is not None:
             check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self._lr_record = _LearningRateRecord()
@@ -156,7 +160,7 @@ class BlockwiseTrainer(Trainer):
         self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as Trainer does, and remove hooks at the end, after an error or Ctrl-C too."""
+        """Train as Trainer does, and remove all hooks at the end, also after an error or Ctrl-C."""
         self._attach_callbacks()
         try:
             return super().train(*args, **kwargs)
@@ -165,27 +169,27 @@ class BlockwiseTrainer(Trainer):
                 each.detach()
             if self.auto is not None:
                 self.auto.close()
-            if self._clipping is not None:  # what no line of the log has reported
+            if self._clipping is not None:  # warn about steps after the last log entry
                 self._clipping.read(warn=self._warns_of_gradients)
 
     def add_callback(self, callback: Any) -> None:
-        """Trainer's, and a :class:`SharpnessCallback` gets what only the trainer knows."""
+        """Add a callback as Trainer does, and connect a :class:`SharpnessCallback` to this trainer."""
         super().add_callback(callback)
-        self._attach_callbacks()  # those given to the constructor too
+        self._attach_callbacks()  # also connects those given to the constructor
 
     def _attach_callbacks(self) -> None:
         for each in self._sharpness_callbacks():
             each.attach(self.log, self.compute_loss_context_manager)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Trainer's; afterwards the gradients of a whole step are there, and not clipped yet."""
+        """Run Trainer's step on a micro-batch; after the last one, measure from the unclipped gradients."""
         loss = super().training_step(*args, **kwargs)
         if self.auto is not None:
-            # Trainer has divided each micro-batch's share by their number, or by the tokens of all of them: the loss of
-            # the step is the sum of the shares, as in Trainer's own log.
+            # Trainer has already divided the loss of each micro-batch by their number, or by the tokens of all of
+            # them. The loss of the step is therefore their sum, as in Trainer's own log.
             self._step_loss = loss if self._step_loss is None else self._step_loss + loss
         if self.accelerator.sync_gradients:
-            scaler = self.accelerator.scaler  # of fp16
+            scaler = self.accelerator.scaler  # only fp16 has one
             for each in self._sharpness_callbacks():
                 each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
             step_loss, self._step_loss = self._step_loss, None
@@ -194,13 +198,13 @@ class BlockwiseTrainer(Trainer):
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
-        # Only called where max_grad_norm is above 0, so the clipping by block is left to _get_grad_norm.
+        # Trainer calls this only if max_grad_norm is above 0, so clipping by block happens in _get_grad_norm.
         return super()._clip_grad_norm(model) if self._clipping is None else None  # type: ignore[no-untyped-call]
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         if self._clipping is None:
             return super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self.accelerator.unscale_gradients()  # of fp16
+        self.accelerator.unscale_gradients()  # has an effect under fp16 only
         optimizer = cast("Optimizer", self.optimizer)
         return self._clipping.clip(model, optimizer.param_groups, self.state.global_step)
 
@@ -208,7 +212,7 @@ class BlockwiseTrainer(Trainer):
         return [each for each in self.callback_handler.callbacks if isinstance(each, SharpnessCallback)]
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """AdamW, or what ``args.optim`` names, on groups by block."""
+        """Build the optimizer that ``args.optim`` names (AdamW by default) on blockwise parameter groups."""
         if self.optimizer is None:
             target = cast("PreTrainedModel", self.model if model is None else model)
             if self.optimizer_cls_and_kwargs is not None:
@@ -233,15 +237,15 @@ class BlockwiseTrainer(Trainer):
                 blocks=resolve_blocks(target, self._blocks),
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
-            carry_over(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
+            carry_over_moments(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
-        """The blockwise schedule on the optimizer's groups."""
+        """Build the blockwise schedule of the optimizer's groups."""
         if self.lr_scheduler is None:
             inner = _torch_optimizer(self.optimizer if optimizer is None else optimizer)
             shape = self._choose_schedule()
-            # Trainer annotates a LambdaLR; any LRScheduler does.
+            # Trainer annotates a LambdaLR, but accepts any LRScheduler.
             if shape == "trainer":
                 self.lr_scheduler = TrainerSchedule(  # type: ignore[assignment]
                     inner, self.args, num_training_steps, on_change=self._on_change
@@ -266,12 +270,12 @@ class BlockwiseTrainer(Trainer):
         return cast("LRScheduler", self.lr_scheduler)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        # Trainer records what loading warns of, and drops it.
+        # Trainer swallows warnings during loading, so the schedule collects its notes for a warning afterwards.
         schedule = self.lr_scheduler if isinstance(self.lr_scheduler, BlockwiseSchedule) else None
         if schedule is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             if checkpoint is not None and isinstance(self.lr_scheduler, LambdaLR):
-                take_new_peaks(self.lr_scheduler)
+                use_optimizer_peaks(self.lr_scheduler)
             return
         schedule.notes = []
         try:
@@ -281,9 +285,9 @@ class BlockwiseTrainer(Trainer):
             schedule.notes = None
         if self.is_world_process_zero():
             for text in notes:
-                self._tell(text)
+                self._warn(text)
 
-    def _tell(self, text: str) -> None:
+    def _warn(self, text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
     def _choose_schedule(self) -> ScheduleName:
@@ -291,15 +295,15 @@ class BlockwiseTrainer(Trainer):
 
     @property
     def _warns_of_gradients(self) -> bool:
-        return self.accelerator.scaler is None and self.is_world_process_zero()  # fp16's scaling expects some
+        # fp16 loss scaling produces some gradients that are not finite, which need no warning.
+        return self.accelerator.scaler is None and self.is_world_process_zero()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Trainer's log, with the base learning rate and the learning rate of every block beside the loss."""
+        """Log as Trainer does, and add the learning rates of all blocks to entries with a loss."""
         if "loss" in logs:
             if self._lr_record.base is not None:
-                logs["learning_rate"] = (
-                    self._lr_record.base
-                )  # Trainer's own is that of the first group, NORM's
+                # Trainer would log the learning rate of the first group, NORM.
+                logs["learning_rate"] = self._lr_record.base
             logs.update({f"lr/{block}": lr for block, lr in self._lr_record.by_block.items()})
             if self._clipping is not None:
                 norms = self._clipping.read(warn=self._warns_of_gradients)
@@ -310,7 +314,7 @@ class BlockwiseTrainer(Trainer):
 
 
 class _LearningRateRecord(TrainerCallback):
-    """Remembers each block's learning rate as the update takes it, since the scheduler moves on before Trainer logs."""
+    """Record the learning rates that each update uses; the scheduler advances before Trainer logs them."""
 
     def __init__(self) -> None:
         self.base: float | None = None
@@ -322,7 +326,7 @@ class _LearningRateRecord(TrainerCallback):
 
 
 def _torch_optimizer(optimizer: Any) -> Optimizer:
-    """The optimizer inside accelerate's wrapper: torch's schedulers patch ``step`` of what they are given."""
+    """Return the optimizer inside accelerate's wrapper, because torch's schedulers patch its ``step`` method."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, Optimizer):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""What a comparison shows while it runs: live bars on a terminal, one line an event elsewhere."""
+"""Progress display of a comparison: live bars on a terminal, and one line per event elsewhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from blockwise_lr.compare.results import RunResult
 
 
 class ComparisonProgress:
-    """Reports runs as they start and finish. A context manager.
+    """A context manager that reports runs as they start and finish.
 
     Args:
-        enabled: False: says nothing at all.
-        console: where to; None: standard output. Bars are drawn only if it is a terminal.
+        enabled: whether to print anything at all.
+        console: where to print. Default: standard output. Bars are drawn only on a terminal.
     """
 
     def __init__(self, enabled: bool = True, console: Console | None = None) -> None:
@@ -48,35 +48,35 @@ class ComparisonProgress:
             self._bars.stop()
 
     def phase(self, name: str, runs: int, finished: int) -> None:
-        """A set of runs begins, some of which may be finished from before."""
+        """Report the start of a set of runs, some of which an earlier call may have finished."""
         if runs == 0:
             return
-        before = f", {finished} of them finished before" if finished else ""
-        self.say(f"{name}: {runs} runs{before}")
+        before = f", {finished} of them already finished" if finished else ""
+        self.print_line(f"{name}: {runs} runs{before}")
         if self._bars is not None:
             if self._total is not None:
                 self._bars.remove_task(self._total)
             self._total = self._bars.add_task(escape(name), total=runs, completed=finished, note="")
 
     def started(self, run: Run) -> None:
-        """A run's process has been started."""
+        """Report that a run's process has been started."""
         if self._bars is None:
-            self.say(f"started   {describe(run)}")
+            self.print_line(f"started   {describe(run)}")
         else:
             self._tasks[run.folder] = self._bars.add_task(
                 f"  {escape(describe(run))}", total=run.config.steps, note=""
             )
 
     def finished(self, run: Run, result: RunResult) -> None:
-        """A run is finished."""
-        self.say(f"finished  {describe(run)}: {describe_result(result)}")
+        """Report that a run has finished."""
+        self.print_line(f"finished  {describe(run)}: {describe_result(result)}")
         if self._bars is not None:
             self._bars.remove_task(self._tasks.pop(run.folder))
             if self._total is not None:
                 self._bars.advance(self._total)
 
     def poll(self, active: Iterable[tuple[Run, Path]]) -> None:
-        """Read how far the running runs are, from their metrics.jsonl."""
+        """Update the bars of the active runs from their metrics.jsonl."""
         if self._bars is None:
             return
         for run, folder in active:
@@ -86,18 +86,18 @@ class ComparisonProgress:
                 note = f"loss {loss:.3f}" if isinstance(loss, (int, float)) else ""
                 self._bars.update(self._tasks[run.folder], completed=line.get("step", 0), note=note)
 
-    def say(self, text: str) -> None:
-        """Print one line, never wrapped and never read as markup."""
+    def print_line(self, text: str) -> None:
+        """Print one line without wrapping it or interpreting markup."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe(run: Run) -> str:
-    """A run in words: "adamw:uniform 2N, base LR 0.002, seed 0, 800 steps"."""
+    """Describe a run: "adamw:uniform 2N, base LR 0.002, seed 0, 800 steps"."""
     return f"{run.series.name}, {run.setting}, seed {run.config.seed}, {run.config.steps} steps"
 
 
 def describe_result(result: RunResult) -> str:
-    """A finished run in words: its losses and its time."""
+    """Describe the result of a finished run: its losses and its duration."""
     if result.diverged:
         return f"diverged at step {result.result.get('diverged_at_step', '?')}"
     seconds = result.result.get("seconds")
@@ -106,7 +106,7 @@ def describe_result(result: RunResult) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration for people: "42 s", "3 min 05 s", "2 h 07 min"."""
+    """Format a duration: "42 s", "3 min 05 s", "2 h 07 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -116,7 +116,12 @@ def format_seconds(seconds: float) -> str:
 
 
 def last_metrics(path: Path, tail: int = 8192) -> dict[str, Any] | None:
-    """The last whole line of a metrics.jsonl that may be being written; None if there is none yet."""
+    """Return the last complete entry of a metrics.jsonl, which a run may be writing; None if there is none yet.
+
+    Args:
+        path: the file.
+        tail: number of bytes to read from its end.
+    """
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)

@@ -1,0 +1,169 @@
+"""The text of a comparison's report, in Markdown and in HTML."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.compare import tables
+from blockwise_lr.compare.comparison_progress import format_seconds
+from blockwise_lr.compare.figures import ReportFigure
+from blockwise_lr.errors import UserError
+from blockwise_lr.extras import missing
+from blockwise_lr.train.config import OptimConfig
+
+
+def markdown_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFigure]]) -> str:
+    """Return report.md.
+
+    Args:
+        content: the content of compare.json.
+        figures: the figures by group, from `draw_figures`.
+    """
+    escape, sections = tables.escape_markdown, _sections(content)
+
+    def images(group: str, alt: str) -> list[str]:
+        return [f"![{alt}]({figure.name}.png)" for figure in figures[group]]
+
+    def section(key: str) -> list[str]:
+        table = sections[key]
+        return [f"### {escape(table.title)}", tables.markdown_table(table)] if table.rows else []
+
+    fence = "`" * max(3, _longest_backtick_sequence(content["command"]) + 1)
+    parts = [
+        f"# Comparison: {escape(content['preset'])}, {content['steps']:,} steps",
+        *[f"**{escape(sentence)}**" for sentence in content["answer"]],
+        "\n".join(f"- {escape(warning)}" for warning in content["warnings"]),
+        "## Loss",
+        *images("overview", "Validation loss of every arm"),
+        *images("comparisons", "Validation loss with loss gap and speed-up"),
+        *section("comparisons"),
+        *section("arms"),
+        *(["## Choice of the base learning rate", *images("tuning", "Tune loss against base learning rate")]
+          if content["tuning"] else []),
+        "## Learning rate of every block",
+        *images("lr", "Learning rate of every block over the steps, and ratios that change"),
+        "## What was run",
+        *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
+        *section("runs"),
+        "## How to repeat it",
+        f"{fence}\n{content['command']}\n{fence}",
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def html_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFigure]]) -> str:
+    """Return report.html, a single file that contains its figures.
+
+    Args:
+        content: the content of compare.json.
+        figures: the figures by group, from `draw_figures`.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ModuleNotFoundError:
+        raise UserError(str(missing("report.html needs", "jinja2", "report"))) from None
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    # As images, figures cannot run code, and their element ids cannot collide.
+    images = {
+        group: [f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}" for figure in drawn]
+        for group, drawn in figures.items()
+    }
+    return environment.get_template("report.html.j2").render(
+        c=content, tables=_sections(content), images=images
+    )
+
+
+def _with_optimizer_defaults(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
+    """Return the optimizer settings with the defaults of the optimizers filled in.
+
+    If the optimizers of the arms have different defaults, the value lists each of them.
+
+    Args:
+        optim: the settings of the base configuration; None stands for the optimizer's default.
+        optimizers: names of the optimizers of all arms.
+    """
+    defaults = {}
+    for name in sorted(optimizers):
+        # An optimizer of another package may not be installed where the report is rebuilt.
+        with contextlib.suppress(UserError):
+            defaults[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
+    filled = dict(optim)
+    for key in ("beta1", "beta2", "eps", "weight_decay"):
+        if optim.get(key) is None:
+            values = {name: settings[key] for name, settings in defaults.items()}
+            same = len(set(values.values())) == 1
+            each = ", ".join(
+                f"{name} {'none' if v is None else format(v, 'g')}" for name, v in values.items()
+            )
+            filled[key] = next(iter(values.values())) if same else each
+    return filled
+
+
+def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
+    """Return the tables of the report by section."""
+    config = content["config"]
+    tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
+    shared = _with_optimizer_defaults(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
+    optim = {k: v for k, v in shared.items() if k not in {"optimizer", "ratios"} | tuned}
+    run = {
+        "preset": content["preset"],
+        "steps N": f"{content['steps']:,}",
+        "seeds": ", ".join(map(str, content["seeds"])),
+        "base learning rate": _how_tuned(content),
+        "sequences per step (each process)": config["batch_size"] * config["accumulation"],
+        "precision": config["precision"],
+        "date": content["date"],
+        "training time, summed over runs": format_seconds(content["seconds"]),
+    }
+    return {
+        "comparisons": tables.comparisons_table(content),
+        "arms": tables.arms_table(content),
+        "run": tables.facts_table("Run", run),
+        "model": tables.facts_table("Model", config["model"]),
+        "optim": tables.facts_table("Optimizer and schedule, shared by all arms", optim),
+        "data": tables.facts_table("Text", _as_facts("data", content["data"] or config["data"])),
+        "hardware": tables.facts_table("Hardware", _as_facts("machine", content["hardware"])),
+        "versions": tables.facts_table(
+            "Software", {**_as_facts("versions", content["versions"]), "git commit": content["git_commit"]}
+        ),
+        "runs": tables.runs_table(content),
+    }
+
+
+def _how_tuned(content: Mapping[str, Any]) -> str:
+    """Describe how the base learning rates were chosen."""
+    if content["base_lrs"] is not None:
+        grid = ", ".join(f"{lr:g}" for lr in content["base_lrs"])
+        if content["warmups"] is not None:
+            grid += f" with warm-ups of {', '.join(f'{warmup:.0%}' for warmup in content['warmups'])}"
+        if content["refined"]:
+            grid += ", then a factor of √2 to either side of the best,"
+        chosen = f"over {grid} with seed {content['seeds'][0]}, chosen by the tune loss"
+        if at_edge := content.get("at_edge"):
+            return f"every arm tried {chosen}; at the edge of the grid, so not tuned: {', '.join(at_edge)}"
+        return f"every arm tuned {chosen}"
+    if content["tuned"]:
+        return "tuned beforehand for every arm and horizon; part of the preset"
+    return "not tuned"
+
+
+def _as_facts(name: str, value: Any) -> dict[str, Any]:
+    return dict(value) if isinstance(value, Mapping) else {name: value}
+
+
+def _longest_backtick_sequence(text: str) -> int:
+    return max((len(run) for run in "".join(c if c == "`" else " " for c in text).split()), default=0)
