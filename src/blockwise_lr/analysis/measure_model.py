@@ -33,11 +33,11 @@ from blockwise_lr.directional.directional_figure import directional_run_table, s
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
-from blockwise_lr.train.checks import resolve_device
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.run_folder import check_same_text, missing, take_back
 from blockwise_lr.train.run_sharpness import masked_batches, measure_batches
+from blockwise_lr.train.settings import resolve_device
 
 RESULT = "sharpness.json"
 

@@ -50,7 +50,7 @@ class EvalCommand:
 def run(arguments: list[str]) -> None:
     parsed = parse(EvalCommand, "eval", arguments)
     from blockwise_lr.analysis.evaluate import evaluate_run
-    from blockwise_lr.train.checks import resolve_device
+    from blockwise_lr.train.settings import resolve_device
 
     at_work()
     text = None

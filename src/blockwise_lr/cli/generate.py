@@ -37,7 +37,7 @@ class GenerateCommand:
 def run(arguments: list[str]) -> None:
     parsed = parse(GenerateCommand, "generate", arguments)
     from blockwise_lr.analysis.generate import generate
-    from blockwise_lr.train.checks import resolve_device
+    from blockwise_lr.train.settings import resolve_device
 
     at_work()
     text = generate(

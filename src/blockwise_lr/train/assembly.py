@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,18 @@ from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.data.prepare import FixedWindows, TokenData, TrainingStream
-from blockwise_lr.experimental.auto_rule import AutoRule, parse_auto
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.train.build_model import build_model
-from blockwise_lr.train.checks import (
-    optimizer_of_run,
-    parse_clip,
-    parse_no_decay,
-    parse_weight_decay,
-    report_names,
-    warmup_steps,
-)
+from blockwise_lr.train.checks import report_names
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.metrics import MetricsFile
 from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
-from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.run_optimizer import optimizer_of_run
+from blockwise_lr.train.settings import Settings
 
 
-def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
+def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> TrainingArguments:
     """Trainer's own arguments; making them starts torch.distributed under torchrun."""
     optim = config.optim
     data_seed = config.seed if config.data_seed is None else config.data_seed
@@ -40,11 +32,11 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=optim.base_lr,
-        weight_decay=optim.weight_decay or 0.0,  # None: of an optimizer that takes none
+        weight_decay=settings.optim.weight_decay,
         max_grad_norm=optim.clip,
-        warmup_steps=warmup_steps(config),
+        warmup_steps=settings.optim.warmup_steps,
         seed=data_seed,
-        use_cpu=config.device == "cpu",
+        use_cpu=settings.device == "cpu",
         bf16=False,  # PretrainTrainer enters autocast itself
         torch_compile=config.compile,
         tf32=False,  # PretrainTrainer switches it on by itself, for the training steps alone
@@ -66,6 +58,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
 
 def make_trainer(
     config: TrainConfig,
+    settings: Settings,
     out: Path,
     arguments: TrainingArguments,
     data: TokenData,
@@ -76,7 +69,9 @@ def make_trainer(
     """The trainer of a run, with its model, its data and its optimizer's settings.
 
     Args:
-        config, out: the run and its folder.
+        config: the run.
+        settings: the typed values of `config`.
+        out: the run's folder.
         arguments: of :func:`training_arguments`.
         data: the splits.
         metrics: where rows go; None: not on this process.
@@ -95,21 +90,21 @@ def make_trainer(
         processing_class=data.tokenizer,
         data_collator=default_data_collator,  # windows are of one length: nothing to pad
         optimizer_cls_and_kwargs=optimizer_of_run(optim),
-        ratios=_auto_rule(config) or parse_ratios(optim.ratios),
+        ratios=settings.optim.auto or settings.optim.ratios,
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
         warmup_start=optim.warmup_start,
-        weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
-        no_decay=parse_no_decay(optim.no_decay),
+        weight_decay=settings.optim.weight_decay_by_block or None,
+        no_decay=settings.optim.no_decay,
         decay=optim.decay,
-        clip_by_block=parse_clip(optim.clip_by_block),
+        clip_by_block=settings.optim.clip_by_block,
         metrics=metrics,
         run_dir=out,
         keep_checkpoints=config.keep_checkpoints,
         tokens_per_step=sequences * context,
-        autocast_bf16=config.precision == "bf16",
+        autocast_bf16=settings.precision == "bf16",
         tf32=config.tf32,
         guard=guard,
     )
@@ -119,11 +114,6 @@ def make_trainer(
     if sharpness is not None:
         trainer.add_callback(sharpness)
     return trainer
-
-
-def _auto_rule(config: TrainConfig) -> AutoRule | None:
-    rule = parse_auto(config.optim.ratios)
-    return rule and replace(rule, re_measure=config.optim.re_measure)
 
 
 class _OwnIntervals(TrainerCallback):

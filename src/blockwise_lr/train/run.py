@@ -20,10 +20,7 @@ from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.assembly import make_trainer, training_arguments
-from blockwise_lr.train.checks import (
-    check_config,
-    optimizer_notices,
-)
+from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.evaluate_loss import evaluate_loss
@@ -32,7 +29,6 @@ from blockwise_lr.train.metrics import MetricsFile, read_metrics
 from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
 from blockwise_lr.train.quiet import quiet_libraries
-from blockwise_lr.train.ratio_text import parse_ratios
 from blockwise_lr.train.resuming import check_same_start
 from blockwise_lr.train.run_folder import (
     CHANGES,
@@ -44,7 +40,9 @@ from blockwise_lr.train.run_folder import (
     missing,
     take_back,
 )
+from blockwise_lr.train.run_optimizer import optimizer_notices
 from blockwise_lr.train.run_sharpness import SHARPNESS, is_measured, sharpness_callback
+from blockwise_lr.train.settings import Settings
 from blockwise_lr.train.sigterm import StopOnSigterm
 from blockwise_lr.train.trackers import report_failures
 from blockwise_lr.train.training_progress import TrainingProgress
@@ -158,7 +156,8 @@ def _is_main() -> bool:
 def _train(
     config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
+    settings = Settings.of(config)
+    arguments = training_arguments(config, settings, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
         # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
         say(
@@ -177,8 +176,8 @@ def _train(
         about={
             "command": command,
             "processes": arguments.world_size,
-            "ratios": {b.value: r for b, r in resolve_ratios(parse_ratios(config.optim.ratios)).items()},
-            **describe_environment(str(config.device)),
+            "ratios": {b.value: r for b, r in resolve_ratios(settings.optim.ratios).items()},
+            **describe_environment(settings.device),
             "data": data.describe(),
         },
         main=_is_main(),
@@ -191,7 +190,7 @@ def _train(
         else None
     )
     guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
-    trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
+    trainer = make_trainer(config, settings, out, arguments, data, metrics, sharpness, guard)
     report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
