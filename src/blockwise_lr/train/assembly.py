@@ -1,4 +1,4 @@
-"""What a run is made of: Trainer's arguments, and the trainer with its model, data and optimizer's settings."""
+"""Assemble a run: Trainer's arguments, and the trainer with its model, data and optimizer settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from blockwise_lr.train.settings import Settings
 
 
 def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> TrainingArguments:
-    """Trainer's own arguments; making them starts torch.distributed under torchrun."""
+    """Return Trainer's arguments. Building them starts torch.distributed under torchrun."""
     optim = config.optim
     data_seed = config.seed if config.data_seed is None else config.data_seed
     return TrainingArguments(
@@ -37,17 +37,17 @@ def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> Tr
         warmup_steps=settings.optim.warmup_steps,
         seed=data_seed,
         use_cpu=settings.device == "cpu",
-        bf16=False,  # PretrainTrainer enters autocast itself
+        bf16=False,  # PretrainTrainer enters autocast by itself
         torch_compile=config.compile,
-        tf32=False,  # PretrainTrainer switches it on by itself, for the training steps alone
+        tf32=False,  # PretrainTrainer enables TF32 by itself, for training steps only
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
+        logging_nan_inf_filter=False,  # the filter hides NaN losses
         logging_first_step=False,
         eval_strategy="steps" if config.eval_every else "no",
         eval_steps=config.eval_every or None,
         save_strategy="steps",
         save_steps=config.save_every or config.steps,
-        save_total_limit=None,  # checkpoint.rotate does it, after the new one is whole
+        save_total_limit=None,  # manifest.rotate deletes old checkpoints, once the new one is complete
         report_to=report_names(config) or "none",
         dataloader_drop_last=True,
         remove_unused_columns=False,
@@ -66,17 +66,17 @@ def make_trainer(
     sharpness: SharpnessCallback | None,
     guard: NonFiniteGuard,
 ) -> PretrainTrainer:
-    """The trainer of a run, with its model, its data and its optimizer's settings.
+    """Build the trainer of a run, with its model, its data and its optimizer settings.
 
     Args:
         config: the run.
         settings: the typed values of `config`.
         out: the run's folder.
-        arguments: of :func:`training_arguments`.
-        data: the splits.
-        metrics: where rows go; None: not on this process.
-        sharpness: measures during the run; None: it is not asked for.
-        guard: what happens at a gradient that is not finite.
+        arguments: the result of :func:`training_arguments`.
+        data: the tokenized splits.
+        metrics: the file that receives logged rows; None on all ranks but 0.
+        sharpness: the callback that measures sharpness; None if the run does not measure.
+        guard: handles losses and gradients that are not finite.
     """
     optim, context = config.optim, config.model.context
     sequences = config.batch_size * config.accumulation * arguments.world_size
@@ -88,7 +88,7 @@ def make_trainer(
         train_dataset=TrainingStream(data.train, context, arguments.seed, n_samples=config.steps * sequences),
         eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
         processing_class=data.tokenizer,
-        data_collator=default_data_collator,  # windows are of one length: nothing to pad
+        data_collator=default_data_collator,  # all windows have one length, so none needs padding
         optimizer_cls_and_kwargs=optimizer_of_run(optim),
         ratios=settings.optim.auto or settings.optim.ratios,
         schedule=optim.schedule,
@@ -117,14 +117,14 @@ def make_trainer(
 
 
 class _OwnIntervals(TrainerCallback):
-    """The intervals are those of this command: Trainer resumes with those that the checkpoint was saved with."""
+    """Use this command's intervals for logging, evaluation and saving. Trainer would restore the checkpoint's."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
-    """The last step is logged and evaluated whatever log_every and eval_every are: its loss is the run's result."""
+    """Log, evaluate and save at the last step, whatever the intervals are: its loss is the run's result."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
