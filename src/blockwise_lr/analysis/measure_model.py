@@ -35,7 +35,7 @@ from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.quiet import quiet_libraries
-from blockwise_lr.train.run_folder import check_same_text, missing, take_back
+from blockwise_lr.train.run_folder import check_same_text, missing_paths, remove_created
 from blockwise_lr.train.run_sharpness import masked_batches, measure_batches
 from blockwise_lr.train.settings import resolve_device
 
@@ -74,7 +74,7 @@ def measure_model(
     subject = find_subject(model, seed=config.seed)
     out = subject.out if out is None else out
     data, batches = _batches(subject, config, progress=console.is_terminal)
-    made = missing(out)
+    made = missing_paths(out)
     make_folder(out)  # before the work: whether it can be made
     for reason in subject.skipped:
         console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
@@ -96,7 +96,7 @@ def measure_model(
                 gc.collect()  # a model is a web of cycles: two would be in memory at once
         _write(reports, out, about, console)
     finally:
-        take_back(made)  # where nothing came of it
+        remove_created(made)  # where nothing came of it
     return reports, out
 
 
