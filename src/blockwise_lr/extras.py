@@ -104,10 +104,7 @@ def is_installed(package: str) -> bool:
     """
     try:
         return importlib.util.find_spec(package) is not None
-    except (
-        ImportError,
-        ValueError,
-    ):  # ValueError: the module has no spec, for example because code created it
+    except (ImportError, ValueError):  # ValueError: the module has no spec
         return sys.modules.get(package) is not None
 
 

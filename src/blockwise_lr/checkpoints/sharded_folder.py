@@ -82,9 +82,8 @@ def save_sharded(
         write_json_atomic(
             hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
         )
-        if config := cast(
-            "Any", getattr(model, "config", None)
-        ):  # the export needs the config of a transformers model
+        # The export needs the config of a transformers model.
+        if config := cast("Any", getattr(model, "config", None)):
             config.save_pretrained(hidden)
         seal(hidden)
         hidden.rename(folder)
@@ -156,9 +155,8 @@ def load_sharded(
     if not differences:
         for group in optimizer.param_groups:
             for key, value in saved[canonical_name(group["names"][0])].items():
-                if isinstance(
-                    here := group.get(key), Tensor
-                ):  # filled in place, because a compiled step may hold a reference
+                # A tensor is filled in place, because a compiled step may hold a reference to it.
+                if isinstance(here := group.get(key), Tensor):
                     here.fill_(value)
                 elif key != "names":  # saved names may have a wrapper's prefix
                     group[key] = tuple(value) if isinstance(here, tuple) else value

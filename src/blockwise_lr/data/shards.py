@@ -203,9 +203,8 @@ def _described(
     """
     files = []
     for shard in typed(split["shards"], list):
-        if not re.fullmatch(
-            rf"{name}/shard-\d+\.bin", shard["file"]
-        ):  # a damaged header must not name files outside the folder
+        # A damaged header must not name files outside the folder.
+        if not re.fullmatch(rf"{name}/shard-\d+\.bin", shard["file"]):
             raise ValueError(f"no shard of {name} is called {shard['file']!r}")
         if (tokens := typed(shard["tokens"], int)) < 0:
             raise ValueError(f"{shard['file']} holds {tokens} tokens")

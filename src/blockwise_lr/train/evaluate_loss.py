@@ -43,9 +43,8 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
     count = len(windows)  # type: ignore[arg-type]
     largest = -(-count // world)
     share = Subset(windows, range(rank, count, world))
-    short = -(-largest // batch_size) - -(
-        -len(share) // batch_size
-    )  # batches that this rank has fewer than the others
+    # Batches that this rank has fewer than the others.
+    short = -(-largest // batch_size) - -(-len(share) // batch_size)
     uncounted = DataLoader(Subset(windows, [0] * short)) if short else ()
     was_training = model.training
     model.eval()

@@ -95,9 +95,8 @@ def find_nonfinite(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     if broken := nonfinite_weights(found):
         return f"weights that are not finite: {_spell(broken, found)}", True
     spoilt = nonfinite_gradients(model, groups)
-    if (
-        sum(map(len, spoilt.values())) <= _FEW
-    ):  # an empty sum: the gradients are finite, but their squares overflow
+    # An empty sum: the gradients are finite, but their squares overflow.
+    if sum(map(len, spoilt.values())) <= _FEW:
         description = describe_nonfinite(found, gradient_norms(found), 2.0)
     else:
         description = _spell(spoilt, found)

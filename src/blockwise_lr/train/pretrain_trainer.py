@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
-from blockwise_lr.checkpoints import manifest as checkpoint
+from blockwise_lr.checkpoints import manifest
 from blockwise_lr.errors import NonFiniteLossError, StorageError
 from blockwise_lr.files import storing
 from blockwise_lr.fp32 import fp32_precision
@@ -203,7 +203,7 @@ class PretrainTrainer(BlockwiseTrainer):
         target = self._run_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and target.exists():
             # A run that was killed while saving left this folder. Two saves must not mix in one folder.
-            checkpoint.remove(target)
+            manifest.remove(target)
         _barrier()
         try:
             with storing(target):
@@ -213,16 +213,15 @@ class PretrainTrainer(BlockwiseTrainer):
                 if self.is_world_process_zero():
                     if self._metrics:
                         self._metrics.sync()
-                    checkpoint.seal(target)
+                    manifest.seal(target)
         except StorageError:
-            if (
-                self.is_world_process_zero()
-            ):  # an incomplete checkpoint is useless and takes space on a full disk
+            # An incomplete checkpoint is useless and takes space on a full disk.
+            if self.is_world_process_zero():
                 with contextlib.suppress(OSError):
-                    checkpoint.remove(target)
+                    manifest.remove(target)
             raise
         if self.is_world_process_zero():
-            checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
+            manifest.rotate(self._run_dir, self._keep_checkpoints, newest=target)
 
 
 def _by_block(logs: Mapping[str, float], prefix: str) -> dict[str, float]:
