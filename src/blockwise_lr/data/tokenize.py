@@ -37,7 +37,8 @@ PROGRESS = "progress.json"
 
 @dataclass
 class _Batch:
-    first: int  # index of the first document
+    first: int
+    """Index of the batch's first document."""
     texts: list[str]
     ends_shard: bool
 
@@ -75,7 +76,13 @@ def _encoded(batches: Iterator[_Batch], encoder: Encoder) -> Iterator[tuple[_Bat
 
 
 class _ShardWriter:
-    """One shard of every split, from consecutive documents."""
+    """Writes one shard of every split from consecutive documents.
+
+    Args:
+        folder: the folder of the shards.
+        number: number of the shard, from 0 on.
+        first: index of the shard's first document.
+    """
 
     def __init__(self, folder: Path, number: int, first: int) -> None:
         self.folder = folder
@@ -87,6 +94,7 @@ class _ShardWriter:
         self._documents = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: str, tokens: npt.NDArray[Any]) -> None:
+        """Append the tokens of the next document; an empty document only advances the index."""
         self.next += 1
         if not len(tokens):
             return
@@ -102,6 +110,7 @@ class _ShardWriter:
         self._documents[split] += 1
 
     def close(self) -> dict[str, Any]:
+        """Flush the shard to disk, and return its record for the progress file."""
         for split, file in self._files.items():
             with storing(self.folder / self._name(split)):
                 file.flush()

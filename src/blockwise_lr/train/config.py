@@ -50,9 +50,9 @@ class OptimConfig:
     """Base learning rate: the peak learning rate of a block whose ratio is 1. With --ratios measured or auto, use about
     a quarter of a tuned uniform learning rate."""
     ratios: str = "paper"
-    """Learning-rate ratio of each block. A name: "uniform", "paper", "measured" (measured during runs of a small model)
-    or "quickstart". Or pairs, such as emb=4,vo=0.5. Or a JSON file: {block: ratio}, sharpness.json or directional.json.
-    Or "auto": start from the measured ratios and adjust them in the first part of the run."""
+    """Learning-rate ratio of each block: a name ("uniform", "paper", "quickstart", or "measured" from runs of a small
+    model); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
+    which starts from the measured ratios and adjusts them in the first part of the run."""
     re_measure: int = 0
     """With --ratios auto: after the first part of the run, adjust the ratios again every this many steps; 0: keep the
     ratios fixed from then on."""

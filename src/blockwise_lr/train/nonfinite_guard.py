@@ -93,17 +93,17 @@ def find_nonfinite(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     """
     found = members(model, groups)
     if broken := nonfinite_weights(found):
-        return f"weights that are not finite: {_spell(broken, found)}", True
-    spoilt = nonfinite_gradients(model, groups)
+        return f"weights that are not finite: {_list_parameters(broken, found)}", True
+    nonfinite = nonfinite_gradients(model, groups)
     # An empty sum: the gradients are finite, but their squares overflow.
-    if sum(map(len, spoilt.values())) <= _FEW:
+    if sum(map(len, nonfinite.values())) <= _FEW:
         description = describe_nonfinite(found, gradient_norms(found), 2.0)
     else:
-        description = _spell(spoilt, found)
+        description = _list_parameters(nonfinite, found)
     return f"gradients that are not finite: {description}", False
 
 
-def _spell(names: Mapping[Block, Sequence[str]], found: Members) -> str:
+def _list_parameters(names: Mapping[Block, Sequence[str]], found: Members) -> str:
     """List each block with at most two of its parameters."""
     texts = []
     for block, these in names.items():
