@@ -105,8 +105,8 @@ def train_and_measure(name: str, seed: int, out: Path, steps: int | None) -> Non
     from blockwise_lr.data.prepare import FixedWindows, TrainingStream, prepare_data
     from blockwise_lr.train.allocator import keep_freed_memory
     from blockwise_lr.train.build_model import build_model
-    from blockwise_lr.train.checks import warmup_steps
     from blockwise_lr.train.evaluate_loss import evaluate_loss
+    from blockwise_lr.train.settings import warmup_steps
 
     keep_freed_memory()
     config = case(name)

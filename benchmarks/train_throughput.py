@@ -76,7 +76,7 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
     from transformers import PreTrainedModel
 
     from blockwise_lr.train.build_model import build_model
-    from blockwise_lr.train.checks import warmup_steps
+    from blockwise_lr.train.settings import warmup_steps
 
     optim, context = config.optim.resolved(), config.model.context
     data = prepare_data(config.data, vocab_size=config.model.vocab_size, context=context, progress=False)

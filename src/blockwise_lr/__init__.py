@@ -1,4 +1,6 @@
-"""A learning rate of its own for every block type of a Transformer.
+"""Give each block type of a Transformer its own learning rate.
+
+The method is from "The Sharpness Disparity Principle in Transformers", arXiv 2502.19002 (ICML 2025).
 
 from blockwise_lr import param_groups, split_fused
 
@@ -68,7 +70,7 @@ __all__ = [
     "wsd_schedule",
 ]
 
-# Imported at first use: they bring torch, which takes seconds, and the command line's --help does without.
+# Imported at first use: they import torch, which takes seconds, and --help of the commands does not need it.
 _PACKAGES = ("blocks", "sharpness", "optim", "directional", "optimizers", "experimental")
 
 

@@ -1,4 +1,4 @@
-"""Arguments of the wrong kind: what was given, what was expected, and what to write instead."""
+"""Check the types of arguments, with messages that show what to write instead."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 
 def check_model(model: Any, function: str) -> None:
-    """Refuse anything but a module.
+    """Check that a model is a module.
 
     Args:
-        model: what the user gave as the model.
-        function: name of the function that was called.
+        model: the argument that the user passed as the model.
+        function: name of the function that the user called.
 
     Raises:
-        TypeError: it is no ``nn.Module``; says what it is and what to pass.
+        TypeError: `model` is no ``nn.Module``; the message says what it is and what to pass.
 
     Example:
         >>> check_model(nn.Linear(2, 2), "param_groups")
@@ -45,7 +45,7 @@ def _not_a_model(given: Any, function: str) -> tuple[str, str]:
             f"an optimizer ({type(given).__name__})",
             f"call {call}, and make the optimizer from the groups: AdamW(param_groups(model, lr=...), lr=...)",
         )
-    if isinstance(getattr(given, "model", None), nn.Module):  # a Trainer, a pipeline
+    if isinstance(getattr(given, "model", None), nn.Module):  # such as a Trainer or a pipeline
         return f"a {type(given).__name__}", f"pass its model, {call.replace('model', 'x.model')}"
     if isinstance(given, Mapping):
         if given and all(isinstance(value, torch.Tensor) for value in given.values()):
@@ -66,15 +66,15 @@ def _not_a_model(given: Any, function: str) -> tuple[str, str]:
 
 
 def check_number(value: Any, name: str, example: str) -> float:
-    """The number as a float; whether it is in range is for the caller.
+    """Return a number as a float. The caller checks its range.
 
     Args:
-        value: what the user gave; any real number, numpy's too.
+        value: the argument that the user passed; any real number is accepted, including numpy's.
         name: the argument's name.
-        example: a value to show, such as "1e-3".
+        example: a value for the message, such as "1e-3".
 
     Raises:
-        TypeError: it is text, None, a tensor or anything else; says what to write.
+        TypeError: `value` is no number, for example text, None or a tensor; the message says what to write.
 
     Example:
         >>> check_number(1, "lr", "1e-3")
@@ -106,14 +106,14 @@ def check_number(value: Any, name: str, example: str) -> float:
 
 
 def check_options(options: Mapping[str, Any], function: str) -> None:
-    """Refuse numbers in quotes among an optimizer's options, and betas that are no tuple.
+    """Check that an optimizer's options have no numbers in quotes, and that betas are a tuple.
 
     Args:
         options: keyword arguments for the optimizer.
-        function: name of the function that was called.
+        function: name of the function that the user called.
 
     Raises:
-        TypeError: one of them is such a text; says what to write.
+        TypeError: an option is a number in quotes, or betas are no numbers in a tuple; the message says what to write.
 
     Example:
         >>> check_options({"betas": (0.9, 0.95), "fused": True}, "build_optimizer")
@@ -135,7 +135,7 @@ def check_options(options: Mapping[str, Any], function: str) -> None:
 
 
 def is_number(text: str) -> bool:
-    """Return whether the text can be read as a float.
+    """Return whether a text can be converted to a float.
 
     Example:
         >>> is_number("1e-3"), is_number("coupled")

@@ -1,45 +1,45 @@
-"""The exceptions that the command line prints as one line."""
+"""The exceptions that the command line prints in one line."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line; the command line prints it without a traceback and exits with 2."""
+    """The input is not usable. The command line prints the one-line message without a traceback and exits with 2."""
 
 
 class UnsupportedGradientError(ValueError, RuntimeError):
-    """A sparse gradient or a complex parameter, which cannot be measured or stepped. The message names it.
+    """A gradient is sparse or a parameter complex, so it cannot be measured or stepped. The message names it.
 
-    A ValueError as all refusals of settings, and a RuntimeError as torch's own optimizers raise.
+    The class is a ValueError, as all errors about settings are, and a RuntimeError, which torch's optimizers raise.
     """
 
 
 class StorageError(RuntimeError):
-    """A file could not be written: a full disk, most often. The command line exits with 1.
+    """A file cannot be written, most often because the disk is full. The command line exits with 1.
 
     Args:
-        path: the file, or the folder it belongs to.
-        reason: what the system said.
+        path: the file, or its folder.
+        reason: the system's error message.
     """
 
     def __init__(self, path: object, reason: str) -> None:
         super().__init__(
             f"cannot write {path} ({reason}): make room or choose another folder, then give the same command again; "
-            "what was whole before still is"
+            "existing checkpoints are intact"
         )
         self._about = (str(path), reason)
 
     def __reduce__(self) -> tuple[type[StorageError], tuple[str, str]]:
-        return type(self), self._about  # rank 0 sends it to the others
+        return type(self), self._about  # rank 0 sends the error to the other ranks, pickled
 
 
 class NonFiniteLossError(RuntimeError):
     """The loss or its gradient became NaN or infinite, so the run cannot go on. The command line exits with 1.
 
     Args:
-        step: the optimizer step by which it was seen.
+        step: the optimizer step at which it was detected.
         what: "loss" or "gradient".
-        where: blocks and parameters, in words; empty where they are not known.
+        where: a description of the affected blocks and parameters; empty if they are not known.
     """
 
     def __init__(self, step: int, what: str = "loss", where: str = "") -> None:
@@ -54,21 +54,21 @@ class NonFiniteLossError(RuntimeError):
 
 
 class LostProcessError(RuntimeError):
-    """Another process of a run under torchrun is gone, so this one cannot go on. The command line exits with 1."""
+    """Another process of the run has exited, so this one cannot continue. The command line exits with 1."""
 
     def __init__(self) -> None:
         super().__init__(
-            "another process of this run has ended, so all end: what it said stands above, or torchrun says how it was "
-            "killed; the same command goes on from the last checkpoint"
+            "another process of this run has exited, so all processes stop: its error is printed above, or torchrun "
+            "reports how it was killed; the same command goes on from the last checkpoint"
         )
 
 
-class Terminated(Exception):  # noqa: N818 (what was asked for is no error)
-    """SIGTERM ended a run after a step, with a checkpoint. The command line exits with 143, 128 + SIGTERM.
+class Terminated(Exception):  # noqa: N818 (stopping on request is no error)
+    """SIGTERM ended a run after a step, and a checkpoint was saved. The command line exits with 143, 128 + SIGTERM.
 
     Args:
-        step: the step that was saved.
-        checkpoint: its folder.
+        step: the step at which the checkpoint was saved.
+        checkpoint: the checkpoint's folder.
     """
 
     def __init__(self, step: int, checkpoint: object) -> None:
@@ -77,4 +77,4 @@ class Terminated(Exception):  # noqa: N818 (what was asked for is no error)
 
 
 class SigtermInterrupt(KeyboardInterrupt):
-    """SIGTERM, raised in the main thread as Ctrl-C is. The command line exits with 143, 128 + SIGTERM."""
+    """SIGTERM was received; raised in the main thread like Ctrl-C. The command line exits with 143, 128 + SIGTERM."""

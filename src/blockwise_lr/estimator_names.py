@@ -1,6 +1,6 @@
-"""The names of the estimators of sharpness, for the configuration, which does without torch."""
+"""The names of the sharpness estimators, in a module that the configuration can import without torch."""
 
 from typing import Literal
 
 Estimator = Literal["fisher", "empirical", "hutchinson", "optimizer"]
-"""How sharpness is measured: see :func:`blockwise_lr.measure_sharpness`."""
+"""An estimator of sharpness; :func:`blockwise_lr.measure_sharpness` explains each."""

@@ -1,4 +1,4 @@
-"""What a missing package is needed for, and the command that installs it."""
+"""Errors for missing packages: what needs the package, and the command that installs it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from importlib import metadata
 
 MINIMUM = {"transformers": "5.3"}
-"""Lower bounds of pyproject.toml that are also checked at import: an older version fails only at the first step."""
+"""Lower bounds of pyproject.toml that :func:`check` tests too, because older versions fail only at the first step."""
 
 _REPOSITORY = ("repository", "source", "source code")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra of this package, as it has to be typed.
+    """Return the command that installs an extra of this package, ready to be typed.
 
-    No package index has blockwise-lr. The command names the repository where the package's metadata gives one
-    (``[project.urls]``), and a clone of it otherwise.
+    No package index has blockwise-lr. The command names the repository that the package's metadata gives
+    (``[project.urls]``). Without one, it assumes a clone of the repository.
 
     Args:
         extra: a name from ``[project.optional-dependencies]``, such as "train".
@@ -34,12 +34,12 @@ def install(extra: str) -> str:
 
 
 def missing(purpose: str, package: str, extra: str) -> ModuleNotFoundError:
-    """The error for a package that is not installed.
+    """Return the error for a package that is not installed.
 
     Args:
-        purpose: what needs the package, with its verb: "figures need".
+        purpose: what needs the package, with a verb, such as "figures need".
         package: the package's name.
-        extra: the extra of this package that brings it.
+        extra: the extra of blockwise-lr that installs it.
 
     Returns:
         The error to raise; its message is one line.
@@ -52,12 +52,12 @@ def missing(purpose: str, package: str, extra: str) -> ModuleNotFoundError:
 
 
 def explained(error: ModuleNotFoundError, purpose: str, extra: str = "train") -> ModuleNotFoundError:
-    """Return the error to raise in the place of an import's own, which says only that a module is missing.
+    """Return the error to raise instead of an import's own, which only says that a module is missing.
 
     Args:
-        error: what the import raised.
-        purpose: what needs the package, with its verb.
-        extra: the extra that brings it.
+        error: the error that the import raised.
+        purpose: what needs the package, with a verb.
+        extra: the extra of blockwise-lr that installs it.
 
     Example:
         >>> try:
@@ -70,16 +70,16 @@ def explained(error: ModuleNotFoundError, purpose: str, extra: str = "train") ->
 
 
 def check(purpose: str, packages: Iterable[str], extra: str = "train") -> None:
-    """Refuse to go on without packages that an extra brings. Imports none of them.
+    """Check that the packages of an extra are installed, without importing them.
 
     Args:
-        purpose: what needs them, with its verb.
+        purpose: what needs the packages, with a verb.
         packages: names of top-level packages.
-        extra: the extra that brings them.
+        extra: the extra of blockwise-lr that installs them.
 
     Raises:
-        ModuleNotFoundError: one of them is missing; the message has the command that installs it.
-        ImportError: one of them is older than :data:`MINIMUM`; the message has the command that upgrades it.
+        ModuleNotFoundError: a package is missing; the message has the command that installs it.
+        ImportError: a package is older than :data:`MINIMUM`; the message has the command that upgrades it.
 
     Example:
         >>> check("arrays need", ["numpy"])
@@ -104,7 +104,7 @@ def is_installed(package: str) -> bool:
     """
     try:
         return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # ValueError: a module without a spec, such as one made by hand
+    except (ImportError, ValueError):  # ValueError: the module has no spec
         return sys.modules.get(package) is not None
 
 
@@ -118,13 +118,13 @@ def _version(package: str) -> str:
 def _repository() -> str | None:
     try:
         entries = metadata.metadata("blockwise-lr").get_all("Project-URL") or []
-    except metadata.PackageNotFoundError:  # the source folder alone is on sys.path
+    except metadata.PackageNotFoundError:  # the package is not installed; its source folder is on sys.path
         return None
     urls = dict(entry.split(", ", 1) for entry in entries if ", " in entry)
     return next((url for label, url in urls.items() if label.lower() in _REPOSITORY), None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """The release of a version, for comparison: "5.10.0.dev1" is (5, 10, 0)."""
+    """Return the numbers of a release, for comparison: (5, 10, 0) for "5.10.0.dev1"."""
     release = re.match(r"\d+(?:\.\d+)*", version)
     return tuple(map(int, release[0].split("."))) if release else ()

@@ -1,4 +1,4 @@
-"""Writing files so that a reader finds the old one or the new one, never half of one; and their checksums."""
+"""Write files atomically, compute checksums, and turn errors of the file system into one-line messages."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from blockwise_lr.errors import StorageError, UserError
 
 
 def make_folder(path: Path, flag: str = "--out") -> None:
-    """Make a folder for results, with those above it.
+    """Create a folder for results, with its parent folders.
+
+    Args:
+        path: the folder; it may exist.
+        flag: the flag that sets the folder, for messages.
 
     Raises:
-        UserError: a file of that name, nowhere to write, or a name that is not text; names the flag to change.
+        UserError: the folder cannot be created or written, or its name is not text; the message names `flag`.
     """
     check_name(path, flag)
     try:
@@ -34,10 +38,14 @@ def make_folder(path: Path, flag: str = "--out") -> None:
 
 
 def check_name(path: str | Path, flag: str) -> None:
-    """Refuse a path that is not text in the encoding of file names: several libraries take text alone.
+    """Check that a path is text in the encoding of file names: several libraries accept only text.
+
+    Args:
+        path: the path to check.
+        flag: the flag that sets the path, for messages.
 
     Raises:
-        UserError: there are bytes in it that stand for no character; names the flag to change.
+        UserError: the path has bytes that stand for no character; the message names `flag`.
     """
     try:
         str(path).encode()
@@ -54,10 +62,10 @@ def _has_utf8_names() -> bool:
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """While `path` is read: turn what the system has against it into one line.
+    """Turn the system's errors in a block that reads `path` into one-line messages.
 
     Raises:
-        UserError: instead of an OSError with a number; names the file that the error names, else `path`.
+        UserError: replaces an OSError that has a number; names the error's own file, or `path` if it has none.
     """
     try:
         yield
@@ -71,10 +79,10 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def expanded(path: str) -> Path:
-    """The path with ~ replaced by the home folder.
+    """Return a path with ~ replaced by the home folder.
 
     Raises:
-        UserError: this user, or the user that is named, has no home folder.
+        UserError: the user has no home folder.
     """
     try:
         return Path(path).expanduser()
@@ -84,17 +92,17 @@ def expanded(path: str) -> Path:
 
 @contextlib.contextmanager
 def storing(path: str | Path) -> Iterator[None]:
-    """While `path` is written: what the system has against it becomes one line that names the file.
+    """Turn the system's errors in a block that writes `path` into one-line messages that name the file.
 
     Raises:
-        StorageError: instead of an OSError, and of what torch and safetensors make of one.
+        StorageError: replaces an OSError, or the error that torch or safetensors raises for one.
     """
     try:
         yield
     except OSError as error:
         raise StorageError(path, error.strerror or str(error)) from error
     except Exception as error:
-        # Neither library has a class of errors for this; both lose the number that the system gave.
+        # torch and safetensors have no own class for this, and their errors lack the system's error number.
         words = f"{type(error).__name__}: {error}"
         if any(
             sign in words for sign in ("inline_container", "PytorchStreamWriter", "I/O error", "iostream")
@@ -105,18 +113,19 @@ def storing(path: str | Path) -> Iterator[None]:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write `text` (UTF-8) to `path` by way of a temporary name beside it and a rename.
+    """Write `text` to `path` in UTF-8, atomically: to a temporary file in the same folder, which is then renamed.
 
-    The data reach the disk before the rename, so that a crash cannot leave the new name on an empty file.
+    A reader sees the old content or the new, never a part. The data are flushed to disk before the rename, so a crash
+    cannot leave an empty file.
 
     Raises:
-        StorageError: it cannot be written; what `path` held before, it still holds.
+        StorageError: the file cannot be written; its previous content is intact.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with storing(path):
-            # Escapes stand for what is no character, such as bytes of a file's name.
+            # Escapes replace invalid characters, such as undecodable bytes in a file name.
             with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text)
                 file.flush()
@@ -127,12 +136,17 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically. NaN is refused, since it is not JSON."""
+    """Write `value` to `path` as indented JSON, atomically.
+
+    Raises:
+        ValueError: `value` contains NaN or infinity, which JSON does not have.
+        StorageError: as :func:`write_text_atomic`.
+    """
     write_text_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
+    """Return the SHA-256 of a file in hexadecimal, reading it in blocks."""
     with path.open("rb") as file:
         digest = hashlib.sha256()
         while block := file.read(2**20):

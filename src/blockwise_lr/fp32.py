@@ -1,7 +1,7 @@
-"""The precision of fp32 matrix products: set for a while, then as the process had it.
+"""Set the precision of fp32 matrix products for a block of code, then restore the process's setting.
 
-Libraries switch TF32 on for the whole process: transformers and accelerate do so for ``torch_compile``. A product in
-TF32 keeps 10 bits of each factor's mantissa, fp32 keeps 23.
+Some libraries enable TF32 for the whole process; transformers and accelerate do so for ``torch_compile``. A product in
+TF32 keeps 10 bits of each factor's mantissa. fp32 has 23.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 
 Precision = Literal["ieee", "tf32"]
-"""Of fp32 matrix products and convolutions on a GPU: "ieee" is full fp32."""
+"""The precision of fp32 matrix products and convolutions on a GPU. "ieee" is full fp32."""
 
 _ROOT: Any = torch.backends
 _CUDNN: Any = torch.backends.cudnn
 _MKLDNN: Any = torch.backends.mkldnn
-# A setting of "none" follows its parent's. Parents come before their children.
+# Each setting with its parent. A setting of "none" takes its parent's value, so parents come first.
 _PARENTS: tuple[tuple[Any, Any], ...] = (
     (torch.backends.cuda.matmul, _ROOT),
     (_CUDNN, _ROOT),
@@ -30,17 +30,17 @@ _PARENTS: tuple[tuple[Any, Any], ...] = (
     (_MKLDNN.conv, _MKLDNN),
     (_MKLDNN.rnn, _MKLDNN),
 )
-# torch keeps the older two settings apart, and reads them only where the newer ones agree.
+# torch stores its two older settings separately, and raises an error on reading them unless the newer ones agree.
 _LEGACY_MATMUL = (("ieee", "ieee"), ("tf32", "tf32"), ("tf32", "bf16"))
 
 
 @dataclass(frozen=True)
 class Fp32Settings:
-    """Every setting of torch for the precision of fp32 products.
+    """All settings of torch for the precision of fp32 products.
 
     Args:
         root: ``torch.backends.fp32_precision``.
-        each: the same of every backend and operation, "none" where it follows its parent.
+        each: the ``fp32_precision`` of each backend and operation; "none" if it takes its parent's value.
         matmul: ``torch.get_float32_matmul_precision()``.
         cudnn: ``torch.backends.cudnn.allow_tf32``.
     """
@@ -52,7 +52,7 @@ class Fp32Settings:
 
     @classmethod
     def now(cls) -> Fp32Settings:
-        """The settings of the process now, which are left as they are."""
+        """Return the current settings of the process. They do not change."""
         root = _ROOT.fp32_precision
         each = []
         for setting, parent in _PARENTS:
@@ -65,7 +65,7 @@ class Fp32Settings:
         return settings
 
     def restore(self) -> None:
-        """Give the process these settings."""
+        """Apply these settings to the process."""
         _ROOT.fp32_precision = "none"
         torch.set_float32_matmul_precision(self.matmul)
         _CUDNN.allow_tf32 = self.cudnn
@@ -75,7 +75,7 @@ class Fp32Settings:
 
 
 def _own_value(setting: Any, parent: Any) -> str:
-    """A setting's own value: "none" if it changes with its parent's. The parent's is changed."""
+    """Return a setting's own value: "none" if it follows its parent. Changes the parent's value."""
     found = []
     for value in ("ieee", "tf32"):
         parent.fp32_precision = value
@@ -89,7 +89,7 @@ def _legacy_matmul() -> str:
         _MKLDNN.matmul.fp32_precision = mkldnn
         try:
             return torch.get_float32_matmul_precision()
-        except RuntimeError:  # it is another one
+        except RuntimeError:  # the stored value belongs to another pair
             continue
     return "highest"
 
@@ -105,19 +105,19 @@ def _legacy_cudnn() -> bool:
 
 
 def set_fp32_precision(precision: Precision) -> None:
-    """Set the precision of fp32 products and convolutions on a GPU, by the older and the newer settings alike."""
+    """Set the precision of fp32 products and convolutions on a GPU, in torch's older and newer settings."""
     tf32 = precision == "tf32"
     _ROOT.fp32_precision = "none"
     for setting, _ in _PARENTS:
         setting.fp32_precision = "none"
-    torch.set_float32_matmul_precision("highest")  # on the CPU too
+    torch.set_float32_matmul_precision("highest")  # applies to the CPU too
     torch.backends.cuda.matmul.allow_tf32 = tf32
     _CUDNN.allow_tf32 = tf32
 
 
 @contextmanager
 def kept_fp32_precision() -> Iterator[None]:
-    """Undo, at the end of the block, what the block does to these settings."""
+    """Restore the precision of fp32 products at the end of the block."""
     before = Fp32Settings.now()
     try:
         yield
@@ -127,9 +127,9 @@ def kept_fp32_precision() -> Iterator[None]:
 
 @contextmanager
 def fp32_precision(precision: Precision) -> Iterator[None]:
-    """Compute fp32 products in a precision, and go back to the process's own at the end of the block.
+    """Compute fp32 products in a precision, and restore the process's own at the end of the block.
 
-    Also a decorator of functions.
+    The function also works as a decorator.
 
     Example:
         >>> before = torch.get_float32_matmul_precision()

@@ -1,4 +1,4 @@
-"""Locks between processes, also on file systems without them."""
+"""File locks between processes, including on file systems without lock support."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-# What file systems without locks answer: Lustre without `-o flock`, NFS without a lock daemon, some FUSE and 9p.
+# The errors of file systems without locks: Lustre without `-o flock`, NFS without a lock daemon, some FUSE and 9p.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY}
 
 
@@ -18,8 +18,8 @@ class HeldError(Exception):
     """Another process holds the lock.
 
     Attributes:
-        advice: what to do about a marker that a process of another machine may have left; empty where the system
-            drops the lock of a process that has died.
+        advice: how to remove the marker file of a process that has died on another machine; empty if the system itself
+            releases the locks of dead processes.
     """
 
     def __init__(self, marker: Path | None) -> None:
@@ -28,32 +28,34 @@ class HeldError(Exception):
 
 
 def take_lock(path: Path, *, wait: bool = False) -> BaseFileLock:
-    """Take the lock `path`, which is dropped when this process ends, however it ends.
+    """Take the lock `path`. The system releases it when this process ends, even if it is killed.
 
-    Where the file system has no locks, the existence of a file is the lock. It names its process, so that another one
-    of the same machine sees when that process has died.
+    On a file system without locks, a marker file is the lock. The file names its process, so that other processes on
+    the same machine notice when that process has died.
 
     Args:
-        path: the file of the lock.
-        wait: wait for another process that holds it.
+        path: the lock file.
+        wait: wait until no other process holds the lock.
+
+    Returns:
+        The lock; its ``release()`` releases it.
 
     Raises:
-        HeldError: another process holds it, and `wait` is False.
-        OSError: the file cannot be made.
+        HeldError: another process holds the lock, and `wait` is False.
+        OSError: the file cannot be created.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
     lock: BaseFileLock = FileLock(path)
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="flock not supported"
-        )  # newer versions change to a marker themselves
+        # Newer versions of filelock switch to a marker file by themselves, with this warning.
+        warnings.filterwarnings("ignore", message="flock not supported")
         try:
             lock.acquire(blocking=wait)
             return lock
         except Timeout:
             raise HeldError(path if isinstance(lock, SoftFileLock) else None) from None
-        except NotImplementedError:  # older versions
+        except NotImplementedError:  # older versions of filelock raise it instead of switching
             pass
         except OSError as error:
             if error.errno not in _NO_LOCKS:

@@ -1,10 +1,15 @@
-"""What another library raised, in one line."""
+"""Describe an error of another library in one line."""
 
 from __future__ import annotations
 
 
 def reason(error: BaseException) -> str:
-    """The type and the beginning of the message: its first line, and the next where that one ends in a colon.
+    """Return the error's type and the first line of its message.
+
+    A line that ends in a colon is continued with the next line.
+
+    Args:
+        error: the error to describe.
 
     Example:
         >>> reason(ValueError("Validation error for field 'size':\\n    TypeError: expected int\\nmore"))

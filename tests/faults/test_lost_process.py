@@ -59,7 +59,7 @@ def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property
     assert not any(alive(pid) for pid in ranks.values())
     lines = [line for line in said.splitlines() if line.startswith("blockwise-lr: ")]
     assert len(lines) == 1, said
-    assert "another process of this run has ended" in lines[0]
+    assert "another process of this run has exited" in lines[0]
     again = run_command(*arguments, out, processes=2)
     assert again.returncode == 0, again.stderr
     assert "resuming from" in again.stderr

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from blockwise_lr.train.checks import check_config, resolve_precision
+from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.run import train
 from blockwise_lr.train.run_folder import read_run_config
+from blockwise_lr.train.settings import resolve_precision
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -11,10 +11,12 @@ import torch
 
 from blockwise_lr.errors import NonFiniteLossError, UserError
 from blockwise_lr.train.build_model import build_model
-from blockwise_lr.train.checks import check_config, groups_of_run
+from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig, identity
 from blockwise_lr.train.metrics import MetricsFile, read_metrics
 from blockwise_lr.train.run import train
+from blockwise_lr.train.run_optimizer import groups_of_run
+from blockwise_lr.train.settings import OptimSettings
 from support.commands import run_command
 
 CLIP = {"clip_by_block": "emb=0.005,ffn=0.02", "weight_decay_by_block": "norm=0,emb=.3"}
@@ -119,7 +121,7 @@ def test_the_flags_give_these_settings(tiny, tmp_path):
 
 def test_blocks_that_are_not_named_keep_the_runs_weight_decay(tiny):
     config = check_config(of(tiny, weight_decay=0.02, weight_decay_by_block="ffn=0.2", decay="constant"))
-    groups = groups_of_run(config, build_model(config.model, seed=0))
+    groups = groups_of_run(config.optim, OptimSettings.of(config), build_model(config.model, seed=0))
     for group in groups:
         expected = 0.2 if group["block"] == "ffn" else 0.02
         assert group["weight_decay"] * group["lr_ratio"] == pytest.approx(expected)

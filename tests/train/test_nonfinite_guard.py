@@ -209,5 +209,5 @@ def test_a_step_that_was_cut_short_is_not_given_back_to_the_next_training(tmp_pa
     loss = torch.tensor(1.0)
     guard.before_micro_batch(loss)
     loss += math.nan
-    guard.refuse(model, optimizer.param_groups, loss, 1)
+    guard.stop_or_skip(model, optimizer.param_groups, loss, 1)
     assert float(loss) == 1.0

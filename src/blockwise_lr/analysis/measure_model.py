@@ -33,11 +33,11 @@ from blockwise_lr.directional.directional_figure import directional_run_table, s
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
-from blockwise_lr.train.checks import resolve_device
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.quiet import quiet_libraries
-from blockwise_lr.train.run_folder import check_same_text, missing, take_back
+from blockwise_lr.train.run_folder import check_same_text, missing_paths, remove_created
 from blockwise_lr.train.run_sharpness import masked_batches, measure_batches
+from blockwise_lr.train.settings import resolve_device
 
 RESULT = "sharpness.json"
 
@@ -76,7 +76,7 @@ def measure_model(
     named = find_named_model(model, seed=config.seed)
     out = named.out if out is None else out
     data, batches = _batches(named, config, progress=console.is_terminal)
-    made = missing(out)
+    made = missing_paths(out)
     make_folder(out)  # fails before the work if the folder cannot be created
     for reason in named.skipped:
         console.print(f"{reason}: passed over", highlight=False, soft_wrap=True, markup=False)
@@ -98,7 +98,7 @@ def measure_model(
                 gc.collect()  # models hold reference cycles; without this, two would be in memory at once
         _write(reports, out, about, console)
     finally:
-        take_back(made)  # removes the new folders if they are still empty
+        remove_created(made)  # removes the new folders if they are still empty
     return reports, out
 
 

@@ -21,9 +21,10 @@ from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.reason import reason
-from blockwise_lr.train.checks import groups_of_run, optimizer_of_run, scheduled_lr
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.run_folder import read_run_config
+from blockwise_lr.train.run_optimizer import groups_of_run, optimizer_of_run, scheduled_lr
+from blockwise_lr.train.settings import OptimSettings
 
 RESULT, FIGURE = "directional.json", "directional.png"
 OPTIMIZER = "optimizer.pt"  # the name that transformers' Trainer uses
@@ -55,6 +56,7 @@ def directional_reports(
             "expected the folder of a run, or one of its checkpoints"
         )
     train = read_run_config(named.run)
+    settings = OptimSettings.of(train)
     reports = []
     for step, load in named.models:
         model = split_fused(nn.Module.to(load(), device))
@@ -63,7 +65,7 @@ def directional_reports(
             # The schedule advanced after the last update, so restore the learning rates of that update.
             for group in optimizer.param_groups:
                 peak, ratio = float(group["initial_lr"]), float(group["lr_ratio"])
-                group["lr"] = scheduled_lr(train, step - 1, peak=peak, ratio=ratio)
+                group["lr"] = scheduled_lr(train, settings, step - 1, peak=peak, ratio=ratio)
         try:
             reports.append(
                 measure_directional(model, optimizer, batches, step=step, on_batch=partial(show, step))
@@ -87,7 +89,7 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
         UserError: the checkpoint holds no optimizer, or its optimizer has different groups.
     """
     kind, options = optimizer_of_run(config.optim)
-    optimizer = kind(groups_of_run(config, model), **options)
+    optimizer = kind(groups_of_run(config.optim, OptimSettings.of(config), model), **options)
     path = checkpoint / OPTIMIZER
     try:
         optimizer.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

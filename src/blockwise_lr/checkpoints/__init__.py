@@ -1,1 +1,1 @@
-"""Checkpoints: whole or absent, sharded, or exported as a Hugging Face folder."""
+"""Checkpoints: sealed with a manifest, sharded, or exported as a Hugging Face folder."""

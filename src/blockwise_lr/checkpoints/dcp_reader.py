@@ -1,4 +1,4 @@
-"""Reading torch.distributed.checkpoint's folders without running what a hostile one may hold."""
+"""Read torch.distributed.checkpoint's folders without executing code that a malicious one may contain."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """The classes of a description of tensors, and no others."""
+    """Unpickles only the classes that describe tensors."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
@@ -40,16 +40,17 @@ class _Unpickler(pickle.Unpickler):
 
 
 class SafeReader(FileSystemReader):
-    """torch's reader of a checkpoint folder, which unpickles the description of tensors, without its freedom.
+    """torch's reader of a checkpoint folder, restricted to unpickle only the classes that describe tensors.
 
-    The tensors themselves are read by ``torch.load(weights_only=True)`` anyway.
+    torch's own reader unpickles any class in the description. It reads the tensors themselves with
+    ``torch.load(weights_only=True)``, which is safe.
     """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The description of the tensors in the folder.
+        """Return the description of the tensors in the folder.
 
         Raises:
-            UserError: it is damaged, or holds what does not belong there.
+            UserError: the description is damaged, or contains other classes.
         """
         path = Path(self._get_metadata_path(kwargs.get("rank")))
         try:
@@ -57,7 +58,7 @@ class SafeReader(FileSystemReader):
                 found = _Unpickler(file).load()
             if not isinstance(found, Metadata):
                 raise pickle.UnpicklingError(f"it holds {type(found).__name__}")
-        except Exception as error:  # pickle's errors are of many classes
+        except Exception as error:  # pickle raises errors of many classes
             raise UserError(
                 f"{path} is not a description of tensors ({error}): choose another checkpoint"
             ) from None

@@ -1,4 +1,4 @@
-"""A checkpoint as a plain Hugging Face folder, in the original layout, by one process."""
+"""Export a checkpoint to a plain Hugging Face folder, in the original layout, in one process."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
 from blockwise_lr.files import check_name, make_folder
 
-# What a checkpoint of Trainer holds besides the model: the optimizer's side of it.
+# A checkpoint of Trainer also holds the optimizer's state, which is not exported.
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
 _TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
-    """Write the model of a checkpoint so that ``AutoModelForCausalLM.from_pretrained(out)`` loads it.
+    """Write the model of a checkpoint to a folder that ``AutoModelForCausalLM.from_pretrained(out)`` loads.
 
     Args:
-        checkpoint: of :func:`blockwise_lr.integrations.sharded.save_sharded` (of a transformers causal LM, saved by
-            any number of processes), a run of ``train`` (its newest whole checkpoint), or one of its checkpoints.
+        checkpoint: a sharded checkpoint of a transformers causal LM, saved by any number of ranks
+            (:func:`blockwise_lr.integrations.sharded.save_sharded`). Or a run of ``train``, whose newest complete
+            checkpoint is exported. Or one checkpoint of such a run.
         out: the new folder.
 
     Returns:
-        The checkpoint that was read.
+        The checkpoint folder that was exported.
 
     Raises:
-        UserError: no whole checkpoint; no config.json in it; the folder has files already.
+        UserError: there is no complete checkpoint, it has no config.json, or `out` has files already.
+
+    Example:
+        >>> export_checkpoint(Path("run/checkpoint-100"), Path("exported"))  # doctest: +SKIP
     """
     check_name(out, "--out")
     if out.is_dir() and any(out.iterdir()):
@@ -49,7 +53,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         raise UserError(f"{source} has no weights (model.safetensors): choose another checkpoint")
     make_folder(out.parent)
     hidden = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)  # of an export that was cut short
+    shutil.rmtree(hidden, ignore_errors=True)  # an interrupted export may have left it
     make_folder(hidden)
     if sharded:
         _assemble(source, hidden)

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: a manifest with checksums, written last, says that a folder is whole."""
+"""Sealed checkpoints: a manifest with checksums, written last, tells a complete checkpoint from an interrupted save."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ MANIFEST = "manifest.json"
 
 
 def seal(checkpoint: Path) -> None:
-    """Declare a checkpoint whole: flush its files to disk, then write their sizes and SHA-256 sums."""
+    """Seal a complete checkpoint: flush its files to disk, then write the manifest with their sizes and SHA-256 sums.
+
+    Args:
+        checkpoint: the folder, named ``checkpoint-STEP``.
+    """
     files = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.name != MANIFEST):
         with path.open("rb+") as file:
@@ -28,7 +32,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def problem_with(checkpoint: Path) -> str | None:
-    """Why a checkpoint is not whole, in words; None if it is: every file there, of its size and checksum."""
+    """Return why a checkpoint is not complete; None if every file in the manifest has its size and checksum."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         if not files:
@@ -43,31 +47,24 @@ def problem_with(checkpoint: Path) -> str | None:
                 return f"{name} does not have the checksum it was saved with"
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving it was interrupted"
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-    ):  # also a name that is none
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoint folders of a run, whole or not, by step."""
+    """Return the checkpoint folders of a run, complete or not, sorted by step."""
     found = [p for p in run.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
     return sorted(found, key=checkpoint_step)
 
 
 def checkpoint_step(checkpoint: Path) -> int:
-    """The optimizer step at which a checkpoint was saved, from its name."""
+    """Return the optimizer step at which a checkpoint was saved, from its name."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint of a run, or None; and why each newer one was passed over."""
+    """Return the newest complete checkpoint of a run, or None, and why each newer one was skipped."""
     skipped: list[str] = []
     for checkpoint in reversed(checkpoints(run)):
         problem = problem_with(checkpoint)
@@ -78,10 +75,15 @@ def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
 
 
 def rotate(run: Path, keep: int, *, newest: Path) -> None:
-    """Delete all but the last `keep` checkpoints up to `newest`, the one just sealed and so known to be whole.
+    """Delete all checkpoints of a run except the last `keep` sealed ones up to `newest`.
 
-    Later ones are deleted too: the run has gone back behind them because they were damaged, and one that is
-    counted as kept would push out a whole one.
+    Later checkpoints are deleted too. The run resumed from an earlier step because they were damaged, and counting
+    them would delete complete ones.
+
+    Args:
+        run: the run's folder.
+        keep: number of checkpoints to keep; at least one is kept.
+        newest: the checkpoint that was just sealed, and so is known to be complete.
     """
     last = checkpoint_step(newest)
     sealed = [p for p in checkpoints(run) if (p / MANIFEST).exists() and checkpoint_step(p) <= last]
@@ -91,16 +93,19 @@ def rotate(run: Path, keep: int, *, newest: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its manifest first: a deletion cut short must not leave what claims to be whole."""
+    """Delete a checkpoint, its manifest first, so that an interrupted deletion does not leave a sealed folder."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The folder to load from: `path` itself if it is a checkpoint, else the newest whole checkpoint of that run.
+    """Return the checkpoint to load: `path` itself, or the newest complete checkpoint if `path` is a run.
+
+    Args:
+        path: the folder of a run, or one of its checkpoints.
 
     Raises:
-        UserError: no such folder, or no whole checkpoint in it.
+        UserError: there is no such folder, or it has no complete checkpoint.
     """
     if not path.is_dir():
         raise UserError(

@@ -1,7 +1,7 @@
-"""Checkpoints of fully_shard training that any number of processes can take up again, by parameter name.
+"""Save and load sharded checkpoints of fully_shard training, which any number of ranks can resume from.
 
-Everything is stored in the split layout under the parameters' names: sharded parts cannot be merged, and a position in
-a group would change its meaning with the groups.
+Tensors are stored in the split layout, because the shards of a split weight cannot be merged. They are stored under
+parameter names, because positions in the groups change with the groups.
 """
 
 from __future__ import annotations
@@ -39,19 +39,20 @@ LAYOUT = "sharded.json"
 def save_sharded(
     folder: str | Path, model: nn.Module, optimizer: Optimizer, schedule: BlockwiseSchedule | None = None
 ) -> None:
-    """Save a model and its optimizer, each process its own shards. Called by every process.
+    """Save a model and its optimizer. Every rank calls this function and writes its own shards.
 
-    The folder appears when it is whole: until then it has a name that begins with a dot.
+    The folder has its name only when it is complete. Until then, its name begins with a dot.
 
     Args:
-        folder: ``.../checkpoint-STEP``, on a disk that all processes see; it must not exist.
-        model: after ``split_fused`` and ``fully_shard``, or not sharded at all.
-        optimizer: on groups of :func:`blockwise_lr.param_groups`.
-        schedule: of this library; its step and its settings are saved.
+        folder: ``.../checkpoint-STEP``, on a disk that all ranks share; it must not exist.
+        model: the model after ``split_fused`` and ``fully_shard``, or not sharded at all.
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`.
+        schedule: a schedule of this library; its step and its settings are saved.
 
     Raises:
-        UserError: the folder exists or has another kind of name; groups without names; a schedule of another kind.
-        StorageError: it cannot be written, on whichever process: all raise it, and no folder appears.
+        UserError: the folder exists or is not named checkpoint-STEP, a group has no names, or the schedule is not of
+            this library.
+        StorageError: a rank cannot write its files. All ranks raise the error, and no folder appears.
 
     Example:
         >>> save_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
@@ -72,7 +73,7 @@ def save_sharded(
     def begin() -> None:
         if folder.exists():
             raise UserError(f"{folder} is there already: choose another, or remove it")
-        shutil.rmtree(hidden, ignore_errors=True)  # of a save that was cut short
+        shutil.rmtree(hidden, ignore_errors=True)  # an interrupted save may have left it
         hidden.mkdir(parents=True)
 
     def finish() -> None:
@@ -81,17 +82,18 @@ def save_sharded(
         write_json_atomic(
             hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
         )
-        if config := cast("Any", getattr(model, "config", None)):  # a transformers model's: export needs it
+        # The export needs the config of a transformers model.
+        if config := cast("Any", getattr(model, "config", None)):
             config.save_pretrained(hidden)
         seal(hidden)
         hidden.rename(folder)
 
-    _on_main(begin, hidden)
+    _run_on_rank_0(begin, hidden)
     try:
         save(cast("dict[str, Any]", tensors), checkpoint_id=hidden, no_dist=not dist.is_initialized())
-    except CheckpointException as error:  # no Exception; torch raises it on every process if one failed
+    except CheckpointException as error:  # a BaseException, which torch raises on every rank if one fails
         raise StorageError(hidden, str(next(iter(error.failures.values()))[0])) from error
-    _on_main(finish, hidden)
+    _run_on_rank_0(finish, hidden)
 
 
 def load_sharded(
@@ -102,21 +104,24 @@ def load_sharded(
     *,
     changed: Literal["error", "adopt"] = "error",
 ) -> None:
-    """Load what :func:`save_sharded` saved, into any number of processes. Called by every process.
+    """Load a checkpoint of :func:`save_sharded`. Every rank calls this function; their number may have changed.
+
+    The groups are compared with the saved ones: learning rates, ratios, blocks, and which parameters are trained.
+    Without differences, all saved hyperparameters of the groups are restored, including betas and weight decay, as
+    ``load_state_dict`` does.
 
     Args:
-        folder: of :func:`save_sharded`.
-        model: the same model, split as it was, sharded in any way. Changed in place.
-        optimizer: a new one of the same kind, before its first step. Its moments are found by parameter name.
-        schedule: a new one; goes on at the saved step with its own settings. A warning names those that have changed.
-        changed: what to do when the groups are not those that were saved (another base learning rate or ratio, a
-            parameter in another block, trained now or not any more). "error" names the first differences; "adopt"
-            keeps the new groups, with the old moments where there are some. Without differences the hyperparameters of
-            the groups are those that were saved, betas and weight decay among them, as ``load_state_dict`` does it.
-            Ratios that :class:`blockwise_lr.AutoRatios` has moved are no difference to an optimizer that has one.
+        folder: the checkpoint folder.
+        model: the same model, split as it was when it was saved, and sharded in any way. Changed in place.
+        optimizer: a new optimizer of the same kind, before its first step. Its moments are found by parameter name.
+        schedule: a new schedule. It continues at the saved step with its own settings; a warning names settings that
+            have changed.
+        changed: what to do if the groups differ. "error" raises an error that names the first differences. "adopt"
+            keeps the new groups, and loads the saved moments of parameters that have them. Ratios that
+            :class:`blockwise_lr.AutoRatios` has moved are no difference for an optimizer that has one.
 
     Raises:
-        UserError: the checkpoint is not whole, is of another model or optimizer, or has other groups.
+        UserError: the checkpoint is not complete, is of another model or optimizer, or has other groups.
 
     Example:
         >>> load_sharded("run/checkpoint-100", model, optimizer, schedule)  # doctest: +SKIP
@@ -143,16 +148,17 @@ def load_sharded(
         if full.startswith("optimizer."):
             _, key, name = full.split(".", 2)
             if name in known and isinstance(about, TensorStorageMetadata):
-                target = _empty(key, about, known[name], optimizer)
+                target = _load_target(key, about, known[name], optimizer)
                 states.setdefault(known[name], {})[key] = targets[full] = target
     load(targets, storage_reader=SafeReader(folder), no_dist=not dist.is_initialized())
     optimizer.state.update(states)
     if not differences:
         for group in optimizer.param_groups:
             for key, value in saved[canonical_name(group["names"][0])].items():
-                if isinstance(here := group.get(key), Tensor):  # a compiled step may hold on to it
+                # A tensor is filled in place, because a compiled step may hold a reference to it.
+                if isinstance(here := group.get(key), Tensor):
                     here.fill_(value)
-                elif key != "names":  # of a wrapper, perhaps
+                elif key != "names":  # saved names may have a wrapper's prefix
                     group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
         if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
@@ -172,7 +178,7 @@ def _check_schedule(schedule: object) -> None:
 
 
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
-    said: set[str] = set()
+    reported: set[str] = set()
     names = set()
     moved = auto_of(optimizer) is not None and any(
         "auto_loss" in group or "auto_mean" in group for group in saved.values()
@@ -189,8 +195,8 @@ def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -
             for key in ("decay",) if moved else ("lr_ratio", "initial_lr", "decay"):
                 if old[key] != group.get(key):
                     text = f"{key} of {group['block']} is {old[key]} there and {group.get(key)} here"
-                    if text not in said:
-                        said.add(text)
+                    if text not in reported:
+                        reported.add(text)
                         yield text
     for name in saved:
         if name not in names:
@@ -198,7 +204,16 @@ def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -
 
 
 def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    """Refuse tensors of a model that are not those of the checkpoint, by name and shape."""
+    """Check that a model's tensors have the names and shapes of a checkpoint's.
+
+    Args:
+        folder: the checkpoint, for messages.
+        targets: the model's tensors under their stored names ``model.NAME``.
+        stored: the descriptions of the checkpoint's tensors.
+
+    Raises:
+        UserError: a name or a shape differs.
+    """
     there = {name: tuple(about.size) for name, about in stored.items() if name.startswith("model.")}
     here = {name: tuple(value.shape) for name, value in targets.items()}
     for name in sorted(there | here):
@@ -210,8 +225,10 @@ def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str
             )
 
 
-def _empty(key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer) -> Tensor:
-    """A tensor to load a moment into, sharded as the optimizer keeps it."""
+def _load_target(
+    key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer
+) -> Tensor:
+    """Allocate the tensor that a moment is loaded into, sharded as the optimizer keeps it."""
     dtype = about.properties.dtype
     if isinstance(optimizer, AdamMini) and key == "exp_avg_sq" and is_sharded(parameter):
         return sharded_zeros(parameter, about.size, dtype)
@@ -223,7 +240,7 @@ def _empty(key: str, about: TensorStorageMetadata, parameter: nn.Parameter, opti
 
 
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers by canonical name; of tied ones, the first."""
+    """Yield parameters and persistent buffers with their canonical names; of tied parameters, only the first."""
     for name, parameter in model.named_parameters():
         yield canonical_name(name), parameter.detach()
     skipped = {
@@ -249,7 +266,7 @@ def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """A group's names and hyperparameters; no other lists, since they go by position, as Adam-mini's partitions do."""
+    """Return a group's names and scalar hyperparameters, without lists by position such as Adam-mini's partitions."""
     plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
     hyperparameters = {
         key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
@@ -257,8 +274,8 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {**hyperparameters, "names": group["names"]}
 
 
-def _on_main(job: Callable[[], None], path: Path) -> None:
-    """Do it on rank 0; what goes wrong there is raised everywhere, or the others would wait for it in vain."""
+def _run_on_rank_0(job: Callable[[], None], path: Path) -> None:
+    """Run a job on rank 0 and raise its error on all ranks, which would otherwise wait forever."""
     failed: list[Exception | None] = [None]
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
@@ -268,6 +285,6 @@ def _on_main(job: Callable[[], None], path: Path) -> None:
             failed = [error]
     if dist.is_initialized():
         dist.broadcast_object_list(failed)
-        dist.barrier()  # rank 0 has only sent: were it to end now, those that still listen would abort
+        dist.barrier()  # rank 0 must not exit before the others have received its broadcast
     if failed[0] is not None:
         raise failed[0]

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
     """Run the command with the arguments that follow its name."""
     parsed = parse(EvalCommand, "eval", arguments)
     from blockwise_lr.analysis.evaluate import evaluate_run
-    from blockwise_lr.train.checks import resolve_device
+    from blockwise_lr.train.settings import resolve_device
 
     end_startup()
     text = None

@@ -38,7 +38,7 @@ def run(arguments: list[str]) -> None:
     """Run the command with the arguments that follow its name."""
     parsed = parse(GenerateCommand, "generate", arguments)
     from blockwise_lr.analysis.generate import generate
-    from blockwise_lr.train.checks import resolve_device
+    from blockwise_lr.train.settings import resolve_device
 
     end_startup()
     text = generate(

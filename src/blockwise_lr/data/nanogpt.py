@@ -1,4 +1,4 @@
-"""nanoGPT's `train.bin` and `val.bin`, used where they are: memory-mapped uint16 tokens without a header."""
+"""Read nanoGPT's `train.bin` and `val.bin` in place: memory-mapped uint16 tokens without a header."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.files import expanded, reading, sha256_of
 
 BINS = ("train.bin", "val.bin")
-_BLOCK = 2**20
-_BLOCKS = 64
+_BLOCK = 2**20  # tokens in a block that is compared with the vocabulary
+_BLOCKS = 64  # number of such blocks in a large file
 
 
 def find_bins(data: str) -> Path | None:
-    """The folder `data` if it holds both bins, else None.
+    """Return the folder `data` if it holds both bins, otherwise None.
 
     Raises:
-        UserError: it holds one of them only.
+        UserError: the folder holds only one of them.
     """
     folder = expanded(data)
     with reading(folder):
@@ -32,14 +32,19 @@ def find_bins(data: str) -> Path | None:
 
 
 def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], dict[str, Any]]:
-    """The splits of nanoGPT's bins and their description: train is train.bin; tune, val and measure are the
-    first, second and last third of val.bin.
+    """Return the splits of nanoGPT's bins, and their description.
 
-    Every token is compared with `vocab_size` in bins below 256 MB; in larger ones, those of 64 evenly spaced
-    blocks of 2 MB.
+    The train split is train.bin. The splits tune, val and measure are the first, second and last third of val.bin.
+
+    Tokens are compared with `vocab_size`: all tokens of bins below 256 MB, and 64 evenly spaced blocks of 2 MB in
+    larger bins.
+
+    Args:
+        folder: the folder that holds the bins.
+        vocab_size: rows of the model's embedding.
 
     Raises:
-        UserError: a bin has an odd number of bytes, or a token that the model has no row for.
+        UserError: a bin has an odd number of bytes, or a token outside the model's vocabulary.
     """
     train, held_out = (folder / name for name in BINS)
     with reading(folder):
@@ -69,7 +74,7 @@ def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], di
 
 
 def _check(path: Path, vocab_size: int) -> str:
-    """Compare tokens with the vocabulary and hash them: all of a small file, spaced blocks of a large one."""
+    """Compare a bin's tokens with the vocabulary, and return their hash: all of a small file, blocks of a large one."""
     size = path.stat().st_size
     if size % 2:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Text to the windows a trainer reads: `prepare_data`, and the two data sets over its splits."""
+"""Prepare a text for training: `prepare_data` splits and tokenizes it, and two data sets read windows of tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from blockwise_lr.data.shards import (
     verify_shards,
 )
 from blockwise_lr.data.sources import Source, open_source
-from blockwise_lr.data.token_cache import cache_folder, key, only_one, using
+from blockwise_lr.data.token_cache import cache_folder, cache_key, hold_lock, reporting_denied_access
 from blockwise_lr.data.tokenize import write_shards
 from blockwise_lr.data.vocabulary import (
     END_OF_TEXT,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FixedWindows", "TokenData", "TrainingStream", "prepare_data"]
 
-# 1 in 16 documents to each held-out split of a small corpus, 1 in 200 where that still gives each 16 or more.
+# Each held-out split gets 1 in 16 documents, or 1 in 200 if that still gives it 16 documents or more.
 SMALL_MODULUS, LARGE_MODULUS = 16, 200
 
 
@@ -59,8 +59,10 @@ class TokenData:
     description: dict[str, Any]
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able: source, tokenizer and its hash, dtype, the rule of the split, tokens and documents by
-        split, and `content_sha256`, equal exactly when all tokens are.
+        """Return a description for JSON.
+
+        It has the source, the tokenizer and its hash, the dtype, the rule of the split, the tokens and documents of
+        each split, and `content_sha256`, which is equal exactly if all tokens are equal.
         """
         return {
             **self.description,
@@ -71,10 +73,10 @@ class TokenData:
         }
 
     def verify(self) -> None:
-        """Compare every shard's checksum, whatever the size (loading does so below 256 MB only).
+        """Verify the checksum of every shard. Loading verifies them only below 256 MB.
 
         Raises:
-            UserError: a shard was altered; names it.
+            UserError: a shard was altered; the message names it.
         """
         verify_shards(self._splits(), "delete its folder to build it again")
 
@@ -83,20 +85,25 @@ class TokenData:
 
 
 def prepare_data(config: DataConfig, *, vocab_size: int, context: int, progress: bool = True) -> TokenData:
-    """Tokens of the text that `config` names: tokenized now, or found in the cache.
+    """Return the tokens of a text, from the cache if it was tokenized before.
 
-    Documents are split by index, 1 in 16 (1 in 200 from 3 200 documents on) to each of tune, val and measure,
-    the rest to train; the tokenizer is trained on train alone. Any number of processes may call this at once:
-    one works, the others wait for it.
+    Documents are split by index. The splits tune, val and measure get 1 in 16 documents each, or 1 in 200 from 3 200
+    documents on. All others are the train split, and the tokenizer is trained on it alone.
+
+    Several processes may call this at once: one tokenizes, the others wait.
 
     Args:
-        config: where the text is, which tokenizer, where the cache is.
-        vocab_size: rows of the model's embedding, in tokens; the size of a BPE that is trained here.
-        context: length of a window, in tokens; every split must hold at least one.
+        config: the text, the tokenizer and the cache.
+        vocab_size: rows of the model's embedding; also the size of a BPE that is trained here.
+        context: length of a window, in tokens; every split must hold at least one window.
         progress: show progress on stderr.
 
+    Returns:
+        The four splits, the tokenizer and their description.
+
     Raises:
-        UserError: no such text; too little of it; a tokenizer larger than vocab_size; a corrupt shard.
+        UserError: the text does not exist or is too short, the tokenizer has more than `vocab_size` tokens, or a shard
+            is corrupt.
 
     Example:
         >>> data = prepare_data(DataConfig(), vocab_size=3072, context=128)          # doctest: +SKIP
@@ -119,7 +126,7 @@ def _prepare(
 ) -> tuple[dict[str, TokenShards], PreTrainedTokenizerFast, dict[str, Any]]:
     source = open_source(config)
     cache = cache_folder(config)
-    with using(cache):
+    with reporting_denied_access(cache):
         return _prepare_in(cache, source, config, vocab_size, progress)
 
 
@@ -131,7 +138,7 @@ def _prepare_in(
     if config.tokenizer == "bpe":
         tokenizer = _trained_tokenizer(
             source,
-            cache / "tokenizers" / f"{slug}-bpe{vocab_size}-{key(identity, vocab_size)}",
+            cache / "tokenizers" / f"{slug}-bpe{vocab_size}-{cache_key(identity, vocab_size)}",
             vocab_size,
             progress,
         )
@@ -139,18 +146,18 @@ def _prepare_in(
         tokenizer = load_tokenizer(config.tokenizer, vocab_size)
     encoder = Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, config.tokenizer))
     check_vocabulary(encoder, config.tokenizer, vocab_size)
-    folder = cache / "tokens" / f"{slug}-{key(identity, encoder.sha256)}"
+    folder = cache / "tokens" / f"{slug}-{cache_key(identity, encoder.sha256)}"
     if not (folder / HEADER).is_file():
-        with only_one(folder, progress):
+        with hold_lock(folder, progress):
             if not (folder / HEADER).is_file():
-                _refuse_headless(folder)
+                _check_absent(folder)
                 write_shards(source, encoder, folder, split_modulus(source), progress=progress)
     splits, header = load_shards(folder, encoder.sha256)
     modulus = header["modulus"]
     held_out = {split_of(index, modulus): index for index in range(modulus)}
     description = {
         "source": source.name,
-        "identity": identity if len(json.dumps(identity)) < 2000 else {"sha256": key(identity)},
+        "identity": identity if len(json.dumps(identity)) < 2000 else {"sha256": cache_key(identity)},
         "tokenizer": config.tokenizer,
         "tokenizer_sha256": encoder.sha256,
         "tokenizer_tokens": encoder.n_tokens,
@@ -164,10 +171,10 @@ def _prepare_in(
 
 
 def split_modulus(source: Source) -> int:
-    """1 in how many documents goes to each held-out split: 200 from 3 200 documents on, 16 below.
+    """Return m, where 1 in m documents goes to each held-out split: 200 from 3 200 documents on, otherwise 16.
 
     Raises:
-        UserError: fewer than 16 documents, so that a split would be empty.
+        UserError: there are fewer than 16 documents, so that a split would be empty.
     """
     n_documents = source.n_documents()
     if n_documents is None:
@@ -188,7 +195,7 @@ def _trained_tokenizer(
 
     path = folder / "tokenizer.json"
     if not path.is_file():
-        with only_one(folder, progress):
+        with hold_lock(folder, progress):
             if not path.is_file():
                 modulus = split_modulus(source)
                 with documents_bar(
@@ -204,7 +211,7 @@ def _trained_tokenizer(
                     trained = train_bpe(training(), vocab_size)
                 folder.mkdir(exist_ok=True)
                 write_text_atomic(path, trained.to_str())
-    # The tokenizers library has no error of its own for a file that this user may not read.
+    # Raises PermissionError, for which the tokenizers library has no error of its own.
     path.open("rb").close()
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -220,6 +227,6 @@ def _trained_tokenizer(
     )
 
 
-def _refuse_headless(folder: Path) -> None:
+def _check_absent(folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder / HEADER} is missing: delete the folder {folder} to build it again")

@@ -1,4 +1,4 @@
-"""File formats: the documents in one .txt, .jsonl(.gz/.zst) or .parquet file."""
+"""Read the documents of one .txt, .jsonl(.gz/.zst) or .parquet file."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from blockwise_lr.files import reading
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 BYTE_ORDER_MARK = "\ufeff"
-# UTF-32 first: its little-endian mark begins with that of UTF-16.
+# UTF-32 comes first, because its little-endian mark begins with UTF-16's.
 _OTHER_MARKS = {
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-_LONGEST_WINDOW = 31  # log2 of bytes: the most that the format of zstd has, and `zstd --long=31` writes
+_LONGEST_WINDOW = 31  # log2 of bytes: the largest window of the zstd format, which `zstd --long=31` writes
 
 
 def format_of(path: Path) -> str | None:
-    """Which of SUFFIXES the name ends with, in capitals or not; None: none.
+    """Return the one of SUFFIXES that the name ends with, ignoring case; None if there is none.
 
     Example:
         >>> format_of(Path("A.JSONL.GZ"))
@@ -39,17 +39,21 @@ def format_of(path: Path) -> str | None:
 
 
 def supported(path: Path) -> bool:
-    """Whether the ending is one of SUFFIXES, in capitals or not."""
+    """Return whether the name ends with one of SUFFIXES, ignoring case."""
     return format_of(path) is not None
 
 
 def formats() -> str:
-    """The endings, for messages."""
+    """Return the supported suffixes as text for messages."""
     return ", ".join(SUFFIXES[:-1]) + " or " + SUFFIXES[-1]
 
 
 def read_text(path: Path) -> str:
-    """The whole file, without a byte order mark. Raises UserError unless it is UTF-8."""
+    """Return the text of a file, without a byte order mark.
+
+    Raises:
+        UserError: the file cannot be read, or is not UTF-8.
+    """
     try:
         with reading(path):
             return path.read_text("utf-8-sig")
@@ -68,10 +72,12 @@ def _not_utf8(path: Path, error: UnicodeDecodeError, where: str) -> UserError:
 
 
 def read_jsonl(path: Path, field: str) -> Iterator[str]:
-    """`field` of every line's object, decompressed by the file's ending; empty lines are skipped.
+    """Yield the text in `field` of every line's JSON object. Empty lines are skipped.
+
+    The file's suffix decides whether it is decompressed.
 
     Raises:
-        UserError: a line is no JSON object or has no such field; the file is not UTF-8, cut short or corrupt.
+        UserError: a line is no JSON object or lacks the field, or the file is not UTF-8, truncated or corrupt.
     """
     try:
         with (
@@ -81,7 +87,7 @@ def read_jsonl(path: Path, field: str) -> Iterator[str]:
         ):
             for number, line in enumerate(file, 1):
                 where = f"{path}, line {number}"
-                # Files put together with `cat` have the marks of all of them.
+                # Concatenated files have a byte order mark at the start of each part.
                 line = line.removeprefix(BYTE_ORDER_MARK)
                 if line.strip():
                     yield text_of(_json_object(line, where), field, where)
@@ -90,17 +96,18 @@ def read_jsonl(path: Path, field: str) -> Iterator[str]:
 
 
 def _decompressed(path: Path) -> IO[bytes]:
-    """The file's content as a binary stream; reading it raises UserError where it is cut short or corrupt."""
+    """Open a file as a decompressed binary stream, whose reads raise UserError if the file is truncated or corrupt."""
     kind = format_of(path)
     if kind == ".jsonl" or not path.stat().st_size:
         return path.open("rb")
     return cast(
-        "IO[bytes]", io.BufferedReader(_Whole(path, "zstd" if kind == ".jsonl.zst" else "gzip"), 2**20)
+        "IO[bytes]",
+        io.BufferedReader(_CompressedFile(path, "zstd" if kind == ".jsonl.zst" else "gzip"), 2**20),
     )
 
 
-class _Whole(io.RawIOBase):
-    """A compressed file, of any number of frames one after the other, that must be whole."""
+class _CompressedFile(io.RawIOBase):
+    """A compressed file with any number of consecutive frames. Reading a truncated or corrupt file raises UserError."""
 
     def __init__(self, path: Path, codec: str) -> None:
         self._path = path
@@ -112,7 +119,9 @@ class _Whole(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         try:
             data = self._file.read(len(buffer))
-        except Exception as error:  # zstd's has no base class, pyarrow's is an OSError without a number
+        except (
+            Exception
+        ) as error:  # zstd's errors share no base class; pyarrow's is an OSError without a number
             if isinstance(error, OSError) and error.errno is not None:
                 raise
             if "too much memory" in str(error):
@@ -134,12 +143,15 @@ class _Whole(io.RawIOBase):
 def _open_pyarrow(path: Path, codec: str) -> Any:
     import pyarrow
 
-    # pyarrow, not gzip and zstandard: it is faster, notices a file that is cut short, and reads several frames.
+    # pyarrow is faster than gzip and zstandard, detects truncated files, and reads several frames.
     return pyarrow.input_stream(pyarrow.OSFile(os.fsencode(path)), compression=codec)
 
 
 def _open_zstd(path: Path) -> Any:
-    """With any window. Without Python's own library for zstd, or its backport: by pyarrow, up to windows of 128 MiB."""
+    """Open a zstd file with Python's own library or its backport, which read windows of any size.
+
+    Without them, use pyarrow, which reads windows up to 128 MiB.
+    """
     for name in ("compression.zstd", "backports.zstd"):
         try:
             zstd = importlib.import_module(name)
@@ -160,7 +172,11 @@ def _json_object(line: str, where: str) -> Any:
 
 
 def open_parquet(path: Path) -> Any:
-    """The file as a pyarrow.parquet.ParquetFile. Raises UserError if it is none."""
+    """Open a file as a pyarrow.parquet.ParquetFile.
+
+    Raises:
+        UserError: the file cannot be read, or is not a parquet file.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -172,7 +188,11 @@ def open_parquet(path: Path) -> Any:
 
 
 def read_parquet(path: Path, field: str) -> Iterator[str]:
-    """Column `field`, 256 rows at a time. Raises UserError without such a column."""
+    """Yield the text in column `field` of every row, reading 256 rows at a time.
+
+    Raises:
+        UserError: there is no such column, or the file is corrupt.
+    """
     with open_parquet(path) as file:
         if field not in file.schema_arrow.names:
             raise no_field(field, file.schema_arrow.names, str(path))
@@ -192,10 +212,10 @@ def _next_rows(batches: Iterator[Any], path: Path) -> list[Any]:
 
 
 def text_of(row: Any, field: str, where: str) -> str:
-    """Text of a row, without a byte order mark; none (null) is empty.
+    """Return the text in `field` of a row, without a byte order mark. Null counts as empty text.
 
     Raises:
-        UserError: the row has no such field, or no text in it; the message begins with `where`.
+        UserError: the row lacks the field, or the field holds no text; the message begins with `where`.
     """
     if not isinstance(row, dict) or field not in row:
         raise no_field(field, list(row) if isinstance(row, dict) else [], where)
@@ -207,12 +227,12 @@ def text_of(row: Any, field: str, where: str) -> str:
     text = text.removeprefix(BYTE_ORDER_MARK)
     try:
         text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, legal in JSON, which no tokenizer takes
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON allows and tokenizers reject
         text = text.encode("utf-8", "replace").decode()
     return text
 
 
 def no_field(field: str, fields: Iterable[str], where: str) -> UserError:
-    """The error that lists the fields there are."""
+    """Return the error for a missing field, with the list of existing fields."""
     there = ", ".join(fields) or "none"
     return UserError(f"{where}: no field {field!r}; the fields are {there}: choose one with --text-field")

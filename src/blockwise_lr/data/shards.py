@@ -1,8 +1,8 @@
-"""Token shards on disk: the splits, the header, its checks, and memory-mapped reading.
+"""Token shards on disk: splits, header, checks, and memory-mapped reading.
 
-A folder of shards holds `header.json` and `<split>/shard-00000.bin`, ...: little-endian unsigned tokens, one
-after the other, with an end-of-text token after every document. A file that is missing, short or altered is
-refused by name.
+A folder of shards holds `header.json` and, for each split, `<split>/shard-00000.bin`, `shard-00001.bin`, and so on. A
+shard is a sequence of little-endian unsigned integers, one for each token, with an end-of-text token after every
+document. Loading raises an error that names any missing, short or altered file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,19 @@ from blockwise_lr.json_values import typed
 FORMAT_VERSION = 1
 HEADER = "header.json"
 SPLITS = ("train", "tune", "val", "measure")
-SMALLEST_MODULUS = 4  # below, split_of leaves a split without documents
-# Hashing 256 MB takes about half a second; beyond that, loading compares sizes and `verify` hashes.
+SMALLEST_MODULUS = 4  # with a smaller modulus, split_of leaves a split without documents
+# Hashing 256 MB takes about half a second. Above this size, loading compares file sizes only.
 CHECKSUM_LIMIT = 256 * 2**20
 
 
 def split_of(document: int, modulus: int) -> str:
-    """Split of the document at this index: 1 in `modulus` each for tune, val and measure, evenly spread.
+    """Return the split of the document at an index: 1 in `modulus` each for tune, val and measure, evenly spread.
 
-    The index alone decides, so a stream of unknown length is split as it arrives.
+    Only the index decides, so a stream of unknown length can be split while it is read.
+
+    Args:
+        document: index of the document.
+        modulus: number of documents of which each held-out split gets one.
 
     Example:
         >>> [split_of(i, 16) for i in (4, 5, 10, 15)]
@@ -47,32 +51,32 @@ def split_of(document: int, modulus: int) -> str:
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
-    """uint16 where every token fits into it (at most 65 536 tokens), else uint32; little-endian."""
+    """Return the little-endian dtype of tokens: uint16 for at most 65 536 tokens, otherwise uint32."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A run of tokens in one file."""
+    """A contiguous range of tokens in one file."""
 
     path: Path
     n_tokens: int
-    """Length of the run, in tokens."""
+    """Length of the range, in tokens."""
     start: int = 0
-    """Where the run starts in the file, in tokens."""
+    """Start of the range in the file, in tokens."""
     sha256: str | None = None
-    """Checksum of the whole file; None where none was recorded (nanoGPT's bins)."""
+    """Checksum of the whole file; None if there is none, as for nanoGPT's bins."""
 
 
 class TokenShards:
-    """The tokens of one split, memory-mapped, read as if they were one array.
+    """The tokens of one split, memory-mapped and read like one array.
 
     Args:
         split: "train", "tune", "val" or "measure".
-        files: the runs of tokens, in order.
+        files: the ranges of tokens, in order.
         dtype: uint16 or uint32, little-endian.
-        n_documents: documents in the split; None where unknown (nanoGPT's bins).
-        source: what the tokens come from, for messages.
+        n_documents: number of documents in the split; None if it is unknown, as for nanoGPT's bins.
+        source: name of the text, for messages.
 
     Example:
         >>> data.val.read(0, 4)                         # doctest: +SKIP
@@ -96,11 +100,11 @@ class TokenShards:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens in the split, end-of-text tokens included."""
+        """Number of tokens in the split, including end-of-text tokens."""
         return self._ends[-1] if self._ends else 0
 
     def n_windows(self, context: int) -> int:
-        """How many whole windows of `context` tokens fit, without overlap."""
+        """Return the number of complete windows of `context` tokens, without overlap."""
         return self.n_tokens // context
 
     @cached_property
@@ -110,14 +114,14 @@ class TokenShards:
         ]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memmap carries its bytes; a data-loading worker maps the files itself instead.
+        # A pickled memmap contains its data. Data-loading workers map the files themselves instead.
         return {name: value for name, value in self.__dict__.items() if name != "_maps"}
 
     def read(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """Tokens start ... start + length - 1 as int64, across the borders of files.
+        """Return the tokens start ... start + length - 1 as int64. The range may cross file borders.
 
         Raises:
-            IndexError: the range does not lie inside the split.
+            IndexError: the range is not inside the split.
         """
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"tokens {start}..{start + length} of a split of {self.n_tokens}")
@@ -139,26 +143,26 @@ class TokenShards:
 
 
 def write_header(folder: Path, header: Mapping[str, Any]) -> dict[str, Any]:
-    """Add the format version and the hash of all shards to `header`, write it, and return it."""
+    """Write `header` with the format version and the hash of all shards added, and return it."""
     whole = {"format_version": FORMAT_VERSION, **header, "content_sha256": _content_sha256(header["splits"])}
     write_json_atomic(folder / HEADER, whole)
     return whole
 
 
 def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenShards], dict[str, Any]]:
-    """The four splits in `folder` and its header, checked.
+    """Load the four splits in `folder` and its header, and check them.
 
-    Sizes are always compared with the header; checksums too where all shards together have less than 256 MB
-    (`verify_shards` compares them at any size).
+    File sizes are always compared with the header. Checksums are compared only if all shards together have less than
+    256 MB; `verify_shards` compares them at any size.
 
     Args:
         folder: a folder that `prepare_data` built.
-        tokenizer_sha256: hash of the tokenizer that the caller is going to use.
+        tokenizer_sha256: hash of the tokenizer that the caller uses.
 
     Raises:
-        UserError: no header, another format or tokenizer, or a file missing, of the wrong size or altered.
-            The message names the file, what was expected and what was found, and the folder to delete.
-        PermissionError: this user may not read them.
+        UserError: the header is missing, the format or the tokenizer differs, or a file is missing, altered or of the
+            wrong size. The message names the file, the expected and the actual value, and the folder to delete.
+        PermissionError: this user may not read the files.
     """
     advice = f"delete the folder {folder} to build it again"
     try:
@@ -171,7 +175,7 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
         splits = {name: _described(name, folder, header["splits"][name], dtype, source) for name in SPLITS}
         if header["content_sha256"] != _content_sha256(header["splits"]):
             raise ValueError("its content_sha256 is not that of its shards")
-    except PermissionError:  # building it again would not help
+    except PermissionError:  # building the folder again would not help
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{folder / HEADER} cannot be read ({error!r}): {advice}") from error
@@ -192,10 +196,15 @@ def load_shards(folder: Path, tokenizer_sha256: str) -> tuple[dict[str, TokenSha
 def _described(
     name: str, folder: Path, split: Mapping[str, Any], dtype: np.dtype[Any], source: str
 ) -> TokenShards:
-    """One split as the header describes it. Raises ValueError, KeyError, TypeError."""
+    """Return one split as the header describes it.
+
+    Raises:
+        ValueError, KeyError, TypeError: the header's entry is damaged.
+    """
     files = []
     for shard in typed(split["shards"], list):
-        if not re.fullmatch(rf"{name}/shard-\d+\.bin", shard["file"]):  # no file outside the folder
+        # A damaged header must not name files outside the folder.
+        if not re.fullmatch(rf"{name}/shard-\d+\.bin", shard["file"]):
             raise ValueError(f"no shard of {name} is called {shard['file']!r}")
         if (tokens := typed(shard["tokens"], int)) < 0:
             raise ValueError(f"{shard['file']} holds {tokens} tokens")
@@ -220,8 +229,12 @@ def _check_sizes(shards: TokenShards, advice: str) -> None:
 def verify_shards(splits: Iterable[TokenShards], advice: str) -> None:
     """Read every shard of these splits and compare its checksum with the header's.
 
+    Args:
+        splits: the splits to verify.
+        advice: what the user should do about a corrupt shard, for the message.
+
     Raises:
-        UserError: a checksum differs; names the file and both checksums.
+        UserError: a checksum differs; the message names the file and both checksums.
     """
     for shards in splits:
         for file in shards.files:

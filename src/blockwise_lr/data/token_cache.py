@@ -1,4 +1,4 @@
-"""The cache of tokenizers and token shards: where it is, what an entry is called, and who may write it."""
+"""The cache of tokenizers and token shards: its folder, the keys of its entries, and their locks."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from blockwise_lr.files import check_name, expanded
 from blockwise_lr.locks import HeldError, take_lock
 
 
-def key(*parts: Any) -> str:
+def cache_key(*parts: Any) -> str:
+    """Return the key of a cache entry: a hash of JSON-able values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """The cache, made if missing: that of the configuration, $BLOCKWISE_LR_CACHE, or this user's own.
+    """Return the cache folder, and create it if it is missing.
+
+    The folder is that of the configuration, otherwise $BLOCKWISE_LR_CACHE, otherwise this user's own.
 
     Raises:
-        UserError: it cannot be made, or this user has no home folder.
+        UserError: the folder cannot be created, or this user has no home folder.
     """
     given = config.cache or os.environ.get("BLOCKWISE_LR_CACHE")
-    path = expanded(given) if given else _of_this_user()
+    path = expanded(given) if given else _user_cache()
     check_name(path, "the cache folder")
     try:
         (path / "tokens").mkdir(parents=True, exist_ok=True)
@@ -41,9 +44,9 @@ def cache_folder(config: DataConfig) -> Path:
 _ANOTHER = "choose another with $BLOCKWISE_LR_CACHE"
 
 
-def _of_this_user() -> Path:
+def _user_cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # others are to be ignored, by the specification
+    if Path(base).is_absolute():  # the XDG specification ignores relative paths
         return Path(base) / "blockwise-lr"
     try:
         return Path("~/.cache/blockwise-lr").expanduser()
@@ -54,11 +57,11 @@ def _of_this_user() -> Path:
 
 
 @contextmanager
-def using(cache: Path) -> Iterator[None]:
-    """While the cache is used: what its owner does not allow this user becomes one line.
+def reporting_denied_access(cache: Path) -> Iterator[None]:
+    """Turn permission errors in a block that uses the cache into one-line messages.
 
     Raises:
-        UserError: instead of an OSError or StorageError about permissions.
+        UserError: replaces an OSError or StorageError about permissions.
     """
     try:
         yield
@@ -73,8 +76,13 @@ def using(cache: Path) -> Iterator[None]:
 
 
 @contextmanager
-def only_one(folder: Path, progress: bool) -> Iterator[None]:
-    """Hold the folder's lock, and wait for it where another process holds it."""
+def hold_lock(folder: Path, progress: bool) -> Iterator[None]:
+    """Hold the lock of a cache entry's folder during the block, after waiting for other processes.
+
+    Args:
+        folder: the folder to build.
+        progress: print a line on stderr when waiting.
+    """
     path = folder.with_name(f"{folder.name}.lock")
     try:
         lock = take_lock(path)

@@ -1,9 +1,10 @@
-"""Documents to tokens: streaming a corpus of any size through a tokenizer into shards.
+"""Tokenize a corpus of any size into shards.
 
-The text goes through in batches of a few megabytes, so memory stays the same however large the corpus is.
-The tokenizer's own threads use all cores. Shards are closed at fixed places in the text, each is recorded
-when it is whole and on disk, and a run that was killed goes on after the last recorded one: the files come
-out the same to the byte.
+The text is streamed in batches of a few megabytes, so memory use does not depend on the size of the corpus. The
+tokenizer's threads use all cores.
+
+Shards end at fixed places in the text, and each is recorded once it is complete and on disk. A killed run resumes after
+the last recorded shard, and the resulting files are byte-identical.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from blockwise_lr.data.vocabulary import Encoder
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import storing, write_json_atomic
 
-# Text in one file set, in characters: what a killed run loses at most.
+# Characters of text in one shard, over all splits. A killed run loses at most this much work.
 SHARD_CHARACTERS = 256_000_000
 BATCH_CHARACTERS = 2_000_000
 PROGRESS = "progress.json"
@@ -36,13 +37,14 @@ PROGRESS = "progress.json"
 
 @dataclass
 class _Batch:
-    first: int  # index of the first document
+    first: int
+    """Index of the batch's first document."""
     texts: list[str]
     ends_shard: bool
 
 
 def _batches(documents: Iterator[str], start: int, shard_characters: int) -> Iterator[_Batch]:
-    # Where shards end depends on the text alone: not on batches, cores, or where a killed run goes on.
+    # Only the text decides where shards end: not batches, cores, or the place where a killed run resumes.
     texts: list[str] = []
     in_batch = in_shard = 0
     first = start
@@ -61,7 +63,7 @@ def _batches(documents: Iterator[str], start: int, shard_characters: int) -> Ite
 
 
 def _encoded(batches: Iterator[_Batch], encoder: Encoder) -> Iterator[tuple[_Batch, list[npt.NDArray[Any]]]]:
-    # Two batches at a time: while one's ids are copied out of the tokenizer, the other keeps the cores busy.
+    # With two batches in flight, one keeps the cores busy while the other's ids are copied out of the tokenizer.
     with ThreadPoolExecutor(2) as pool:
         waiting: deque[tuple[_Batch, Future[list[npt.NDArray[Any]]]]] = deque()
         for batch in batches:
@@ -74,7 +76,13 @@ def _encoded(batches: Iterator[_Batch], encoder: Encoder) -> Iterator[tuple[_Bat
 
 
 class _ShardWriter:
-    """One shard of every split, from consecutive documents."""
+    """Writes one shard of every split from consecutive documents.
+
+    Args:
+        folder: the folder of the shards.
+        number: number of the shard, from 0 on.
+        first: index of the shard's first document.
+    """
 
     def __init__(self, folder: Path, number: int, first: int) -> None:
         self.folder = folder
@@ -86,6 +94,7 @@ class _ShardWriter:
         self._documents = dict.fromkeys(SPLITS, 0)
 
     def add(self, split: str, tokens: npt.NDArray[Any]) -> None:
+        """Append the tokens of the next document; an empty document only advances the index."""
         self.next += 1
         if not len(tokens):
             return
@@ -101,6 +110,7 @@ class _ShardWriter:
         self._documents[split] += 1
 
     def close(self) -> dict[str, Any]:
+        """Flush the shard to disk, and return its record for the progress file."""
         for split, file in self._files.items():
             with storing(self.folder / self._name(split)):
                 file.flush()
@@ -138,15 +148,15 @@ def write_shards(
     Args:
         source: the documents.
         encoder: the tokenizer.
-        folder: where the shards go. Until they are complete, `<folder>.partial` holds them; what a killed run
-            left there is kept.
+        folder: the folder of the shards. Until they are complete, they are in `<folder>.partial`; shards that a killed
+            run left there are kept.
         modulus: 1 in `modulus` documents goes to each of tune, val and measure.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
         shard_characters: text in one shard, in characters.
 
     Raises:
-        UserError: a split came out empty.
-        StorageError: the disk is full; the shards that are whole are kept, and the next call goes on after them.
+        UserError: a split has no text.
+        StorageError: the disk is full. Complete shards are kept, and the next call resumes after them.
     """
     partial = folder.with_name(f"{folder.name}.partial")
     partial.mkdir(parents=True, exist_ok=True)
@@ -189,7 +199,7 @@ def write_shards(
 
 
 def _finished(partial: Path, itemsize: int) -> list[dict[str, Any]]:
-    """Records of the shards that are whole, up to the first that is not."""
+    """Return the records of complete shards, up to the first incomplete one."""
     try:
         records = json.loads((partial / PROGRESS).read_text("utf-8"))
     except (OSError, ValueError):

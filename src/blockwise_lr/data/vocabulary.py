@@ -1,4 +1,4 @@
-"""Tokenizers: trained here or loaded, and made ready to encode whole documents."""
+"""Train or load a tokenizer, and prepare it to encode whole documents."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
-# The merges of a BPE settle long before this; training on more would only take memory and time.
+# The merges of a BPE settle with far less text. More would only cost memory and time.
 BPE_CHARACTERS = 100_000_000
-# The trainer makes room for all tokens at once and ends the process where there is none.
+# The trainer allocates memory for all tokens at once, and aborts the process if that fails.
 BPE_TOKENS = 2**20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt", "tokenizer.model")
 
 
 def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE (GPT-2's pre-tokenization) of at most `vocab_size` tokens; token 0 is <|endoftext|>.
+    """Train a byte-level BPE with GPT-2's pre-tokenization. Token 0 is <|endoftext|>.
 
     Args:
-        documents: training documents only; the first 100 million characters are used.
-        vocab_size: tokens wanted; a small text may yield fewer.
+        documents: documents of the training split; their first 100 million characters are used.
+        vocab_size: the largest number of tokens; a small text may yield fewer.
 
     Raises:
-        UserError: vocab_size is below 257 (256 bytes and the end-of-text token), or above a million.
+        UserError: `vocab_size` is below 257 (256 bytes and the end-of-text token), or above 1 048 576.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if vocab_size <= len(alphabet):
@@ -66,12 +66,12 @@ def _first_characters(documents: Iterable[str], limit: int) -> Iterator[str]:
 
 
 class Encoder:
-    """A tokenizer as the shards need it: whole documents, no truncation, one end-of-text token after each.
+    """Encodes whole documents for the shards, without truncation, and with one end-of-text token after each.
 
-    Text that looks like a special token is encoded as text.
+    Text that looks like a special token is encoded as ordinary text.
 
     Args:
-        tokenizer: any `tokenizers.Tokenizer`; it is copied.
+        tokenizer: any `tokenizers.Tokenizer`; the encoder copies it.
         end_of_text: id of the token that ends a document.
     """
 
@@ -86,7 +86,7 @@ class Encoder:
         self.dtype = token_dtype(self.n_tokens)
 
     def encode(self, texts: list[str]) -> list[npt.NDArray[Any]]:
-        """The tokens of each text, its end included; an empty text has none."""
+        """Return the tokens of each text, including its end-of-text token; an empty text has no tokens."""
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [
             np.array([*encoding.ids, self.end_of_text] if text else [], self.dtype)
@@ -95,27 +95,31 @@ class Encoder:
 
 
 def holds_tokenizer(folder: Path) -> bool:
-    """Whether a tokenizer was saved in `folder`."""
+    """Return whether a tokenizer was saved in `folder`."""
     return any((folder / name).exists() for name in _TOKENIZER_FILES)
 
 
 def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A Hugging Face tokenizer by id or folder; code that comes with it is never run.
+    """Load a Hugging Face tokenizer by id or folder. Its own code is never executed.
+
+    Args:
+        name: the id or the folder.
+        vocab_size: rows of the model's embedding.
 
     Raises:
-        UserError: it cannot be loaded, is not a fast one, or has more tokens than `vocab_size`.
+        UserError: the tokenizer cannot be loaded, is not a fast one, or has more than `vocab_size` tokens.
     """
     from transformers import AutoTokenizer
 
     check_name(name, "--tokenizer")
     if Path(name).is_dir():
-        if not holds_tokenizer(Path(name)):  # transformers would make up an empty one of the model's kind
+        if not holds_tokenizer(Path(name)):  # transformers would silently create an empty tokenizer
             raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")
     elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise UserError(f"there is no folder {name!r} with a tokenizer, and it is not a Hugging Face id")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # whatever transformers and the network raise, the user gets one line
+    except Exception as error:  # transformers and the network raise errors of any class
         raise UserError(f"the tokenizer {name!r} cannot be loaded: {reason(error)}") from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer {name!r} has no fast version (tokenizer.json), which is needed here")
@@ -125,7 +129,11 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
-    """The token that ends a document: the tokenizer's eos token, else its sep token."""
+    """Return the id of the token that ends a document: the tokenizer's eos token, otherwise its sep token.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
@@ -133,6 +141,11 @@ def end_of_text_id(tokenizer: PreTrainedTokenizerFast, name: str) -> int:
 
 
 def check_vocabulary(encoder: Encoder, name: str, vocab_size: int) -> None:
+    """Check that a model's embedding has a row for every token.
+
+    Raises:
+        UserError: the tokenizer has more than `vocab_size` tokens.
+    """
     if encoder.n_tokens > vocab_size:
         raise UserError(
             f"the tokenizer {name!r} has {encoder.n_tokens} tokens, the model's vocabulary is {vocab_size}: "

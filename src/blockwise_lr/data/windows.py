@@ -1,4 +1,4 @@
-"""The windows that a trainer reads: an endless stream to train on, a fixed set to evaluate on."""
+"""Data sets of token windows: an endless stream for training, and a fixed set for evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from blockwise_lr.errors import UserError
 
 
 def require_window(shards: TokenShards, context: int) -> None:
+    """Check that a split holds at least one window of `context` tokens.
+
+    Raises:
+        UserError: the split is too short.
+    """
     if shards.n_tokens < context:
         raise UserError(
             f"too little text: the split {shards.split} of {shards.source} has {shards.n_tokens} tokens, "
@@ -26,16 +31,16 @@ def _sample(shards: TokenShards, window: int, context: int) -> dict[str, torch.T
 
 
 class TrainingStream(Dataset[dict[str, torch.Tensor]]):
-    """Training windows without end, in an order that only the seed decides.
+    """Training windows over any number of epochs, in an order that only the seed decides.
 
-    Sample i is window perm(i // n)[i % n] of the n whole windows, where perm(epoch) is a permutation drawn
-    from (seed, epoch): the same whatever the batch size, the number of processes or the point of resuming.
+    Sample i is window perm(i // n)[i % n] of the n complete windows, where perm(epoch) is a permutation drawn from
+    (seed, epoch). The order does not depend on the batch size, the number of ranks or the step of a resume.
 
     Args:
         shards: the split, usually `data.train`.
         context: length of a window, in tokens.
         seed: seed of the order.
-        n_samples: length of the data set, in windows; it may exceed one epoch.
+        n_samples: length of the data set, in windows; may exceed one epoch.
 
     Raises:
         UserError: the split holds fewer than `context` tokens.
@@ -60,7 +65,7 @@ class TrainingStream(Dataset[dict[str, torch.Tensor]]):
         return self.n_samples
 
     def window(self, index: int) -> int:
-        """Which window of the split sample `index` is."""
+        """Return the index of the window in the split that is sample `index`."""
         epoch, position = divmod(index, self.n_windows)
         if epoch != self._epoch:
             self._order = np.arange(self.n_windows, dtype=np.uint32)
@@ -69,19 +74,19 @@ class TrainingStream(Dataset[dict[str, torch.Tensor]]):
         return int(self._order[position])
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """`input_ids` and `labels`, each (context,) int64 and equal: transformers' models shift labels."""
+        """Return `input_ids` and equal `labels`, each (context,) int64. transformers' models shift the labels."""
         if not 0 <= index < self.n_samples:
             raise IndexError(f"sample {index} of {self.n_samples}")
         return _sample(self.shards, self.window(index), self.context)
 
 
 class FixedWindows(Dataset[dict[str, torch.Tensor]]):
-    """Windows without overlap, always the same: the whole split, or evenly spaced over it.
+    """A fixed set of windows without overlap: all windows of a split, or some evenly spaced over it.
 
     Args:
         shards: the split, usually `data.val`.
         context: length of a window, in tokens.
-        max_tokens: take at most this many tokens (but one window at least); 0: the whole split.
+        max_tokens: the largest number of tokens, but at least one window; 0 for the whole split.
 
     Raises:
         UserError: the split holds fewer than `context` tokens.
@@ -100,7 +105,7 @@ class FixedWindows(Dataset[dict[str, torch.Tensor]]):
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """As `TrainingStream`: `input_ids` and `labels`, each (context,) int64."""
+        """Return `input_ids` and equal `labels`, each (context,) int64."""
         if not 0 <= index < self._length:
             raise IndexError(f"window {index} of {self._length}")
         return _sample(self.shards, index * self.n_windows // self._length, self.context)

@@ -1,1 +1,1 @@
-"""One training run."""
+"""Configure and run one training."""

@@ -1,4 +1,4 @@
-"""Keep freed memory in the process, so that the next step need not ask the system for it again."""
+"""Keep freed memory in the process, so that the next training step can reuse it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ _M_MMAP_MAX = -4
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep what is freed; for a process whose main job is to train on the CPU.
+    """Configure glibc's malloc to keep freed memory. Use this in a process that trains on the CPU.
 
-    By default glibc maps every large tensor afresh and unmaps it when freed, so each step pays for the page faults
-    of its activations again, and small changes of the order in which tensors die change the time of a step.
-    Peak memory stays as it is, but is not given back before the process ends (benchmarks/train_throughput.py
-    measures both). Does nothing on other C libraries, or where the environment sets malloc by itself (``MALLOC_*``,
+    By default, glibc maps memory for every large tensor and unmaps it when the tensor is freed. Each step then pays for
+    the page faults of its activations again, and step times depend on the order in which tensors are freed.
+
+    Peak memory does not change, but the process returns it only at its end. benchmarks/train_throughput.py measures
+    both. The call does nothing on other C libraries, or if the environment configures malloc (``MALLOC_*``,
     ``LD_PRELOAD``).
 
     Returns:
-        Whether malloc was told so.
+        Whether malloc accepted the setting.
     """
     chosen = any(name.startswith("MALLOC_") or name == "LD_PRELOAD" for name in os.environ)
     if chosen or platform.libc_ver()[0] != "glibc":

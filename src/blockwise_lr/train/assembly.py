@@ -1,8 +1,7 @@
-"""What a run is made of: Trainer's arguments, and the trainer with its model, data and optimizer's settings."""
+"""Assemble a run: Trainer's arguments, and the trainer with its model, data and optimizer settings."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +10,19 @@ from transformers.trainer_callback import PrinterCallback
 
 from blockwise_lr.blocks import split_fused
 from blockwise_lr.data.prepare import FixedWindows, TokenData, TrainingStream
-from blockwise_lr.experimental.auto_rule import AutoRule, parse_auto
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.train.build_model import build_model
-from blockwise_lr.train.checks import (
-    optimizer_of_run,
-    parse_clip,
-    parse_no_decay,
-    parse_weight_decay,
-    report_names,
-    warmup_steps,
-)
+from blockwise_lr.train.checks import report_names
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.metrics import MetricsFile
 from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
-from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.run_optimizer import optimizer_of_run
+from blockwise_lr.train.settings import Settings
 
 
-def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
-    """Trainer's own arguments; making them starts torch.distributed under torchrun."""
+def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> TrainingArguments:
+    """Return Trainer's arguments. Building them starts torch.distributed under torchrun."""
     optim = config.optim
     data_seed = config.seed if config.data_seed is None else config.data_seed
     return TrainingArguments(
@@ -40,22 +32,22 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.accumulation,
         learning_rate=optim.base_lr,
-        weight_decay=optim.weight_decay or 0.0,  # None: of an optimizer that takes none
+        weight_decay=settings.optim.weight_decay,
         max_grad_norm=optim.clip,
-        warmup_steps=warmup_steps(config),
+        warmup_steps=settings.optim.warmup_steps,
         seed=data_seed,
-        use_cpu=config.device == "cpu",
-        bf16=False,  # PretrainTrainer enters autocast itself
+        use_cpu=settings.device == "cpu",
+        bf16=False,  # PretrainTrainer enters autocast by itself
         torch_compile=config.compile,
-        tf32=False,  # PretrainTrainer switches it on by itself, for the training steps alone
+        tf32=False,  # PretrainTrainer enables TF32 by itself, for training steps only
         logging_steps=config.log_every,
-        logging_nan_inf_filter=False,  # or NaN losses would be hidden (METHOD section 7)
+        logging_nan_inf_filter=False,  # the filter hides NaN losses
         logging_first_step=False,
         eval_strategy="steps" if config.eval_every else "no",
         eval_steps=config.eval_every or None,
         save_strategy="steps",
         save_steps=config.save_every or config.steps,
-        save_total_limit=None,  # checkpoint.rotate does it, after the new one is whole
+        save_total_limit=None,  # manifest.rotate deletes old checkpoints, once the new one is complete
         report_to=report_names(config) or "none",
         dataloader_drop_last=True,
         remove_unused_columns=False,
@@ -66,6 +58,7 @@ def training_arguments(config: TrainConfig, out: Path) -> TrainingArguments:
 
 def make_trainer(
     config: TrainConfig,
+    settings: Settings,
     out: Path,
     arguments: TrainingArguments,
     data: TokenData,
@@ -73,15 +66,17 @@ def make_trainer(
     sharpness: SharpnessCallback | None,
     guard: NonFiniteGuard,
 ) -> PretrainTrainer:
-    """The trainer of a run, with its model, its data and its optimizer's settings.
+    """Build the trainer of a run, with its model, its data and its optimizer settings.
 
     Args:
-        config, out: the run and its folder.
-        arguments: of :func:`training_arguments`.
-        data: the splits.
-        metrics: where rows go; None: not on this process.
-        sharpness: measures during the run; None: it is not asked for.
-        guard: what happens at a gradient that is not finite.
+        config: the run.
+        settings: the typed values of `config`.
+        out: the run's folder.
+        arguments: the result of :func:`training_arguments`.
+        data: the tokenized splits.
+        metrics: the file that receives logged rows; None on all ranks but 0.
+        sharpness: the callback that measures sharpness; None if the run does not measure.
+        guard: handles losses and gradients that are not finite.
     """
     optim, context = config.optim, config.model.context
     sequences = config.batch_size * config.accumulation * arguments.world_size
@@ -93,23 +88,23 @@ def make_trainer(
         train_dataset=TrainingStream(data.train, context, arguments.seed, n_samples=config.steps * sequences),
         eval_dataset=FixedWindows(data.val, context, config.eval_tokens),
         processing_class=data.tokenizer,
-        data_collator=default_data_collator,  # windows are of one length: nothing to pad
+        data_collator=default_data_collator,  # all windows have one length, so none needs padding
         optimizer_cls_and_kwargs=optimizer_of_run(optim),
-        ratios=_auto_rule(config) or parse_ratios(optim.ratios),
+        ratios=settings.optim.auto or settings.optim.ratios,
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,
         warmup=optim.warmup,
         warmup_start=optim.warmup_start,
-        weight_decay=parse_weight_decay(optim.weight_decay_by_block) or None,
-        no_decay=parse_no_decay(optim.no_decay),
+        weight_decay=settings.optim.weight_decay_by_block or None,
+        no_decay=settings.optim.no_decay,
         decay=optim.decay,
-        clip_by_block=parse_clip(optim.clip_by_block),
+        clip_by_block=settings.optim.clip_by_block,
         metrics=metrics,
         run_dir=out,
         keep_checkpoints=config.keep_checkpoints,
         tokens_per_step=sequences * context,
-        autocast_bf16=config.precision == "bf16",
+        autocast_bf16=settings.precision == "bf16",
         tf32=config.tf32,
         guard=guard,
     )
@@ -121,20 +116,15 @@ def make_trainer(
     return trainer
 
 
-def _auto_rule(config: TrainConfig) -> AutoRule | None:
-    rule = parse_auto(config.optim.ratios)
-    return rule and replace(rule, re_measure=config.optim.re_measure)
-
-
 class _OwnIntervals(TrainerCallback):
-    """The intervals are those of this command: Trainer resumes with those that the checkpoint was saved with."""
+    """Use this command's intervals for logging, evaluation and saving. Trainer would restore the checkpoint's."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         state.compute_steps(args, state.max_steps)
 
 
 class _EvaluateAtTheEnd(TrainerCallback):
-    """The last step is logged and evaluated whatever log_every and eval_every are: its loss is the run's result."""
+    """Log, evaluate and save at the last step, whatever the intervals are: its loss is the run's result."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:

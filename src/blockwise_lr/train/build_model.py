@@ -1,4 +1,4 @@
-"""GPT-2 and LLaMA of any size, from transformers' own classes."""
+"""Build GPT-2 and LLaMA models of any size from transformers' own classes."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.train.config import ModelConfig
 
 LARGEST = 2**31 - 1
-"""Of any size or number: beyond it, torch and numpy count wrongly or not at all."""
+"""The largest size or count that a configuration may have. Above it, torch and numpy overflow."""
 
 
 def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
-    """A freshly initialised model in fp32, the same for the same seed, without dropout.
+    """Build a newly initialised model in fp32 without dropout. The same seed gives the same weights.
 
-    LLaMA has d_ff = 4 d unless given (METHOD section 3). GPT-2 keeps transformers' biases; the paper's has none.
+    The feed-forward width is 4 times the hidden size by default, as in the paper (arXiv 2502.19002). GPT-2 keeps
+    transformers' biases; the paper's GPT-2 has none.
+
+    Args:
+        config: family and sizes of the model.
+        seed: seed of the initial weights.
 
     Raises:
-        UserError: a size out of range, widths that do not divide, or a LLaMA-only setting on GPT-2.
+        UserError: a size is out of range, a width is not divisible as needed, or GPT-2 has a LLaMA-only setting.
 
     Example:
         >>> build_model(ModelConfig(hidden_size=32, layers=1, vocab_size=64), seed=0).num_parameters()
@@ -89,7 +94,7 @@ def build_model(config: ModelConfig, *, seed: int) -> PreTrainedModel:
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Number of parameters of :func:`build_model`, without allocating them; a tied head counts once.
+    """Return the number of parameters of :func:`build_model`'s model, without allocating it. A tied head counts once.
 
     Example:
         >>> count_parameters(ModelConfig(hidden_size=32, layers=1, vocab_size=64))

@@ -1,4 +1,4 @@
-"""What one training run is: typed, immutable, and the same thing as the command line and config.json."""
+"""The configuration of a training run: immutable dataclasses that define the command line and config.json."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class ModelConfig:
     layers: int = 4
     """Number of Transformer layers."""
     heads: int = 2
-    """Number of attention heads; hidden_size must be a multiple of it."""
+    """Number of attention heads; must divide hidden_size."""
     kv_heads: int | None = None
-    """Number of key/value heads (LLaMA); None: as many as heads."""
+    """Number of key/value heads (LLaMA only); None: the value of heads."""
     ffn_size: int | None = None
     """Width of the feed-forward layer, in channels; None: 4 x hidden_size."""
     vocab_size: int = 3072
-    """Rows of the embedding, in tokens; at least the tokenizer's vocabulary."""
+    """Rows of the token embedding; at least the size of the tokenizer's vocabulary."""
     context: int = 128
     """Length of a training sequence, in tokens."""
     tied: bool = False
-    """Whether the output head shares the token embedding."""
+    """Tie the output head to the token embedding, so that they share one weight."""
 
 
 @dataclass(frozen=True)
@@ -44,67 +44,72 @@ class OptimConfig:
     """The optimizer, the learning rate of each block, and their schedule."""
 
     optimizer: str = "adamw"
-    """Name of the optimizer (adamw, nadamw, adafactor, sgd, muon, adam-mini, lion, soap, ademamix, adan), or the import
-    path of any other, module:Class, such as torch.optim:RAdam."""
+    """Name of the optimizer (adamw, nadamw, adafactor, sgd, muon, adam-mini, lion, soap, ademamix, adan). For any
+    other optimizer, its import path as module:Class, such as torch.optim:RAdam."""
     base_lr: float = 6e-4
-    """Peak learning rate of a block whose ratio is 1. For the ratios measured and auto: about a quarter of a tuned
-    uniform learning rate."""
+    """Base learning rate: the peak learning rate of a block whose ratio is 1. With --ratios measured or auto, use about
+    a quarter of a tuned uniform learning rate."""
     ratios: str = "paper"
-    """Learning-rate ratio of each block: "uniform", "paper", "measured" (along runs of a small model), "quickstart",
-    pairs such as emb=4,vo=0.5, a JSON file ({block: ratio}, sharpness.json or directional.json), or "auto": those
-    measured, moved in the first part of the run."""
+    """Learning-rate ratio of each block: a name ("uniform", "paper", "quickstart", or "measured" from runs of a small
+    model); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
+    which starts from the measured ratios and adjusts them in the first part of the run."""
     re_measure: int = 0
-    """With --ratios auto: go on after the first part, every so many steps; 0: the ratios then rest."""
+    """With --ratios auto: after the first part of the run, adjust the ratios again every this many steps; 0: keep the
+    ratios fixed from then on."""
     beta1: float | None = None
-    """Decay of the first moment's moving average, per step; None: the optimizer's own (AdamW: 0.9)."""
+    """Decay rate of the first moment's moving average, per step; None: the optimizer's default (AdamW: 0.9)."""
     beta2: float | None = None
-    """Decay of the second moment's moving average, per step; None: the optimizer's own (AdamW: 0.95)."""
+    """Decay rate of the second moment's moving average, per step; None: the optimizer's default (AdamW: 0.95)."""
     eps: float | None = None
-    """Added to the square root of the second moment; None: the optimizer's own (AdamW: 1e-8)."""
+    """Constant added to the square root of the second moment; None: the optimizer's default (AdamW: 1e-8)."""
     weight_decay: float | None = None
-    """Decoupled weight decay, per unit of learning rate; None: the optimizer's own (AdamW: 0.1)."""
+    """Decoupled weight decay, per unit of learning rate; None: the optimizer's default (AdamW: 0.1)."""
     weight_decay_by_block: str = ""
-    """The same for single blocks, as pairs such as emb=0,norm=0,ffn=0.2; the others keep weight_decay."""
+    """Weight decay of single blocks, as pairs such as emb=0,norm=0,ffn=0.2; all other blocks use weight_decay."""
     decay: Literal["coupled", "constant"] = "coupled"
-    """"coupled": a block's decay is lr * weight_decay, so it grows with its ratio (the paper's way);
-    "constant": every block decays as at the base learning rate."""
+    """How weight decay scales with a block's learning rate. "coupled": a step decays weights by lr * weight_decay,
+    which grows with the block's ratio, as in the paper. "constant": all blocks decay as at the base learning rate."""
     no_decay: str = ""
-    """Blocks without weight decay, comma-separated ("norm,emb"), or "1d" for all vectors; empty: none."""
+    """Blocks without weight decay, comma-separated ("norm,emb"), or "1d" for all vectors; empty: all blocks decay."""
     clip: float = 1.0
-    """Largest L2 norm of the whole gradient; 0: no clipping."""
+    """Clip the gradient of the whole model to this L2 norm; 0: no clipping."""
     clip_by_block: str = ""
-    """Largest L2 norm of each block's gradient, in the place of clip: one number for all (1.0), or pairs such as
-    emb=0.5,ffn=1, the other blocks then not being clipped; empty: clip as a whole."""
+    """Clip each block's gradient to its own L2 norm, instead of clip. One number for all blocks (1.0), or pairs such as
+    emb=0.5,ffn=1, which leave all other blocks unclipped; empty: use clip."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """At a loss or a gradient that is NaN or infinite: "stop" the run, with the block and the parameter named, or
-    "skip" that update and count it. Either way it never reaches the optimizer."""
+    """What to do when the loss or the gradient is NaN or infinite. "stop": end the run and name the block and the
+    parameter. "skip": skip the update and count it. In both cases the gradient never reaches the optimizer."""
     schedule: Literal["cosine", "wsd"] = "cosine"
-    """Shape of the learning rate over the steps."""
+    """Learning-rate schedule: cosine decay, or warmup-stable-decay (wsd)."""
     warmup_fraction: float = 0.02
-    """Linear warm-up, as a share of the steps."""
+    """Length of the linear warm-up, as a fraction of the steps."""
     warmup_steps: int | None = None
-    """Linear warm-up in steps; takes precedence over warmup_fraction."""
+    """Length of the linear warm-up, in steps; overrides warmup_fraction."""
     warmup_start: Literal["above_zero", "zero"] = "above_zero"
-    """"above_zero": the first update has the peak divided by the warm-up's steps; "zero": it has a learning rate of 0,
-    as in the authors' code and in runs of earlier versions."""
+    """Learning rate of the first update. "above_zero": the peak divided by the number of warm-up steps. "zero": 0, as
+    in the authors' code and in runs of earlier versions."""
     warmup: Literal["shared", "equal_slope"] = "shared"
-    """"shared": every block warms up over the same steps; "equal_slope": over ratio times as many."""
+    """"shared": all blocks warm up over the same steps. "equal_slope": each block warms up over ratio times as many
+    steps, so that all learning rates rise at the same slope."""
     floor_fraction: float = 0.05
-    """Final learning rate as a share of base_lr."""
+    """Final learning rate, as a fraction of base_lr."""
     floor: Literal["shared", "proportional"] = "shared"
-    """"shared": all blocks end at one learning rate (the paper's way); "proportional": at their peak's share."""
+    """"shared": all blocks end at the same learning rate, as in the paper. "proportional": each block ends at
+    floor_fraction of its own peak."""
 
     def resolved(self) -> OptimConfig:
-        """The same with numbers for what is None, where the optimizer has such a thing.
+        """Return a copy in which the optimizer's own defaults replace None.
+
+        A setting that the optimizer does not have stays None.
 
         Raises:
-            UserError: an unknown optimizer, or one whose package is missing.
+            UserError: the optimizer is unknown, or its package is missing.
 
         Example:
             >>> OptimConfig(optimizer="lion", beta2=0.99).resolved().beta1
             0.95
         """
-        from blockwise_lr.optimizers.registry import optimizer_entry  # not at the top: it brings torch
+        from blockwise_lr.optimizers.registry import optimizer_entry  # imported here: it imports torch
 
         try:
             entry = optimizer_entry(self.optimizer)
@@ -118,60 +123,60 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. `config.json` in a run's folder holds exactly these fields."""
+    """One training run. "train" in a run's config.json holds exactly these fields."""
 
     preset: Annotated[str, tyro.conf.Suppress] = "quickstart"
-    """Name of the preset that the values started from."""
+    """Name of the preset that the other values started from."""
     steps: int = 400
     """Optimizer steps in the run."""
     batch_size: int = 16
-    """Sequences of one micro-batch, on each process."""
+    """Sequences in one micro-batch, on each process."""
     accumulation: int = 1
-    """Micro-batches summed into one optimizer step, on each process."""
+    """Gradient accumulation: micro-batches in one optimizer step, on each process."""
     seed: int = 0
-    """Seed of the run; init_seed and data_seed follow it unless given."""
+    """Seed of the run: the default of init_seed and data_seed."""
     init_seed: int | None = None
-    """Seed of the initial weights; None: seed."""
+    """Seed of the initial weights; None: the value of seed."""
     data_seed: int | None = None
-    """Seed of the data order; None: seed."""
+    """Seed of the data order; None: the value of seed."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """"bf16": weights in fp32, forward and backward under bf16 autocast; "fp32": no autocast; "auto": bf16 where the
-    device has instructions for it, otherwise fp32, since a CPU that emulates bf16 trains far slower.
-    Evaluation is always in fp32."""
+    """Precision of the training steps. "bf16": weights in fp32, forward and backward pass under bf16 autocast. "fp32":
+    no autocast. "auto": bf16 if the device has instructions for it, otherwise fp32, because emulated bf16 trains far
+    slower. Evaluation is always in fp32."""
     tf32: bool = False
-    """With --precision fp32 on a GPU: compute matrix products of the training steps in TF32, which keeps 10 bits of
+    """With --precision fp32 on a GPU: compute the matrix products of the training steps in TF32, which keeps 10 bits of
     the mantissa. Evaluation and measurements stay in full fp32."""
     compile: bool = False
-    """Compile the model with torch.compile. TF32 stays off: see tf32."""
+    """Compile the model with torch.compile. TF32 stays off unless tf32 is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; "auto": a GPU if there is one."""
+    """Device to train on; "auto": a GPU if there is one, otherwise the CPU."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     eval_every: int = 50
-    """Steps between two validation losses, a multiple of log_every; 0: only at the end."""
+    """Steps between two evaluations, a multiple of log_every; 0: evaluate only at the end."""
     eval_tokens: int = 49_152
-    """Tokens of the fixed validation set (and of the tune set); 0: the whole split."""
+    """Tokens of the fixed validation set, and of the tune set; 0: the whole split."""
     save_every: int = 100
-    """Steps between two checkpoints, a multiple of log_every; 0: only at the end."""
+    """Steps between two checkpoints, a multiple of log_every; 0: save only at the end."""
     keep_checkpoints: int = 2
-    """How many of the newest whole checkpoints to keep."""
+    """Number of complete checkpoints to keep; older ones are deleted."""
     report_to: str = "tensorboard"
-    """Where Trainer reports to, comma-separated: tensorboard, wandb, trackio, none."""
+    """Experiment trackers, comma-separated: tensorboard, wandb, trackio; none: no tracker."""
     sharpness_every: int = 0
-    """Steps between two measurements of every block's sharpness (sharpness.jsonl), step 0 included; 0: none."""
+    """Steps between two measurements of every block's sharpness (sharpness.jsonl), from step 0 on; 0: none."""
     sharpness_at: tuple[int, ...] = ()
-    """Steps to measure sharpness at besides; 0: before training."""
+    """Further steps at which to measure sharpness; step 0 is before training."""
     sharpness_estimators: tuple[Estimator, ...] = ("fisher",)
-    """How sharpness is measured: "fisher" and "hutchinson" on the measure split; "empirical" off the training's own
-    gradients and "optimizer" off Adam's second moment, which cost next to nothing and are biased."""
+    """Estimators of sharpness. "fisher" and "hutchinson" are computed on the measure split. "empirical" uses the
+    gradients of training and "optimizer" uses Adam's second moment: both cost almost nothing, but are biased."""
     sharpness_batches: int = 1
-    """Micro-batches (of batch_size sequences, on each process) of one measurement by fisher or hutchinson."""
+    """Micro-batches in one measurement by fisher or hutchinson, each of batch_size sequences on each process."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain nested dictionaries and lists, for JSON."""
+        """Return the fields as nested dictionaries and lists, for JSON."""
         values = dataclasses.asdict(self)
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -179,10 +184,10 @@ class TrainConfig:
 MEASUREMENT_FIELDS = frozenset(
     {"sharpness_every", "sharpness_at", "sharpness_estimators", "sharpness_batches"}
 )
-"""Fields that say what is measured; the training is the same to the bit."""
+"""Fields that set what is measured. Training is bit-identical for all their values."""
 
 FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", "report_to", "data.cache"}
-"""Fields on which no number of a run depends: they may differ between a run and its resumption."""
+"""Fields that may change when a run is resumed, because no number of the run depends on them."""
 
 
 _LATER_FIELDS: Mapping[str, Any] = {
@@ -192,21 +197,23 @@ _LATER_FIELDS: Mapping[str, Any] = {
     "optim.on_nonfinite": "stop",
     "optim.warmup_start": "zero",
 }
-"""Fields that came later, with the value that changes nothing: runs from before are the same runs."""
+"""Fields added in later versions, with the value that older runs have. With that value, `identity` leaves them out."""
 
 
 _SAVED_FIELDS = frozenset({"optimizer", "base_lr", "schedule", "warmup_fraction", "floor_fraction"})
-"""Fields of `optim` that every saved configuration has. A configuration written by hand names a few fields only."""
+"""Fields of `optim` that every saved configuration has. They tell it from one written by hand, which has few fields."""
 
 
 def identity(config: TrainConfig) -> dict[str, Any]:
-    """Everything that can change a run's numbers, as {"optim.base_lr": ...}: equal for runs that are the same.
+    """Return every field that can change a run's numbers, as {"optim.base_lr": ...}.
+
+    Two configurations of the same run have equal identities.
 
     Example:
         >>> identity(TrainConfig(report_to="none")) == identity(TrainConfig())
         True
     """
-    # Through config_from_dict, so that 1 and 1.0 are the same configuration; and None is what it stands for.
+    # config_from_dict makes 1 and 1.0 equal; `resolved` replaces None by the value that it stands for.
     same = config_from_dict(config.to_dict())
     fields = _flatten(dataclasses.replace(same, optim=same.optim.resolved()).to_dict())
     return {
@@ -226,12 +233,15 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The configuration that :meth:`TrainConfig.to_dict` gave.
+    """Return the configuration that :meth:`TrainConfig.to_dict` wrote.
 
-    A saved configuration without ``optim.warmup_start`` is of an earlier version, and means "zero".
+    A saved configuration without ``optim.warmup_start`` comes from an earlier version, which always used "zero".
+
+    Args:
+        values: nested mappings of fields; missing fields have their defaults.
 
     Raises:
-        UserError: no such mapping, a field that does not exist, or a value of another type than the field's.
+        UserError: `values` is no mapping, a field does not exist, or a value has the wrong type.
 
     Example:
         >>> config_from_dict(TrainConfig(steps=7).to_dict()).steps
@@ -241,7 +251,7 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
         raise UserError(f"configuration: it is {type(values).__name__}; expected an object of fields")
     optim = values.get("optim")
     if isinstance(optim, Mapping) and optim.keys() >= _SAVED_FIELDS:
-        # Its warm-up began at 0 when the run was trained, whatever the default is now.
+        # The default has changed since: when this run was trained, its warm-up began at 0.
         values = {**values, "optim": {"warmup_start": "zero", **optim}}
     return _from_dict(TrainConfig, values, "")
 
@@ -275,9 +285,9 @@ def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 def _fits(value: Any, hint: Any) -> bool:
     if get_origin(hint) is Literal:
         return value in get_args(hint)
-    if get_origin(hint) is tuple:  # of any length; JSON has lists
+    if get_origin(hint) is tuple:  # a tuple of any length, which JSON stores as a list
         return isinstance(value, (list, tuple)) and all(_fits(each, get_args(hint)[0]) for each in value)
-    options = get_args(hint) or (hint,)  # `int | None` has its options as arguments
+    options = get_args(hint) or (hint,)  # `int | None` has its alternatives as arguments
     if isinstance(value, bool):
         return bool in options
     if float in options and isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Where a run was made: package versions, commit, hardware, date."""
+"""Describe the environment of a run: package versions, git commit, hardware and date."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _PACKAGES = ("blockwise-lr", "torch", "transformers", "accelerate", "tokenizers"
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Everything about this machine and installation that a run's numbers may depend on.
+    """Return everything about this machine and installation that a run's numbers may depend on.
 
     Args:
-        device: "cpu" or "cuda", the one that trains.
+        device: the device that trains, "cpu" or "cuda".
 
     Example:
         >>> sorted(describe_environment("cpu"))
@@ -44,12 +44,14 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of this package's checkout, with "+changes" if files differ from it; None where there is no git."""
+    """Return the git commit of this package's checkout; None if it is not in a git repository.
+
+    The commit ends in "+changes" if a file of the package differs from it.
+    """
     here = Path(__file__).parent
     try:
-        _git(
-            here, "ls-files", "--error-unmatch", __file__
-        )  # or it is somebody else's repository around a .venv
+        # Fails in a repository that does not track this file, such as one that only contains the .venv.
+        _git(here, "ls-files", "--error-unmatch", __file__)
         commit = _git(here, "rev-parse", "HEAD")
         return commit + ("+changes" if _git(here, "status", "--porcelain", "--", str(here.parent)) else "")
     except (OSError, subprocess.SubprocessError):

@@ -1,4 +1,4 @@
-"""The loss of a causal language model on a fixed set of windows."""
+"""Evaluate a causal language model on a fixed set of windows."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from blockwise_lr.fp32 import fp32_precision
 @torch.no_grad()
 @fp32_precision("ieee")
 def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *, batch_size: int) -> float:
-    """Mean cross-entropy in nats over every predicted token of `windows`, in the model's own precision.
+    """Return the mean cross-entropy, in nats, over every predicted token of `windows`.
 
-    That is without autocast, and in fp32 without TF32, whatever the process has set.
+    The model runs in its own precision: without autocast, and in fp32 without TF32, whatever the process has set.
 
-    Token-weighted: each batch counts by the tokens it predicts, so the batch size changes nothing but the last bits.
-    Under torch.distributed each process takes its share of the windows and all return the same number. A process with
-    fewer batches than another repeats a window that does not count, so that all make as many forward passes, which
-    DDP and ``fully_shard`` need. Under tensor parallelism every process takes all windows.
+    Each batch is weighted by the number of tokens that it predicts, so the batch size changes only rounding. Under
+    torch.distributed, each rank evaluates its share of the windows and all ranks return the same number. DDP and
+    ``fully_shard`` need equally many forward passes on all ranks, so a rank with fewer batches repeats a window that
+    does not count. Under tensor parallelism, every rank evaluates all windows.
 
     Args:
         model: takes ``input_ids`` and ``labels`` (batch, context) and returns an object with the mean ``loss``.
         windows: items ``{"input_ids": (context,), "labels": (context,)}``.
-        batch_size: windows a forward pass; no effect on the result.
+        batch_size: windows in one forward pass; has no effect on the result.
+
+    Returns:
+        The loss, in nats a token.
 
     Example:
         >>> evaluate_loss(model, FixedWindows(data.val, context=128, max_tokens=0), batch_size=16)  # doctest: +SKIP
@@ -40,7 +43,8 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
     count = len(windows)  # type: ignore[arg-type]
     largest = -(-count // world)
     share = Subset(windows, range(rank, count, world))
-    short = -(-largest // batch_size) - -(-len(share) // batch_size)  # batches that this process lacks
+    # Batches that this rank has fewer than the others.
+    short = -(-largest // batch_size) - -(-len(share) // batch_size)
     uncounted = DataLoader(Subset(windows, [0] * short)) if short else ()
     was_training = model.training
     model.eval()
@@ -56,9 +60,8 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
             model(**{name: tensor.to(device) for name, tensor in batch.items()})
     finally:
         model.train(was_training)
-        reshard(
-            model
-        )  # the outermost module holds whole parameters after a forward pass without a backward pass
+        # fully_shard's outermost module keeps unsharded parameters after a forward pass without a backward pass.
+        reshard(model)
     if world > 1:
         dist.all_reduce(total)
     return float(total[0] / total[1])

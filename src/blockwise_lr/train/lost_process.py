@@ -1,4 +1,4 @@
-"""How the processes of a run notice that one of them is gone, and which of them reports it."""
+"""Detect that a process of a distributed run has exited, and choose the process that reports it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-# gloo and NCCL have no class of errors for it.
+# gloo and NCCL raise a plain RuntimeError, so only the message identifies a lost connection.
 _SIGNS = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
 _REPORTED = ".lost"  # in a run's folder
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Return whether an error is how a collective reports that another process is gone."""
+    """Return whether a collective raised the error because another process has exited."""
     return dist.is_initialized() and any(sign in str(error) for sign in _SIGNS)
 
 
@@ -29,11 +29,11 @@ def is_first_to_report(out: Path) -> bool:
         (out / _REPORTED).touch(exist_ok=False)
     except FileExistsError:
         return False
-    except OSError:  # a full disk: two reports are better than none
+    except OSError:  # two reports on a full disk are better than none
         pass
     return True
 
 
 def forget_report(out: Path) -> None:
-    """Remove what an earlier attempt of this run left, so that this attempt can report again."""
+    """Remove the file that an earlier attempt of this run left, so that this attempt can report."""
     (out / _REPORTED).unlink(missing_ok=True)

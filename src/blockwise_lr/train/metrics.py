@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a logged step, cut back to the checkpoint when a run resumes."""
+"""metrics.jsonl: one JSON object for each logged step, truncated to the checkpoint when a run resumes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from blockwise_lr.train.spikes import WINDOW, is_spike
 
 
 class MetricsFile:
-    """The metrics of one run on disk.
+    """The metrics.jsonl of one run, opened for appending.
 
-    A row is whole once :meth:`append` returns; a row that a crash cut short is dropped on reading.
+    A row is complete once :meth:`append` returns. Reading drops a row that a crash cut short.
 
     Args:
         path: the metrics.jsonl to write.
-        resume_step: keep the rows up to this optimizer step (0: start afresh).
+        resume_step: the optimizer step to resume at. Rows of later steps are removed; 0 removes all rows.
 
     Raises:
-        UserError: the rows that are there are damaged.
+        UserError: the existing rows are damaged.
         StorageError: the file cannot be written.
     """
 
@@ -36,9 +36,10 @@ class MetricsFile:
         write_text_atomic(path, "".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add one row; a number that is not finite becomes null, since JSON has none.
+        """Append one row. NaN and infinity become null, because JSON has neither.
 
-        A loss far above those before it gets ``"spike": true`` (:func:`blockwise_lr.train.spikes.is_spike`).
+        A row whose loss is far above the previous losses gets ``"spike": true``
+        (:func:`blockwise_lr.train.spikes.is_spike`).
         """
         row = _with_nulls(row)
         if is_spike(row["train_loss"], self._losses):
@@ -48,7 +49,7 @@ class MetricsFile:
             file.write(json.dumps(row, allow_nan=False) + "\n")
 
     def sync(self) -> None:
-        """Let the rows reach the disk: before a checkpoint that will be resumed from with them."""
+        """Flush the rows to disk. Call this before sealing a checkpoint, which resumes with these rows."""
         with storing(self._path), self._path.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -60,10 +61,12 @@ def _with_nulls(value: Any) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, in order; what a crash left at its end is left out. No file: no rows.
+    """Return the rows of a metrics.jsonl in order; an empty list if the file does not exist.
+
+    A damaged line at the end of the file, which a crash can leave, is dropped.
 
     Raises:
-        UserError: a line that is no row, with rows behind it: damage, and not a crash.
+        UserError: a damaged line has complete rows after it, which a crash cannot cause.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""A gradient that is not finite, caught before the optimizer takes it: the run stops, or leaves the step out."""
+"""Keep NaN and infinite gradients from the optimizer: stop the run, or skip the step."""
 
 from __future__ import annotations
 
@@ -14,59 +14,60 @@ from blockwise_lr.optim.gradients import Groups, ParametersByBlock, gradient_nor
 from blockwise_lr.optim.nonfinite_report import describe_nonfinite, nonfinite_gradients, nonfinite_weights
 
 Policy = Literal["stop", "skip"]
-_TOLD = 10  # skipped steps that are told one by one; then every hundredth
-_IN_A_ROW = 100  # skipped steps after which no other is expected to be better
-_FEW = 4  # parameters that are told with how many of their elements are NaN or infinite
+_REPORTED_SINGLY = 10  # the first skipped steps, which are reported singly; after them, every hundredth is
+_IN_A_ROW = 100  # skipped steps in a row after which the run stops, since the next ones would not be better
+_FEW = 4  # at most this many parameters are reported with counts of NaN and infinite elements
 
 
 class NonFiniteGuard:
-    """What happens at a gradient whose norm is NaN or infinite.
+    """Stops the run, or skips the step, when the norm of the gradient is NaN or infinite.
 
-    Under DDP every process has the same mean gradient, so all of them come to the same decision without asking.
+    Under DDP, all ranks have the same mean gradient, so they reach the same decision without communication.
 
     Args:
-        policy: "stop" raises; "skip" clears the gradient, so that the optimizer moves nothing, and counts. The learning
-            rate's schedule and the data go on. Weights that are not finite themselves stop the run under both, since no
-            step after them could be finite; and so do a hundred skipped steps in a row.
-        say: prints one line.
-        skipped: steps skipped before, by a run that is resumed.
+        policy: "stop" raises an error. "skip" clears the gradient, so that the optimizer changes nothing, and counts
+            the step; the schedule and the data advance. Both policies stop the run when weights are not finite, because
+            no later step could be finite. Both also stop it after a hundred skipped steps in a row.
+        notify: prints one line.
+        skipped: number of steps that a resumed run has skipped before.
     """
 
-    def __init__(self, policy: Policy, say: Callable[[str], None], *, skipped: int = 0) -> None:
+    def __init__(self, policy: Policy, notify: Callable[[str], None], *, skipped: int = 0) -> None:
         self._policy = policy
-        self._say = say
+        self._notify = notify
         self.skipped = skipped
         self._in_a_row = 0
         self._loss_before: Tensor | None = None
 
     def begin(self) -> None:
-        """Forget a step that was cut short: of a training that an error or Ctrl-C ended."""
+        """Discard the state of a step that an error or Ctrl-C interrupted."""
         self._in_a_row = 0
         self._loss_before = None
 
     def before_micro_batch(self, loss: Tensor) -> None:
-        """Remember the running sum of losses as it was before this step. Nothing is remembered under "stop"."""
+        """Save the running sum of losses from before this step. The policy "stop" does not need it."""
         if self._policy == "skip" and self._loss_before is None:
             self._loss_before = loss.clone()
 
     def after_step(self) -> None:
-        """Of a step whose gradient was finite."""
+        """Call this after a step with finite gradients."""
         self._in_a_row = 0
         self._loss_before = None
 
-    def refuse(self, model: nn.Module, groups: Groups, loss: Tensor, step: int) -> None:
-        """At a gradient that is not finite: raise, or clear it and take the step's loss out of the running sum.
+    def stop_or_skip(self, model: nn.Module, groups: Groups, loss: Tensor, step: int) -> None:
+        """Handle a gradient that is not finite: raise, or clear it and remove the step's loss from the running sum.
 
         Args:
-            model, groups: the model and its optimizer's groups.
-            loss: the running sum of losses, this step's included; changed in place.
+            model: the model that trains.
+            groups: the optimizer's parameter groups.
+            loss: the running sum of losses, including this step's; changed in place.
             step: the number of this step.
 
         Raises:
             NonFiniteLossError: the policy is "stop", weights are not finite, or too many steps in a row were skipped.
         """
         what = "gradient" if bool(loss.isfinite()) else "loss"
-        where, hopeless = culprits(model, groups)
+        where, hopeless = find_nonfinite(model, groups)
         if self._policy == "stop" or hopeless:
             raise NonFiniteLossError(step, what, where)
         self._in_a_row += 1
@@ -77,33 +78,48 @@ class NonFiniteGuard:
         self._loss_before = None
         model.zero_grad(set_to_none=True)
         self.skipped += 1
-        if self.skipped <= _TOLD or self.skipped % 100 == 0:
-            self._say(
+        if self.skipped <= _REPORTED_SINGLY or self.skipped % 100 == 0:
+            self._notify(
                 f"step {step}: the {what} was not finite, its update is skipped ({self.skipped} so far); {where}"
             )
 
 
 @torch.no_grad()
-def culprits(model: nn.Module, groups: Groups) -> tuple[str, bool]:
-    """Blocks and parameters that are not finite, in words; and whether that is the weights, and not their gradient."""
+def find_nonfinite(model: nn.Module, groups: Groups) -> tuple[str, bool]:
+    """Find the blocks and parameters with NaN or infinite elements.
+
+    Returns:
+        A description of them, and whether the weights are affected; otherwise only their gradients are.
+    """
     found = parameters_with_gradients(model, groups)
     if broken := nonfinite_weights(found):
-        return f"weights that are not finite: {_spell(broken, found)}", True
-    spoilt = nonfinite_gradients(model, groups)
-    if sum(map(len, spoilt.values())) <= _FEW:  # none: finite, but too large to square
-        told = describe_nonfinite(found, gradient_norms(found), 2.0)
+        return f"weights that are not finite: {_list_parameters(broken, found)}", True
+    nonfinite = nonfinite_gradients(model, groups)
+    # An empty sum: the gradients are finite, but their squares overflow.
+    if sum(map(len, nonfinite.values())) <= _FEW:
+        description = describe_nonfinite(found, gradient_norms(found), 2.0)
     else:
-        told = _spell(spoilt, found)
-    return f"gradients that are not finite: {told}", False
+        description = _list_parameters(nonfinite, found)
+    return f"gradients that are not finite: {description}", False
 
 
+<<<<<<< HEAD
 def _spell(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
     """Blocks with their parameters, two of each at most."""
     told = []
+||||||| c978a70
+def _spell(names: Mapping[Block, Sequence[str]], found: Members) -> str:
+    """Blocks with their parameters, two of each at most."""
+    told = []
+=======
+def _list_parameters(names: Mapping[Block, Sequence[str]], found: Members) -> str:
+    """List each block with at most two of its parameters."""
+    texts = []
+>>>>>>> en-train
     for block, these in names.items():
         if len(these) == len(found[block]) > 1:
-            told.append(f"{block.value}: all {len(these)} parameters, such as {these[0]}")
+            texts.append(f"{block.value}: all {len(these)} parameters, such as {these[0]}")
         else:
             more = f" and {len(these) - 2} more" if len(these) > 2 else ""
-            told.append(f"{block.value}: {', '.join(these[:2])}{more}")
-    return "; ".join(told)
+            texts.append(f"{block.value}: {', '.join(these[:2])}{more}")
+    return "; ".join(texts)

@@ -1,4 +1,7 @@
-"""The paper's models with the settings of their data sets, and the quickstart."""
+"""Presets: the paper's models with the settings of each data set, and the quickstart.
+
+The paper is "The Sharpness Disparity Principle in Transformers", arXiv 2502.19002 (ICML 2025).
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from blockwise_lr.train.config import (
     identity,
 )
 
-_VOCAB = 50_304  # GPT-2's 50 257 tokens, rounded up to a multiple of 64 (METHOD section 3)
+_VOCAB = 50_304  # GPT-2's 50 257 tokens, rounded up to a multiple of 64 as in the authors' code
 
 
 @dataclass(frozen=True, order=True)
 class Setting:
-    """What is tuned for every arm of a comparison by itself.
+    """The hyperparameters that a comparison tunes separately for each arm.
 
     Args:
         base_lr: peak learning rate of a block whose ratio is 1.
-        warmup_fraction: linear warm-up as a share of the steps; None: as every run of the comparison has it.
+        warmup_fraction: length of the linear warm-up, as a fraction of the steps; None: that of the base configuration.
     """
 
     base_lr: float
@@ -37,7 +40,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class _DataSet:
-    """What goes with a data set in the authors' code (METHOD section 3)."""
+    """The settings of one data set in the authors' code."""
 
     data: DataConfig
     context: int
@@ -83,7 +86,7 @@ _MODELS = {
 
 
 def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConfig:
-    # 15 sequences x 10 accumulation steps a GPU, 300 in all: the authors' two GPUs.
+    # 15 sequences x 10 accumulation steps on each of the authors' two GPUs make a batch of 300 sequences.
     return TrainConfig(
         preset=name,
         steps=setting.steps,
@@ -100,15 +103,15 @@ def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConf
 
 
 def _quickstart() -> TrainConfig:
-    # Small enough that five runs of N take minutes on two CPU cores: benchmarks/tune_quickstart.py tuned it.
+    # Five runs take minutes on two CPU cores. benchmarks/tune_quickstart.py tuned these values.
     return TrainConfig(
         preset="quickstart",
         steps=300,
         eval_every=30,
         eval_tokens=24_576,
-        # The rule that won on models it was not made from, at its tuned base learning rate (results/ratios). Decay and
-        # clipping are what a search found best for the uniform baseline; `compare` gives every arm these, and the
-        # warm-up that was tuned with its base learning rate (_TUNED).
+        # The ratios won on models that they were not derived from; the base learning rate is the one tuned for them
+        # (results/ratios). A search for the uniform baseline chose decay and clipping, and `compare` uses them for
+        # every arm. _TUNED has each arm's own base learning rate and warm-up.
         optim=OptimConfig(base_lr=2e-3, ratios="measured", weight_decay=0.03, warmup_fraction=0.15, clip=0.3),
     )
 
@@ -116,7 +119,7 @@ def _quickstart() -> TrainConfig:
 def _all() -> dict[str, TrainConfig]:
     presets = {"quickstart": _quickstart()}
     for model_name, model in _MODELS.items():
-        # The bare name is the setting of most of the paper's runs.
+        # A model's name without a suffix stands for the data set of most of the paper's runs.
         for suffix, setting in (("", "openwebtext"), *((f"-{name}", name) for name in _DATA_SETS)):
             name = model_name + suffix
             presets[name] = _paper_preset(name, model, _DATA_SETS[setting])
@@ -128,10 +131,13 @@ PRESETS: Mapping[str, TrainConfig] = MappingProxyType(_all())
 
 
 def get_preset(name: str) -> TrainConfig:
-    """The preset of that name.
+    """Return the preset with a given name.
+
+    Args:
+        name: a key of :data:`PRESETS`.
 
     Raises:
-        UserError: no such preset; the message lists those there are.
+        UserError: there is no such preset; the message lists all presets.
 
     Example:
         >>> get_preset("llama-0.25b-minipile").steps
@@ -149,7 +155,7 @@ def get_preset(name: str) -> TrainConfig:
 
 _ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:measured")}
 
-# Chosen by the tune loss, base learning rate and warm-up: results/ratios/llama-2m; a test holds them to it.
+# Base learning rate and warm-up, chosen by the tune loss in results/ratios/llama-2m; a test compares the two.
 _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(
@@ -166,15 +172,17 @@ _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
 
 
 def arms_of(preset: str) -> tuple[str, ...]:
-    """What `compare` runs for a preset unless told otherwise: the baseline first."""
+    """Return the arms that `compare` runs for a preset by default, the baseline first."""
     return _ARMS.get(preset, ("adamw:uniform", "adamw:paper"))
 
 
 def tuned_settings(config: TrainConfig) -> Mapping[str, Setting] | None:
-    """Settings tuned beforehand for exactly this model, text and number of steps; None if there are none.
+    """Return the settings that are already tuned for this configuration; None if there are none.
+
+    The configuration must have the model, text and number of steps of its preset.
 
     Returns:
-        "optimizer:ratios:horizon" -> setting, horizon "N" or "2N".
+        A mapping from "optimizer:ratios:horizon" to the setting; the horizon is "N" or "2N".
 
     Example:
         >>> tuned_settings(get_preset("gpt2-small")) is None

@@ -1,4 +1,4 @@
-"""BlockwiseTrainer for pre-training: a fixed data order, one metrics file, checkpoints that are whole or absent."""
+"""BlockwiseTrainer for pre-training, with a fixed data order, one metrics file and sealed checkpoints."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
-from blockwise_lr.checkpoints import manifest as checkpoint
+from blockwise_lr.checkpoints import manifest
 from blockwise_lr.errors import NonFiniteLossError, StorageError
 from blockwise_lr.files import storing
 from blockwise_lr.fp32 import fp32_precision
@@ -29,17 +29,17 @@ from blockwise_lr.train.unlogged import UnloggedSteps
 
 
 class PretrainTrainer(BlockwiseTrainer):
-    """BlockwiseTrainer as `blockwise-lr train` runs it.
+    """The trainer of `blockwise-lr train`.
 
     Args:
-        metrics: where every logged step goes.
+        metrics: the file that receives every logged step; None on all ranks but 0.
         run_dir: the run's folder, for checkpoints.
-        keep_checkpoints: how many whole checkpoints to keep.
-        tokens_per_step: tokens of one optimizer step over all processes.
-        autocast_bf16: forward under bf16 autocast, weights and evaluation in fp32. (Trainer's own ``bf16=True`` patches
-            the model's forward, so that evaluation could not leave it, and copies the logits once more.)
-        tf32: compute the products of training steps that are in fp32 in TF32, on a GPU. Evaluation stays in full fp32.
-        guard: what happens at a gradient that is not finite.
+        keep_checkpoints: number of complete checkpoints to keep.
+        tokens_per_step: tokens in one optimizer step, over all ranks.
+        autocast_bf16: run the forward pass under bf16 autocast; weights and evaluation stay in fp32. Trainer's own
+            ``bf16=True`` patches the model's forward, so evaluation would use it too, and copies the logits again.
+        tf32: compute the fp32 products of training steps in TF32, on a GPU. Evaluation stays in full fp32.
+        guard: handles losses and gradients that are not finite.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PretrainTrainer(BlockwiseTrainer):
         super().__init__(*args, **kwargs)
         self._guard = guard
         self.skipped_since_row = 0
-        self._row_before = 0  # step of the last row, as Trainer had it before it went on to log another
+        self._row_before = 0  # step of the last row: Trainer updates its own before it calls `log`
         self._unlogged = UnloggedSteps(self, run_dir)
         self.add_callback(self._unlogged)
         self._metrics = metrics
@@ -68,11 +68,11 @@ class PretrainTrainer(BlockwiseTrainer):
         self._tf32 = tf32
         self._started = time.monotonic()
         self._pending: dict[str, Any] | None = None
-        # Windows are all of one length, so the mean of micro-batch means is exact and no tokens need counting.
+        # All windows have one length, so the mean of micro-batch means is exact without counting tokens.
         self.model_accepts_loss_kwargs = False
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
-        # TrainingStream fixes the order by itself; any sampler of Trainer's would shuffle it again.
+        # TrainingStream fixes the order. Trainer's own sampler would shuffle it again.
         return SequentialSampler(
             cast("Sized", self.train_dataset if train_dataset is None else train_dataset)
         )
@@ -85,11 +85,11 @@ class PretrainTrainer(BlockwiseTrainer):
         return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        # Trainer's own walks over all parameters at every micro-batch, for a number that only its log shows.
+        # Trainer's version visits all parameters at every micro-batch, for a number that only its log shows.
         return 0
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """BlockwiseTrainer's, with nothing left of a training that was cut short."""
+        """Train as BlockwiseTrainer does, after discarding the state of an interrupted training."""
         self._guard.begin()
         return super().train(*args, **kwargs)
 
@@ -99,13 +99,13 @@ class PretrainTrainer(BlockwiseTrainer):
             return super().training_step(*args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> None:
-        """Left to _get_grad_norm, which Trainer calls at every step whatever the clipping is."""
+        """Do nothing: _get_grad_norm clips, and Trainer calls it at every step."""
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> torch.Tensor:
-        """The norm of the whole gradient; clips it, in the two halves of torch's ``clip_grad_norm_``.
+        """Clip the gradient, and return its norm from before clipping.
 
-        Between them is the last moment to see a NaN: the second half spreads it over all parameters. Trainer needs the
-        norm anyway; looking at it is the one thing that waits for the device.
+        torch's ``clip_grad_norm_`` first computes the norm and then scales. Scaling by a NaN would spread it over all
+        parameters, so the guard looks at the norm in between. This check causes one host sync a step.
         """
         self._row_before = self._globalstep_last_logged
         groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
@@ -123,18 +123,18 @@ class PretrainTrainer(BlockwiseTrainer):
         if finite:
             self._guard.after_step()
         else:
-            self._guard.refuse(model, groups, self._tr_loss, self.state.global_step + 1)
+            self._guard.stop_or_skip(model, groups, self._tr_loss, self.state.global_step + 1)
             self.skipped_since_row += 1
         return norm
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validation loss in fp32; completes the row of metrics.jsonl that was waiting for it."""
+        """Compute the validation loss in fp32, and write the pending row of metrics.jsonl with it."""
         windows = cast("Dataset[dict[str, torch.Tensor]]", self.eval_dataset)
         batch_size = self.args.per_device_eval_batch_size
         loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
         if self._pending:
             self._write({**self._pending, "val_loss": loss})
-        if not math.isfinite(loss):  # before the checkpoint of this step is saved
+        if not math.isfinite(loss):  # raised before this step's checkpoint is saved
             raise NonFiniteLossError(self.state.global_step)
         metrics = {"eval_loss": loss}
         self.log(metrics)
@@ -144,7 +144,7 @@ class PretrainTrainer(BlockwiseTrainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         skipped = self.skipped_since_row
         if "loss" in logs and skipped:
-            # Trainer divides by all steps since the last row; the sum holds the losses of those that were not skipped.
+            # Trainer divides by all steps since the last row, but the sum has no losses of skipped steps.
             steps = self.state.global_step - self._row_before
             logs["loss"] = logs["loss"] * steps / (steps - skipped) if steps > skipped else math.nan
         super().log(logs, start_time)
@@ -173,7 +173,7 @@ class PretrainTrainer(BlockwiseTrainer):
 
     @property
     def seconds(self) -> float:
-        """Seconds this run has taken, those before a resume included."""
+        """Seconds that this run has taken, including those before a resume."""
         before = self._metrics.seconds if self._metrics else 0.0
         return before + time.monotonic() - self._started
 
@@ -187,12 +187,12 @@ class PretrainTrainer(BlockwiseTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Errors instead of warnings."""
+        """Raise errors where Trainer would warn."""
         tied = getattr(self.model, "all_tied_weights_keys", None) or ()
         resuming.check_weights(load_result.missing_keys, load_result.unexpected_keys, tied)
 
     def _tell(self, text: str) -> None:
-        """Nothing: the run's folder has compared the configurations, and named what has changed."""
+        """Print nothing: `run_folder` has already compared the configurations and reported differences."""
 
     def _load_optimizer_and_scheduler(self, checkpoint_folder: str | None) -> None:
         if checkpoint_folder is None:
@@ -204,8 +204,8 @@ class PretrainTrainer(BlockwiseTrainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         target = self._run_dir / f"checkpoint-{self.state.global_step}"
         if self.is_world_process_zero() and target.exists():
-            # Left by a run that was killed while saving: never mix two saves in one folder.
-            checkpoint.remove(target)
+            # A run that was killed while saving left this folder. Two saves must not mix in one folder.
+            manifest.remove(target)
         _barrier()
         try:
             with storing(target):
@@ -215,14 +215,15 @@ class PretrainTrainer(BlockwiseTrainer):
                 if self.is_world_process_zero():
                     if self._metrics:
                         self._metrics.sync()
-                    checkpoint.seal(target)
+                    manifest.seal(target)
         except StorageError:
-            if self.is_world_process_zero():  # half of one is of no use, and in the way where a disk is full
+            # An incomplete checkpoint is useless and takes space on a full disk.
+            if self.is_world_process_zero():
                 with contextlib.suppress(OSError):
-                    checkpoint.remove(target)
+                    manifest.remove(target)
             raise
         if self.is_world_process_zero():
-            checkpoint.rotate(self._run_dir, self._keep_checkpoints, newest=target)
+            manifest.rotate(self._run_dir, self._keep_checkpoints, newest=target)
 
 
 def _by_block(logs: Mapping[str, float], prefix: str) -> dict[str, float]:

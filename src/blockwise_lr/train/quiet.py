@@ -1,4 +1,4 @@
-"""Libraries kept quiet while a command runs: a user of the command cannot act on what they tell developers."""
+"""Silence messages of libraries while a command runs: they address developers, not users of the command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import transformers
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Show only errors of transformers, and no progress bars of its own; as before at the end of the block."""
+    """Show only errors of transformers and none of its progress bars, until the end of the block."""
     verbosity = transformers.logging.get_verbosity()
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]

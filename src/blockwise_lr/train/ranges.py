@@ -1,4 +1,4 @@
-"""The numbers of a configuration that are counts, sizes or seeds: whether each is in range."""
+"""Check that the counts, sizes and seeds of a configuration are in range."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from blockwise_lr.train.build_model import LARGEST
 from blockwise_lr.train.config import TrainConfig
 
 LARGEST_SEED = 2**32 - 1
-"""What numpy takes."""
+"""The largest seed that numpy accepts."""
 
 
 def check_ranges(config: TrainConfig) -> None:
-    """Raises UserError: a number out of range (those of the model are for `build_model`)."""
+    """Check the counts, sizes and seeds of a configuration, except the model's, which `build_model` checks.
+
+    Raises:
+        UserError: a number is out of range; names its flag.
+    """
     for name in ("steps", "batch_size", "accumulation", "log_every", "keep_checkpoints"):
         if not 1 <= (value := getattr(config, name)) <= LARGEST:
             more = f", {LARGEST} at most" if value > 0 else ""
@@ -25,7 +29,7 @@ def check_ranges(config: TrainConfig) -> None:
     for name in ("save_every", "eval_every"):
         value = getattr(config, name)
         if value < 0 or value % config.log_every:
-            # A resumed run's first logged loss is a mean over the steps since the checkpoint.
+            # Otherwise a resumed run's first logged loss would be a mean over fewer steps.
             raise UserError(
                 f"--{name.replace('_', '-')} is {value}; expected 0 or a multiple of --log-every ({config.log_every})"
             )
@@ -38,6 +42,10 @@ def check_ranges(config: TrainConfig) -> None:
 
 
 def check_seed(seed: int, flag: str) -> None:
-    """Raises UserError, naming the flag: a seed that a random generator does not take."""
+    """Check that numpy's and torch's random generators accept a seed.
+
+    Raises:
+        UserError: the seed is out of range; names `flag`.
+    """
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"{flag} is {seed}; expected 0 or more, {LARGEST_SEED} at most")

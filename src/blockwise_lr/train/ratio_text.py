@@ -1,4 +1,4 @@
-"""Ratios as text: the name, pairs or file that a command line or a configuration gives."""
+"""Parse and spell ratios as text: a name, pairs, or a file."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from blockwise_lr.sharpness import SharpnessReport
 
 
 def parse_ratios(text: str) -> dict[Block, float]:
-    """Ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
+    """Parse ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
-        text: a name (for "auto", the result is what it begins with, and ``parse_auto`` reads its rule), pairs, or the
-            path of a file that holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
-            DirectionalReports (directional.json: all that are in it).
+        text: a name, pairs, or the path of a file. For "auto", the result is the ratios that a run starts with;
+            ``parse_auto`` reads the rule. A file holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
+            DirectionalReports (directional.json), all of which are used.
 
     Returns:
-        The ratios of the blocks that are named; :func:`resolve_ratios` adds the others.
+        The ratios of the named blocks; :func:`resolve_ratios` adds the others.
 
     Raises:
-        ValueError: none of the three; a file that is not such JSON; an unknown block or a ratio not above 0.
+        ValueError: `text` is none of the three, the file holds other JSON, a block is unknown, or a ratio is not
+            above 0.
 
     Example:
         >>> parse_ratios("emb=4,vo=0.5")[Block.VO]
@@ -60,10 +61,10 @@ def parse_ratios(text: str) -> dict[Block, float]:
 
 
 def canonical_ratios(text: str) -> str:
-    """The same ratios, spelled so that they mean the same on every reading: a file by what is in it.
+    """Return the canonical spelling of ratios. The contents of a file replace its path.
 
     Raises:
-        ValueError: as :func:`parse_ratios`.
+        ValueError: `text` cannot be parsed, as in :func:`parse_ratios`.
 
     Example:
         >>> canonical_ratios("vo=.5"), canonical_ratios("paper"), canonical_ratios("auto")

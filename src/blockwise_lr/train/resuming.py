@@ -1,4 +1,4 @@
-"""Going on from a whole checkpoint: that it fits the run, and that all processes take the same."""
+"""Checks when a run resumes: the checkpoint fits the run, and all ranks resume from the same one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from blockwise_lr.reason import reason
 from blockwise_lr.train.lost_process import is_lost_connection
 
 STATES = ("optimizer.pt", "scheduler.pt")
-"""Trainer begins these anew, without a word, where one is missing."""
+"""Files that a checkpoint must have, because Trainer silently starts without the state of a missing one."""
 
 
 @contextmanager
 def loading(checkpoint: str | Path) -> Iterator[None]:
-    """One line for whatever does not fit while a whole checkpoint is loaded.
+    """Turn errors raised while a checkpoint is loaded into one-line messages.
+
+    Args:
+        checkpoint: the folder that the block loads.
 
     Raises:
-        UserError: it holds something else than the run's model and optimizer, or cannot be read.
+        UserError: the checkpoint does not fit the run's model and optimizer, or cannot be read.
     """
     try:
         yield
@@ -31,7 +34,7 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise UserError(f"{checkpoint} cannot be read: {reason(error)}") from error
-    except Exception as error:  # torch, safetensors, pickle and transformers each raise their own
+    except Exception as error:  # torch, safetensors, pickle and transformers each raise their own classes
         if isinstance(error, RuntimeError) and is_lost_connection(error):
             raise
         raise UserError(
@@ -41,15 +44,15 @@ def loading(checkpoint: str | Path) -> Iterator[None]:
 
 
 def check_weights(missing: Collection[str], unexpected: Collection[str], tied: Collection[str]) -> None:
-    """Refuse weights of other names than the model's: what is missing would go on from random numbers.
+    """Check that a file has exactly the model's weights: a missing weight would keep its random initial values.
 
     Args:
-        missing: names of the model that the file lacks.
+        missing: the model's names that the file lacks.
         unexpected: names in the file that the model lacks.
-        tied: names of the model that are others by another name, and so may be missing.
+        tied: the model's names of tied weights, which may be missing.
 
     Raises:
-        ValueError: there are some.
+        ValueError: a name is missing or unexpected.
     """
     if lacking := sorted(set(missing).difference(tied)):
         raise ValueError(f"its file has no {lacking[0]}")
@@ -58,17 +61,25 @@ def check_weights(missing: Collection[str], unexpected: Collection[str], tied: C
 
 
 def check_states(checkpoint: str | Path) -> None:
-    """Refuse a checkpoint without the optimizer's state or the schedule's. Raises ValueError."""
+    """Check that a checkpoint has the states of the optimizer and of the schedule.
+
+    Raises:
+        ValueError: one of the files is missing.
+    """
     for name in STATES:
         if not (Path(checkpoint) / name).is_file():
             raise ValueError(f"it has no {name}")
 
 
 def check_same_start(checkpoint: Path | None, out: Path) -> None:
-    """All processes compare the checkpoint that each has found.
+    """Check that all ranks have found the same checkpoint. Called by every rank.
+
+    Args:
+        checkpoint: the checkpoint that this rank has found; None to start from step 0.
+        out: the run's folder.
 
     Raises:
-        UserError: on every process, where they differ.
+        UserError: two ranks have found different checkpoints; every rank raises it.
     """
     if not dist.is_initialized():
         return

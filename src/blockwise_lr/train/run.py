@@ -1,4 +1,4 @@
-"""One training run on transformers' Trainer: started, resumed where it was cut, or left alone when finished."""
+"""Run one training on transformers' Trainer: start it, resume it, or leave it alone if it is finished."""
 
 from __future__ import annotations
 
@@ -20,10 +20,7 @@ from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.assembly import make_trainer, training_arguments
-from blockwise_lr.train.checks import (
-    check_config,
-    optimizer_notices,
-)
+from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.evaluate_loss import evaluate_loss
@@ -32,61 +29,66 @@ from blockwise_lr.train.metrics import MetricsFile, read_metrics
 from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
 from blockwise_lr.train.quiet import quiet_libraries
-from blockwise_lr.train.ratio_text import parse_ratios
 from blockwise_lr.train.resuming import check_same_start
 from blockwise_lr.train.run_folder import (
     CHANGES,
     RESULT,
-    as_begun,
     begin_run,
     changes_of,
     finished_result,
-    missing,
-    take_back,
+    keep_original_warmup,
+    missing_paths,
+    remove_created,
 )
+from blockwise_lr.train.run_optimizer import optimizer_notices
 from blockwise_lr.train.run_sharpness import SHARPNESS, is_measured, sharpness_callback
+from blockwise_lr.train.settings import Settings
 from blockwise_lr.train.sigterm import StopOnSigterm
 from blockwise_lr.train.trackers import report_failures
 from blockwise_lr.train.training_progress import TrainingProgress
 
-_LOCK = ".lock"  # in a run's folder, held by rank 0 while it lives
+_LOCK = ".lock"  # in the run's folder; rank 0 holds it until it exits
 
 
 def train(
     config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
 ) -> dict[str, Any]:
-    """Run `config` in the folder `out` to its end, and return what result.json holds.
+    """Train `config` in the folder `out` to its last step, and return the content of result.json.
 
-    A run in the folder that differs by its number of steps alone goes on to the new number, by the schedule of that
-    number; ``changes`` in config.json and result.json lists it.
+    If the folder holds an unfinished run of the same configuration, the run resumes from its newest complete
+    checkpoint. On the CPU, every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone.
 
-    A folder with an unfinished run of the same configuration is resumed from its newest whole checkpoint: on the CPU
-    every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone. Under torchrun every
-    process calls this.
+    If only the number of steps differs, the run continues to the new number with the schedule of that number.
+    ``changes`` in config.json and result.json records this.
+
+    Under torchrun, every rank calls this function.
 
     Args:
         config: the run.
-        out: its folder; made if missing.
-        command: the command line, for config.json.
-        console: where progress goes. Default: stderr.
+        out: its folder, created if missing.
+        command: the command line, recorded in config.json.
+        console: prints progress. Default: a console on stderr.
 
     Returns:
         ``{"finished": True, "steps", "tokens", "terminal_val_loss", "terminal_tune_loss", "seconds"}``.
 
     Raises:
-        UserError: the configuration, the data or the folder is not usable; says what to change.
-        NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then says ``"diverged": true``.
+        UserError: the configuration, the data or the folder is not usable; the message says what to change.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then has ``"diverged": true``.
         Terminated: SIGTERM was received. A checkpoint was saved, and the run is not finished.
-        LostProcessError: another process of the run is gone.
+        LostProcessError: another process of the run has exited.
         StorageError: a file cannot be written.
+
+    Example:
+        >>> train(TrainConfig(steps=300), Path("runs/first"))["terminal_val_loss"]  # doctest: +SKIP
     """
     console = console or Console(stderr=True)
-    say = _speaker(console)
+    notify = _main_process_printer(console)
     config = check_config(config)
     _refuse_fsdp(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
-    made = missing(out / _LOCK)
+    made = missing_paths(out / _LOCK)
     make_folder(out)
     try:
         lock = take_lock(out / _LOCK) if _is_main() else None
@@ -97,7 +99,7 @@ def train(
     if lock is not None:
         forget_report(out)
     try:
-        config = as_begun(config, out, say)
+        config = keep_original_warmup(config, out, notify)
         done = finished_result(config, out)
         if done is not None:
             if done.get("diverged"):
@@ -107,32 +109,32 @@ def train(
                 text += (
                     f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
                 )
-            say(text)
+            notify(text)
             return done
         for notice in notices:
-            say(notice)
-        return _train(config, out, command, console, say)
+            notify(notice)
+        return _train(config, out, command, console, notify)
     except UserError:
         if _is_main():
-            take_back(made)
+            remove_created(made)
         raise
     finally:
         if lock is not None:
             lock.release()
 
 
-def _speaker(console: Console) -> Callable[[str], None]:
-    """Prints one line as it is, names of files with brackets included; on the main process alone."""
+def _main_process_printer(console: Console) -> Callable[[str], None]:
+    """Return a function that prints one line on rank 0, without markup, so that file names may have brackets."""
 
-    def say(text: str) -> None:
+    def notify(text: str) -> None:
         if _is_main():
             console.print(text, highlight=False, soft_wrap=True, markup=False)
 
-    return say
+    return notify
 
 
 def _refuse_fsdp(config: TrainConfig) -> None:
-    """What accelerate would silently do otherwise, or could not be resumed."""
+    """Refuse FSDP, whose checkpoints cannot be resumed, and which accelerate silently replaces by DDP on the CPU."""
     asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
     if not asked:
         return
@@ -154,14 +156,15 @@ def _is_main() -> bool:
 
 
 @quiet_libraries()
-@fp32_precision("ieee")  # torch_compile would switch TF32 on, for evaluation and the rest of the process too
+@fp32_precision("ieee")  # torch_compile would enable TF32 for evaluation and for the rest of the process
 def _train(
-    config: TrainConfig, out: Path, command: str, console: Console, say: Callable[[str], None]
+    config: TrainConfig, out: Path, command: str, console: Console, notify: Callable[[str], None]
 ) -> dict[str, Any]:
-    arguments = training_arguments(config, out)  # starts torch.distributed under torchrun
+    settings = Settings.of(config)
+    arguments = training_arguments(config, settings, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
-        # Several GPUs in one process would mean nn.DataParallel and another global batch than the one asked for.
-        say(
+        # Trainer would use nn.DataParallel on several GPUs, which multiplies the configured global batch.
+        notify(
             f"{arguments.n_gpu} GPUs seen, one used; for all: "
             f"torchrun --nproc-per-node={arguments.n_gpu} -m blockwise_lr train ..."
         )
@@ -177,12 +180,12 @@ def _train(
         about={
             "command": command,
             "processes": arguments.world_size,
-            "ratios": {b.value: r for b, r in resolve_ratios(parse_ratios(config.optim.ratios)).items()},
-            **describe_environment(str(config.device)),
+            "ratios": {b.value: r for b, r in resolve_ratios(settings.optim.ratios).items()},
+            **describe_environment(settings.device),
             "data": data.describe(),
         },
         main=_is_main(),
-        say=say,
+        notify=notify,
     )
     check_same_start(resume, out)
     metrics = (
@@ -190,8 +193,8 @@ def _train(
         if _is_main()
         else None
     )
-    guard = NonFiniteGuard(config.optim.on_nonfinite, say, skipped=metrics.skipped if metrics else 0)
-    trainer = make_trainer(config, out, arguments, data, metrics, sharpness, guard)
+    guard = NonFiniteGuard(config.optim.on_nonfinite, notify, skipped=metrics.skipped if metrics else 0)
+    trainer = make_trainer(config, settings, out, arguments, data, metrics, sharpness, guard)
     report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
@@ -199,7 +202,7 @@ def _train(
         trainer.add_callback(progress_shown)
     try:
         if resume and checkpoint_step(resume) == config.steps:
-            # Killed between the last checkpoint and result.json: only the closing evaluation is missing.
+            # The run was killed between its last checkpoint and result.json: only the final evaluation is missing.
             trainer._load_from_checkpoint(str(resume))
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -215,7 +218,7 @@ def _train(
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
-        sigterm.ignore()  # torchrun sends it to those that are left
+        sigterm.ignore()  # torchrun sends SIGTERM to the remaining processes, before they can report the failure
         raise LostProcessError from error
     finally:
         sigterm.close()
@@ -231,7 +234,7 @@ def _write_result(
     tune_loss: float | None = None,
     diverged: NonFiniteLossError | None = None,
 ) -> dict[str, Any]:
-    """result.json, the last file of a run; of one that diverged, with null for its losses."""
+    """Write result.json, the last file of a run, and return its content. The losses of a diverged run are null."""
     rows = read_metrics(out / "metrics.jsonl")
     result: dict[str, Any] = {
         "finished": True,

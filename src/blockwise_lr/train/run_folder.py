@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, whether it is finished, and where it goes on."""
+"""A run's folder: which run it holds, whether the run is finished, and where it resumes."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from blockwise_lr.train.config import TrainConfig, config_from_dict, identity
 
 CONFIG, RESULT = "config.json", "result.json"
 CHANGES = "changes"
-"""In config.json and result.json: at which steps of the run its number of steps was changed, and to what."""
+"""Key in config.json and result.json: the steps at which the run's number of steps was changed, and the new numbers."""
 
 
-def missing(path: Path) -> list[Path]:
-    """`path` and the folders above it that are not there yet, innermost first."""
+def missing_paths(path: Path) -> list[Path]:
+    """Return `path` and those of its parent folders that do not exist yet, innermost first."""
     return [each for each in (path, *path.parents) if not each.exists()]
 
 
-def take_back(made: Sequence[Path]) -> None:
-    """After a refusal: remove what was :func:`missing` before, but no folder with anything in it."""
+def remove_created(made: Sequence[Path]) -> None:
+    """Remove what a refused run has created, except folders that are not empty.
+
+    Args:
+        made: the result of :func:`missing_paths` from before the run.
+    """
     for path in made:
         if not path.is_dir():
             path.unlink(missing_ok=True)
@@ -34,13 +38,15 @@ def take_back(made: Sequence[Path]) -> None:
             path.rmdir()
 
 
-def as_begun(config: TrainConfig, out: Path, say: Callable[[str], None]) -> TrainConfig:
-    """Return `config` with the warm-up that an earlier version began the run in `out` with.
+def keep_original_warmup(config: TrainConfig, out: Path, notify: Callable[[str], None]) -> TrainConfig:
+    """Return `config` with the warm-up start of the run in `out`, if an earlier version began that run.
 
-    Its config.json does not name ``warmup_start``: its warm-up began at 0, and the run goes on in that way.
+    Such a run's config.json does not name ``warmup_start``. Its warm-up began at 0 and must continue so.
 
     Args:
-        say: prints one line.
+        config: the run's configuration.
+        out: the run's folder.
+        notify: prints one line.
 
     Raises:
         UserError: config.json cannot be read.
@@ -52,24 +58,25 @@ def as_begun(config: TrainConfig, out: Path, say: Callable[[str], None]) -> Trai
         return config
     if read_run_config(out).optim.warmup_start != "zero":
         return config
-    say(f"{out} holds a run of an earlier version, whose warm-up began at 0: it keeps --warmup-start zero")
+    notify(f"{out} holds a run of an earlier version, whose warm-up began at 0: it keeps --warmup-start zero")
     return replace(config, optim=replace(config.optim, warmup_start="zero"))
 
 
 def finished_result(config: TrainConfig, out: Path) -> dict[str, Any] | None:
-    """result.json of the run of `config` in `out`, if it is finished.
+    """Return the content of result.json if `out` holds the finished run of `config`; otherwise None.
 
-    A run of another number of steps is not: it goes on to that of `config`.
+    A run with another number of steps does not count as finished: it continues to the number of `config`.
 
     Raises:
-        UserError: the folder holds something else (says what differs), or has taken as many steps already.
+        UserError: the folder holds another run (the message says what differs), or its run has already taken at least
+            as many steps as `config` has.
     """
     before = _check_same(config, out)
     result = _read_result(out) if (out / RESULT).exists() else None
     if before is not None and before.steps != config.steps:
         _check_steps(config, before, out, result)
         return None
-    # A result of fewer steps was left when the run was made longer.
+    # A result with fewer steps is from before the run was extended.
     return result if result is not None and result["steps"] == config.steps else None
 
 
@@ -90,21 +97,23 @@ def _read_result(out: Path) -> dict[str, Any]:
 
 
 def begin_run(
-    config: TrainConfig, out: Path, *, about: dict[str, Any], main: bool, say: Callable[[str], None]
+    config: TrainConfig, out: Path, *, about: dict[str, Any], main: bool, notify: Callable[[str], None]
 ) -> Path | None:
-    """Write config.json for a new run, or find the checkpoint from which an unfinished one goes on.
+    """Write config.json for a new run, or find the checkpoint from which an unfinished run resumes.
 
     Args:
-        about: what config.json says beside the configuration: versions, hardware, data.
-        main: whether this process writes (rank 0 alone).
-        say: prints one line.
+        config: the run's configuration.
+        out: the run's folder.
+        about: further content of config.json: versions, hardware, data.
+        main: whether this process writes, which rank 0 alone does.
+        notify: prints one line.
 
     Returns:
-        The newest whole checkpoint, or None to start from step 0.
+        The newest complete checkpoint, or None to start from step 0.
 
     Raises:
-        UserError: the data or the number of processes is not what the run began with, so it could not go on
-            as it would have; or the checkpoint is of another model.
+        UserError: the data or the number of processes has changed since the run began, so that its numbers would
+            change; or the checkpoint is of another model.
     """
     if not (out / CONFIG).exists():
         if main:
@@ -120,15 +129,15 @@ def begin_run(
     check_same_text(out, about["data"])
     checkpoint, skipped = newest_whole(out)
     for reason in skipped:
-        say(f"{reason}: passed over")
+        notify(f"{reason}: passed over")
     if checkpoint is None:
-        say(f"{out} holds no whole checkpoint: starting again from step 0")
+        notify(f"{out} holds no whole checkpoint: starting again from step 0")
     else:
         _check_model(config, checkpoint)
-        say(f"resuming from {checkpoint}")
+        notify(f"resuming from {checkpoint}")
     if steps != config.steps:
         done = 0 if checkpoint is None else checkpoint_step(checkpoint)
-        say(f"the run of {steps} steps goes on from step {done} by the schedule of {config.steps} steps")
+        notify(f"the run of {steps} steps goes on from step {done} by the schedule of {config.steps} steps")
         if main:
             _change_steps(out, before, done, config.steps, about)
     return checkpoint
@@ -137,7 +146,7 @@ def begin_run(
 def _change_steps(
     out: Path, content: dict[str, Any], done: int, steps: int, about: Mapping[str, Any]
 ) -> None:
-    """Record in config.json that the run has another number of steps from now on, with its result until here."""
+    """Record in config.json that the run's number of steps has changed, with the result that it had before."""
     change: dict[str, Any] = {"at_step": done, "steps": [content["train"]["steps"], steps]}
     if command := about.get("command"):
         change["command"] = command
@@ -151,19 +160,20 @@ def _change_steps(
 
 
 def changes_of(out: Path) -> list[dict[str, Any]]:
-    """When the number of steps of the run in `out` was changed, without the results until then."""
+    """Return the changes of the number of steps of the run in `out`, without the results that it had before them."""
     found = _read_object(out / CONFIG).get(CHANGES, [])
     return [{key: each[key] for key in ("at_step", "steps")} for each in found]
 
 
 def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
-    """Compare the tokens that a run began with to those that there are now.
+    """Check that the text is still the one that a run began with.
 
     Args:
-        data: ``TokenData.describe()``.
+        out: the run's folder.
+        data: the result of ``TokenData.describe()`` for the current text.
 
     Raises:
-        UserError: they differ.
+        UserError: the tokens differ.
     """
     before = _read_object(out / CONFIG).get("data")
     if not isinstance(before, dict) or before.get("content_sha256") != data["content_sha256"]:
@@ -173,13 +183,17 @@ def check_same_text(out: Path, data: Mapping[str, Any]) -> None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether `folder` is that of a train command, and not of a model."""
+    """Return whether `folder` is the folder of a run, and not of a model."""
     path = folder / CONFIG
     return path.is_file() and isinstance(content := _read_json(path), dict) and "train" in content
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
-    """The object in a configuration's JSON file. Raises UserError: it cannot be read, or holds something else."""
+    """Return the object in a configuration's JSON file.
+
+    Raises:
+        UserError: the file cannot be read, or does not hold an object.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -192,10 +206,10 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 
 def read_run_config(out: Path) -> TrainConfig:
-    """The configuration of the run in `out`.
+    """Return the configuration of the run in `out`.
 
     Raises:
-        UserError: there is no run in that folder, or its config.json cannot be read.
+        UserError: the folder holds no run, or its config.json cannot be read.
     """
     if not (out / CONFIG).exists():
         raise UserError(f"{out} holds no run (no {CONFIG}): expected the folder of a train command")
@@ -208,7 +222,7 @@ def read_run_config(out: Path) -> TrainConfig:
 
 
 def _check_steps(config: TrainConfig, before: TrainConfig, out: Path, result: dict[str, Any] | None) -> None:
-    """Refuse another number of steps where the run cannot go on to it."""
+    """Check that a run can continue to another number of steps."""
     if result is not None and result.get("diverged"):
         raise UserError(
             f"the run of {before.steps} steps in {out} diverged at step {result['diverged_at_step']}: choose another "
@@ -224,7 +238,11 @@ def _check_steps(config: TrainConfig, before: TrainConfig, out: Path, result: di
 
 
 def _check_same(config: TrainConfig, out: Path) -> TrainConfig | None:
-    """Refuse a folder that is not this run's; return the configuration of the run that it holds, whatever its steps."""
+    """Check that a folder is empty or holds this run, up to the number of steps.
+
+    Returns:
+        The configuration of the run in the folder; None if the folder is empty.
+    """
     if not (out / CONFIG).exists():
         others = [p.name for p in out.iterdir() if not p.name.startswith(".")] if out.is_dir() else []
         if others:

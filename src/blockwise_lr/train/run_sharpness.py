@@ -1,4 +1,4 @@
-"""Sharpness while a run trains: its settings checked, its windows chosen, its callback made."""
+"""Measure sharpness during a run: check its settings, choose its windows, build its callback."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ SHARPNESS = "sharpness.jsonl"
 
 
 def is_measured(config: TrainConfig) -> bool:
-    """Whether a run of `config` measures sharpness at any step."""
+    """Return whether a run of `config` measures sharpness at any step."""
     return config.sharpness_every > 0 or bool(config.sharpness_at)
 
 
 def check_measurements(config: TrainConfig) -> None:
-    """Whether the settings of sharpness can be met.
+    """Check the settings of sharpness measurements.
 
     Raises:
-        UserError: one of them is out of range.
+        UserError: a setting is out of range.
     """
     if config.sharpness_every < 0:
         raise UserError(f"--sharpness-every is {config.sharpness_every}; expected 0 or more")
@@ -48,19 +48,19 @@ def check_measurements(config: TrainConfig) -> None:
 def measure_batches(
     shards: TokenShards, context: int, *, batches: int, batch_size: int
 ) -> list[dict[str, torch.Tensor]]:
-    """Windows spread evenly over a split, as batches for ``measure_sharpness``.
+    """Return windows spread evenly over a split, as batches for ``measure_sharpness``.
 
     Args:
         shards: the split, usually ``data.measure``.
         context: length of a window, in tokens.
-        batches: how many.
-        batch_size: windows of each.
+        batches: number of batches.
+        batch_size: windows in each batch.
 
     Returns:
         ``{"input_ids", "labels"}``, each (batch_size, context) int64.
 
     Raises:
-        UserError: the split holds fewer windows.
+        UserError: the split holds fewer windows than the batches need.
     """
     needed, there = batches * batch_size, shards.n_windows(context)
     if needed > there:
@@ -70,23 +70,27 @@ def measure_batches(
             "measure on fewer batches, or give more text"
         )
     windows = FixedWindows(shards, context, max_tokens=needed * context)
-    # Every batch spans the whole split, so that batches differ by chance and not by their place in it.
+    # Every batch spans the whole split, so that batches differ by chance and not by their position.
     return [default_collate([windows[i] for i in range(first, needed, batches)]) for first in range(batches)]
 
 
 def masked_batches(
     data: TokenData, context: int, batches: int, batch_size: int, seed: int
 ) -> list[dict[str, torch.Tensor]]:
-    """The same for a masked language model: 15 % of the tokens to predict, hidden as BERT's are.
+    """Return batches for measuring a masked language model, with 15 % of the tokens masked as in BERT.
 
     Args:
-        data: with a tokenizer that has a mask token.
-        context: length of a window, its special tokens (such as [CLS] and [SEP]) included.
-        batches, batch_size: as in :func:`measure_batches`.
-        seed: of what is hidden.
+        data: the text; its tokenizer must have a mask token.
+        context: length of a window, in tokens, including special tokens such as [CLS] and [SEP].
+        batches: number of batches.
+        batch_size: windows in each batch.
+        seed: seed of the choice of masked tokens.
+
+    Returns:
+        As :func:`measure_batches`.
 
     Raises:
-        UserError: the tokenizer has no mask token; and as :func:`measure_batches`.
+        UserError: the tokenizer has no mask token, or as :func:`measure_batches`.
     """
     from transformers import DataCollatorForLanguageModeling
 
@@ -110,7 +114,13 @@ def masked_batches(
 def sharpness_callback(
     config: TrainConfig, out: Path, measure: TokenShards, *, processes: int
 ) -> SharpnessCallback | None:
-    """The callback of a run, or None if it measures nothing.
+    """Build the callback that measures sharpness during a run; None if the run does not measure.
+
+    Args:
+        config: the run's configuration.
+        out: the run's folder.
+        measure: the measure split.
+        processes: number of ranks.
 
     Raises:
         UserError: the split is too small.

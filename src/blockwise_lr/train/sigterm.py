@@ -1,7 +1,7 @@
-"""SIGTERM, by which schedulers take a machine back: the running step ends, a checkpoint is saved, the process exits.
+"""Handle SIGTERM, which job schedulers send to preempt a run: finish the step, save a checkpoint, exit.
 
-transformers has a callback for it too (``enable_jit_checkpoint``). It saves three seconds after the signal, whatever
-step each process is at by then, and in the middle of a step; here all processes stop after the same one.
+transformers' own callback (``enable_jit_checkpoint``) saves three seconds after the signal. Ranks can then be in the
+middle of different steps. Here, all ranks stop after the same step.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from transformers import TrainerCallback
 
 
 class StopOnSigterm(TrainerCallback):
-    """Ends training, with a checkpoint, after the step in which any process of the run was sent SIGTERM.
+    """Ends training, with a checkpoint, after the step in which any rank receives SIGTERM.
 
-    Under torch.distributed the processes compare notes at the end of every step: one exchange of a single number, on
-    the CPU, so that no process waits for its device. Further signals change nothing, since schedulers and torchrun
-    each send their own. Outside of training, SIGTERM does what it did before.
+    Under torch.distributed, the ranks exchange one number at the end of every step. They do so on the CPU, to avoid a
+    host sync. Repeated signals have no effect, because schedulers and torchrun each send their own. Outside of
+    training, the previous handler is in place.
 
-    Call :meth:`close` at the end: Trainer has no event for a training that an error ends. A training that begins
-    before that keeps the handler, and gives back the one that was there first.
+    Call :meth:`close` at the end, because Trainer has no event for a training that an error ends. A training that
+    begins before :meth:`close` keeps the handler, and its end restores the original one.
     """
 
     def __init__(self) -> None:
         self.stopped_at: int | None = None
-        """The step that was saved; None where nothing was received, or at the last step, where a run ends anyway."""
+        """The step that was saved; None without a signal, or if it came in the last step, where the run ends anyway."""
         self._received = False
         self._handles = False
         self._previous: Any = None
         self._group: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self._handles:  # otherwise the handler is there, and a signal may have come
+        if not self._handles:  # an installed handler may have received a signal already
             self._received, self.stopped_at = False, None
-            if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handler
+            if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
                 self._previous = signal.signal(signal.SIGTERM, self._receive)
                 self._handles = True
         if dist.is_initialized() and self._group is None:
@@ -63,14 +63,14 @@ class StopOnSigterm(TrainerCallback):
         self.close()
 
     def ignore(self) -> None:
-        """From here on SIGTERM is ignored, :meth:`close` or not: of a process that is about to say why it ends."""
+        """Ignore SIGTERM from now on, even after :meth:`close`, in a process that should report a failure."""
         if self._handles:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             self._handles = False
 
     def close(self) -> None:
-        """Give SIGTERM back; also after an error."""
+        """Restore the previous handler of SIGTERM. Call this after an error too."""
         if self._handles:
-            # None: the one before was not Python's, and cannot be given back.
+            # None: the previous handler was not installed by Python, so it cannot be restored.
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._previous is None else self._previous)
             self._handles = False

@@ -1,4 +1,4 @@
-"""Loss spikes: a logged loss far above those before it."""
+"""Detect loss spikes: logged losses far above the previous ones."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import statistics
 from collections.abc import Sequence
 
 WINDOW = 20
-_FEWEST = 5  # losses below which there is nothing to compare with
-_FAR = 6.0  # standard deviations; of normal noise, one in a billion
-_SMALLEST = 0.005  # of the median: a curve without any noise has no deviation to speak of
+_FEWEST = 5  # with fewer previous losses, nothing counts as a spike
+_FAR = 6.0  # in standard deviations; normal noise exceeds it once in a billion losses
+_SMALLEST = 0.005  # lower bound of the deviation as a fraction of the median, for curves almost without noise
 
 
 def is_spike(loss: float | None, before: Sequence[float | None]) -> bool:
-    """Whether a loss is more than six standard deviations above the median of the last 20.
+    """Return whether a loss is more than six standard deviations above the median of the last 20 losses.
 
-    The deviation is 1.4826 times the median absolute deviation, so that a spike among the 20 does not hide the next,
-    and at least 0.5 % of the median. Losses fall in training, which makes the median a cautious reference.
+    The deviation is estimated as 1.4826 times the median absolute deviation, so that one spike does not hide the next.
+    It is at least 0.5 % of the median. Losses fall during training, so the median is a cautious reference.
 
     Args:
-        loss: mean over a row of metrics.jsonl; None (it was not finite) is no spike but worse, and told elsewhere.
-        before: those of the rows before it, None among them or not.
+        loss: the loss of one row of metrics.jsonl; None for a non-finite loss, which `nonfinite_guard` handles.
+        before: the losses of the previous rows; None for non-finite ones.
 
     Example:
         >>> is_spike(4.0, [3.0, 3.1, 2.9, 3.0, 3.0]), is_spike(3.05, [3.0, 3.1, 2.9, 3.0, 3.0])

@@ -1,4 +1,4 @@
-"""Trackers that a run reports to (``--report-to``): what would stop the run is reported before it begins."""
+"""Check the experiment trackers of a run (``--report-to``) before the run begins."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ _WITHOUT_ACCOUNT = ("offline", "dryrun", "disabled")
 
 
 def check_trackers(names: Iterable[str]) -> None:
-    """Refuse trackers that cannot be used, before a run is begun.
+    """Check that a run can report to its trackers.
 
     Args:
-        names: what ``--report-to`` lists.
+        names: the names that ``--report-to`` lists.
 
     Raises:
-        UserError: a tracker that transformers does not know, one whose package is missing, or Weights & Biases without
-            a login.
+        UserError: transformers does not know a tracker, its package is missing, or Weights & Biases has no login.
     """
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
@@ -49,18 +48,18 @@ def check_trackers(names: Iterable[str]) -> None:
 
 
 def _wandb_is_ready() -> bool:
-    """Whether wandb can start without asking: it has a key, or runs in a mode that needs none."""
+    """Return whether wandb can start without a prompt: it has a key, or its mode needs none."""
     if os.environ.get("WANDB_MODE", "").lower() in _WITHOUT_ACCOUNT or os.environ.get("WANDB_API_KEY"):
         return True
     import wandb  # type: ignore[import-not-found,unused-ignore]
 
     if "prompt" in inspect.signature(wandb.login).parameters:
         return bool(wandb.login(prompt=False))
-    return bool(wandb.api.api_key)  # older releases
+    return bool(wandb.api.api_key)  # older releases have no `prompt`
 
 
 def report_failures(trainer: Trainer) -> None:
-    """Turn what a tracker raises when it starts (no network, no account) into a UserError that names the tracker.
+    """Make errors of a tracker that cannot start (no network, no account) a UserError that names the tracker.
 
     Args:
         trainer: the trainer of a run, before ``train()``.
@@ -76,7 +75,7 @@ def _explained(start: Callable[..., Any], name: str) -> Callable[..., Any]:
     def explained(*args: Any, **kwargs: Any) -> Any:
         try:
             return start(*args, **kwargs)
-        except Exception as error:  # each tracker raises its own
+        except Exception as error:  # each tracker raises its own classes
             raise UserError(
                 f"--report-to {name} could not start ({reason(error)}): mend that, or leave it out with "
                 "--report-to none"

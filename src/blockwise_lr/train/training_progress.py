@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a live bar on a terminal, a line now and then elsewhere."""
+"""Show the progress of a run: a live bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SECONDS_BETWEEN_LINES = 15.0
 
 
 class TrainingProgress(TrainerCallback):
-    """Steps, loss, validation loss, tokens a second and time left, on stderr.
+    """Shows steps, loss, validation loss, tokens per second and remaining time.
 
     Args:
-        tokens_per_step: tokens of one optimizer step over all processes.
-        console: where to; a bar is drawn only if it is a terminal.
+        tokens_per_step: tokens in one optimizer step, over all ranks.
+        console: where to print; a terminal gets a bar.
     """
 
     def __init__(self, tokens_per_step: int, console: Console) -> None:
@@ -34,7 +34,7 @@ class TrainingProgress(TrainerCallback):
         self._note: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.close()  # of a training that was cut short
+        self.close()  # an interrupted training may have left its bar
         self._start = self._last_line = time.monotonic()
         self._first_step = state.global_step
         if self._console.is_terminal:
@@ -74,7 +74,7 @@ class TrainingProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Stop the bar; also after an error, or the terminal is left without a cursor."""
+        """Stop the bar. Call this after an error too: it restores the terminal's cursor."""
         if self._bar:
             self._bar.stop()
             self._bar = None

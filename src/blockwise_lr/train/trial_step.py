@@ -1,4 +1,4 @@
-"""One step of a run's optimizer on a model of a few numbers: what it refuses, it refuses before the run begins."""
+"""Try one step of a run's optimizer on a tiny model, so that errors appear before the run begins."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 def check_trial_step(config: TrainConfig, optimizer_on: Callable[[nn.Module], Optimizer]) -> None:
-    """Only where it is not known how it will end: an optimizer from elsewhere, or sharpness off its second moment.
+    """Run one trial step for third-party optimizers, and for runs that read sharpness from the optimizer's state.
 
     Args:
-        config: the run's.
-        optimizer_on: makes the run's optimizer on a model.
+        config: the run's configuration.
+        optimizer_on: builds the run's optimizer on a model.
 
     Raises:
-        UserError: the step fails; or the run is to measure with an estimator that reads what is not kept.
+        UserError: the step fails, or the optimizer does not keep the second moment that an estimator reads.
     """
     name, reads = config.optim.optimizer, is_measured(config) and "optimizer" in config.sharpness_estimators
     if name in OPTIMIZERS and not reads:
@@ -42,7 +42,7 @@ def check_trial_step(config: TrainConfig, optimizer_on: Callable[[nn.Module], Op
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
         optimizer.step()
-    except Exception as error:  # whatever the optimizer of another package raises
+    except Exception as error:  # third-party optimizers raise errors of any class
         raise UserError(f"--optimizer {name} cannot step: {reason(error)}") from None
     for parameter in model.parameters() if reads else ():
         moment = optimizer.state.get(parameter, {}).get("exp_avg_sq")

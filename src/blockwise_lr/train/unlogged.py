@@ -1,7 +1,7 @@
-"""What has been summed since the last row of metrics.jsonl, for a checkpoint that lies between two rows.
+"""Save the running sums of steps that are not logged yet with a checkpoint, and restore them.
 
-Trainer starts its sum of losses anew on resuming. After SIGTERM, which stops a run at any step, the next row would then
-be a mean over fewer steps than in a run that was not stopped.
+Trainer resets its sum of losses when it resumes. SIGTERM can stop a run between two rows of metrics.jsonl. Without the
+saved sums, the next row would be a mean over fewer steps than in an uninterrupted run.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ UNLOGGED = "unlogged.json"
 
 
 class UnloggedSteps(TrainerCallback):
-    """Saves those sums with a checkpoint, and takes them up again.
+    """Saves Trainer's running sums with a checkpoint, and restores them when training begins.
 
     Args:
-        trainer: whose sums they are.
+        trainer: the trainer that keeps the sums.
         run_dir: the run's folder.
     """
 
@@ -34,7 +34,7 @@ class UnloggedSteps(TrainerCallback):
         self._run_dir = run_dir
 
     def save(self, checkpoint: Path) -> None:
-        """Write them into `checkpoint`, those of every process; nothing at a step that was logged."""
+        """Write the sums of all ranks into `checkpoint`, unless the current step was just logged."""
         trainer = self._trainer
         since: int = trainer._globalstep_last_logged
         if since == trainer.state.global_step:
@@ -46,7 +46,7 @@ class UnloggedSteps(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         path = self._run_dir / f"checkpoint-{state.global_step}" / UNLOGGED
-        if not path.exists():  # also at step 0
+        if not path.exists():  # at step 0, or after a logged step
             return
         content = json.loads(path.read_text(encoding="utf-8"))
         own = content["loss_sums"][args.process_index]
