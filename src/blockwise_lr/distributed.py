@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from blockwise_lr.blocks.block import Piece
+from blockwise_lr.blocks.block import PartSlice
 
 
 def total(count: int, device: torch.device) -> int:
@@ -161,7 +161,7 @@ def check_replicas(names: Sequence[str], squares: Tensor) -> None:
         )
 
 
-def own_elements(parameter: Tensor, shard: Tensor, piece: Piece | None) -> Tensor:
+def own_elements(parameter: Tensor, shard: Tensor, piece: PartSlice | None) -> Tensor:
     """What this process's shard holds of a part of the parameter; nothing if another process has the same shard.
 
     Args:

@@ -8,8 +8,8 @@ from itertools import permutations
 
 from torch import nn
 
-from blockwise_lr.blocks.interleaved import Layout, known_layout
-from blockwise_lr.blocks.projection import Projection
+from blockwise_lr.blocks.known_layouts import known_layout
+from blockwise_lr.blocks.layout import Layout, Projection
 from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
 
 # Shapes alone cannot tell three square matrices apart: here names decide. Parts in one weight have a layout.
@@ -82,7 +82,9 @@ def _stacked(
         size, rest = divmod(rows, len(parts))
         in_rows = size == 1 if len(others) > 1 else size == others[0] or parts[-1] == "o"
         in_rows = in_rows and rest == 0
-        found = {(path, leaf): Projection(path, tuple((p, size) for p in parts), 0, 1 if in_rows else None)}
+        found = {
+            (path, leaf): Projection(path, Layout(tuple((p, size) for p in parts), 1 if in_rows else None), 0)
+        }
         for child in (child for child in matrices if role_of(child) == "o"):
             inner, output = tree.linear(child), Layout((("o", matrices[child][1]),))
             found |= _of_linear(path, inner, tree.modules[inner], output)
@@ -226,19 +228,19 @@ def _of_linear(
 ) -> dict[tuple[str, str], Projection]:
     """A linear layer's weight and bias: the bias follows the weight."""
     return {
-        (child, "weight"): Projection(attention, layout.parts, output_dim(module), layout.repeats),
-        (child, "bias"): Projection(attention, layout.parts, 0, layout.repeats),
+        (child, "weight"): Projection(attention, layout, output_dim(module)),
+        (child, "bias"): Projection(attention, layout, 0),
     }
 
 
 def _torch_attention(path: str, module: nn.MultiheadAttention) -> dict[tuple[str, str], Projection]:
     width = module.embed_dim
-    qkv = (("q", width), ("k", width), ("v", width))
+    qkv = Layout((("q", width), ("k", width), ("v", width)))
     output = f"{path}.out_proj" if path else "out_proj"
     found = {(path, leaf): Projection(path, qkv, 0) for leaf in ("in_proj_weight", "in_proj_bias")}
     # bias_k and bias_v (1, 1, width) are a key and a value appended to the sequence.
     singles = {"q_proj_weight": "q", "k_proj_weight": "k", "v_proj_weight": "v", "bias_k": "k", "bias_v": "v"}
-    found |= {(path, leaf): Projection(path, ((part, width),), 0) for leaf, part in singles.items()}
+    found |= {(path, leaf): Projection(path, Layout(((part, width),)), 0) for leaf, part in singles.items()}
     found |= _of_linear(path, output, module.out_proj, Layout((("o", width),)))
     return found
 

@@ -1,6 +1,6 @@
 """The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
 
-To add a rule, write one line here (or, for a name, in `blocks/names.py`, which comes after these) and one case in
+To add a rule, write one line here (or, for a name, in `blocks/name_rules.py`, which comes after these) and one case in
 tests/support/cases.py or tests/support/handwritten_cases.py. A rule must be sure: what only resembles a
 block is better left to the error that asks the user.
 """
@@ -15,7 +15,7 @@ from torch import nn
 
 from blockwise_lr.blocks.attention import ATTENTION_NAMES
 from blockwise_lr.blocks.block import Block
-from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.model_facts import ModelFacts
 from blockwise_lr.blocks.topology import CONVOLUTIONS, NORMS, Site, ancestors, matrix_shape
 
 _NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
@@ -134,30 +134,30 @@ def _is_in_head(site: Site, facts: ModelFacts) -> bool:
 
 def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
     """Whether a module around it, within its layer, is named as an attention."""
-    return ATTENTION_NAMES.search(facts.places.local(site.path)) is not None
+    return ATTENTION_NAMES.search(facts.nesting.local(site.path)) is not None
 
 
 def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
-    inside = facts.places.local(site.path).split(".")[:-1]
+    inside = facts.nesting.local(site.path).split(".")[:-1]
     around = any(_FFN_AROUND.fullmatch(name) for name in inside) and not any(map(_EMBEDDER.fullmatch, inside))
     named = around and _FFN_CHILD.fullmatch(site.child) is not None
     return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site, facts)
 
 
 def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    outside = not facts.places.in_layer(site.path)
+    outside = not facts.nesting.in_layer(site.path)
     return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
 
 
 def _is_in_head_by_name(site: Site, facts: ModelFacts) -> bool:
     """A matrix in a module that is named as a head: one before, or after, that which maps to the output."""
-    places = facts.places
-    if matrix_shape(site.module) is None or places.in_layer(site.path):
+    nesting = facts.nesting
+    if matrix_shape(site.module) is None or nesting.in_layer(site.path):
         return False
-    inside = places.local(site.path).split(".")[:-1]
+    inside = nesting.local(site.path).split(".")[:-1]
     heads = (i for i, name in enumerate(inside) if _HEAD_NAME.fullmatch(name))
     around = [site.path.rsplit(".", len(inside) - i)[0] for i in heads]
-    return any(path not in places.around_table | places.around_attention for path in around)
+    return any(path not in nesting.around_table | nesting.around_attention for path in around)
 
 
 def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:

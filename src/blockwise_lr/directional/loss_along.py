@@ -12,10 +12,10 @@ from torch import Tensor
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.blocks import Block
-from blockwise_lr.blocks.block import Piece
-from blockwise_lr.sharpness.parts import Parts, cut, local
+from blockwise_lr.blocks.block import PartSlice
+from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut, local
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 _CHUNK = 1 << 22  # logits of all blocks put together at a time
 
@@ -31,12 +31,12 @@ class Direction:
     """
 
     block: Block
-    pieces: tuple[tuple[int, Piece | None], ...]
+    pieces: tuple[tuple[int, PartSlice | None], ...]
     move: float
 
 
 def slope_and_curvature(
-    problem: Problem,
+    problem: MeasuredModel,
     batch: Any,
     predictions: Predictions,
     updates: Sequence[Tensor],
@@ -70,7 +70,7 @@ def slope_and_curvature(
 
 
 def _logits_at(
-    problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+    problem: MeasuredModel, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
 ) -> Tensor:
     """Logits with the parameters of each direction moved by a factor times its update, which is then undone."""
     parameters = problem.parts.parameters
@@ -107,7 +107,7 @@ def _products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
 
 
 def dots(
-    parts: Parts,
+    parts: ParameterParts,
     tensors: Sequence[Tensor | None],
     updates: Sequence[Tensor],
     directions: Sequence[Direction],

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
-from blockwise_lr.blocks.layout import Concatenation, any_sharded
-from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.model_facts import ModelFacts
+from blockwise_lr.blocks.split_weights import FusedWeight, any_sharded
 from blockwise_lr.optimizers.adam_mini_kernel import spread
 from blockwise_lr.optimizers.converted_state import State, converted, copied
 from blockwise_lr.optimizers.kept_state import learn_kept_state, shape_of_second, unwrapped
@@ -167,21 +167,21 @@ def _parameters_of(optimizer: Optimizer) -> dict[str, tuple[nn.Parameter, dict[s
 # Layouts -------------------------------------------------------------------------------------------
 
 
-def _layouts(model: nn.Module) -> dict[str, Concatenation]:
+def _layouts(model: nn.Module) -> dict[str, FusedWeight]:
     """By its original name, how each fused weight of the model is put together, split now or not."""
-    found: dict[str, Concatenation] = {}
+    found: dict[str, FusedWeight] = {}
     facts = ModelFacts(model)
     for (path, leaf), projection in facts.projections.items():
         if projection.fused and projection.repeats is not None:
             parts, sizes = zip(*projection.parts)
-            found[f"{path}.{leaf}" if path else leaf] = Concatenation(
+            found[f"{path}.{leaf}" if path else leaf] = FusedWeight(
                 parts, sizes, projection.dim, projection.repeats
             )
     return found
 
 
 def _for(
-    name: str, given: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
+    name: str, given: Mapping[str, Entry], fused: Mapping[str, FusedWeight], changed: str
 ) -> tuple[Entry, list[str]]:
     """The old state of a parameter in its present layout, and the names that it is from."""
     if name in given:
@@ -208,7 +208,7 @@ def _for(
     )
 
 
-def _part(key: str, value: Any, layout: Concatenation, index: int) -> Any:
+def _part(key: str, value: Any, layout: FusedWeight, index: int) -> Any:
     """What a moment of a fused weight says of one part; _UNKNOWN where it is of another form."""
     if isinstance(value, (list, tuple)):  # SOAP's matrices are of the whole weight
         return _UNKNOWN
@@ -224,7 +224,7 @@ def _part(key: str, value: Any, layout: Concatenation, index: int) -> Any:
     return layout.right_inverse(value)[index]
 
 
-def _joined(states: Sequence[State], layout: Concatenation) -> State:
+def _joined(states: Sequence[State], layout: FusedWeight) -> State:
     joined: State = {}
     for key, first in states[0].items():
         if isinstance(first, (list, tuple)) or not all(key in state for state in states):

@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.sharpness import hessian
-from blockwise_lr.sharpness.parts import Parts, accumulation_dtype, add
+from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, accumulation_dtype, add
 from blockwise_lr.sharpness.predictions import NO_LABELS, sampled_labels, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 __all__ = [
     "ESTIMATORS",
     "Draws",
     "HessianProducts",
-    "Problem",
+    "MeasuredModel",
     "empirical",
     "fisher",
     "gradients_of_sum",
@@ -52,7 +52,7 @@ class Draws:
     gradients: Sequence[Tensor | None] | None = None
 
 
-def fisher(problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probes: int) -> Draws:
+def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int], probes: int) -> Draws:
     r"""Gauss-Newton trace from labels sampled from the model's own softmax.
 
         tr(G_b) = E_y~softmax  B ||grad_b Lhat_B(y)||^2
@@ -63,7 +63,7 @@ def fisher(problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probe
     it in the global batch, so neither padding nor the number of processes or micro-batches matters.
 
     Args:
-        problem: the model.
+        measured: the model.
         batch: micro-batches whose gradients are added up; this process's share of them.
         seed: numbers that make this batch's random numbers its own.
         probes: label draws for the same batch; a forward pass for all, a backward pass each. With several
@@ -77,26 +77,26 @@ def fisher(problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probe
     gradients: list[Tensor | None] = []
     traces, samples = [], 0
     for number, micro_batch in enumerate(batch, start=1):
-        predictions = problem.predict(micro_batch)
-        start, here, everywhere = problem.place(predictions)
+        predictions = measured.predict(micro_batch)
+        start, here, everywhere = measured.place(predictions)
         samples += everywhere
         for probe, generator in enumerate(generators):
-            if probe > 0 and problem.parts.sharded:  # fully_shard runs backward once a forward
-                predictions = problem.predict(micro_batch)
+            if probe > 0 and measured.parts.sharded:  # fully_shard runs backward once a forward
+                predictions = measured.predict(micro_batch)
             labels = sampled_labels(predictions, generator.random(everywhere)[start : start + here])
-            more = probe + 1 < probes and not problem.parts.sharded
+            more = probe + 1 < probes and not measured.parts.sharded
             summed = add(
-                totals[probe], gradients_of_sum(problem, summed_loss(predictions, labels), keep_graph=more)
+                totals[probe], gradients_of_sum(measured, summed_loss(predictions, labels), keep_graph=more)
             )
             totals[probe] = summed
             if number == len(batch):
                 totals[probe] = None
-                gradients = problem.parts.sum_over_processes(summed)
-                traces.append(problem.parts.sums(gradients))
+                gradients = measured.parts.sum_over_processes(summed)
+                traces.append(measured.parts.sums(gradients))
     return Draws(torch.stack(traces) / _some(samples), samples, gradients)
 
 
-def empirical(problem: Problem, batch: Sequence[Any]) -> Draws:
+def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
     r"""The same with the data's labels: the gradient that training has anyway.
 
         E[B ||g_b||^2] = tr(Cov_b) + B ||E g_b||^2
@@ -109,15 +109,20 @@ def empirical(problem: Problem, batch: Sequence[Any]) -> Draws:
     """
     total, samples = None, 0
     for micro_batch in batch:
-        predictions = problem.predict(micro_batch)
-        samples += problem.samples(predictions)
-        total = add(total, gradients_of_sum(problem, summed_loss(predictions)))
-    gradients = problem.parts.sum_over_processes(total or [])
-    return Draws(problem.parts.sums(gradients).unsqueeze(0) / _some(samples), samples, gradients)
+        predictions = measured.predict(micro_batch)
+        samples += measured.samples(predictions)
+        total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
+    gradients = measured.parts.sum_over_processes(total or [])
+    return Draws(measured.parts.sums(gradients).unsqueeze(0) / _some(samples), samples, gradients)
 
 
 def hutchinson(
-    problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probes: int, products: HessianProducts
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    *,
+    seed: Sequence[int],
+    probes: int,
+    products: HessianProducts,
 ) -> tuple[Draws, str]:
     r"""Traces of the true Hessian's blocks from Hessian-vector products with random signs.
 
@@ -126,7 +131,7 @@ def hutchinson(
     One product serves all blocks: what couples two of them has mean 0. Autocast is off.
 
     Args:
-        problem, batch, seed, probes: as in :func:`fisher`; the signs depend on the seed and the parameter only.
+        measured, batch, seed, probes: as in :func:`fisher`; the signs depend on the seed and the parameter only.
         products: "double-backward" needs an attention kernel that can be differentiated twice (torch's math kernel
             is chosen); "finite-differences" of gradients needs float32 or float64 throughout, and is good to about
             1e-3 of a block in float32, to 1e-7 where the model casts nothing below float64; "auto" takes the
@@ -141,13 +146,13 @@ def hutchinson(
             :func:`predict`.
         RuntimeError: "double-backward" of a model that has none.
     """
-    if products == "double-backward" and problem.parts.sharded:
+    if products == "double-backward" and measured.parts.sharded:
         raise ValueError(
             "parameters that are sharded (DTensors) have no double backward pass: "
             'use hvp="finite-differences", or "auto"'
         )
-    draw = partial(_hutchinson, problem, batch, seed, probes)
-    if products == "auto" and not problem.parts.sharded:
+    draw = partial(_hutchinson, measured, batch, seed, probes)
+    if products == "auto" and not measured.parts.sharded:
         try:
             return draw(partial(hessian.double_backward, strict=True)), "double-backward"
         except RuntimeError as error:
@@ -155,12 +160,12 @@ def hutchinson(
                 raise
     if products == "double-backward":
         return draw(partial(hessian.double_backward, strict=False)), products
-    with hessian.no_autocast(problem):
-        step = hessian.step_size(problem, batch)
+    with hessian.no_autocast(measured):
+        step = hessian.step_size(measured, batch)
     return draw(partial(hessian.finite_difference, step=step)), "finite-differences"
 
 
-def optimizer(parts: Parts, adam: Optimizer, samples: int) -> Draws:
+def optimizer(parts: ParameterParts, adam: Optimizer, samples: int) -> Draws:
     r"""Read off Adam's second moment, for runs that cannot spare a backward pass.
 
         tr(G_b) ~ B sum_i v_i / (1 - beta2^t)
@@ -193,17 +198,23 @@ def optimizer(parts: Parts, adam: Optimizer, samples: int) -> Draws:
 
 
 def _hutchinson(
-    problem: Problem, batch: Sequence[Any], seed: Sequence[int], probes: int, product: Callable[..., Any]
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    seed: Sequence[int],
+    probes: int,
+    product: Callable[..., Any],
 ) -> Draws:
     traces, samples = [], 0
-    with hessian.no_autocast(problem):
+    with hessian.no_autocast(measured):
         for probe in range(probes):
             signs = [
                 hessian.random_signs(parameter, [*seed, probe, i])
-                for i, parameter in enumerate(problem.parts.parameters)
+                for i, parameter in enumerate(measured.parts.parameters)
             ]
-            total, samples = product(problem, batch, signs)
-            traces.append(problem.parts.sums(problem.parts.sum_over_processes(total), signs) / _some(samples))
+            total, samples = product(measured, batch, signs)
+            traces.append(
+                measured.parts.sums(measured.parts.sum_over_processes(total), signs) / _some(samples)
+            )
     return Draws(torch.stack(traces), samples)
 
 

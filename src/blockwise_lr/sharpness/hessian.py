@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.sharpness.parts import add
+from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import add
 from blockwise_lr.sharpness.predictions import HALF, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 # Relative size of the central difference: truncation (its square) and rounding (its inverse) are balanced at about
 # the cube root of the precision of a gradient.
@@ -27,7 +27,7 @@ class NoDoubleBackwardError(RuntimeError):
 
 
 def double_backward(
-    problem: Problem, batch: Sequence[Any], vector: Sequence[Tensor], *, strict: bool
+    measured: MeasuredModel, batch: Sequence[Any], vector: Sequence[Tensor], *, strict: bool
 ) -> tuple[list[Tensor | None], int]:
     """H v of the summed loss, this process's part, and the number of samples.
 
@@ -38,16 +38,16 @@ def double_backward(
     Raises:
         NoDoubleBackwardError: for these, and for functions that say themselves that they have none.
     """
-    parameters, total, samples = problem.parts.parameters, None, 0
+    parameters, total, samples = measured.parts.parameters, None, 0
     for micro_batch in batch:
         with sdpa_kernel(SDPBackend.MATH):
-            predictions = problem.predict(micro_batch)
+            predictions = measured.predict(micro_batch)
         if strict and (own := {node.name() for node in _graph([predictions.logits]) if _is_own(node)}):
             raise NoDoubleBackwardError(f"not known to have a double backward pass: {', '.join(sorted(own))}")
-        samples += problem.samples(predictions)
+        samples += measured.samples(predictions)
         loss = summed_loss(predictions)
         first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        problem.parts.check_dense(first)
+        measured.parts.check_dense(first)
         # once_differentiable puts a node that raises where the graph goes on; but no parameter lies beyond it, so
         # torch.autograd.grad never comes there.
         if any(node.name() == "torch::autograd::Error" for node in _graph(first)):
@@ -77,33 +77,33 @@ def _is_own(node: Any) -> bool:
     return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
-def step_size(problem: Problem, batch: Sequence[Any]) -> float:
+def step_size(measured: MeasuredModel, batch: Sequence[Any]) -> float:
     """How far to move every element: in proportion to the parameters' root mean square and to what is rounded most."""
-    kinds = {parameter.dtype for parameter in problem.parts.parameters}
+    kinds = {parameter.dtype for parameter in measured.parts.parameters}
     if kinds & HALF:
         raise ValueError(
             f"finite differences need float32 or float64 parameters, these are {', '.join(map(str, kinds))}: rounding "
             "would drown the curvature; measure model.float(), or another estimator"
         )
     with torch.no_grad():  # many models of float64 have norms and losses in float32
-        kinds |= problem.predict(batch[0], needs_gradient=False).kinds
-    processes.reshard(problem.model)  # or the outermost module would go on with the parameters of now
+        kinds |= measured.predict(batch[0], needs_gradient=False).kinds
+    processes.reshard(measured.model)  # or the outermost module would go on with the parameters of now
     if kinds & HALF:
         raise ValueError(
             "finite differences need float32 or float64, but the forward pass computes in half precision (autocast "
             "inside the model, or fully_shard's MixedPrecisionPolicy): rounding would drown the curvature"
         )
     relative = max(size for kind, size in _RELATIVE_STEP.items() if kind in kinds)
-    numel = sum(part.numel for part in problem.parts.parts)
-    squares = problem.parts.sums([parameter.detach() for parameter in problem.parts.parameters])
+    numel = sum(part.numel for part in measured.parts.parts)
+    squares = measured.parts.sums([parameter.detach() for parameter in measured.parts.parameters])
     return relative * float((squares.sum() / numel).sqrt())
 
 
 def finite_difference(
-    problem: Problem, batch: Sequence[Any], vector: Sequence[Tensor], step: float
+    measured: MeasuredModel, batch: Sequence[Any], vector: Sequence[Tensor], step: float
 ) -> tuple[list[Tensor | None], int]:
     """The same from (g(w + step v) - g(w - step v)) / (2 step); the parameters are put back to the bit."""
-    parameters = problem.parts.parameters
+    parameters = measured.parts.parameters
     kept = [local(parameter.detach()).clone() for parameter in parameters]
     sides: list[list[Tensor | None]] = []
     samples = 0
@@ -114,9 +114,9 @@ def finite_difference(
                     local(parameter).copy_(value + sign * step * local(direction))
             total, samples = None, 0
             for micro_batch in batch:
-                predictions = problem.predict(micro_batch)
-                samples += problem.samples(predictions)
-                total = add(total, gradients_of_sum(problem, summed_loss(predictions)))
+                predictions = measured.predict(micro_batch)
+                samples += measured.samples(predictions)
+                total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
             sides.append(total or [])
     finally:
         with torch.no_grad():
@@ -133,8 +133,8 @@ def has_no_double_backward(error: RuntimeError) -> bool:
     )
 
 
-def no_autocast(problem: Problem) -> Any:
-    kind = problem.parts.parameters[0].device.type
+def no_autocast(measured: MeasuredModel) -> Any:
+    kind = measured.parts.parameters[0].device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import local
 from blockwise_lr.sharpness.estimators import Draws
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 
 LOWEST, HIGHEST, WIDTH = -24.0, 8.0, 0.1
 _BINS = round((HIGHEST - LOWEST) / WIDTH)
@@ -40,7 +40,7 @@ class Histograms:
         parts: the model's.
     """
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ParameterParts) -> None:
         self._parts = parts
         self._sums = [torch.zeros_like(local(p.detach()), dtype=torch.float32) for p in parts.parameters]
         self._samples = 0

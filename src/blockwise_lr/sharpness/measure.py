@@ -18,9 +18,9 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator_names import Estimator as Estimator
 from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators
-from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
+from blockwise_lr.sharpness.estimators import Draws, HessianProducts, MeasuredModel
 from blockwise_lr.sharpness.histogram import Histograms
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
 
@@ -102,8 +102,8 @@ def measure_sharpness(
     _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
-    parts = Parts(inner, blocks, distributed=distributed or replicated)
-    problem = Problem(inner, parts, loss_fn)
+    parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
+    measured = MeasuredModel(inner, parts, loss_fn)
     histograms = Histograms(parts) if histogram else None
     method = _MEANINGS[estimator]
     draws: list[Draws] = []
@@ -111,9 +111,9 @@ def measure_sharpness(
         if optimizer is not None and samples is not None:  # _check has made sure
             draws.append(estimators.optimizer(parts, optimizer, samples))
     else:
-        with left_as_it_was(inner):
-            for index, batch in enumerate(together(_accumulated(batches, accumulate, max_batches), parts)):
-                done, how = _draw(problem, estimator, batch, [seed, index], probes, hvp)
+        with measurement_mode(inner):
+            for index, batch in enumerate(in_step(_accumulated(batches, accumulate, max_batches), parts)):
+                done, how = _draw(measured, estimator, batch, [seed, index], probes, hvp)
                 method = f"{_MEANINGS[estimator]} ({how})" if how else method
                 draws.append(done)
                 if histograms is not None:
@@ -137,7 +137,7 @@ def measure_sharpness(
 
 
 def _draw(
-    problem: Problem,
+    measured: MeasuredModel,
     estimator: Estimator,
     batch: Sequence[Any],
     seed: Sequence[int],
@@ -146,10 +146,10 @@ def _draw(
 ) -> tuple[Draws, str]:
     with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
-            return estimators.fisher(problem, batch, seed=seed, probes=probes), ""
+            return estimators.fisher(measured, batch, seed=seed, probes=probes), ""
         if estimator == "empirical":
-            return estimators.empirical(problem, batch), ""
-        return estimators.hutchinson(problem, batch, seed=seed, probes=probes, products=hvp)
+            return estimators.empirical(measured, batch), ""
+        return estimators.hutchinson(measured, batch, seed=seed, probes=probes, products=hvp)
 
 
 def _check(
@@ -226,7 +226,7 @@ def _accumulated(
         yield group
 
 
-def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
+def in_step(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[list[Any]]:
     """The same, but processes that do not have as many batches learn of it instead of waiting for each other."""
     if not (parts.distributed or parts.tensor_parallel):
         yield from batches
@@ -257,7 +257,7 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
+def measurement_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode, full fp32 and the caller's random state while it is measured; compiled modules run eagerly."""
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}

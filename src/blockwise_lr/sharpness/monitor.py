@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from blockwise_lr.blocks import BlockMap, classify
 from blockwise_lr.sharpness.estimators import ESTIMATORS, HessianProducts
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.records import append_report, keep_reports, read_reports
 from blockwise_lr.sharpness.report import SharpnessReport
@@ -93,7 +93,7 @@ class SharpnessMonitor:
             raise ValueError('estimator="optimizer" needs optimizer=..., the one that trains the model')
         blocks = classify(model) if blocks is None else blocks
         # The training's gradients are those of the whole batch on every process already.
-        self.parts = Parts(model, blocks, distributed=False)
+        self.parts = ParameterParts(model, blocks, distributed=False)
         self.tokens_per_step = tokens_per_step
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.path = Path(path) if path is not None and rank == 0 else None

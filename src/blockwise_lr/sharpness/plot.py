@@ -12,7 +12,7 @@ import numpy as np
 from blockwise_lr.blocks import Block
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
 from blockwise_lr.sharpness.histogram import Histogram
-from blockwise_lr.sharpness.parts import OUTSIDE
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from blockwise_lr.json_values import number, number_or_nan, numbers, typed
 from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, log_ratio_error, ratios_by_sharpness
-from blockwise_lr.sharpness.parts import OUTSIDE, Part
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE, Part
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.sharpness.parts import Parts, cut
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.report import SharpnessReport
 
 
@@ -33,7 +33,7 @@ def predicted_sharpness(model: nn.Module, blocks: BlockMap | None = None) -> dic
         >>> predicted_sharpness(model)["1.weight"]
         0.0625
     """
-    parts = Parts(model, blocks, distributed=False)
+    parts = ParameterParts(model, blocks, distributed=False)
     names = iter(parts.parts)
     predicted = {}
     for parameter, pieces in zip(parts.parameters, parts.blocks_of_pieces()):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from blockwise_lr.distributed import sharded_like
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.report import SharpnessReport
 
 METHOD = "squared gradient of the training step"
 """``SharpnessReport.method`` of what was read off a training's own gradients."""
 
 
-def squared_gradients(parts: Parts) -> Tensor:
+def squared_gradients(parts: ParameterParts) -> Tensor:
     """The sum of squares of each part's gradient in ``.grad``, in float64; the gradients stay as they are.
 
     Args:
@@ -36,7 +36,7 @@ def squared_gradients(parts: Parts) -> Tensor:
 
 
 def gradient_report(
-    parts: Parts, squares: Tensor, *, samples: int, scale: float = 1.0, step: int | None = None
+    parts: ParameterParts, squares: Tensor, *, samples: int, scale: float = 1.0, step: int | None = None
 ) -> SharpnessReport:
     r"""Empirical sharpness from the gradient of one training step (METHOD section 2).
 

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from blockwise_lr.blocks.attending import Attended, watched
-from blockwise_lr.blocks.interleaved import Layout
+from blockwise_lr.blocks.attention_inputs import AttentionInputs, record_attention
+from blockwise_lr.blocks.layout import Layout
 from blockwise_lr.blocks.topology import output_dim
 
 _LENGTH = 6
@@ -73,11 +73,11 @@ def of_run(
     Raises:
         NotSeenError: `run` ended in an exception before any attention was seen.
     """
-    seen: dict[str, list[tuple[Attended, dict[str, dict[str, Tensor]]]]] = {}
+    seen: dict[str, list[tuple[AttentionInputs, dict[str, dict[str, Tensor]]]]] = {}
     finished: set[str] = set()
     stack: list[str] = []
 
-    def record(attended: Attended) -> None:
+    def record(attended: AttentionInputs) -> None:
         if stack and stack[-1] not in finished:
             weights = attentions[stack[-1]]
             moved = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", attended[:3])}
@@ -94,7 +94,7 @@ def of_run(
         exits.enter_context(
             _undisturbed(model, [f.weight for each in attentions.values() for f in each.values()])
         )
-        exits.enter_context(watched(model, record))
+        exits.enter_context(record_attention(model, record))
         try:
             run()
         except Exception as error:

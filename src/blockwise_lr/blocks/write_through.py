@@ -2,7 +2,7 @@
 
 A split weight is computed from its parts whenever it is read, so a plain tensor would swallow every write: PEFT merges
 an adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and an average of
-weights writes into the tensors of `state_dict()`. A :class:`LiveWeight` does what these expect of a parameter.
+weights writes into the tensors of `state_dict()`. A :class:`WriteThroughWeight` does what these expect of a parameter.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BASE = Tensor._base.__get__  # type: ignore[union-attr]
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
-class Parts(Protocol):
+class WeightParts(Protocol):
     """What a split weight consists of."""
 
     name: str
@@ -44,7 +44,7 @@ class Parts(Protocol):
         """Train the parts, or not."""
 
 
-class LiveWeight(Tensor):
+class WriteThroughWeight(Tensor):
     """A split weight, or a view of one, whose in-place writes are copied to the parts.
 
     It behaves as the parameter would: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=`
@@ -52,7 +52,7 @@ class LiveWeight(Tensor):
     result of a computation are plain tensors. A write that cannot reach the parts is an error.
     """
 
-    _parts: Parts
+    _parts: WeightParts
     _whole: Tensor  # the storage that views share, without a version counter of its own
     _versions: list[Any]
     _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
@@ -83,8 +83,8 @@ class LiveWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        live = [each for each in _tensors((args, kwargs)) if isinstance(each, LiveWeight)]
-        first = args[0] if args and isinstance(args[0], LiveWeight) else None
+        live = [each for each in _tensors((args, kwargs)) if isinstance(each, WriteThroughWeight)]
+        first = args[0] if args and isinstance(args[0], WriteThroughWeight) else None
         with torch._C.DisableTorchFunctionSubclass():
             if first is not None and (handled := _special(first, func, args, kwargs)) is not _ORDINARY:
                 return handled
@@ -101,7 +101,7 @@ class LiveWeight(Tensor):
             return out if func == _BASE else _views(out, live)
 
 
-def live(value: Tensor, parts: Parts, *, parameter: bool) -> Tensor:
+def live(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tensor:
     """A computed weight whose writes reach its parts.
 
     Args:
@@ -110,15 +110,15 @@ def live(value: Tensor, parts: Parts, *, parameter: bool) -> Tensor:
         parameter: whether it stands for the parameter itself, which can be frozen and has no gradient hooks.
 
     Returns:
-        A :class:`LiveWeight`, or `value` where writes cannot be followed: inside torch.compile or a function transform,
-        or for a tensor that is a subclass of its own.
+        A :class:`WriteThroughWeight`, or `value` where writes cannot be followed: inside torch.compile or a function
+        transform, or for a tensor that is a subclass of its own.
     """
     if torch.compiler.is_compiling() or type(value) is not Tensor:
         return value
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return value
     with torch.inference_mode(False), torch.set_grad_enabled(value.requires_grad):
-        made = value.as_subclass(LiveWeight)
+        made = value.as_subclass(WriteThroughWeight)
     return _follow(made, parts, value.data, parameter=parameter, view=False)
 
 
@@ -149,7 +149,7 @@ def _is_hook(callee: FrameType, call: FrameType) -> bool:
 _ORDINARY = object()
 
 
-def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """What stands for the parameter itself, or leaves the process; `_ORDINARY` if it is neither."""
     if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         value = args[1]
@@ -186,7 +186,7 @@ def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: An
     return _ORDINARY
 
 
-def _plain(weight: LiveWeight) -> Tensor:
+def _plain(weight: WriteThroughWeight) -> Tensor:
     _refresh(weight)
     return weight.detach().as_subclass(Tensor).requires_grad_(weight.requires_grad)
 
@@ -206,14 +206,14 @@ def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bo
     if not (writes and args and torch.is_grad_enabled()) or isinstance(func, FunctionType):
         return
     for each in _tensors(args[:1]):
-        if isinstance(each, LiveWeight) and each.requires_grad:
+        if isinstance(each, WriteThroughWeight) and each.requires_grad:
             raise RuntimeError(
                 f"{each._parts.name} requires gradients and is written in place while they are recorded; nothing was "
                 "written: write under torch.no_grad(), as into any parameter"
             )
 
 
-def _refresh(weight: LiveWeight, always: bool = False) -> None:
+def _refresh(weight: WriteThroughWeight, always: bool = False) -> None:
     """Read the parts again if they have changed since."""
     versions = _versions(weight._parts)
     if always or versions != weight._versions:
@@ -224,14 +224,14 @@ def _refresh(weight: LiveWeight, always: bool = False) -> None:
         weight._versions[:] = versions
 
 
-def _write_back(weight: LiveWeight) -> None:
+def _write_back(weight: WriteThroughWeight) -> None:
     value = weight._whole if weight._is_part_of_one else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
     with torch.no_grad():
         weight._parts.assign(value)
     weight._versions[:] = _versions(weight._parts)
 
 
-def _views(out: Any, live: Sequence[LiveWeight]) -> Any:
+def _views(out: Any, live: Sequence[WriteThroughWeight]) -> Any:
     """Results that share the weight's memory are live, too."""
     if type(out) is Tensor:
         return next((_view(out, each) for each in live if _shares(out, each._whole)), out)
@@ -240,8 +240,8 @@ def _views(out: Any, live: Sequence[LiveWeight]) -> Any:
     return out
 
 
-def _view(out: Tensor, weight: LiveWeight) -> Tensor:
-    made = out.as_subclass(LiveWeight)
+def _view(out: Tensor, weight: WriteThroughWeight) -> Tensor:
+    made = out.as_subclass(WriteThroughWeight)
     return _follow(made, weight._parts, weight._whole, parameter=False, view=True, versions=weight._versions)
 
 
@@ -250,20 +250,20 @@ def _shares(tensor: Tensor, whole: Tensor) -> bool:
 
 
 def _follow(
-    made: LiveWeight,
-    parts: Parts,
+    made: WriteThroughWeight,
+    parts: WeightParts,
     whole: Tensor,
     *,
     parameter: bool,
     view: bool,
     versions: list[Any] | None = None,
-) -> LiveWeight:
+) -> WriteThroughWeight:
     made._parts, made._whole, made._is_parameter, made._is_part_of_one = parts, whole, parameter, view
     made._versions = _versions(parts) if versions is None else versions
     return made
 
 
-def _versions(parts: Parts) -> list[Any]:
+def _versions(parts: WeightParts) -> list[Any]:
     here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # of a DTensor
     return [(id(part), part.data_ptr(), _version(part)) for part in here]
 

@@ -1,27 +1,21 @@
 """How known classes lay several parts out in one weight, where that is not all of q, then all of k, then all of v.
 
 To add a class, write one line in `LAYOUTS` and one case in tests/support/cases.py. A layout cannot be read off the
-weights, so these lines count only for the classes in `blocks/vouched.py`; the layout of any other class is proved or
-stated.
+weights, so these lines count only for the classes in `blocks/resolved_layouts.py`; the layout of any other class is
+proved or stated.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blockwise_lr.blocks.layout import Layout
+
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_local_heads")
-
-
-class Layout(NamedTuple):
-    """Parts with their widths over all repeats, and how often they follow one another (None: not known)."""
-
-    parts: tuple[tuple[str, int], ...]
-    repeats: int | None = 1
 
 
 Rule = Callable[[nn.Module, int], Layout]

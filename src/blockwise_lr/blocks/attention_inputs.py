@@ -23,7 +23,7 @@ _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"}
 _SWAPS = {"transpose", "swapaxes", "swapdims"}
 
 
-class Attended(NamedTuple):
+class AttentionInputs(NamedTuple):
     """What one computation of attention gets.
 
     Args:
@@ -37,11 +37,11 @@ class Attended(NamedTuple):
     by_name: bool = False
 
 
-Record = Callable[[Attended], None]
+Record = Callable[[AttentionInputs], None]
 
 
 @contextmanager
-def watched(model: nn.Module, record: Record) -> Iterator[None]:
+def record_attention(model: nn.Module, record: Record) -> Iterator[None]:
     """Call `record` for every attention that is computed inside of this context."""
     with _functions_watched(model, record), _Watch(record):
         yield
@@ -69,7 +69,7 @@ class _Watch(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
         if function is functional.scaled_dot_product_attention:
             found = [*args, *(kwargs[n] for n in ("query", "key", "value")[len(args) :])]
-            self._record(Attended(*found[:3]))
+            self._record(AttentionInputs(*found[:3]))
             return function(*args, **kwargs)
         tensors = [t for a in (*args, *kwargs.values()) for t in _flat(a)]
         out = function(*args, **kwargs)
@@ -78,7 +78,7 @@ class _Watch(TorchFunctionMode):
         if name in _PRODUCTS and weights is not None:
             others = [t for t in tensors if id(t) not in self._weights]
             if others:
-                self._record(Attended(weights.left, weights.right, others[-1]))
+                self._record(AttentionInputs(weights.left, weights.right, others[-1]))
         elif name in _PRODUCTS and isinstance(out, Tensor) and len(tensors) > 1:
             self._products[id(out)] = (out, _operands(args, tensors))
         elif name == "softmax" and product is not None and isinstance(out, Tensor):
@@ -151,7 +151,7 @@ def _recorded(function: Any, names: tuple[str, str, str], record: Record) -> Any
         found = [bound.get(name) for name in names]
         if all(isinstance(each, Tensor) for each in found):
             queries, keys, values = cast("list[Tensor]", found)
-            record(Attended(queries, keys, values, by_name=True))
+            record(AttentionInputs(queries, keys, values, by_name=True))
         return function(*args, **kwargs)
 
     return recorded

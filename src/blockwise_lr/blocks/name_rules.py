@@ -3,7 +3,7 @@
 One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around .path:Type.leaf", such as
 "GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path and
 class, and what it calls the parameter. The path begins at the owner's layer or, outside of layers, at the model: what
-is around them has names that say nothing (`blocks/places.py`). A name that other models may use for something else is
+is around them has names that say nothing (`blocks/nesting.py`). A name that other models may use for something else is
 bound to the class that it was seen in. To add a kind, write one line here and one case in
 tests/support/cases_by_hand.py.
 """
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from blockwise_lr.blocks.block import Block
 
 
-class Named(NamedTuple):
+class NameRule(NamedTuple):
     """One line of the table; `reason` may use the fields of a rule's."""
 
     block: Block
@@ -24,11 +24,11 @@ class Named(NamedTuple):
     reason: str
 
 
-def _line(block: Block, reason: str, *patterns: str) -> Named:
-    return Named(block, re.compile("|".join(patterns)), reason)
+def _line(block: Block, reason: str, *patterns: str) -> NameRule:
+    return NameRule(block, re.compile("|".join(patterns)), reason)
 
 
-NAMES: tuple[Named, ...] = (
+NAMES: tuple[NameRule, ...] = (
     # Of attention, beside its matrices.
     _line(Block.ROUTER, "{leaf} of {module}: chooses the keys that attention sees", r"Indexer", r"\bindexer[.:]"),
     _line(Block.VO, "{module} pools keys and values: the sharper block of the two", r"Compressor\b.*\.weight$"),
@@ -135,6 +135,6 @@ NAMES: tuple[Named, ...] = (
 """The table; the first line that matches counts."""
 
 
-def named(where: str) -> Named | None:
+def name_rule(where: str) -> NameRule | None:
     """The line for "Around path:Type.leaf"."""
     return next((line for line in NAMES if line.pattern.search(where)), None)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, sharded_like
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction, Predictions, predict
 
 
 @dataclass(frozen=True)
-class Problem:
+class MeasuredModel:
     """What is measured: a model in eval mode, its parts, and how it computes its loss.
 
     Args:
@@ -27,7 +27,7 @@ class Problem:
     """
 
     model: nn.Module
-    parts: Parts
+    parts: ParameterParts
     loss_fn: LossFunction | None = None
 
     def predict(self, batch: Any, *, needs_gradient: bool = True) -> Predictions:
@@ -54,19 +54,21 @@ class Problem:
         return start, predictions.samples, everywhere
 
 
-def gradients_of_sum(problem: Problem, loss: Tensor, *, keep_graph: bool = False) -> list[Tensor | None]:
+def gradients_of_sum(
+    measured: MeasuredModel, loss: Tensor, *, keep_graph: bool = False
+) -> list[Tensor | None]:
     """Gradients of the sum over this process's samples; of sharded parameters, over all processes' samples.
 
     Raises:
         ValueError: ``backward()`` left none; a sparse gradient; tensor-parallel processes with different batches.
     """
-    parameters = problem.parts.parameters
-    if not problem.parts.sharded:
+    parameters = measured.parts.parameters
+    if not measured.parts.sharded:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
-        return problem.parts.check_dense(gradients)
+        return measured.parts.check_dense(gradients)
     # fully_shard's reduce-scatter runs in backward() only, into .grad, and averages over the processes. So do the sums
     # that transformers' tensor parallelism makes of the gradients of some norms.
-    divisor = problem.parts.divisor
+    divisor = measured.parts.divisor
     with _set_aside(parameters):
         (loss * divisor).backward()  # type: ignore[no-untyped-call]
         found = [parameter.grad for parameter in parameters]
@@ -75,7 +77,7 @@ def gradients_of_sum(problem: Problem, loss: Tensor, *, keep_graph: bool = False
             "backward() of the sharded model left no gradient: fully_shard notices the backward pass by the logits, "
             "so they have to be in what the model's forward pass returns"
         )
-    problem.parts.check_replicas(found)
+    measured.parts.check_replicas(found)
     return [
         None
         if gradient is None

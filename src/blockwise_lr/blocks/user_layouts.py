@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from blockwise_lr.blocks.interleaved import HEADS, Layout, setting
-from blockwise_lr.blocks.projection import PART_BLOCKS, Projection
+from blockwise_lr.blocks.known_layouts import HEADS, setting
+from blockwise_lr.blocks.layout import PART_BLOCKS, Layout, Projection
 
 KEY_HEADS = (
     "num_key_value_heads",
@@ -25,7 +25,7 @@ KEY_HEADS = (
 LayoutLike: TypeAlias = "str | Layout | Callable[[nn.Module, int], str | Layout]"
 """In words, as a `Layout`, or a function of the attention module and the weight's number of outputs."""
 
-Stated: TypeAlias = "LayoutLike | Mapping[str | type[nn.Module], LayoutLike]"
+LayoutArgument: TypeAlias = "LayoutLike | Mapping[str | type[nn.Module], LayoutLike]"
 
 
 class _Registered(NamedTuple):
@@ -85,7 +85,7 @@ def registered(attention: nn.Module, child: str, projection: Projection, width: 
     return None
 
 
-class StatedLayouts:
+class UserLayouts:
     """The `layout=` of one call.
 
     Args:
@@ -97,7 +97,7 @@ class StatedLayouts:
         TypeError, ValueError: a key or a layout is not valid.
     """
 
-    def __init__(self, stated: Stated | None) -> None:
+    def __init__(self, stated: LayoutArgument | None) -> None:
         self._keyed: Mapping[str | type[nn.Module], LayoutLike] = (
             stated if isinstance(stated, Mapping) else {}
         )

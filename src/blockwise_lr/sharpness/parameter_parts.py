@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
-from blockwise_lr.blocks.block import Assignment, Piece
+from blockwise_lr.blocks.block import Assignment, PartSlice
 from blockwise_lr.distributed import (
     check_replicas,
     check_sharding,
@@ -20,9 +20,19 @@ from blockwise_lr.distributed import (
     local,
     own_elements,
 )
-from blockwise_lr.sharpness.dense import check_gradient, check_real
+from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
-__all__ = ["OUTSIDE", "Part", "Parts", "accumulation_dtype", "add", "cut", "is_sharded", "layer_of", "local"]
+__all__ = [
+    "OUTSIDE",
+    "ParameterParts",
+    "Part",
+    "accumulation_dtype",
+    "add",
+    "cut",
+    "is_sharded",
+    "layer_of",
+    "local",
+]
 
 _CHUNK = 1 << 20  # elements multiplied at a time
 OUTSIDE = "outside"
@@ -46,7 +56,7 @@ class Part:
     numel: int
 
 
-class Parts:
+class ParameterParts:
     """All trainable parameters of a model in parts, and sums over them.
 
     Args:
@@ -75,7 +85,7 @@ class Parts:
         self.parameters: list[nn.Parameter] = []
         self.names: list[str] = []
         self.parts: list[Part] = []
-        self._pieces: list[list[Piece | None]] = []
+        self._pieces: list[list[PartSlice | None]] = []
         for name, parameter in model.named_parameters():
             if not (parameter.requires_grad and parameter.numel()):
                 continue
@@ -84,7 +94,7 @@ class Parts:
                 check_sharding(model, name, parameter, cut=bool(entry.slices))
             self.parameters.append(parameter)
             self.names.append(name)
-            pieces: list[Piece | None] = []
+            pieces: list[PartSlice | None] = []
             for suffix, block, piece in _pieces(entry):
                 share = piece.length * piece.repeats / parameter.shape[piece.dim] if piece else 1
                 numel = round(parameter.numel() * share)
@@ -110,7 +120,7 @@ class Parts:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def blocks_of_pieces(self) -> list[list[tuple[Block, Piece | None]]]:
+    def blocks_of_pieces(self) -> list[list[tuple[Block, PartSlice | None]]]:
         """For every parameter: the block of each of its pieces, and where it lies (None: all of it)."""
         names = iter(self.parts)
         return [[(next(names).block, piece) for piece in pieces] for pieces in self._pieces]
@@ -140,7 +150,7 @@ class Parts:
             dist.all_reduce(found)
         return found.cpu()
 
-    def own(self, i: int, tensor: Tensor, piece: Piece | None) -> Tensor:
+    def own(self, i: int, tensor: Tensor, piece: PartSlice | None) -> Tensor:
         """The elements of one piece that this process counts; if the model is sharded, each element has one process.
 
         Args:
@@ -204,7 +214,7 @@ def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> 
     ]
 
 
-def cut(tensor: Tensor, piece: Piece | None) -> Tensor:
+def cut(tensor: Tensor, piece: PartSlice | None) -> Tensor:
     """The part of a fused weight, a view in which stretches of it have a dimension of their own if there are several.
 
     Of a sharded tensor, put together first.
@@ -231,7 +241,7 @@ def layer_of(name: str) -> str:
     return OUTSIDE if number is None else ".".join(parts[: number + 1])
 
 
-def _pieces(entry: Assignment) -> list[tuple[str, Block, Piece | None]]:
+def _pieces(entry: Assignment) -> list[tuple[str, Block, PartSlice | None]]:
     if entry.block is not Block.QKV or not entry.slices or not entry.parts:
         return [("", entry.block, None)]
     return [(f":{part}", entry.parts[part], piece) for part, piece in entry.slices.items()]
