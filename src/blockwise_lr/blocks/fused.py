@@ -89,8 +89,8 @@ def split_fused(model: ModelT, *, example: Any = None, layout: LayoutArgument | 
         names, sizes = zip(*projection.parts)
         repeats = projection.repeats or 1
         by_module.setdefault(path, {})[leaf] = FusedWeight(names, sizes, projection.dim, repeats)
-    for path, concatenations in by_module.items():
-        split_module(facts.tree.modules[path], concatenations)
+    for path, fused in by_module.items():
+        split_module(facts.tree.modules[path], fused)
     return model
 
 

@@ -1,11 +1,10 @@
-"""What is known by its name alone, after everything that topology and types decide (`blocks/rules.py`).
+"""The rules by name, which apply after those by topology and type (`blocks/rules.py`).
 
-One line a kind of parameter: its block, why, and patterns. A pattern is searched in "Around .path:Type.leaf", such as
-"GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the module around the owner, the owner's path and
-class, and what it calls the parameter. The path begins at the owner's layer or, outside of layers, at the model: what
-is around them has names that say nothing (`blocks/nesting.py`). A name that other models may use for something else is
-bound to the class that it was seen in. To add a kind, write one line here and one case in
-tests/support/cases_by_hand.py.
+Each line is one kind of parameter: its block, the reason, and patterns. A pattern is searched in
+"Parent .path:Type.leaf", such as "GptOssDecoderLayer .self_attn:GptOssAttention.sinks": the class of the owner's
+parent, the owner's path and class, and the attribute name of the parameter. The path is relative to the owner's layer
+or, outside layers, to the model (`blocks/nesting.py`). A name that other models may use for something else is bound to
+the class in which it occurs. To add a kind, write one line here and one case in tests/support/cases_by_hand.py.
 """
 
 from __future__ import annotations
@@ -17,7 +16,13 @@ from blockwise_lr.blocks.block import Block
 
 
 class NameRule(NamedTuple):
-    """One line of the table; `reason` may use the fields of a rule's."""
+    """One line of the table.
+
+    Args:
+        block: the block of the parameters that match.
+        pattern: searched in "Parent .path:Type.leaf".
+        reason: why, in words; it may use the fields of :class:`~blockwise_lr.blocks.rules.Rule`'s reason.
+    """
 
     block: Block
     pattern: re.Pattern[str]
@@ -29,7 +34,7 @@ def _line(block: Block, reason: str, *patterns: str) -> NameRule:
 
 
 NAMES: tuple[NameRule, ...] = (
-    # Of attention, beside its matrices.
+    # Attention, except its matrices.
     _line(Block.ROUTER, "{leaf} of {module}: chooses the keys that attention sees", r"Indexer", r"\bindexer[.:]"),
     _line(Block.VO, "{module} pools keys and values: the sharper block of the two", r"Compressor\b.*\.weight$"),
     _line(Block.QK, "makes the queries of relative positions in {module}", r"^Inkling\w* .*attn\.r_proj:"),
@@ -71,7 +76,7 @@ NAMES: tuple[NameRule, ...] = (
           r"shared_expert_gate:", r"\brouter\w*[.:]", r"Router\b", r"TopKGating", r"^\w*Gate .*\bmlp\.gate\.\w+:"),
     _line(Block.FFN, "{leaf} of {module}: of the feed-forward experts",
           r":\w*(MoE|Experts)\.\w*bias$", r":\w*ExpertGLU\."),
-    # Sequence mixers that are no attention.
+    # Sequence mixers other than attention.
     _line(Block.CONV, "{leaf} of {module}: a convolution's", r"ShortConv", r":\w*Conv\.b\d$"),
     _line(Block.SSM, "{module} mixes the tokens, in place of an attention",
           r"^(RNN|LSTM)2d .*\.fc:", r"^SpatialGatingUnit ", r"\.linear_tokens:"),
@@ -91,7 +96,7 @@ NAMES: tuple[NameRule, ...] = (
     _line(Block.NORM, "{leaf} of {module}: gains and biases in the place of a norm", r":Affine\.(alpha|beta)$"),
     _line(Block.FFN, "{module}, a pointwise convolution, widens or narrows as a feed-forward does", r"\.pwconv\d:"),
     _line(Block.NORM, "{leaf} of {module}, a {type}: global response normalization", r":\w*GRN\.(weight|bias)$"),
-    # Embeddings, and what leads from them to the model's width.
+    # Embeddings, and matrices from their width to the model's.
     _line(Block.EMB, "{leaf} of {module}: the embedding of one token",
           r"\.(cls|mask|masked_spec|dist|class|distillation|register|reg|pad|prd)_(token|emb|embed|embedding)s?(_?\d)?$"),
     _line(Block.EMB, "{module} is an embedding: rows that are looked up by index",
@@ -132,9 +137,9 @@ NAMES: tuple[NameRule, ...] = (
     _line(Block.OTHER, "{leaf} of {module}: the shape of an activation function", r"\bact_fn:", r":StarReLU\."),
     _line(Block.OTHER, "{module} gates the output of a norm", r"^\w*GateMLP .*norm\.mlp\."),
 )  # fmt: skip
-"""The table; the first line that matches counts."""
+"""The table. The first line that matches counts."""
 
 
 def name_rule(where: str) -> NameRule | None:
-    """The line for "Around path:Type.leaf"."""
+    """Return the first line that matches "Parent .path:Type.leaf", or None."""
     return next((line for line in NAMES if line.pattern.search(where)), None)

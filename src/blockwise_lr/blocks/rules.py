@@ -1,8 +1,8 @@
-"""The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
+"""The ordered rules: the first one that holds gives a parameter its block. Structure comes first, names last.
 
-To add a rule, write one line here (or, for a name, in `blocks/name_rules.py`, which comes after these) and one case in
-tests/support/cases.py or tests/support/handwritten_cases.py. A rule must be sure: what only resembles a
-block is better left to the error that asks the user.
+To add a rule, write one line here and one case in tests/support/cases.py or tests/support/handwritten_cases.py. A rule
+by name belongs in `blocks/name_rules.py`, which applies after these. A rule must be certain: if a parameter only
+resembles a block, leave it to the error that asks the user.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Rule:
 
     Args:
         block: the block of the parameters for which `test` holds.
-        test: `test(site, facts)`, true if the rule is sure.
-        reason: why, in plain words; `{module}`, `{type}`, `{leaf}`, `{attention}`, `{layer}` and `{parts}`
-            are filled in.
+        test: `test(site, facts)` returns whether the rule certainly applies.
+        reason: why, in plain words. `{module}`, `{type}`, `{leaf}`, `{attention}`, `{layer}` and `{parts}` are
+            filled in.
     """
 
     block: Block
@@ -51,6 +51,8 @@ class Rule:
 
 
 def _makes(*parts: str) -> Callable[[Site, ModelFacts], bool]:
+    """Return the test for parameters that make one of these attention parts, and nothing else."""
+
     def test(site: Site, facts: ModelFacts) -> bool:
         made = facts.parts(site)
         return len(made) == 1 and made[0] in parts
@@ -68,7 +70,7 @@ def _is_norm_type(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_lone_gain(site: Site, facts: ModelFacts) -> bool:
-    """A 1-D weight (and bias) in a module with no matrix and nothing inside: a norm of the user's own."""
+    """A 1-D weight (and bias) in a module without a matrix or children: a norm that the user wrote."""
     own = {leaf: p for leaf, p in site.module._parameters.items() if p is not None}
     shapes = {p.shape for p in own.values()}
     alone = not facts.tree.children.get(site.path) and set(own) in ({"weight"}, {"weight", "bias"})
@@ -116,7 +118,7 @@ def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:
     if not isinstance(site.module, CONVOLUTIONS):
         return False
-    # In an attention, one that mixes channels may be what makes q, k or v.
+    # A convolution in an attention that mixes channels may make q, k or v.
     return site.module.groups > 1 or not _in_attention_by_name(site, facts)
 
 
@@ -133,7 +135,7 @@ def _is_in_head(site: Site, facts: ModelFacts) -> bool:
 
 
 def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
-    """Whether a module around it, within its layer, is named as an attention."""
+    """Whether a module around the parameter, within its layer, is named as an attention."""
     return ATTENTION_NAMES.search(facts.nesting.local(site.path)) is not None
 
 
@@ -150,7 +152,7 @@ def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_in_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    """A matrix in a module that is named as a head: one before, or after, that which maps to the output."""
+    """Whether a matrix, other than the output matrix, is in a module that is named as a head."""
     nesting = facts.nesting
     if matrix_shape(site.module) is None or nesting.in_layer(site.path):
         return False
@@ -220,6 +222,6 @@ RULES: tuple[Rule, ...] = (
 )
 
 LAST_RULES: tuple[Rule, ...] = (
-    # After everything that is known by a name of its own.
+    # These apply after the rules by name.
     Rule(Block.HEAD, _is_in_head_by_name, "{module} is in an output head by its name, outside all layers"),
 )

@@ -1,4 +1,4 @@
-"""How a split weight is kept: computed from its parts, but saved and loaded in the original layout."""
+"""Split a fused weight into parameters: compute it from its parts, but save and load the original layout."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from torch.utils.hooks import RemovableHandle
 
 from blockwise_lr.blocks.layout import Layout
-from blockwise_lr.blocks.write_through import in_forward, live
+from blockwise_lr.blocks.write_through import in_forward, write_through
 
 _STATE = "_blockwise_split"
 
 
 class FusedWeight(nn.Module):
-    """The parametrization of a fused weight: `weight = cat(parts, dim)`.
+    """The parametrization of a split weight: `weight = cat(parts, dim)`.
+
+    It holds a :class:`~blockwise_lr.blocks.layout.Layout` as names and sizes, and the dimension of the parts.
 
     Args:
-        part_names: what the parts are, in order, e.g. ("q", "k", "v").
-        sizes: width of each part along `dim`; may differ (grouped-query attention).
+        part_names: the parts in order, e.g. ("q", "k", "v").
+        sizes: width of each part along `dim`. They may differ (grouped-query attention).
         dim: 0 for the rows of a Linear or a bias, 1 for the columns of transformers' Conv1D.
-        repeats: number of stretches that each part falls into, where parts lie head by head.
+        repeats: how often the sequence of parts repeats in the weight. Default: 1.
     """
 
     def __init__(
@@ -35,29 +37,35 @@ class FusedWeight(nn.Module):
         super().__init__()
         self.part_names, self.sizes, self.dim, self.repeats = part_names, sizes, dim, repeats
 
+    @property
+    def layout(self) -> Layout:
+        """The layout of the weight."""
+        return Layout(tuple(zip(self.part_names, self.sizes)), self.repeats)
+
     def forward(self, *parts: Tensor) -> Tensor:
         if torch.is_grad_enabled():
             return self.fuse(parts)
-        # A parameter requires gradients under no_grad too, and torch.matmul chooses its kernel by that:
-        # without this, evaluation on strided inputs (nn.MultiheadAttention's) differs in the last bits.
+        # A parameter requires gradients even under no_grad, and torch.matmul chooses its kernel by that. Without this
+        # context, evaluation on the strided inputs of nn.MultiheadAttention would differ in the last bits.
         with torch.inference_mode(False), torch.enable_grad():
             return self.fuse(parts)
 
     def fuse(self, parts: Sequence[Tensor]) -> Tensor:
-        """The weight in its original layout."""
+        """Return the weight in its original layout."""
         if self.repeats == 1:
             return torch.cat(list(parts), dim=self.dim)
         stretches = [torch.unflatten(part, self.dim, (self.repeats, -1)) for part in parts]
         return torch.cat(stretches, dim=self.dim + 1).flatten(self.dim, self.dim + 1)
 
     def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
-        # Clones, so that no part keeps the fused storage alive, shares it with another or has its strides.
+        # Clone, so that no part has the fused strides, shares the fused storage with another part or keeps it alive.
+        """Return copies of the parts of a weight."""
         return tuple(
             piece.clone(memory_format=torch.contiguous_format) for piece in self.pieces(fused.detach())
         )
 
     def pieces(self, fused: Tensor) -> list[Tensor]:
-        """The parts of a weight in its original layout; some share its memory."""
+        """Return the parts of a weight in its original layout. Some share its memory."""
         stretches = torch.unflatten(fused, self.dim, (self.repeats, -1))
         lengths = [size // self.repeats for size in self.sizes]
         parts = torch.split(stretches, lengths, dim=self.dim + 1)
@@ -65,11 +73,13 @@ class FusedWeight(nn.Module):
 
 
 class SplitWeight:
-    """The parts of a module's split weight, as :mod:`blockwise_lr.blocks.write_through` writes to them.
+    """The weight of a module and its parts, for writes from :mod:`blockwise_lr.blocks.write_through`.
+
+    After `merge_fused` it stands for the merged weight.
 
     Args:
-        module: the module that the weight belongs to.
-        leaf: the weight's own name.
+        module: the module that owns the weight.
+        leaf: the attribute name of the weight.
     """
 
     def __init__(self, module: nn.Module, leaf: str) -> None:
@@ -80,19 +90,22 @@ class SplitWeight:
         )
 
     @property
-    def concatenation(self) -> FusedWeight:
+    def fused(self) -> FusedWeight:
+        """The parametrization that computes the weight."""
         found: FusedWeight = getattr(self.module, "parametrizations")[self.leaf][0]  # noqa: B009
         return found
 
     def tensors(self) -> list[Tensor]:
+        """Return the parts, or the weight alone if it is merged."""
         return parts_of(self.module, self.leaf) if self._is_split else [getattr(self.module, self.leaf)]
 
     def whole(self) -> Tensor:
+        """Return the weight, gathered from all processes if it is sharded."""
         tensors = [gathered(tensor) for tensor in self.tensors()]
-        return self.concatenation.fuse(tensors) if self._is_split else tensors[0]
+        return self.fused.fuse(tensors) if self._is_split else tensors[0]
 
     def assign(self, value: Tensor) -> None:
-        """Copy a whole weight into the parts; a type or device that they do not have is taken over, too.
+        """Copy a whole weight into the parts. Parts take over its dtype and device.
 
         Raises:
             ValueError: the weight has another shape.
@@ -100,13 +113,13 @@ class SplitWeight:
         parts = self.tensors()
         shape = list(parts[0].shape)
         if self._is_split:
-            shape[self.concatenation.dim] = sum(self.concatenation.sizes)
+            shape[self.fused.dim] = sum(self.fused.sizes)
         if list(value.shape) != shape:
             raise ValueError(
                 f"{self.name} has shape {tuple(shape)} and is split; it cannot become one of shape "
                 f"{tuple(value.shape)}: call merge_fused(model) first, and split_fused after"
             )
-        pieces = self.concatenation.pieces(value.detach()) if self._is_split else [value.detach()]
+        pieces = self.fused.pieces(value.detach()) if self._is_split else [value.detach()]
         for part, piece in zip(parts, pieces):
             if any_sharded([part]):
                 part.copy_(_sharded_as(part, piece))
@@ -116,22 +129,24 @@ class SplitWeight:
                 part.data = piece.clone(memory_format=torch.contiguous_format)
 
     def require_grad(self, flag: bool) -> None:
+        """Set `requires_grad` of the parts."""
         for part in self.tensors():
             part.requires_grad_(flag)
 
     @property
     def _is_split(self) -> bool:  # a tensor may outlive merge_fused
+        """Whether the weight is still split. A tensor may outlive merge_fused."""
         return parametrize.is_parametrized(self.module, self.leaf)
 
 
 @dataclass(frozen=True)
 class SplitState:
-    """What a split module keeps, for its hooks and for the way back.
+    """What a split module remembers to undo the split.
 
     Args:
         order: names of all the module's own parameters, in their original order.
-        leaves: names of those that are split.
-        handles: of the state_dict hooks.
+        leaves: names of the parameters that are split.
+        handles: handles of the state_dict hooks.
     """
 
     order: tuple[str, ...]
@@ -140,41 +155,40 @@ class SplitState:
 
 
 def split_state(module: nn.Module) -> SplitState | None:
-    """What :func:`split_module` left in a module, None if it is not split."""
+    """Return the state that :func:`split_module` stored in a module; None if it is not split."""
     state: SplitState | None = module.__dict__.get(_STATE)
     return state
 
 
 def split_layout(module: nn.Module, leaf: str) -> Layout | None:
-    """How the parts of a split weight lie in it, None if it is not split."""
+    """Return the layout of a split weight; None if it is not split."""
     state = split_state(module)
     if state is None or leaf not in state.leaves:
         return None
-    concatenation = SplitWeight(module, leaf).concatenation
-    return Layout(tuple(zip(concatenation.part_names, concatenation.sizes)), concatenation.repeats)
+    return SplitWeight(module, leaf).fused.layout
 
 
-def split_module(module: nn.Module, concatenations: dict[str, FusedWeight]) -> None:
-    """Split some of a module's own parameters, and have its state dict keep the original layout.
+def split_module(module: nn.Module, fused: dict[str, FusedWeight]) -> None:
+    """Split some of a module's own parameters in place, and make its state dict keep the original layout.
 
     Args:
-        module: the module; changed in place.
-        concatenations: name of the parameter -> how it is put together.
+        module: the module.
+        fused: name of each parameter to split -> the parametrization that computes it.
     """
     order = tuple(module._parameters)
-    for leaf, concatenation in concatenations.items():
-        parametrize.register_parametrization(module, leaf, concatenation)
-        _let_writes_through(module, leaf)
+    for leaf, parametrization in fused.items():
+        parametrize.register_parametrization(module, leaf, parametrization)
+        _make_writable(module, leaf)
     handles = (
         module.register_state_dict_post_hook(_merge_on_save),  # type: ignore[no-untyped-call]
         module.register_load_state_dict_pre_hook(_split_on_load),  # type: ignore[no-untyped-call]
     )
-    module.__dict__[_STATE] = SplitState(order, tuple(concatenations), handles)
+    module.__dict__[_STATE] = SplitState(order, tuple(fused), handles)
 
 
-def _let_writes_through(module: nn.Module, leaf: str) -> None:
-    """Have the weight, read outside of a forward pass, and its assignment reach the parts."""
-    made_by_torch: Any = type(module)  # for this module and its deep copies
+def _make_writable(module: nn.Module, leaf: str) -> None:
+    """Make reads of the weight outside forward passes writable, and assignments to it reach the parts."""
+    made_by_torch: Any = type(module)  # torch made this class for the module; its deep copies share it
     computed: Any = made_by_torch.__dict__[leaf]
 
     def read(self: nn.Module) -> Tensor:
@@ -183,10 +197,10 @@ def _let_writes_through(module: nn.Module, leaf: str) -> None:
             return plain
         parts = parts_of(self, leaf)
         if any_sharded(parts) and not parts[0].is_meta:
-            value: Tensor = SplitWeight(self, leaf).concatenation(*(gathered(part) for part in parts))
+            value: Tensor = SplitWeight(self, leaf).fused(*(gathered(part) for part in parts))
         else:
             value = computed.fget(self)
-        return live(value, SplitWeight(self, leaf), parameter=True)
+        return write_through(value, SplitWeight(self, leaf), parameter=True)
 
     def write(self: nn.Module, value: Tensor) -> None:
         if not _is_plainly_split(self, leaf):
@@ -214,12 +228,12 @@ def _let_writes_through(module: nn.Module, leaf: str) -> None:
 
 
 def _is_plainly_split(module: nn.Module, leaf: str) -> bool:
-    """Whether the weight is its parts and nothing else: not being merged, and not parametrized once more."""
+    """Return whether split_fused's parametrization is the only one: not during a merge or with another on top."""
     return split_state(module) is not None and len(getattr(module, "parametrizations")[leaf]) == 1  # noqa: B009
 
 
 def merge_module(module: nn.Module) -> None:
-    """Undo :func:`split_module`: parameters, their order and their values as they were, hooks gone."""
+    """Undo :func:`split_module`: restore the parameters, their order and values, and remove the hooks."""
     state: SplitState = module.__dict__.pop(_STATE)
     for handle in state.handles:
         handle.remove()
@@ -227,35 +241,35 @@ def merge_module(module: nn.Module) -> None:
     for leaf in state.leaves:
         parts = parts_of(module, leaf)
         trainable = any(part.requires_grad for part in parts)
-        for part in parts:  # or parametrize would register a frozen weight as a buffer
+        for part in parts:  # parametrize would register a frozen weight as a buffer
             part.requires_grad_(True)
         parametrize.remove_parametrizations(module, leaf, leave_parametrized=True)
         getattr(module, leaf).requires_grad_(trainable)
-    for leaf in state.order:  # a parameter that is registered again goes to the end
+    for leaf in state.order:  # re-registered parameters are at the end
         module._parameters[leaf] = module._parameters.pop(leaf)
 
 
 def _give_own_class(module: nn.Module) -> None:
-    """Deep copies share the class that torch made, and torch takes the weight's property from it."""
+    """Give the module a class of its own. Deep copies share the class that torch made and removes the weight from."""
     shared = type(module)
     own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
     module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
 def parts_of(module: nn.Module, leaf: str) -> list[Tensor]:
-    """The parameters that a split weight is put together from."""
+    """Return the parameters that a split weight is computed from."""
     originals: Any = getattr(module, "parametrizations")[leaf]  # noqa: B009 (nn.Module types it as a Tensor)
     return [getattr(originals, f"original{i}") for i in range(originals.ntensors)]
 
 
 def gathered(part: Tensor) -> Tensor:
-    """All of a part on every process, if it is sharded."""
+    """Return the whole part on every process if it is sharded, otherwise the part itself."""
     whole: Tensor = part.full_tensor() if any_sharded([part]) else part  # type: ignore[attr-defined]
     return whole
 
 
 def _sharded_as(part: Any, piece: Tensor) -> Tensor:
-    """What the first process has for a part, sharded as the part is; all processes take part."""
+    """Return the first process's `piece`, sharded like `part`. Collective."""
     from torch.distributed.tensor import distribute_tensor
 
     whole = piece.to(part.dtype).contiguous()
@@ -263,14 +277,14 @@ def _sharded_as(part: Any, piece: Tensor) -> Tensor:
 
 
 def any_sharded(tensors: list[Tensor]) -> bool:
-    """Whether any is a DTensor (told without importing torch.distributed)."""
+    """Return whether any tensor is a DTensor, without importing torch.distributed."""
     return any(hasattr(tensor, "placements") for tensor in tensors)
 
 
 def _merge_on_save(
     module: nn.Module, state_dict: dict[str, Tensor], prefix: str, local_metadata: object
 ) -> None:
-    """state_dict post-hook: the parts become the fused weight again, where it was."""
+    """state_dict post-hook: replace the parts by the fused weight, at its original position."""
     state: SplitState = module.__dict__[_STATE]
     merged: dict[str, Tensor] = {}
     for leaf in state.leaves:
@@ -283,9 +297,9 @@ def _merge_on_save(
         whole = parametrization[0].fuse(parts)
         of_module = all(a.data_ptr() == b.data_ptr() for a, b in zip(parts, parts_of(module, leaf)))
         merged[prefix + leaf] = (
-            live(whole, SplitWeight(module, leaf), parameter=False) if of_module else whole
+            write_through(whole, SplitWeight(module, leaf), parameter=False) if of_module else whole
         )
-    # The module's keys are the last ones, so this walks over them alone.
+    # This module's keys are the last ones of the state dict, so iterate backwards over these only.
     keys = list(takewhile(lambda key: key.startswith(prefix), reversed(state_dict)))
     own = {key: state_dict.pop(key) for key in reversed(keys)}
     inner = f"{prefix}parametrizations"
@@ -315,7 +329,7 @@ def _split_on_load(
     unexpected_keys: list[str],
     error_msgs: list[str],
 ) -> None:
-    """load_state_dict pre-hook: a fused weight becomes parts; parts pass through."""
+    """load_state_dict pre-hook: replace a fused weight by its parts. Parts pass unchanged."""
     state: SplitState = module.__dict__[_STATE]
     for leaf in state.leaves:
         if prefix + leaf not in state_dict:
@@ -324,7 +338,7 @@ def _split_on_load(
         parametrization: FusedWeight = getattr(module, "parametrizations")[leaf][0]  # noqa: B009
         expected = list(own[0].shape)
         expected[parametrization.dim] = sum(parametrization.sizes)
-        parts: tuple[Tensor, ...] = tuple(own)  # in case of an error, so that it is the only one reported
+        parts: tuple[Tensor, ...] = tuple(own)  # after an error, no missing key is reported as well
         if any_sharded(own):
             error_msgs.append(
                 f"{prefix}{leaf} is split and sharded: its parts load in the split layout only; "

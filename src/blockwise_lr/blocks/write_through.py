@@ -1,8 +1,8 @@
-"""A split weight as its users see it outside of a forward pass: what is written into it reaches its parts.
+"""Tensors that write through: in-place writes into a split weight reach its parts.
 
-A split weight is computed from its parts whenever it is read, so a plain tensor would swallow every write: PEFT merges
-an adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and an average of
-weights writes into the tensors of `state_dict()`. A :class:`WriteThroughWeight` does what these expect of a parameter.
+A split weight is computed from its parts on each read, so a write into a plain tensor would be lost. But PEFT merges an
+adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and weight averaging
+writes into the tensors of `state_dict()`. A :class:`WriteThroughWeight` supports what these expect of a parameter.
 """
 
 from __future__ import annotations
@@ -27,36 +27,36 @@ _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
 class WeightParts(Protocol):
-    """What a split weight consists of."""
+    """The parts of a split weight."""
 
     name: str
 
     def tensors(self) -> Sequence[Tensor]:
-        """The parts as they are now."""
+        """Return the current parts."""
 
     def whole(self) -> Tensor:
-        """The weight, computed from the parts without gradients."""
+        """Return the weight, computed from the parts without gradients."""
 
     def assign(self, value: Tensor) -> None:
-        """Give the parts the values of a whole weight."""
+        """Write the values of a whole weight into the parts."""
 
     def require_grad(self, flag: bool) -> None:
-        """Train the parts, or not."""
+        """Set `requires_grad` of the parts."""
 
 
 class WriteThroughWeight(Tensor):
     """A split weight, or a view of one, whose in-place writes are copied to the parts.
 
-    It behaves as the parameter would: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=`
-    and `torch._foreach_*` reach the parts, and a part that has changed since is read again. A copy, a pickle and every
-    result of a computation are plain tensors. A write that cannot reach the parts is an error.
+    It behaves like the parameter: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=` and
+    `torch._foreach_*` reach the parts, and changed parts are read again. Copies, pickles and the results of
+    computations are plain tensors. A write that cannot reach the parts is an error.
     """
 
     _parts: WeightParts
-    _whole: Tensor  # the storage that views share, without a version counter of its own
+    _whole: Tensor  # a tensor on the storage that all views share
     _versions: list[Any]
-    _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
-    _is_part_of_one: bool
+    _is_parameter: bool  # True for module.weight, False for its views and for state_dict entries
+    _is_view_of_weight: bool
 
     @property
     def _is_param(self) -> bool:
@@ -64,12 +64,13 @@ class WriteThroughWeight(Tensor):
 
     @_is_param.setter
     def _is_param(self, flag: bool) -> None:
-        """nn.Parameter(weight) sets this: a parameter of another module, with memory of its own."""
+        """Become an independent parameter. nn.Parameter(weight) sets this flag."""
         self.__class__ = nn.Parameter  # type: ignore[assignment]
         self.data = self.data.clone()
 
-    def set_(self, source: Any = None, *args: Any, **kwargs: Any) -> Tensor:  # not seen by __torch_function__
-        """Take the values of a tensor, as an assignment to `data` does."""
+    # __torch_function__ does not see this method.
+    def set_(self, source: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Take the values of a tensor, like an assignment to `data`."""
         if not isinstance(source, Tensor) or args or kwargs:
             raise RuntimeError(
                 f"{self._parts.name} is split and has no memory of its own to replace: write values into it, with copy_"
@@ -83,35 +84,35 @@ class WriteThroughWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        live = [each for each in _tensors((args, kwargs)) if isinstance(each, WriteThroughWeight)]
+        weights = [each for each in _tensors((args, kwargs)) if isinstance(each, WriteThroughWeight)]
         first = args[0] if args and isinstance(args[0], WriteThroughWeight) else None
         with torch._C.DisableTorchFunctionSubclass():
             if first is not None and (handled := _special(first, func, args, kwargs)) is not _ORDINARY:
                 return handled
             writes = _writes(func, kwargs)
             _refuse_recorded(func, args, writes)
-            for each in live:
+            for each in weights:
                 _refresh(each, always=writes)
-            before = [_version(each) for each in live]
+            before = [_version(each) for each in weights]
             out = func(*args, **kwargs)
             targets = {id(each) for each in _tensors((args[:1], kwargs.get("out")))} if writes else set()
-            for each, version in zip(live, before):
+            for each, version in zip(weights, before):
                 if version != _version(each) or id(each) in targets:
                     _write_back(each)
-            return out if func == _BASE else _views(out, live)
+            return out if func == _BASE else _views(out, weights)
 
 
-def live(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tensor:
-    """A computed weight whose writes reach its parts.
+def write_through(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tensor:
+    """Return a computed weight whose writes reach its parts.
 
     Args:
         value: the weight, just computed from the parts.
-        parts: what to write to.
-        parameter: whether it stands for the parameter itself, which can be frozen and has no gradient hooks.
+        parts: the parts to write to.
+        parameter: whether it stands for the parameter itself, which can be frozen and supports no gradient hooks.
 
     Returns:
-        A :class:`WriteThroughWeight`, or `value` where writes cannot be followed: inside torch.compile or a function
-        transform, or for a tensor that is a subclass of its own.
+        A :class:`WriteThroughWeight`; or `value` if writes cannot be followed: inside torch.compile or a function
+        transform, or if `value` is of a subclass of Tensor.
     """
     if torch.compiler.is_compiling() or type(value) is not Tensor:
         return value
@@ -123,9 +124,9 @@ def live(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tensor:
 
 
 def in_forward() -> bool:
-    """Whether the caller's caller is inside a module's forward pass, where a weight is read and never written.
+    """Return whether the caller's caller is inside a module's forward pass, where weights are only read.
 
-    A hook that is called before or after a forward is outside of it.
+    A hook that runs before or after a forward pass counts as outside.
     """
     frame: FrameType | None = sys._getframe(2)
     callee: FrameType | None = None
@@ -144,17 +145,17 @@ def _is_hook(callee: FrameType, call: FrameType) -> bool:
     return any(getattr(hook, "__code__", None) is callee.f_code for hook in hooks)
 
 
-# What is not an ordinary function --------------------------------------------------------------------
+# Functions that need special treatment --------------------------------------------------------------------
 
 _ORDINARY = object()
 
 
 def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """What stands for the parameter itself, or leaves the process; `_ORDINARY` if it is neither."""
+    """Handle functions on the parameter itself, and copies that leave the process; otherwise return `_ORDINARY`."""
     if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         value = args[1]
         Tensor.data.__set__(weight, value.detach().clone())  # type: ignore[attr-defined]
-        if not weight._is_part_of_one:
+        if not weight._is_view_of_weight:
             weight._whole = Tensor.data.__get__(weight)  # type: ignore[attr-defined]
             _write_back(weight)
         return None
@@ -163,7 +164,7 @@ def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kw
         return plain.clone() if func is Tensor.__deepcopy__ else plain.__reduce_ex__(args[1])  # type: ignore[no-untyped-call]
     if func in (Tensor.numpy, Tensor.__array__):
         array = func(_plain(weight) if func is Tensor.__array__ else weight, *args[1:], **kwargs)
-        array.flags.writeable = False  # numpy's own error refuses a write
+        array.flags.writeable = False  # numpy then raises its own error on a write
         return array
     if func is Tensor.__dlpack__:
         warnings.warn(
@@ -187,6 +188,7 @@ def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kw
 
 
 def _plain(weight: WriteThroughWeight) -> Tensor:
+    """Return a plain tensor with the current values."""
     _refresh(weight)
     return weight.detach().as_subclass(Tensor).requires_grad_(weight.requires_grad)
 
@@ -195,14 +197,17 @@ def _plain(weight: WriteThroughWeight) -> Tensor:
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a function writes into an argument, by its name."""
+    """Return whether a function writes into an argument, by its name."""
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or _IN_PLACE.fullmatch(name) is not None or kwargs.get("out") is not None
 
 
 def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
-    """torch refuses to write into a leaf that requires gradients; `nn.init` writes without recording."""
+    """Raise for a write into a weight that requires gradients while they are recorded, as torch does for a leaf.
+
+    `nn.init` is exempt: it writes without recording.
+    """
     if not (writes and args and torch.is_grad_enabled()) or isinstance(func, FunctionType):
         return
     for each in _tensors(args[:1]):
@@ -214,7 +219,7 @@ def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bo
 
 
 def _refresh(weight: WriteThroughWeight, always: bool = False) -> None:
-    """Read the parts again if they have changed since."""
+    """Read the parts again if they have changed."""
     versions = _versions(weight._parts)
     if always or versions != weight._versions:
         with torch.inference_mode(False), torch.no_grad():
@@ -225,18 +230,19 @@ def _refresh(weight: WriteThroughWeight, always: bool = False) -> None:
 
 
 def _write_back(weight: WriteThroughWeight) -> None:
-    value = weight._whole if weight._is_part_of_one else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
+    """Copy the weight's values into the parts."""
+    value = weight._whole if weight._is_view_of_weight else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
     with torch.no_grad():
         weight._parts.assign(value)
     weight._versions[:] = _versions(weight._parts)
 
 
-def _views(out: Any, live: Sequence[WriteThroughWeight]) -> Any:
-    """Results that share the weight's memory are live, too."""
+def _views(out: Any, weights: Sequence[WriteThroughWeight]) -> Any:
+    """Make results that share the weight's memory write through as well."""
     if type(out) is Tensor:
-        return next((_view(out, each) for each in live if _shares(out, each._whole)), out)
+        return next((_view(out, each) for each in weights if _shares(out, each._whole)), out)
     if type(out) in (list, tuple):
-        return type(out)(_views(each, live) for each in out)
+        return type(out)(_views(each, weights) for each in out)
     return out
 
 
@@ -258,13 +264,14 @@ def _follow(
     view: bool,
     versions: list[Any] | None = None,
 ) -> WriteThroughWeight:
-    made._parts, made._whole, made._is_parameter, made._is_part_of_one = parts, whole, parameter, view
+    made._parts, made._whole, made._is_parameter, made._is_view_of_weight = parts, whole, parameter, view
     made._versions = _versions(parts) if versions is None else versions
     return made
 
 
 def _versions(parts: WeightParts) -> list[Any]:
-    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # of a DTensor
+    """Return what identifies the current values of the parts: identity, memory and version counter of each."""
+    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # the local tensor of a DTensor
     return [(id(part), part.data_ptr(), _version(part)) for part in here]
 
 
