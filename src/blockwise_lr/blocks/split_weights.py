@@ -58,13 +58,11 @@ class FusedWeight(nn.Module):
         return torch.cat(stretches, dim=self.dim + 1).flatten(self.dim, self.dim + 1)
 
     def right_inverse(self, fused: Tensor) -> tuple[Tensor, ...]:
-        # Clone, so that no part has the fused strides, shares the fused storage with another part or keeps it alive.
         """Return copies of the parts of a weight."""
-        return tuple(
-            piece.clone(memory_format=torch.contiguous_format) for piece in self.pieces(fused.detach())
-        )
+        # Clone, so that no part has the fused strides, shares the fused storage with another part or keeps it alive.
+        return tuple(each.clone(memory_format=torch.contiguous_format) for each in self.split(fused.detach()))
 
-    def pieces(self, fused: Tensor) -> list[Tensor]:
+    def split(self, fused: Tensor) -> list[Tensor]:
         """Return the parts of a weight in its original layout. Some share its memory."""
         stretches = torch.unflatten(fused, self.dim, (self.repeats, -1))
         lengths = [size // self.repeats for size in self.sizes]
@@ -119,14 +117,14 @@ class SplitWeight:
                 f"{self.name} has shape {tuple(shape)} and is split; it cannot become one of shape "
                 f"{tuple(value.shape)}: call merge_fused(model) first, and split_fused after"
             )
-        pieces = self.fused.pieces(value.detach()) if self._is_split else [value.detach()]
-        for part, piece in zip(parts, pieces):
+        parts_of_value = self.fused.split(value.detach()) if self._is_split else [value.detach()]
+        for part, each in zip(parts, parts_of_value):
             if any_sharded([part]):
-                part.copy_(_sharded_as(part, piece))
-            elif (part.dtype, part.device) == (piece.dtype, piece.device):
-                part.copy_(piece)
+                part.copy_(_sharded_as(part, each))
+            elif (part.dtype, part.device) == (each.dtype, each.device):
+                part.copy_(each)
             else:
-                part.data = piece.clone(memory_format=torch.contiguous_format)
+                part.data = each.clone(memory_format=torch.contiguous_format)
 
     def require_grad(self, flag: bool) -> None:
         """Set `requires_grad` of the parts."""
@@ -134,7 +132,7 @@ class SplitWeight:
             part.requires_grad_(flag)
 
     @property
-    def _is_split(self) -> bool:  # a tensor may outlive merge_fused
+    def _is_split(self) -> bool:
         """Whether the weight is still split. A tensor may outlive merge_fused."""
         return parametrize.is_parametrized(self.module, self.leaf)
 
@@ -268,11 +266,11 @@ def gathered(part: Tensor) -> Tensor:
     return whole
 
 
-def _sharded_as(part: Any, piece: Tensor) -> Tensor:
-    """Return the first process's `piece`, sharded like `part`. Collective."""
+def _sharded_as(part: Any, each: Tensor) -> Tensor:
+    """Return the first process's `each`, sharded like `part`. Collective."""
     from torch.distributed.tensor import distribute_tensor
 
-    whole = piece.to(part.dtype).contiguous()
+    whole = each.to(part.dtype).contiguous()
     return distribute_tensor(whole, part.device_mesh, part.placements)
 
 

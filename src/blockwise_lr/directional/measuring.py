@@ -151,7 +151,7 @@ def _check(parts: ParameterParts, hessian: bool, move: float | None, max_batches
         return
     if hessian:
         raise ValueError("hessian=True needs whole parameters, and these are sharded: leave it out")
-    fused = [name for name, pieces in zip(parts.names, parts.blocks_of_pieces()) if len(pieces) > 1]
+    fused = [name for name, pieces in zip(parts.names, parts.blocks_and_slices()) if len(pieces) > 1]
     if fused:
         raise ValueError(
             f"{fused[0]} is a fused QKV weight of a sharded model: its parts cannot be moved one by one; "
@@ -200,7 +200,7 @@ def _updates_of_a_step(problem: MeasuredModel, optimizer: Optimizer, batches: It
 
 def _directions(parts: ParameterParts, updates: Sequence[Tensor], move: float) -> list[Direction]:
     found: dict[Block, list[tuple[int, PartSlice | None]]] = {}
-    for i, pieces in enumerate(parts.blocks_of_pieces()):
+    for i, pieces in enumerate(parts.blocks_and_slices()):
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))
     whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]

@@ -1,4 +1,4 @@
-"""What is measured, and its gradients, on one process or several."""
+"""MeasuredModel: the model that is measured, and its gradients on one process or several."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from blockwise_lr.sharpness.predictions import LossFunction, Predictions, predic
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """What is measured: a model in eval mode, its parts, and how it computes its loss.
+    """The model that is measured, its parameters in parts, and its loss function.
 
     Args:
-        model: unwrapped, in eval mode.
-        parts: its parameters in parts.
-        loss_fn: as in :func:`predict`.
+        model: the unwrapped model, in eval mode.
+        parts: the parts of its parameters.
+        loss_fn: as in :func:`predict`. Default: the model computes its loss.
     """
 
     model: nn.Module
@@ -31,7 +31,8 @@ class MeasuredModel:
     loss_fn: LossFunction | None = None
 
     def predict(self, batch: Any, *, needs_gradient: bool = True) -> Predictions:
-        """As :func:`predict`; but of several processes some may have no label that counts."""
+        """Return the predictions on a batch, as :func:`predict`. One of several processes may have no label that
+        counts."""
         return predict(
             self.model,
             batch,
@@ -41,35 +42,43 @@ class MeasuredModel:
         )
 
     def samples(self, predictions: Predictions) -> int:
-        """How many rows count, on all processes together."""
+        """Return the number of rows that count, over all processes."""
         if not self.parts.distributed:
             return predictions.samples
-        return processes.total(predictions.samples, self.parts.parameters[0].device)
+        return processes.sum_over_ranks(predictions.samples, self.parts.parameters[0].device)
 
     def place(self, predictions: Predictions) -> tuple[int, int, int]:
-        """Where this process's samples begin among those of all, how many they are, and how many all are."""
+        """Return the offset of this process's samples in the global batch, their number, and the global number."""
         if not self.parts.distributed:
             return 0, predictions.samples, predictions.samples
-        start, everywhere = processes.share(predictions.samples, self.parts.parameters[0].device)
+        start, everywhere = processes.offset_and_total(predictions.samples, self.parts.parameters[0].device)
         return start, predictions.samples, everywhere
 
 
 def gradients_of_sum(
     measured: MeasuredModel, loss: Tensor, *, keep_graph: bool = False
 ) -> list[Tensor | None]:
-    """Gradients of the sum over this process's samples; of sharded parameters, over all processes' samples.
+    """Return the gradients of a loss that is summed over this process's samples.
+
+    For sharded parameters, they are of the sum over all processes' samples.
+
+    Args:
+        measured: the model.
+        loss: the summed loss.
+        keep_graph: keep the graph for another backward pass. Default: False.
 
     Raises:
-        ValueError: ``backward()`` left none; a sparse gradient; tensor-parallel processes with different batches.
+        ValueError: ``backward()`` left no gradient; a gradient is sparse; or tensor-parallel processes have different
+            batches.
     """
     parameters = measured.parts.parameters
     if not measured.parts.sharded:
         gradients = torch.autograd.grad(loss, parameters, retain_graph=keep_graph, allow_unused=True)
         return measured.parts.check_dense(gradients)
-    # fully_shard's reduce-scatter runs in backward() only, into .grad, and averages over the processes. So do the sums
-    # that transformers' tensor parallelism makes of the gradients of some norms.
+    # The reduce-scatter of fully_shard runs only in backward(), writes into .grad, and averages over the processes.
+    # transformers' tensor parallelism also sums the gradients of some norms in backward() only.
     divisor = measured.parts.divisor
-    with _set_aside(parameters):
+    with _without_gradients(parameters):
         (loss * divisor).backward()  # type: ignore[no-untyped-call]
         found = [parameter.grad for parameter in parameters]
     if all(gradient is None for gradient in found):
@@ -89,7 +98,8 @@ def gradients_of_sum(
 
 
 @contextmanager
-def _set_aside(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def _without_gradients(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Clear ``.grad`` of the parameters inside the context, and restore it afterwards."""
     kept = [parameter.grad for parameter in parameters]
     for parameter in parameters:
         parameter.grad = None
