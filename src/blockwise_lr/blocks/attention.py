@@ -147,6 +147,7 @@ def _is_complete(roles: set[str], module: nn.Module, tree: Tree, path: str) -> b
         return True
     if named and roles == {"qkv"}:  # the output projection lies outside
         return bool(_outside(tree, path))
+    # An attention with only these two plain matrices is found by shape instead.
     return named and {"qkv", "o"} <= roles and (len(tree.matrices(path)) > 2 or not tree.is_plain(path))
 
 
@@ -157,7 +158,7 @@ def _layout(
 
     Args:
         module: the attention.
-        path: of the linear layer.
+        path: path of the linear layer.
         role: what the layer makes, a key of `_NAMES`.
         width: its number of outputs.
         roles: the roles of all linear layers of the attention.
@@ -233,17 +234,16 @@ def _by_shape(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) ->
     if len(matrices) != 2 or not tree.is_plain(path):
         return {}
     module = tree.modules[path]
-    says_heads = has_heads(module) or ATTENTION_NAMES.search(type(module).__name__)
+    is_attention = has_heads(module) or ATTENTION_NAMES.search(type(module).__name__)
     for fused, output in permutations(matrices):
         name = fused.rpartition(".")[2]
-        if not says_heads and not ATTENTION_NAMES.search(name):
+        if not is_attention and not ATTENTION_NAMES.search(name):
             continue
         (width_in, total), (queries, width_out) = matrices[fused], matrices[output]
         rest = total - queries
         names = (role_of(fused), role_of(output))
-        widens = (
-            names == ("qkv", "o") and total == 3 * queries
-        )  # changes the width from one stage to the next
+        # This layer also changes the width, from that of one stage of the model to that of the next.
+        widens = names == ("qkv", "o") and total == 3 * queries
         if (width_in == width_out or widens) and 0 < rest <= 2 * queries and rest % 2 == 0:
             plain = Layout((("q", queries), ("k", rest // 2), ("v", rest // 2)))
             return {fused: known_layout(module, name, total) or plain, output: Layout((("o", width_out),))}

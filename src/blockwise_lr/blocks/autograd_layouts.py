@@ -37,7 +37,7 @@ _HIDDEN = (
 )
 
 
-class Fused(NamedTuple):
+class UnresolvedWeight(NamedTuple):
     """A fused weight whose layout is unknown.
 
     Args:
@@ -57,8 +57,8 @@ class NotSeenError(Exception):
     """A forward pass did not show the layout. The message is the reason, in words."""
 
 
-def of_run(
-    model: nn.Module, attentions: Mapping[str, Mapping[str, Fused]], run: Callable[[], object]
+def rows_of_run(
+    model: nn.Module, attentions: Mapping[str, Mapping[str, UnresolvedWeight]], run: Callable[[], object]
 ) -> dict[str, Rows]:
     """Return what the rows of fused weights affect while `run` runs the model.
 
@@ -79,12 +79,12 @@ def of_run(
     finished: set[str] = set()
     stack: list[str] = []
 
-    def record(attended: AttentionInputs) -> None:
+    def record(taken: AttentionInputs) -> None:
         if stack and stack[-1] not in finished:
             weights = attentions[stack[-1]]
-            moved = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", attended[:3])}
-            if any(gradients for gradients in moved.values()):
-                seen.setdefault(stack[-1], []).append((attended, moved))
+            affected = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", taken[:3])}
+            if any(gradients for gradients in affected.values()):
+                seen.setdefault(stack[-1], []).append((taken, affected))
 
     with ExitStack() as exits:
         for path in attentions:
@@ -106,13 +106,13 @@ def of_run(
                 ) from error
     found: dict[str, Rows] = {}
     for path, events in seen.items():
-        computed = [moved for attended, moved in events if not attended.by_name]
+        computed = [affected for taken, affected in events if not taken.by_name]
         for name, fused in attentions[path].items():
-            found[name] = _rows(fused, computed or [moved for _, moved in events], name)
+            found[name] = _rows(fused, computed or [affected for _, affected in events], name)
     return found
 
 
-def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> dict[str, Rows]:
+def rows_of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> dict[str, Rows]:
     """Return what the rows of fused weights affect while a copy of their attention runs alone on random numbers.
 
     Args:
@@ -123,10 +123,8 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
     Raises:
         NotSeenError: the attention cannot be copied or run, or its computation was not seen.
     """
-    with (
-        torch.device("cpu"),
-        torch.random.fork_rng(devices=[]),
-    ):  # the caller may be building a model on the meta device
+    # The caller may be building a model on the meta device, so the device is set explicitly.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         try:
             twin = _random_copy(attention)
             inputs = [_inputs(twin, width, length) for length in (_LENGTH, *_lengths(twin))]
@@ -136,13 +134,13 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
             raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
         layers = {name: twin.get_submodule(path) for name, path in fused.items()}
         weights = {
-            name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
+            name: UnresolvedWeight(cast("nn.Parameter", layer.weight), output_dim(layer))
             for name, layer in layers.items()
         }
         failure: NotSeenError | None = None
         for given in inputs:
             try:
-                return of_run(twin, {"": weights}, functools.partial(twin, **given))
+                return rows_of_run(twin, {"": weights}, functools.partial(twin, **given))
             except NotSeenError as why:
                 failure = failure or why
         raise failure or NotSeenError("no attention was seen in it")
@@ -169,13 +167,13 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
     silent = [part for part in expected if part in ("gate", "o")]
     if len(silent) == 1:
         names[frozenset()] = silent[0]
-    unknown = [i for i, moved in enumerate(rows) if moved not in names]
+    unknown = [i for i, affected in enumerate(rows) if affected not in names]
     if unknown:
         words = (
             " and ".join(_WORDS[part] for part in "qkv" if part in rows[unknown[0]]) or "nothing that attends"
         )
         raise NotSeenError(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
-    owners = [names[moved] for moved in rows]
+    owners = [names[affected] for affected in rows]
     unmoved = [_WORDS[part] for part in "qkv" if part in expected and part not in owners]
     if unmoved and frozenset() in rows:  # rows that seem to be a gate or an output may belong to these parts
         raise NotSeenError(f"none of its {len(rows)} rows moves {' or '.join(unmoved)} alone")
@@ -195,7 +193,7 @@ def _shown(owners: list[str]) -> str:
     return ", ".join(runs[:8]) + (", ..." if len(runs) > 8 else "")
 
 
-def _gradients(tensor: Tensor, weights: Mapping[str, Fused]) -> dict[str, Tensor]:
+def _gradients(tensor: Tensor, weights: Mapping[str, UnresolvedWeight]) -> dict[str, Tensor]:
     """Return the gradients of the weights for a random projection of an attention input."""
     if not tensor.requires_grad or not tensor.is_floating_point():
         return {}
@@ -205,15 +203,15 @@ def _gradients(tensor: Tensor, weights: Mapping[str, Fused]) -> dict[str, Tensor
     return {name: gradient for name, gradient in zip(weights, found) if gradient is not None}
 
 
-def _rows(fused: Fused, events: Sequence[Mapping[str, Mapping[str, Tensor]]], name: str) -> Rows:
+def _rows(fused: UnresolvedWeight, events: Sequence[Mapping[str, Mapping[str, Tensor]]], name: str) -> Rows:
     """Return what each row of a weight affects: it affects an input if it has a nonzero gradient for it."""
-    moved: Rows = [frozenset()] * fused.weight.shape[fused.dim]
+    affected: Rows = [frozenset()] * fused.weight.shape[fused.dim]
     for event in events:
         for part, gradients in event.items():
             if (gradient := gradients.get(name)) is not None:
                 moves = (gradient != 0).movedim(fused.dim, 0).flatten(1).any(1).tolist()
-                moved = [each | {part} if moving else each for each, moving in zip(moved, moves)]
-    return moved
+                affected = [each | {part} if moving else each for each, moving in zip(affected, moves)]
+    return affected
 
 
 @contextmanager

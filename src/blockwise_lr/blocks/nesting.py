@@ -99,9 +99,8 @@ class Nesting:
         """The modules to which paths are relative: the layers and the models, and everything around them."""
         frames = {"", self.core, *ancestors(self.core)}
         for layer in self.layers:
-            if not all(
-                map(self.tree.is_matrix, self._owners_in(layer))
-            ):  # keep the name of a list of matrices
+            # The name of a list of matrices describes them, so it stays in the relative path.
+            if not all(map(self.tree.is_matrix, self._owners_in(layer))):
                 frames |= {layer, *ancestors(layer)}
         return frames | {
             path for path in self.around_table if path in self.around_attention or self._mixes(path)

@@ -25,7 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from blockwise_lr.blocks.autograd_layouts import Fused, NotSeenError, Rows, layout_of, of_attention, of_run
+from blockwise_lr.blocks.autograd_layouts import (
+    NotSeenError,
+    Rows,
+    UnresolvedWeight,
+    layout_of,
+    rows_of_attention,
+    rows_of_run,
+)
 from blockwise_lr.blocks.layout import Layout, Projection
 from blockwise_lr.blocks.topology import Tree, ancestors
 from blockwise_lr.blocks.trusted_classes import is_trusted
@@ -145,7 +152,7 @@ class LayoutResolver:
         alike: dict[Any, dict[str, Layout | str]] = {}
         for path, groups in remaining.items():
             attention = self._tree.modules[path]
-            if is_sharded(attention) or not has_forward(attention):
+            if is_distributed(attention) or not has_forward(attention):
                 why = "has no forward that could be run alone" if not has_forward(attention) else "is sharded"
                 for keys in groups.values():
                     reasons.setdefault(keys[0], f"its attention {why}")
@@ -164,7 +171,7 @@ class LayoutResolver:
             if asked:
                 width = self._tree.shape(next(owners[name] for name in asked))[0]
                 try:
-                    found: Mapping[str, Rows] = of_attention(attention, asked, width)
+                    found: Mapping[str, Rows] = rows_of_attention(attention, asked, width)
                 except NotSeenError as why:
                     known.update({inside[name]: str(why) for name in asked})
                 else:
@@ -182,7 +189,7 @@ class LayoutResolver:
         """Settle the layouts that a run of the model on random tokens or images shows, if it takes either."""
         model = self._tree.modules[""]
         parameter = next(model.parameters(), None)
-        if not any(remaining.values()) or parameter is None or parameter.is_meta or is_sharded(model):
+        if not any(remaining.values()) or parameter is None or parameter.is_meta or is_distributed(model):
             return
         vocabulary = min(self._tokens(), default=0)
         images = getattr(model, "default_cfg", None)  # timm's models keep the image size here
@@ -214,16 +221,16 @@ class LayoutResolver:
         """
         modules = self._tree.modules
         names = {id(module): name for name, module in modules[""].named_modules()}
-        asked: dict[str, dict[str, Fused]] = {}
+        asked: dict[str, dict[str, UnresolvedWeight]] = {}
         for path, groups in remaining.items():
             for keys in groups.values():
                 weight = owner_of(self._tree, keys[0][0])._parameters.get(keys[0][1])
                 if weight is not None:
-                    fused = Fused(weight, self.projections[keys[0]].dim)
+                    fused = UnresolvedWeight(weight, self.projections[keys[0]].dim)
                     runs = next(p for p in (path, *ancestors(path)) if not p or has_forward(modules[p]))
                     asked.setdefault(names[id(modules[runs])], {})[".".join(keys[0])] = fused
         try:
-            found = of_run(modules[""], asked, run) if asked else {}
+            found = rows_of_run(modules[""], asked, run) if asked else {}
         except NotSeenError as why:
             if given:
                 raise ValueError(
@@ -267,7 +274,7 @@ def has_forward(module: nn.Module) -> bool:
     return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
 
 
-def is_sharded(module: nn.Module) -> bool:
+def is_distributed(module: nn.Module) -> bool:
     """Return whether the module is wrapped or sharded, so that a run or a copy involves other processes."""
     classes = {cls.__name__ for each in module.modules() for cls in type(each).__mro__}
     return bool(classes & _WRAPPERS) or any(hasattr(p, "placements") for p in module.parameters())

@@ -186,42 +186,54 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.QK, _makes("k"), "makes the keys of the attention {attention}"),
     Rule(Block.VO, _makes("v"), "makes the values of the attention {attention}"),
     Rule(Block.VO, _makes("o"), "makes the output of the attention {attention}"),
-    Rule(Block.VO, _makes("gate"), "makes the gate of the output of the attention {attention}"),
+    Rule(Block.VO, _makes("gate"), "makes the output gate of the attention {attention}"),
     Rule(
         Block.VO,
         _makes("latent", "kv"),
         "makes {parts} of the attention {attention}: the sharper block of the two",
     ),
-    Rule(Block.QKV, _is_fused, "makes {parts} of the attention {attention} in one (see split_fused)"),
-    Rule(Block.POS, _is_relative_position, "an embedding inside the attention around it: relative positions"),
+    Rule(
+        Block.QKV,
+        _is_fused,
+        "makes {parts} of the attention {attention} in one fused weight (see split_fused)",
+    ),
+    Rule(Block.POS, _is_relative_position, "an embedding inside an attention: relative positions"),
     Rule(Block.EMB, _is_declared_embedding, "the embedding that get_input_embeddings returns"),
-    Rule(Block.POS, _is_position, "{module} is an embedding of positions: by its size or its name"),
+    Rule(Block.POS, _is_position, "{module} is a position embedding, by its size or its name"),
     Rule(Block.EMB, _is_segment, "{module} is an embedding of token types"),
-    Rule(Block.EMB, _is_token_table, "{module} is the embedding of the tokens: by its size, or the only one"),
+    Rule(Block.EMB, _is_token_table, "{module} is the token embedding, by its size or as the only embedding"),
     Rule(
         Block.EMB, _is_tied_head, "belongs to the output head {module}, which shares the embedding's weight"
     ),
     Rule(Block.HEAD, _is_head, "{module} maps to the vocabulary and shares no weight with an embedding"),
-    Rule(Block.FFN, _is_feed_forward, "{module} is one of the matrices that widen and narrow in {layer}"),
-    Rule(Block.FFN, _is_expert_stack, "{leaf} of {module}: feed-forward experts in a stack, {type}"),
+    Rule(
+        Block.FFN,
+        _is_feed_forward,
+        "{module} is a feed-forward matrix: it widens or narrows, and another in {layer} does the reverse",
+    ),
+    Rule(Block.FFN, _is_expert_stack, "{leaf} of {module}, a {type}: stacked feed-forward experts"),
     Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
-    Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
+    Rule(Block.NORM, _is_lone_gain, "{module} holds only a vector: the gain or bias of a norm"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
-    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence mixes the sequence"),
-    Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer that is no attention"),
+    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence that mixes the sequence"),
+    Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer other than attention"),
     Rule(
         Block.HEAD,
         _is_in_head,
         "{module} is in the output head, before the matrix that maps to the vocabulary",
     ),
     # By name.
-    Rule(Block.EMB, _is_token_table_by_name, "an embedding named as the tokens'"),
-    Rule(Block.POS, _is_position_by_name, "named as an embedding of positions"),
-    Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named as a feed-forward layer's"),
-    Rule(Block.HEAD, _is_head_by_name, "an output head by its name, outside all layers"),
+    Rule(Block.EMB, _is_token_table_by_name, "an embedding named like a token embedding"),
+    Rule(Block.POS, _is_position_by_name, "named like a position embedding"),
+    Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named like one of a feed-forward layer"),
+    Rule(Block.HEAD, _is_head_by_name, "an output head, by its name and position outside all layers"),
 )
 
 LAST_RULES: tuple[Rule, ...] = (
     # These apply after the rules by name.
-    Rule(Block.HEAD, _is_in_head_by_name, "{module} is in an output head by its name, outside all layers"),
+    Rule(
+        Block.HEAD,
+        _is_in_head_by_name,
+        "{module} is part of an output head, by its name and position outside all layers",
+    ),
 )

@@ -75,10 +75,9 @@ def _is_stored_by_inputs(site: Site, block: Block, facts: ModelFacts) -> bool:
 def _partition(site: Site, block: Block, facts: ModelFacts, output: int) -> tuple[int, ...] | None:
     """Return the number of Adam-mini's pieces along each dimension; None if it is unknown (see Structure)."""
     shape = tuple(site.param.shape)
-    if sum(size > 1 for size in shape) < 2 or site.leaf.endswith(
-        "bias"
-    ):  # biases of experts are stacked, too
-        return (1,) * len(shape) if block is Block.NORM and not site.leaf.endswith("bias") else shape
+    is_bias = site.leaf.endswith("bias")  # biases of experts are stacked, so they may have two dimensions
+    if sum(size > 1 for size in shape) < 2 or is_bias:
+        return (1,) * len(shape) if block is Block.NORM and not is_bias else shape
     if block is Block.QKV:
         return None
     pieces: int | None = shape[output]

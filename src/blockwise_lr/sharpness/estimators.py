@@ -80,12 +80,11 @@ def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int]
     traces, samples = [], 0
     for number, micro_batch in enumerate(batch, start=1):
         predictions = measured.predict(micro_batch)
-        start, here, everywhere = measured.place(predictions)
+        start, here, everywhere = measured.offset_and_counts(predictions)
         samples += everywhere
         for probe, generator in enumerate(generators):
-            if (
-                probe > 0 and measured.parts.sharded
-            ):  # fully_shard allows one backward pass for each forward pass
+            # fully_shard allows one backward pass for each forward pass.
+            if probe > 0 and measured.parts.sharded:
                 predictions = measured.predict(micro_batch)
             labels = sampled_labels(predictions, generator.random(everywhere)[start : start + here])
             more = probe + 1 < probes and not measured.parts.sharded
@@ -97,7 +96,7 @@ def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int]
                 totals[probe] = None
                 gradients = measured.parts.sum_over_processes(summed)
                 traces.append(measured.parts.sums(gradients))
-    return Draws(torch.stack(traces) / _some(samples), samples, gradients)
+    return Draws(torch.stack(traces) / _nonzero(samples), samples, gradients)
 
 
 def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
@@ -121,7 +120,7 @@ def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
         samples += measured.samples(predictions)
         total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
     gradients = measured.parts.sum_over_processes(total or [])
-    return Draws(measured.parts.sums(gradients).unsqueeze(0) / _some(samples), samples, gradients)
+    return Draws(measured.parts.sums(gradients).unsqueeze(0) / _nonzero(samples), samples, gradients)
 
 
 def hutchinson(
@@ -227,12 +226,12 @@ def _hutchinson(
             ]
             total, samples = product(measured, batch, signs)
             traces.append(
-                measured.parts.sums(measured.parts.sum_over_processes(total), signs) / _some(samples)
+                measured.parts.sums(measured.parts.sum_over_processes(total), signs) / _nonzero(samples)
             )
     return Draws(torch.stack(traces), samples)
 
 
-def _some(samples: int) -> int:
+def _nonzero(samples: int) -> int:
     """Return the number of samples; raise ValueError if it is 0."""
     if not samples:
         raise ValueError(NO_LABELS)

@@ -51,9 +51,8 @@ class Histograms:
         """Add a batch: B g^2 of each element, weighted by B."""
         self._samples += draws.samples
         for total, gradient in zip(self._sums, draws.gradients or ()):
-            if (
-                gradient is not None
-            ):  # the gradient of the summed loss is B times the mean's, so B (g / B)^2 B = g^2
+            # The gradient of the summed loss is B times that of the mean loss, so B (g / B)^2 B = g^2.
+            if gradient is not None:
                 total.add_(local(gradient).float().square())
 
     def counts(self) -> dict[Block, Histogram]:

@@ -47,7 +47,7 @@ class MeasuredModel:
             return predictions.samples
         return processes.sum_over_ranks(predictions.samples, self.parts.parameters[0].device)
 
-    def place(self, predictions: Predictions) -> tuple[int, int, int]:
+    def offset_and_counts(self, predictions: Predictions) -> tuple[int, int, int]:
         """Return the offset of this process's samples in the global batch, their number, and the global number."""
         if not self.parts.distributed:
             return 0, predictions.samples, predictions.samples

@@ -25,18 +25,6 @@ from blockwise_lr.distributed import (
 )
 from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
-__all__ = [
-    "OUTSIDE",
-    "ParameterParts",
-    "Part",
-    "accumulation_dtype",
-    "add",
-    "cut",
-    "is_sharded",
-    "layer_of",
-    "local",
-]
-
 _CHUNK = 1 << 20  # elements multiplied at a time
 OUTSIDE = "outside"
 """The layer name of parameters outside all layers: embedding, head, final norm."""
