@@ -39,7 +39,7 @@ ATTENTION_NAMES = re.compile(r"attn|attention|qkv", re.IGNORECASE)
 # An indexer chooses the keys that an attention sees. It has queries and keys of its own but is a router.
 INDEXER = re.compile(r"\w*Indexer\w*")
 
-_Parts = dict[str, Layout]
+_Layouts = dict[str, Layout]
 
 
 def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
@@ -66,8 +66,8 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
             continue
         if not matrices or INDEXER.fullmatch(type(module).__name__):
             continue
-        parts = _named(tree, path, matrices) or _by_shape(tree, path, matrices)
-        for child, layout in parts.items():
+        layouts = _named(tree, path, matrices) or _by_shape(tree, path, matrices)
+        for child, layout in layouts.items():
             inner = tree.linear(child)
             found.update(_of_linear(path, inner, tree.modules[inner], layout))
     return found
@@ -111,7 +111,7 @@ def _own_shapes(module: nn.Module) -> Iterator[tuple[str, list[int]]]:
             yield leaf, [sum(shape[0] for shape in parts), *parts[0][1:]]
 
 
-def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
+def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Layouts:
     """Return the layouts of an attention whose linear layers are named by their roles.
 
     If none is named as the output, the one layer without a known name is the output.
@@ -122,19 +122,19 @@ def _named(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _P
         roles = {child: "kv" if role == "qkv" else role for child, role in roles.items()}
     if not _is_complete(set(roles.values()), module, tree, path):
         return {}
-    parts: _Parts = {}
+    layouts: _Layouts = {}
     for child, role in roles.items():
         outputs = [c for c, r in roles.items() if r == "o"] or _outside(tree, path)
         queries = tree.shape(outputs[0])[0] if outputs else 0
-        parts[child] = _layout(module, child, role, matrices[child][1], roles, queries)
+        layouts[child] = _layout(module, child, role, matrices[child][1], roles, queries)
     rest = [child for child in matrices if child not in roles]
-    made = {width for layout in parts.values() for part, width in layout.parts if part in ("q", "v")}
-    made.add(_widths(parts).get("v", 0))
+    made = {width for layout in layouts.values() for part, width in layout.parts if part in ("q", "v")}
+    made.add(_widths(layouts).get("v", 0))
     if "o" not in roles.values():
         candidates = rest if len(rest) == 1 else _outside(tree, path) if not rest else []
         fitting = [c for c in candidates if _input_width(tree, c) in made]
-        parts |= {child: Layout((("o", _output_width(tree, child)),)) for child in fitting}
-    return _with_gate(module, parts, matrices)
+        layouts |= {child: Layout((("o", _output_width(tree, child)),)) for child in fitting}
+    return _with_gate(module, layouts, matrices)
 
 
 def _is_complete(roles: set[str], module: nn.Module, tree: Tree, path: str) -> bool:
@@ -182,31 +182,31 @@ def _layout(
     return Layout(((role, width),))
 
 
-def _with_gate(module: nn.Module, parts: _Parts, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
+def _with_gate(module: nn.Module, layouts: _Layouts, matrices: Mapping[str, tuple[int, int]]) -> _Layouts:
     """Add the output's gate to the query layer if that is twice as wide as keys and output require.
 
     Returns no layouts if the widths fit neither a query nor a query with a gate.
     """
-    widths, of = _widths(parts), {child: layout.parts[0][0] for child, layout in parts.items()}
-    queries = [child for child, part in of.items() if part == "q" and len(parts[child].parts) == 1]
+    widths, of = _widths(layouts), {child: layout.parts[0][0] for child, layout in layouts.items()}
+    queries = [child for child, part in of.items() if part == "q" and len(layouts[child].parts) == 1]
     outputs = [child for child, part in of.items() if part == "o" and child in matrices]
     whole = len(queries) == len(outputs) == 1 and {"k", "v"} <= set(widths) and "latent" not in widths
     if not whole:
-        return parts
+        return layouts
     width, values = matrices[queries[0]][1], matrices[outputs[0]][0]
     if width * widths["v"] == values * widths["k"]:
-        return parts
+        return layouts
     if width * widths["v"] != 2 * values * widths["k"]:
         return {}
     child = queries[0].rpartition(".")[2]
     unknown = Layout((("q", width - values), ("gate", values)), None)
-    return parts | {queries[0]: known_layout(module, child, width) or unknown}
+    return layouts | {queries[0]: known_layout(module, child, width) or unknown}
 
 
-def _widths(parts: _Parts) -> dict[str, int]:
+def _widths(layouts: _Layouts) -> dict[str, int]:
     """Return the number of outputs of each part, over all weights that make it."""
     widths: dict[str, int] = {}
-    for layout in parts.values():
+    for layout in layouts.values():
         for part, width in layout.parts:
             widths[part] = widths.get(part, 0) + width
     return widths
@@ -226,7 +226,7 @@ def _output_width(tree: Tree, path: str) -> int:
     return tree.shape(path)[1]
 
 
-def _by_shape(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Parts:
+def _by_shape(tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]) -> _Layouts:
     """Return the layouts of an attention with two linear layers, by their shapes.
 
     The outputs of one layer are the queries, as many as the other layer has inputs, and an even rest for k and v.

@@ -23,14 +23,14 @@ class Block(StrEnum):
     Attributes:
         EMB: token embedding, also when the output head shares its weight.
         QK: query and key projections.
-        VO: value and output projections.
+        VO: value and output projections, and output gates.
         FFN: feed-forward layers.
         NORM: normalization layers.
         HEAD: output head with a weight of its own.
         POS: position embeddings.
         QKV: a fused attention weight that is not split.
-        ROUTER: routers of mixtures of experts.
-        SSM: state-space and other recurrent sequence mixers.
+        ROUTER: what chooses experts, or the keys that an attention sees.
+        SSM: sequence mixers other than attention, such as state-space and recurrent layers.
         CONV: convolutions.
         OTHER: everything else, at the base learning rate.
 

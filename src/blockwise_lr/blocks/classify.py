@@ -18,7 +18,7 @@ from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
 from blockwise_lr.blocks.structure import structure_of
 from blockwise_lr.blocks.topology import Site, ancestors
 from blockwise_lr.blocks.user_layouts import LayoutArgument
-from blockwise_lr.blocks.user_rules import registered
+from blockwise_lr.blocks.user_rules import registered_rule
 
 Overrides = Mapping[str | type[nn.Module], Block]
 
@@ -73,7 +73,9 @@ def classify(
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or _registered(sites, facts) or by_rules(sites, facts)
+        found = (
+            _overridden(sites, checked, facts) or _by_registered_rule(sites, facts) or by_rules(sites, facts)
+        )
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -191,9 +193,9 @@ def _overridden(
     return None
 
 
-def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
+def _by_registered_rule(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
     """Return the assignment of a parameter by the rules that users registered (:func:`register_rule`)."""
-    rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
+    rule = next((rule for site in sites if (rule := registered_rule(site, facts.tree)) is not None), None)
     return None if rule is None else Assignment(rule.block, rule.reason, sites[0].param.numel())
 
 

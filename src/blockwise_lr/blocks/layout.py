@@ -1,11 +1,12 @@
 """Layout and Projection: which parts one parameter of an attention makes, and how they lie in it.
 
-Four words for the same fused weight, from the outside in:
+These notions describe a fused weight:
 
-- A *part* is one of the keys of `PART_BLOCKS`: the queries, the keys, the values, and so on.
-- A :class:`Layout` lists the parts of a weight in order, with their widths. It knows nothing about a model.
+- A *part* is what some outputs of the weight make: queries, keys, values, and so on (the keys of `PART_BLOCKS`).
+- A :class:`Layout` lists the parts of a weight in order, with their widths. It is independent of a model.
 - A :class:`Projection` is a parameter of one attention in one model: its attention, its layout, and its dimension.
-- A :class:`~blockwise_lr.blocks.block.PartSlice` is the position of a single part, as `torch.narrow` takes it.
+- A :class:`~blockwise_lr.blocks.block.PartSlice` is the position of a single part, as arguments of `torch.narrow`.
+- A :class:`~blockwise_lr.blocks.split_weights.FusedWeight` computes a split weight from its parts in forward passes.
 """
 
 from __future__ import annotations

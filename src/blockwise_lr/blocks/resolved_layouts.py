@@ -36,7 +36,7 @@ from blockwise_lr.blocks.autograd_layouts import (
 from blockwise_lr.blocks.layout import Layout, Projection
 from blockwise_lr.blocks.topology import Tree, ancestors
 from blockwise_lr.blocks.trusted_classes import is_trusted
-from blockwise_lr.blocks.user_layouts import UserLayouts, registered
+from blockwise_lr.blocks.user_layouts import UserLayouts, registered_layout
 
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
 
@@ -114,7 +114,7 @@ class LayoutResolver:
         projection, child, width = self.projections[key], _child(key, path), self._width(key)
         name = ".".join(filter(None, key))
         layout = stated.keyed(name, attention, child, projection, width)
-        layout = layout or registered(attention, child, projection, width)
+        layout = layout or registered_layout(attention, child, projection, width)
         if layout is not None:
             self._settle(keys, layout)
             return True
@@ -133,7 +133,7 @@ class LayoutResolver:
             attention = self._tree.modules[path]
             for name, keys in list(groups.items()):
                 projection, child = self.projections[keys[0]], _child(keys[0], path)
-                if (layout := stated.rest(attention, child, projection, self._width(keys[0]))) is not None:
+                if (layout := stated.default(attention, child, projection, self._width(keys[0]))) is not None:
                     self._settle(keys, layout)
                     del groups[name]
         self._by_attention_run(remaining, reasons)

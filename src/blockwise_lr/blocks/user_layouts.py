@@ -81,7 +81,7 @@ def register_layout(target: str | type[nn.Module], layout: LayoutLike) -> Callab
     return undo
 
 
-def registered(attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
+def registered_layout(attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
     """Return the registered layout of a fused weight; None if there is none."""
     for target, layout in reversed(_REGISTRY):
         if _is_of_class(attention, child, target):
@@ -105,11 +105,11 @@ class UserLayouts:
         self._keyed: Mapping[str | type[nn.Module], LayoutLike] = (
             stated if isinstance(stated, Mapping) else {}
         )
-        self._rest: LayoutLike | None = None if isinstance(stated, Mapping) else stated
+        self._default: LayoutLike | None = None if isinstance(stated, Mapping) else stated
         self._used: set[object] = set()
         for key in self._keyed:
             _check_target(key, "layout=")
-        for layout in [*self._keyed.values(), *([] if self._rest is None else [self._rest])]:
+        for layout in [*self._keyed.values(), *([] if self._default is None else [self._default])]:
             _check_words(layout)
 
     def keyed(
@@ -122,9 +122,9 @@ class UserLayouts:
                 return resolve(layout, attention, child, projection, width)
         return None
 
-    def rest(self, attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
+    def default(self, attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
         """Return the layout stated without a key, or None."""
-        return None if self._rest is None else resolve(self._rest, attention, child, projection, width)
+        return None if self._default is None else resolve(self._default, attention, child, projection, width)
 
     def check_used(self, names: Iterable[str]) -> None:
         """Raise ValueError, with the names of the unsplit fused weights, if a key matched none of them."""

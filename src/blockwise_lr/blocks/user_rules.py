@@ -121,7 +121,7 @@ def register_rule(
     return rule
 
 
-def registered(site: Site, tree: Tree) -> RegisteredRule | None:
+def registered_rule(site: Site, tree: Tree) -> RegisteredRule | None:
     """Return the latest registered rule that applies to a parameter, or None."""
     return next((rule for rule in reversed(_REGISTERED) if rule.holds(site, tree)), None)
 
