@@ -53,7 +53,7 @@ class WriteThroughWeight(Tensor):
     """
 
     _parts: WeightParts
-    _whole: Tensor  # a tensor on the storage that all views share
+    _whole: Tensor  # the computed weight's `.data`, whose storage all views share
     _versions: list[Any]
     _is_parameter: bool  # True for module.weight, False for its views and for state_dict entries
     _is_view_of_weight: bool

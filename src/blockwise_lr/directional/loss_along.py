@@ -14,7 +14,7 @@ from blockwise_lr import distributed as processes
 from blockwise_lr.blocks import Block
 from blockwise_lr.blocks.block import PartSlice
 from blockwise_lr.distributed import local
-from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
 

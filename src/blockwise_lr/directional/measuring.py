@@ -22,7 +22,7 @@ from blockwise_lr.directional.loss_along import Direction, dots, slope_and_curva
 from blockwise_lr.directional.updates import groups_of, stepped_updates, taken_back, unit_updates
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
 from blockwise_lr.sharpness.measure import in_step, measurement_mode, unwrapped
-from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 

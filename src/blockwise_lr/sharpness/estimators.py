@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.sharpness import hessian
-from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import ParameterParts, accumulation_dtype, add
 from blockwise_lr.sharpness.predictions import NO_LABELS, sampled_labels, summed_loss
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.sharpness.measured_model import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import add
 from blockwise_lr.sharpness.predictions import HALF, summed_loss
 
