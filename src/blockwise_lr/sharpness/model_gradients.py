@@ -31,8 +31,10 @@ class MeasuredModel:
     loss_fn: LossFunction | None = None
 
     def predict(self, batch: Any, *, needs_gradient: bool = True) -> Predictions:
-        """Return the predictions on a batch, as :func:`predict`. One of several processes may have no label that
-        counts."""
+        """Return the predictions on a batch, as :func:`predict`.
+
+        If there are several processes, some may have no label that counts.
+        """
         return predict(
             self.model,
             batch,
@@ -48,7 +50,7 @@ class MeasuredModel:
         return processes.sum_over_ranks(predictions.samples, self.parts.parameters[0].device)
 
     def offset_and_counts(self, predictions: Predictions) -> tuple[int, int, int]:
-        """Return the offset of this process's samples in the global batch, their number, and the global number."""
+        """Return where this process's samples start in the global batch, how many it has, and how many all have."""
         if not self.parts.distributed:
             return 0, predictions.samples, predictions.samples
         start, everywhere = processes.offset_and_total(predictions.samples, self.parts.parameters[0].device)

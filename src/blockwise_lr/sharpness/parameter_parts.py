@@ -189,8 +189,7 @@ class ParameterParts:
             check_replicas([name for name, _ in pairs], squares)
 
     def sum_over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Sum the gradients of unsharded parameters over processes. Gradients of sharded ones are returned as they
-        are."""
+        """Return the gradients, summed over processes where the parameter is not sharded."""
         if not self.distributed:
             return list(tensors)
         summed: list[Tensor | None] = []
