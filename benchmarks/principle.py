@@ -197,9 +197,9 @@ def measurements(
 
 def from_gradients(model: torch.nn.Module, samples: int) -> dict[str, float]:
     """`empirical` from the training gradient that is there: B ||g_b||^2 / #(b)."""
-    from blockwise_lr.sharpness.parts import Parts
+    from blockwise_lr.sharpness.parameter_parts import ParameterParts
 
-    parts = Parts(model, None, distributed=False)
+    parts = ParameterParts(model, None, distributed=False)
     sums = parts.sums([p.grad for p in parts.parameters])
     total: dict[str, list[float]] = {}
     for part, value in zip(parts.parts, sums.tolist()):

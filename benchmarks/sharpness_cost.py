@@ -29,7 +29,7 @@ from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_t
 from torch import Tensor, nn
 
 from blockwise_lr import measure_sharpness, param_groups, split_fused
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.sampling import classes_at
 from blockwise_lr.sharpness.training_gradients import gradient_report, squared_gradients
 from blockwise_lr.train.build_model import build_model
@@ -45,7 +45,7 @@ def against_a_step(
 ) -> tuple[dict[str, list[float]], list[Ratio]]:
     """Seconds of each arm, and their ratios."""
     batch = {"input_ids": ids, "labels": ids}
-    parts = Parts(model, None, distributed=False)
+    parts = ParameterParts(model, None, distributed=False)
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-5), lr=1e-5, fused=True)
 
     def forward_and_backward() -> None:

@@ -1,4 +1,4 @@
-"""Several processes: counts over all of them, each one's share of the random numbers, and how sharding behaves."""
+"""Several processes: sums over all of them, their shares of the random numbers, and properties of sharded models."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from blockwise_lr.blocks.block import Piece
+from blockwise_lr.blocks.block import PartSlice
 
 
-def total(count: int, device: torch.device) -> int:
-    """The sum over all processes of a number that each of them has."""
+def sum_over_ranks(count: int, device: torch.device) -> int:
+    """Return the sum of each process's `count`. Collective."""
     counts = torch.tensor(count, device=device)
     dist.all_reduce(counts)
     return int(counts)
 
 
-def share(count: int, device: torch.device) -> tuple[int, int]:
-    """Where this process's share begins among those of all, in the order of ranks, and the sum of all."""
+def offset_and_total(count: int, device: torch.device) -> tuple[int, int]:
+    """Return the sum of `count` over the lower ranks, and over all ranks. Collective."""
     counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device)
     counts[dist.get_rank()] = count
     dist.all_reduce(counts)
@@ -30,63 +30,65 @@ def share(count: int, device: torch.device) -> tuple[int, int]:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor (without importing torch.distributed.tensor)."""
+    """Return whether a tensor is a DTensor, without importing torch.distributed.tensor."""
     return hasattr(tensor, "full_tensor")
 
 
 def is_split(tensor: Tensor) -> bool:
-    """Whether this process has only a part of it."""
+    """Return whether this process holds only a part of the tensor."""
     return is_sharded(tensor) and not all(p.is_replicate() for p in tensor.placements)  # type: ignore[attr-defined]
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's shard of a DTensor; any other tensor as it is."""
+    """Return this process's shard of a DTensor; any other tensor unchanged."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def fully_sharded(model: nn.Module) -> list[Any]:
-    """The modules in it that ``fully_shard`` was applied to (without importing torch.distributed.fsdp)."""
+    """Return the modules that ``fully_shard`` was applied to, without importing torch.distributed.fsdp."""
     return [module for module in model.modules() if hasattr(module, "_get_fsdp_state")]
 
 
 def reshard(model: nn.Module) -> None:
-    """Give every module its sharded parameters back.
+    """Reshard the parameters of every module.
 
-    After a forward pass that no backward pass followed (an evaluation), the outermost module still holds whole ones,
-    which are not those that the optimizer knows and that get gradients.
+    After a forward pass without a backward pass (an evaluation), the outermost module still holds gathered
+    parameters. The optimizer does not know these, and they get no gradients.
     """
     for module in fully_sharded(model):
         module.reshard()
 
 
-def recover(model: nn.Module) -> None:
-    """The same after an exception, which may have left a forward or backward pass half done."""
+def reset_after_error(model: nn.Module) -> None:
+    """Reset and reshard every module after an exception in a forward or backward pass."""
     for module in fully_sharded(model):
         if hasattr(module, "reset_iter_state"):
-            with suppress(RuntimeError, AttributeError):  # not the outermost one, or it has not run yet
+            with suppress(RuntimeError, AttributeError):  # raised by inner modules, and before the first run
                 module.reset_iter_state()
     reshard(model)
 
 
 def is_tensor_parallel(model: nn.Module, parameters: Sequence[Tensor]) -> bool:
-    """Whether parameters are DTensors without ``fully_shard``: every process computes the whole batch's loss."""
+    """Return whether parameters are DTensors without ``fully_shard``, so every process has the whole batch."""
     return any(map(is_sharded, parameters)) and not fully_sharded(model)
 
 
 def check_sharding(model: nn.Module, name: str, parameter: nn.Parameter, *, cut: bool) -> None:
-    """Only one kind of parallelism at a time is understood: of data, or of tensors.
+    """Check that a parameter is sharded by one supported kind of parallelism: of data, or of tensors.
 
     Args:
-        cut: only parts of the parameter belong to a block, so it matters which of its elements are where.
+        model: the model.
+        name: name of the parameter, for the message.
+        parameter: a sharded parameter.
+        cut: whether several parts of the parameter are measured, so the position of its elements matters.
 
     Raises:
-        ValueError: the parameter is sharded, but not by ``fully_shard`` over all processes, nor as tensor parallelism
-            over all processes does it.
+        ValueError: the parameter is sharded neither by ``fully_shard`` nor by tensor parallelism over all processes.
     """
     placements, mesh = parameter.placements, parameter.device_mesh  # type: ignore[attr-defined]
-    if fully_sharded(model):  # one dimension, or HSDP's two: replicas of shards
+    if fully_sharded(model):  # a mesh of one dimension, or of two with HSDP: replicas of shards
         known = all(placement.is_replicate() for placement in placements[:-1]) and placements[-1].is_shard()
-    else:  # what is neither a shard nor whole is a shard in turns: of gate and up, say, of each a stretch
+    else:  # a placement that is neither a shard nor a replica interleaves shards, for example of gate and up
         known = mesh.ndim == 1 and not placements[0].is_partial()
         known = known and not (cut and not (placements[0].is_shard() or placements[0].is_replicate()))
     if not (known and mesh.size() == dist.get_world_size()):
@@ -98,25 +100,25 @@ def check_sharding(model: nn.Module, name: str, parameter: nn.Parameter, *, cut:
 
 
 def sharded_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient, sharded as its parameter is.
+    """Return the gradient, sharded like its parameter.
 
-    Under tensor parallelism that of a sharded embedding is whole in every process, or a sum that is still to be made.
-    Collective where it is the latter.
+    Under tensor parallelism, the gradient of a sharded embedding is replicated, or a partial sum on each process.
+    The call is collective in the latter case.
     """
     if not is_sharded(gradient) or gradient.placements == parameter.placements:  # type: ignore[attr-defined]
         return gradient
     return gradient.redistribute(placements=parameter.placements)  # type: ignore[attr-defined, no-any-return]
 
 
-def check_same(batch: object, device: torch.device) -> None:
-    """Under tensor parallelism all processes have to have the same batch: else what they compute together is nothing.
+def check_same_batch(batch: object, device: torch.device) -> None:
+    """Check, under tensor parallelism, that all processes have the same batch. Collective.
 
     Args:
-        batch: tensors in mappings and sequences; anything else in it is not compared.
-        device: for the exchange.
+        batch: tensors in mappings and sequences. Anything else in it is not compared.
+        device: the device for the exchange.
 
     Raises:
-        ValueError: they differ, on all processes.
+        ValueError: the batches differ. All processes raise it.
     """
     found = torch.tensor(_checksum(batch), dtype=torch.int64, device=device)
     least, most = found.clone(), found
@@ -130,6 +132,7 @@ def check_same(batch: object, device: torch.device) -> None:
 
 
 def _checksum(batch: object) -> int:
+    """Return a checksum of the tensors in a batch."""
     if isinstance(batch, Tensor):
         return crc32(batch.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     if isinstance(batch, Mapping):
@@ -140,19 +143,19 @@ def _checksum(batch: object) -> int:
 
 
 def check_replicas(names: Sequence[str], squares: Tensor) -> None:
-    """Under tensor parallelism gradients of parameters that are whole have to be the same in all processes.
+    """Check, under tensor parallelism, that the gradients of replicated parameters are equal. Collective.
 
     Args:
-        names: of the parameters.
-        squares: (names,) sums of squares of this process's gradients, on the device of the exchange.
+        names: names of the parameters.
+        squares: (names,) sums of squares of this process's gradients, on the device for the exchange.
 
     Raises:
-        ValueError: they differ, on all processes.
+        ValueError: they differ. All processes raise it.
     """
     least, most = squares.clone(), squares.clone()
     dist.all_reduce(least, dist.ReduceOp.MIN)
     dist.all_reduce(most, dist.ReduceOp.MAX)
-    apart = (most - least) > 1e-2 * most  # rounding, of half precision at the worst
+    apart = (most - least) > 1e-2 * most  # tolerates the rounding of half precision
     if apart.any():
         raise ValueError(
             f"the gradient of {names[int(apart.nonzero()[0])]}, which every process has whole, differs between "
@@ -161,38 +164,44 @@ def check_replicas(names: Sequence[str], squares: Tensor) -> None:
         )
 
 
-def own_elements(parameter: Tensor, shard: Tensor, piece: Piece | None) -> Tensor:
-    """What this process's shard holds of a part of the parameter; nothing if another process has the same shard.
+def own_elements(parameter: Tensor, shard: Tensor, part_slice: PartSlice | None) -> Tensor:
+    """Return the elements of one part of a parameter in this process's shard.
+
+    If several processes have the same shard, all but the first return nothing.
 
     Args:
-        parameter: sharded as :func:`check_sharding` wants it.
-        shard: this process's, of the parameter or of anything sharded like it.
-        piece: where the part lies in the whole parameter, or None for all of it.
+        parameter: sharded as :func:`check_sharding` requires.
+        shard: this process's shard of the parameter, or of a tensor that is sharded like it.
+        part_slice: the slice of the part in the whole parameter; None: the whole parameter.
     """
     mesh, placement = parameter.device_mesh, parameter.placements[-1]  # type: ignore[attr-defined]
     last = mesh.ndim - 1
-    replicas = last + 1 if placement.is_replicate() else last  # HSDP's, or of tensor parallelism
+    replicas = last + 1 if placement.is_replicate() else last  # the replicas of HSDP or of tensor parallelism
     if any(mesh.get_local_rank(dimension) for dimension in range(replicas)):
         return shard.flatten()[:0]
-    if piece is None:
+    if part_slice is None:
         return shard
-    size, first = parameter.shape[piece.dim], 0
-    if placement.is_shard(piece.dim):  # all shards but the last ones are of this size
+    size, first = parameter.shape[part_slice.dim], 0
+    if placement.is_shard(part_slice.dim):  # the size of every shard except the last ones
         first = mesh.get_local_rank(last) * -(-size // mesh.size(last))
-    places = (torch.arange(shard.shape[piece.dim], device=shard.device) + first) % (size // piece.repeats)
-    inside = (places >= piece.start) & (places < piece.start + piece.length)
-    return shard.index_select(piece.dim, inside.nonzero().flatten())
+    places = (torch.arange(shard.shape[part_slice.dim], device=shard.device) + first) % (
+        size // part_slice.repeats
+    )
+    inside = (places >= part_slice.start) & (places < part_slice.start + part_slice.length)
+    return shard.index_select(part_slice.dim, inside.nonzero().flatten())
 
 
 def gradient_divisor(model: nn.Module) -> float:
-    """What ``fully_shard`` divides the sum of the processes' gradients by: their number, unless it was told otherwise.
+    """Return what ``fully_shard`` divides the sum of the processes' gradients by.
+
+    It is the number of processes, unless set_gradient_divide_factor changed it.
 
     Raises:
-        ValueError: the modules divide by different numbers, or do not exchange gradients now.
+        ValueError: the modules have different divisors, or gradient synchronization is off.
     """
     groups: list[Any] = []
     for module in fully_sharded(model):
-        state = module._get_fsdp_state()  # there is no public way to ask
+        state = module._get_fsdp_state()  # torch has no public function for this
         groups += getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     if not all(group.reduce_grads and group.all_reduce_grads for group in groups if group):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""What all figures share: colours, style, and writing without a window system.
+"""What all figures share: colours, style, and writing files without a window system.
 
-Colours are those of Okabe and Ito, told apart by the colour-blind.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ STYLE: Any = {
     "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color":
     "#e6e6e6", "grid.linewidth": 0.7, "axes.axisbelow": True, "axes.edgecolor": "#777777",
     "axes.labelcolor": "#333333", "xtick.color": "#555555", "ytick.color": "#555555", "legend.frameon":
-    False, "figure.constrained_layout.use": True, "text.parse_math": False,  # a name may hold a $
+    False, "figure.constrained_layout.use": True, "text.parse_math": False,  # names may contain a $
     "svg.hashsalt": "blockwise-lr",
 }  # fmt: skip
 
 
 def block_colour(block: Block | str) -> str:
-    """The colour of a block in every figure."""
+    """Return the colour of a block in every figure."""
     return BLOCK_COLOURS.get(str(block), OTHER_COLOUR)
 
 
 def series_style(index: int) -> dict[str, Any]:
-    """The look of one series among others: colour, dashes and marker, as keywords of matplotlib's ``plot``.
+    """Return the style of one series in a figure: colour, dashes and marker, as keywords of matplotlib's ``plot``.
 
-    No two indices look alike. The first six have a colour each; the next thirty pair these colours with other dashes;
-    from then on there are markers too.
+    No two indices have the same style. The first six have a colour each. The next thirty combine these colours with
+    other dashes. All further ones have markers, too.
 
     Args:
-        index: place of the series, from 0.
+        index: position of the series, from 0.
 
     Example:
         >>> series_style(0)["color"] == series_style(6)["color"], series_style(0) == series_style(6)
@@ -55,23 +55,25 @@ def series_style(index: int) -> dict[str, Any]:
     """
     colours, dashes = len(SERIES_COLOURS), len(_DASHES)
     turn, place = divmod(index, colours)
-    again = turn // dashes  # how often every pair of colour and dashes has been used
+    again = turn // dashes  # how often all pairs of colour and dashes are used up
     style: dict[str, Any] = {"color": SERIES_COLOURS[place], "linestyle": _DASHES[(place + turn) % dashes]}
     if again:
-        # Beyond the shapes, a regular polygon of more and more corners: (corners, filled, angle).
+        # After the named markers, use regular polygons with more and more corners: (corners, style, angle).
         style["marker"] = _MARKERS[again - 1] if again <= len(_MARKERS) else (again, 0, 0)
     return style
 
 
 @contextmanager
 def figure(size: tuple[float, float]) -> Iterator[Any]:
-    """A matplotlib figure in the house style. No pyplot: it would choose a window system and keep figures alive.
+    """Yield a matplotlib figure in the style of the project.
+
+    It does not use pyplot, which would choose a window system and keep figures in memory.
 
     Args:
         size: width and height in inches.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed; says which extra to install.
+        ModuleNotFoundError: matplotlib is missing. The message names the extra to install.
     """
     try:
         import matplotlib as mpl
@@ -87,10 +89,10 @@ def figure(size: tuple[float, float]) -> Iterator[Any]:
 
 
 def log_ticks(axis: Any) -> None:
-    """Make an axis logarithmic, labelled 10⁻³ or 2·10⁻³ in plain characters.
+    """Make an axis logarithmic, with labels such as 10⁻³ or 2·10⁻³ in plain characters.
 
-    matplotlib's own labels are mathematics, which STYLE turns off. An axis of fewer than two decades gets 2 and 5
-    between the powers: call this after everything is drawn and the limits are set.
+    matplotlib's own labels are mathematical text, which STYLE turns off. An axis of fewer than two decades also has
+    ticks at 2 and 5. Call this after everything is drawn and the limits are set.
 
     Args:
         axis: ``axes.xaxis`` or ``axes.yaxis``.
@@ -106,7 +108,7 @@ def log_ticks(axis: Any) -> None:
 
 
 def power_of_ten(value: float) -> str:
-    """A positive number as on the axes of figures.
+    """Format a positive number as on the axes of figures.
 
     Example:
         >>> power_of_ten(1e-12), power_of_ten(2e-3), power_of_ten(1.0)
@@ -119,16 +121,23 @@ def power_of_ten(value: float) -> str:
 
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-# Without the time, the same figure is the same file.
+# Leave out the time, so that equal figures are equal files.
 _NO_DATE: Any = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
 def save(made: Any, path: str | Path) -> Path:
-    """Write a figure as what its name ends with (png, svg, pdf), whole or not at all.
+    """Write a figure in the format of its file ending (png, svg, pdf). The file is complete, or left as it was.
+
+    Args:
+        made: the figure.
+        path: the file.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: the name ends otherwise.
-        StorageError: it cannot be written.
+        ValueError: the file has another ending.
+        StorageError: the file cannot be written.
     """
     path = Path(path)
     if path.suffix not in _NO_DATE:

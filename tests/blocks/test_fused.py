@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize
 
 from blockwise_lr.blocks import classify, merge_fused, split_fused
 from blockwise_lr.blocks.fused import ModelFacts
-from blockwise_lr.blocks.layout import Concatenation, merge_module, split_module
+from blockwise_lr.blocks.split_weights import FusedWeight, merge_module, split_module
 from support.case import VOCAB, WIDTH, Case
 from support.cases import FUSED_CASES, gpt2, llama
 from support.nano import NanoAttention, NanoGPT
@@ -204,9 +204,9 @@ def test_split_then_merge_is_the_identity_for_any_parts_in_any_order(
     slices = [torch.cat(stretches, dim) for stretches in zip(*of_repeats)]
 
     names = tuple("abcd"[: len(sizes)])
-    concatenations = {"weight": Concatenation(names, tuple(sizes), dim, repeats)}
+    concatenations = {"weight": FusedWeight(names, tuple(sizes), dim, repeats)}
     if bias:
-        concatenations["bias"] = Concatenation(names, tuple(sizes), 0, repeats)
+        concatenations["bias"] = FusedWeight(names, tuple(sizes), 0, repeats)
     split_module(module, concatenations)
     (module.weight * x).sin().sum().backward()
     parts = module.parametrizations["weight"]
@@ -319,7 +319,7 @@ def test_a_layout_that_is_not_known_is_refused_by_name_and_nothing_changes() -> 
 
 def test_parts_that_lie_head_by_head_are_put_together_from_every_head() -> None:
     fused = torch.arange(12.0)[:, None]  # two heads of q, k and v with two rows each
-    q, k, v = Concatenation(("q", "k", "v"), (4, 4, 4), 0, 2).right_inverse(fused)
+    q, k, v = FusedWeight(("q", "k", "v"), (4, 4, 4), 0, 2).right_inverse(fused)
     assert [part.flatten().tolist() for part in (q, k, v)] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 

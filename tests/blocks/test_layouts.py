@@ -14,7 +14,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 import blockwise_lr
 from blockwise_lr import Layout, classify, measure_sharpness, register_layout, split_fused
-from blockwise_lr.blocks.rows import NotSeenError, layout_of
+from blockwise_lr.blocks.autograd_layouts import NotSeenError, layout_of
 from support.by_function import moved_by, problems
 from support.case import VOCAB, WIDTH
 

@@ -11,15 +11,15 @@ from torch import nn
 
 import blockwise_lr
 from blockwise_lr import Block, classify, param_groups, register_rule, split_fused
-from blockwise_lr.blocks import registered
+from blockwise_lr.blocks import user_rules
 from support.nano import NanoGPT
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_registered() -> Iterator[None]:
-    assert registered._REGISTERED == []
+    assert user_rules._REGISTERED == []
     yield
-    registered._REGISTERED.clear()
+    user_rules._REGISTERED.clear()
 
 
 class Gate(nn.Module):
@@ -62,7 +62,7 @@ def test_a_handle_is_called_or_left_to_take_the_rule_back() -> None:
     with register_rule(Gate, "other", "gates the residual stream") as rule:
         assert classify(gated())["transformer.h.0.gate.table"] is Block.OTHER
         assert (rule.match, rule.block, rule.reason) == (Gate, Block.OTHER, "gates the residual stream")
-    assert registered._REGISTERED == []
+    assert user_rules._REGISTERED == []
 
 
 def test_overrides_come_first_then_the_latest_rule_then_the_built_in_ones() -> None:
@@ -116,4 +116,4 @@ def test_the_error_of_an_unknown_parameter_names_register_rule_and_what_it_says_
 def test_a_wrong_rule_is_refused(arguments: tuple, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         register_rule(*arguments)
-    assert registered._REGISTERED == []
+    assert user_rules._REGISTERED == []

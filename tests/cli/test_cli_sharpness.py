@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from blockwise_lr import SharpnessReport, measure_sharpness
-from blockwise_lr.blocks import names
+from blockwise_lr.blocks import name_rules
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.data.vocabulary import train_bpe
@@ -366,7 +366,7 @@ class TestBadInput:
         config = OPTConfig(vocab_size=320, word_embed_proj_dim=4, max_position_embeddings=24, **sizes)
         OPTForCausalLM(config).save_pretrained(tmp_path / "opt")
         command = ("opt", "--tokenizer", hub / "gpt2", "--data", text)
-        monkeypatch.setattr(names, "NAMES", ())  # as before these projections had a line of their own
+        monkeypatch.setattr(name_rules, "NAMES", ())  # as before these projections had a line of their own
         refused("on the command line: --blocks 'REGEX=BLOCK' ...", *command)
         refused("model.decoder.project_out.weight", *command, "--blocks", "project_in=other")
         refused(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from blockwise_lr import Block, SharpnessReport, measure_sharpness, param_groups, ratios_from_sharpness
 from blockwise_lr.optim import resolve_ratios
-from blockwise_lr.sharpness.parts import Part
+from blockwise_lr.sharpness.parameter_parts import Part
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.ratio_text import parse_ratios

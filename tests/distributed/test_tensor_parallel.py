@@ -28,7 +28,7 @@ from blockwise_lr import (
     param_groups,
 )
 from blockwise_lr.optimizers.muon import Muon
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.training_gradients import gradient_report, squared_gradients
 from support.processes import free_port, spawn
 
@@ -117,7 +117,7 @@ def read_off(model: nn.Module) -> dict[str, Any]:
     model.zero_grad()
     model(**batches()[0]).loss.backward()
     report = gradient_report(
-        parts := Parts(model, None, distributed=False), squared_gradients(parts), samples=27
+        parts := ParameterParts(model, None, distributed=False), squared_gradients(parts), samples=27
     )
     norms = clip_grad_norm_by_block(model, 0.1)
     return {

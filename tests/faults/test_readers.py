@@ -25,7 +25,7 @@ from blockwise_lr.data.vocabulary import Encoder, train_bpe
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.sharpness.histogram import Histogram
-from blockwise_lr.sharpness.parts import Part
+from blockwise_lr.sharpness.parameter_parts import Part
 from blockwise_lr.train.config import TrainConfig, config_from_dict
 from blockwise_lr.train.ratio_text import parse_ratios
 

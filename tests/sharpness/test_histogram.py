@@ -10,14 +10,14 @@ from torch import nn
 from blockwise_lr import Block, classify, measure_sharpness
 from blockwise_lr.sharpness.estimators import Draws
 from blockwise_lr.sharpness.histogram import HIGHEST, LOWEST, WIDTH, Histograms
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from sharpness.references import gpt2, llama, tokens
 
 
 def counted(values, samples=1):
     """The histogram of a weight whose elements have these sharpnesses."""
     model = nn.Linear(len(values), 1, bias=False)
-    parts = Parts(model, classify(model, {".": Block.FFN}), distributed=False)
+    parts = ParameterParts(model, classify(model, {".": Block.FFN}), distributed=False)
     histograms = Histograms(parts)
     gradient = (torch.tensor([values], dtype=torch.float64) * samples).sqrt().float()  # B g^2 = (B g)^2 / B
     histograms.add(Draws(torch.zeros(1, 1), samples, [gradient]))

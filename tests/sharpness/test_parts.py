@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from blockwise_lr import Block, classify, split_fused
-from blockwise_lr.blocks.block import Piece
-from blockwise_lr.sharpness.parts import OUTSIDE, Parts, add, cut, layer_of
+from blockwise_lr.blocks.block import PartSlice
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE, ParameterParts, add, cut, layer_of
 from support.architectures import build
 from support.cases import CASES, gpt2, llama, mixtral
 
@@ -22,7 +22,7 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 def parts_of(model):
-    return Parts(model, None, distributed=False)
+    return ParameterParts(model, None, distributed=False)
 
 
 @pytest.mark.parametrize("case", CASES, ids=BY_NAME)
@@ -114,7 +114,7 @@ def test_parameters_without_gradient_count_as_zero():
 def test_sums_of_half_precision_are_kept_in_more(dtype):
     # A million equal squares: a sum in float32, one by one, would stall. Neighbours may be added in float32 first.
     model = nn.Linear(1000, 1000, bias=False).to(dtype)
-    parts = Parts(model, classify(model, {".": Block.FFN}), distributed=False)
+    parts = ParameterParts(model, classify(model, {".": Block.FFN}), distributed=False)
     gradient = torch.full((1000, 1000), 1e-3, dtype=dtype)
     exact = 1e6 * float(gradient[0, 0].double()) ** 2
     sums = parts.sums([gradient])
@@ -133,7 +133,7 @@ def test_sums_of_half_precision_are_kept_in_more(dtype):
 )
 def test_sums_of_squares_agree_with_numpys(values):
     model = nn.Linear(values.shape[1], values.shape[0], bias=False)
-    parts = Parts(model, classify(model, {".": Block.FFN}), distributed=False)
+    parts = ParameterParts(model, classify(model, {".": Block.FFN}), distributed=False)
     exact = np.square(values.astype(np.float64)).sum()
     transposed = torch.from_numpy(values.T.copy()).T  # not contiguous
     for tensor in (torch.from_numpy(values), transposed):
@@ -154,8 +154,8 @@ def test_tensors_are_added_one_by_one_and_half_precision_in_float32():
 def test_what_is_cut_is_a_view():
     tensor = torch.arange(12.0).reshape(3, 4)
     assert cut(tensor, None) is tensor
-    assert cut(tensor, Piece(1, 2, 2)).tolist() == [[2, 3], [6, 7], [10, 11]]
-    by_head = cut(tensor, Piece(1, 1, 1, repeats=2))
+    assert cut(tensor, PartSlice(1, 2, 2)).tolist() == [[2, 3], [6, 7], [10, 11]]
+    by_head = cut(tensor, PartSlice(1, 1, 1, repeats=2))
     assert by_head.flatten().tolist() == [1, 3, 5, 7, 9, 11]
     by_head.zero_()
     assert tensor[0].tolist() == [0, 0, 2, 0]
@@ -187,7 +187,7 @@ def test_a_block_map_made_before_splitting_does_not_serve_after_it():
     with pytest.raises(
         KeyError, match="no parameter named .*c_attn.parametrizations.weight.original0.* was classified"
     ):
-        Parts(split_fused(model), blocks, distributed=False)
+        ParameterParts(split_fused(model), blocks, distributed=False)
 
 
 def test_a_model_with_nothing_to_train_is_refused():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blockwise_lr import Block, SharpnessReport, measure_sharpness
 from blockwise_lr.sharpness import Estimate
-from blockwise_lr.sharpness.parts import OUTSIDE, Part
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE, Part
 from blockwise_lr.sharpness.report import FORMAT
 from sharpness.references import gpt2, llama, tokens
 

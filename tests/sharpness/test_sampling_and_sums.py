@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from blockwise_lr import Block, classify
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import IGNORED, Predictions, sampled_labels
 
 ALMOST_ONE = 1 - 2.0**-53
@@ -79,7 +79,7 @@ def test_squares_and_products_are_those_of_float64(shape, kind, layout):
         first, second = (t.movedim(0, -1) for t in (first, second))
     module = nn.Module()
     module.register_parameter("weight", nn.Parameter(torch.empty(first.shape)))
-    parts = Parts(module, classify(module, overrides={".": Block.OTHER}), distributed=False)
+    parts = ParameterParts(module, classify(module, overrides={".": Block.OTHER}), distributed=False)
     exact = 1e-12 if kind is torch.float64 or first.numel() < 1 << 16 else 1e-7
     assert parts.sums([first]).item() == pytest.approx(first.double().square().sum().item(), rel=exact)
     product = (first.double() * second.double()).sum().item()

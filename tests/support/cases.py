@@ -2,7 +2,7 @@
 
 A case says what `classify` must answer, and what it must answer after `split_fused`. To add an architecture,
 add a case here (or, of a model written by hand, in tests/handwritten_cases.py) and, if it needs one, a line in
-`blocks/rules.py`, `blocks/names.py` or `blocks/attention.py`.
+`blocks/rules.py`, `blocks/name_rules.py` or `blocks/attention.py`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
 from blockwise_lr.blocks.classify import by_rules
-from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.model_facts import ModelFacts
 
 sys.path.append(str(Path(__file__).parents[2] / "tests"))
 from support.architectures import CAUSAL, OTHERS, build

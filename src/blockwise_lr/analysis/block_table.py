@@ -14,7 +14,7 @@ from torch import nn
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
 from blockwise_lr.blocks.block import Assignment
 from blockwise_lr.blocks.classify import Overrides
-from blockwise_lr.blocks.projection import PART_WORDS
+from blockwise_lr.blocks.layout import PART_WORDS
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from blockwise_lr.data.vocabulary import Encoder
-from blockwise_lr.distributed import fully_sharded, reshard, total
+from blockwise_lr.distributed import fully_sharded, reshard, sum_over_ranks
 from blockwise_lr.errors import UserError
 
 if TYPE_CHECKING:
@@ -155,10 +155,10 @@ def text_loss(
         remaining = windows()
         while True:
             batch = list(islice(remaining, batch_size))
-            if not batch and not (together and total(0, device)):
+            if not batch and not (together and sum_over_ranks(0, device)):
                 break
             if together and batch:
-                total(1, device)
+                sum_over_ranks(1, device)
             inputs, targets = _padded(batch or _UNCOUNTED)
             logits = model(input_ids=inputs.to(device)).logits.float()
             losses = cross_entropy(

@@ -1,4 +1,4 @@
-"""Block and BlockMap: which block type a parameter belongs to, as plain immutable data."""
+"""Block and BlockMap: the block type of every parameter, as plain immutable data."""
 
 from __future__ import annotations
 
@@ -8,16 +8,31 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-# What torch.compile, FSDP and activation checkpointing put into a parameter's name, and what DDP puts in front of it.
-# Only in front: "module" further in is somebody's own attribute.
+# torch.compile, FSDP and activation checkpointing insert these names anywhere; DDP prepends "module". Further inside,
+# "module" is an attribute of the model itself and must stay.
 _WRAPPER_PARTS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LEADING_MODULE = re.compile(r"^(?:module\.)+")
 
 
 class Block(StrEnum):
-    """A block type of a Transformer (METHOD section 1; the paper's Figure 1 names the first five).
+    """A block type of a Transformer.
 
-    A ``str``, so that a value survives JSON, ``torch.load(weights_only=True)`` and command lines.
+    The first five are those of the paper (The Sharpness Disparity Principle in Transformers, arXiv 2502.19002,
+    Figure 1). A value is a ``str``, so it works in JSON, ``torch.load(weights_only=True)`` and on command lines.
+
+    Attributes:
+        EMB: token embedding, also when the output head shares its weight.
+        QK: query and key projections.
+        VO: value and output projections, and output gates.
+        FFN: feed-forward layers.
+        NORM: normalization layers.
+        HEAD: output head with a weight of its own.
+        POS: position embeddings.
+        QKV: a fused attention weight that is not split.
+        ROUTER: what chooses experts, or the keys that an attention sees.
+        SSM: sequence mixers other than attention, such as state-space and recurrent layers.
+        CONV: convolutions.
+        OTHER: everything else, at the base learning rate.
 
     Example:
         >>> Block("qk") is Block.QK, Block.QK == "qk"
@@ -38,14 +53,15 @@ class Block(StrEnum):
     OTHER = "other"
 
 
-class Piece(NamedTuple):
-    """Where one logical part of a fused parameter lies.
+class PartSlice(NamedTuple):
+    """The position of one part (q, k, v ...) in a fused parameter.
 
     Args:
-        dim: the dimension that the parts share.
-        start, length: of the part within one repeat, for ``torch.narrow``.
-        repeats: into how many equal stretches the dimension falls, each with all parts in it; 1 where the parts lie one
-            after another, the number of heads where they lie head by head.
+        dim: the dimension along which the parts are arranged.
+        start: where the part starts within one repeat.
+        length: the length of the part within one repeat.
+        repeats: number of equal stretches along `dim`, each with all parts in it. 1 if the parts are adjacent, the
+            number of heads if they alternate head by head. Default: 1.
     """
 
     dim: int
@@ -54,53 +70,51 @@ class Piece(NamedTuple):
     repeats: int = 1
 
 
-Partition = tuple[int, ...]
-"""Into how many equal pieces each dimension of a parameter is cut."""
-
-
 class Structure(NamedTuple):
-    """How one parameter is built.
+    """How the matrices of one parameter are stored.
 
     Args:
-        output_dim: the dimension that counts the outputs of its matrices: 0 for a Linear's weight, 1 for Conv1D's.
-        partition: into how many pieces Adam-mini cuts each dimension, one second moment for a piece. Queries and keys
-            are cut by head along the outputs, whichever dimension that is. Every other matrix is cut by output, the
-            matrices of experts and embeddings too. A norm's gain is not cut at all, and biases and other vectors are
-            cut by element. None where it cannot be known: a fused weight that was not split, or an attention that
-            does not say how many heads it has.
+        output_dim: the dimension that counts outputs: 0 for a Linear's weight, 1 for Conv1D's.
+        partition: number of equal pieces along each dimension. Adam-mini keeps one second moment for each piece.
+            Queries and keys have one piece per head, every other matrix one per output. A norm's gain is one piece, and
+            biases and other vectors have one per element. None if it is unknown: the parameter is a fused weight
+            that is not split, or its attention has no number of heads.
 
     Source of the partition: Adam-mini, arXiv 2406.16793, algorithm 3, one second moment for each smallest dense block
     of the Hessian.
     """
 
     output_dim: int
-    partition: Partition | None
+    partition: tuple[int, ...] | None
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One parameter's block, why it got it, and its size.
+    """The entry of one parameter in a :class:`BlockMap`.
 
     Args:
         block: the block type.
-        reason: one sentence in plain words.
+        reason: why the parameter is in this block, in words.
         numel: number of elements.
-        parts: for a fused weight that was not split, the logical parts in it and their blocks,
+        parts: for a fused weight that is not split, the block of each part,
             e.g. ``{"q": Block.QK, "k": Block.QK, "v": Block.VO}``; otherwise None.
-        slices: where these parts lie; None for a parameter that is not fused, or of an unknown layout.
-        structure: which dimension counts outputs, and where its heads lie; None in an entry made by hand.
+        slices: the position of each part; None if the parameter is not fused or its layout is unknown.
+        structure: how the matrices of the parameter are stored; None in an entry made by hand.
     """
 
     block: Block
     reason: str
     numel: int
     parts: Mapping[str, Block] | None = None
-    slices: Mapping[str, Piece] | None = None
+    slices: Mapping[str, PartSlice] | None = None
     structure: Structure | None = None
 
 
 def canonical_name(name: str) -> str:
-    """A parameter's name without the parts that wrappers add.
+    """Return a parameter's name without the prefixes that wrappers add.
+
+    Args:
+        name: a name from `named_parameters()`.
 
     Example:
         >>> canonical_name("module._orig_mod.h.0._checkpoint_wrapped_module.attn.c_attn.weight")
@@ -112,9 +126,11 @@ def canonical_name(name: str) -> str:
 class BlockMap(Mapping[str, Block]):
     """An immutable mapping from parameter name to :class:`Block`, with a reason for every entry.
 
-    Keys are the names of ``model.named_parameters()`` as they were when the model was classified.
-    Look-ups tolerate wrapper prefixes on either side, so a map made before DDP or ``torch.compile``
-    serves after it, and the other way round.
+    The keys are the names of ``model.named_parameters()`` at the time of :func:`classify`. Look-ups ignore the
+    prefixes of wrappers. So a map made before DDP or ``torch.compile`` also works after it, and vice versa.
+
+    Args:
+        assignments: the entry of each parameter.
 
     Example:
         >>> blocks = BlockMap({"wte.weight": Assignment(Block.EMB, "an nn.Embedding", 8)})
@@ -127,7 +143,11 @@ class BlockMap(Mapping[str, Block]):
         self._canonical = {canonical_name(name): a for name, a in self._assignments.items()}
 
     def assignment(self, name: str) -> Assignment:
-        """The whole entry of a parameter. Raises KeyError, naming the parameter, if there is none."""
+        """Return the whole entry of a parameter.
+
+        Raises:
+            KeyError: no parameter of this name was classified.
+        """
         found = self._assignments.get(name) or self._canonical.get(canonical_name(name))
         if found is None:
             raise KeyError(f"no parameter named {name!r} was classified")
@@ -147,11 +167,11 @@ class BlockMap(Mapping[str, Block]):
         return f"BlockMap({len(self)} parameters; {sizes})"
 
     def reason(self, name: str) -> str:
-        """Why the parameter is in its block, in words."""
+        """Return why the parameter is in its block, in words."""
         return self.assignment(name).reason
 
     def counts(self) -> dict[Block, int]:
-        """Number of elements by block, in the order of :class:`Block`; blocks without any are left out."""
+        """Return the number of elements of each block, in the order of :class:`Block`, without empty blocks."""
         sizes = dict.fromkeys(Block, 0)
         for assignment in self._assignments.values():
             sizes[assignment.block] += assignment.numel

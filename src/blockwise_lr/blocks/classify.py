@@ -1,4 +1,4 @@
-"""classify(model): every trainable parameter in its block, with a reason, or an error that names it."""
+"""classify: assign every trainable parameter to a block, with a reason, or raise an error that names it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.block import Assignment, Block, BlockMap, canonical_name
-from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.blocks.names import named
-from blockwise_lr.blocks.projection import PART_BLOCKS, PART_WORDS
-from blockwise_lr.blocks.registered import registered
+from blockwise_lr.blocks.layout import PART_BLOCKS, PART_WORDS
+from blockwise_lr.blocks.model_facts import ModelFacts
+from blockwise_lr.blocks.name_rules import name_rule
 from blockwise_lr.blocks.rules import LAST_RULES, RULES, Rule
-from blockwise_lr.blocks.stated import Stated
 from blockwise_lr.blocks.structure import structure_of
 from blockwise_lr.blocks.topology import Site, ancestors
+from blockwise_lr.blocks.user_layouts import LayoutArgument
+from blockwise_lr.blocks.user_rules import registered_rule
 
 Overrides = Mapping[str | type[nn.Module], Block]
 
@@ -28,34 +28,37 @@ def classify(
     overrides: Overrides | None = None,
     *,
     example: Any = None,
-    layout: Stated | None = None,
+    layout: LayoutArgument | None = None,
 ) -> BlockMap:
     """Assign every trainable parameter of `model` to its block type.
 
-    Rules look at topology and module types first and at names last (`blocks/rules.py`); the first one that
-    holds decides, and its reason is kept. Nothing is guessed: a parameter that no rule knows is an error. A
-    parameter that is used in several places counts once, under its first name in `named_parameters()`; an
-    embedding shared with the output head is EMB. Biases follow their weights. Frozen parameters are left out.
+    The rules use the model's topology and module types first, and names last (`blocks/rules.py`). The first rule that
+    applies decides, and its reason is kept. A parameter that no rule knows is an error, never a guess.
 
-    Call it after :func:`split_fused` and, if you like, after DDP, FSDP2, `torch.compile` or activation
-    checkpointing: the blocks are the same. (FSDP1 flattens parameters: call it before.)
+    - A parameter used in several places counts once, under its first name in `named_parameters()`.
+    - An embedding shared with the output head is EMB.
+    - Biases are in the block of their weights.
+    - Frozen parameters are left out.
+
+    Call it after :func:`split_fused`, and before or after DDP, FSDP2, `torch.compile` or activation checkpointing: the
+    blocks are the same. Call it before FSDP1, which flattens parameters.
 
     Args:
-        model: any module; it may be on the meta device. A copy of an attention with a fused weight whose layout is
-            not known runs once, see :func:`split_fused`.
-        overrides: your say, before all rules. A key is a regular expression, searched in the parameter's name
-            (as `named_parameters()` gives it, and without wrapper prefixes), or a module class, which claims
-            everything inside its instances. The first match wins. Default: none.
-        example, layout: how the parts of a fused weight lie in it, as in :func:`split_fused`, for reports on a model
-            that is not split. Without either, a fused weight of unknown layout has no parts in reports.
+        model: any module; it may be on the meta device. If the layout of a fused weight is unknown, a copy of its
+            attention runs once, see :func:`split_fused`.
+        overrides: user overrides, applied before the rules. A key is a regular expression, searched in the
+            parameter's name (with and without wrapper prefixes), or a module class, which matches everything inside
+            its instances. The first match counts. Default: none.
+        example, layout: how to find the layout of fused weights, as in :func:`split_fused`, for reports on a model
+            that is not split. Without a known layout, reports show a fused weight as a whole. Default: none.
 
     Returns:
-        BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` says why.
+        BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` tells why.
 
     Raises:
-        ValueError: some parameters belong to no block that the rules know (all are listed, with the override
-            to write); an override matches nothing, is no valid regular expression, or its value is no Block.
-        TypeError: an override's key is neither a string nor a module class.
+        ValueError: some parameters match no rule (the message lists all of them, with the override to write); or an
+            override matches nothing, is not a valid regular expression, or its value is not a Block.
+        TypeError: the key of an override is neither a string nor a module class.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.LayerNorm(4), nn.Linear(4, 10))
@@ -66,11 +69,13 @@ def classify(
     """
     check_model(model, "classify")
     facts = ModelFacts(model, layout=layout, example=example)
-    checked = _checked(overrides or {}, facts)
+    checked = _checked_overrides(overrides or {}, facts)
     assignments: dict[str, Assignment] = {}
     unknown: list[tuple[Site, str]] = []
     for name, sites in facts.tree.sites.items():
-        found = _overridden(sites, checked, facts) or _registered(sites, facts) or by_rules(sites, facts)
+        found = (
+            _overridden(sites, checked, facts) or _by_registered_rule(sites, facts) or by_rules(sites, facts)
+        )
         if isinstance(found, str):
             unknown.append((sites[0], found))
         else:
@@ -81,7 +86,12 @@ def classify(
 
 
 def by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
-    """The assignment of a parameter from all the places where it is used, or what is wrong, in words."""
+    """Return the assignment of a parameter by the built-in rules, or the problem in words ("" if no rule applies).
+
+    Args:
+        sites: all places where the parameter is used. Its rules must agree.
+        facts: facts about the model.
+    """
     found = [_first_rule(site, facts) for site in sites]
     known = [assignment for assignment in found if assignment is not None]
     blocks = {assignment.block for assignment in known}
@@ -101,10 +111,10 @@ def by_rules(sites: Sequence[Site], facts: ModelFacts) -> Assignment | str:
 def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     for adapted in facts.adapted(site):
         if (found := _first_rule(adapted, facts)) is not None:
-            return _adapter(site, adapted, found)
+            return _block_of_adapter(site, adapted, found)
     around = facts.tree.modules[site.path.rpartition(".")[0]]
-    where = f"{type(around).__name__} .{facts.places.local(site.path)}:{site.type_name}.{site.leaf}"
-    rule = _holding(RULES, site, facts) or named(where) or _holding(LAST_RULES, site, facts)
+    where = f"{type(around).__name__} .{facts.nesting.local(site.path)}:{site.type_name}.{site.leaf}"
+    rule = _first_holding(RULES, site, facts) or name_rule(where) or _first_holding(LAST_RULES, site, facts)
     if rule is None:
         return None
     projection, parts = facts.projection(site), facts.parts(site)
@@ -131,20 +141,20 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
     )
 
 
-def _holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule | None:
+def _first_holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule | None:
     return next((rule for rule in rules if rule.test(site, facts)), None)
 
 
-def _adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
-    """The block of a LoRA factor: that of the weight it adapts; of a fused one's, the sharper block of its parts."""
+def _block_of_adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
+    """Return the block of a LoRA factor: the block of the weight that it adapts, or VO if that weight is fused."""
     reason = f"a LoRA adapter of {weight.path}.{weight.leaf}, which {found.reason}"
     if found.block is not Block.QKV:
         return Assignment(found.block, reason, site.param.numel())
     return Assignment(Block.VO, f"{reason}: the sharper block of the two", site.param.numel())
 
 
-def _checked(overrides: Overrides, facts: ModelFacts) -> list[tuple[str | type[nn.Module], Block]]:
-    """The overrides with their values as Blocks; every one is valid and matches something."""
+def _checked_overrides(overrides: Overrides, facts: ModelFacts) -> list[tuple[str | type[nn.Module], Block]]:
+    """Return the overrides with their values as Blocks, after checking that each is valid and matches something."""
     checked = []
     for key, value in overrides.items():
         shown = _shown(key)
@@ -183,9 +193,9 @@ def _overridden(
     return None
 
 
-def _registered(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
-    """What a rule of the user's (:func:`register_rule`) says of a parameter."""
-    rule = next((rule for site in sites if (rule := registered(site, facts.tree)) is not None), None)
+def _by_registered_rule(sites: Sequence[Site], facts: ModelFacts) -> Assignment | None:
+    """Return the assignment of a parameter by the rules that users registered (:func:`register_rule`)."""
+    rule = next((rule for site in sites if (rule := registered_rule(site, facts.tree)) is not None), None)
     return None if rule is None else Assignment(rule.block, rule.reason, sites[0].param.numel())
 
 

@@ -1,4 +1,4 @@
-"""split_fused / merge_fused: the q, k and v of a fused weight as parameters of their own, and back."""
+"""split_fused and merge_fused: make q, k and v of a fused weight separate parameters, and undo it."""
 
 from __future__ import annotations
 
@@ -10,69 +10,70 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blockwise_lr.arguments import check_model
-from blockwise_lr.blocks.layout import (
-    Concatenation,
+from blockwise_lr.blocks.layout import PART_WORDS, Projection
+from blockwise_lr.blocks.model_facts import ModelFacts
+from blockwise_lr.blocks.split_weights import (
+    FusedWeight,
     any_sharded,
     merge_module,
     parts_of,
     split_module,
     split_state,
 )
-from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.blocks.projection import PART_WORDS, Projection
-from blockwise_lr.blocks.stated import Stated
+from blockwise_lr.blocks.user_layouts import LayoutArgument
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-_WAYS = (
+_REMEDIES = (
     "Prove the layout by a batch that the model takes: split_fused(model, example=batch)",
     'or state it: split_fused(model, layout="q k v") if all rows of the queries come first, then the keys, then the '
     'values; layout="q k v per head" if they lie head by head',
 )
-# Wrappers that keep track of the parameters (by class name: torch.distributed need not be imported).
+# Wrappers that keep track of the parameters. They are known by class name, so torch.distributed is not imported.
 _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
 
 
-def split_fused(model: ModelT, *, example: Any = None, layout: Stated | None = None) -> ModelT:
-    """Make the q, k and v of every fused attention weight and bias parameters of their own, in place.
+def split_fused(model: ModelT, *, example: Any = None, layout: LayoutArgument | None = None) -> ModelT:
+    """Split every fused attention weight and bias into separate parameters for q, k and v, in place.
 
-    A param group cannot hold a part of a parameter, so a fused weight cannot give q, k and v different
-    learning rates. Here it is computed from its parts (`torch.nn.utils.parametrize`): `...weight` stays
-    readable, and the parameters become `...parametrizations.weight.original0` (q), `original1` (k),
-    `original2` (v). Outputs are unchanged to the bit, gradients of the parts are the slices of the fused
-    gradient, `requires_grad` is kept.
+    A param group cannot hold a part of a parameter, so a fused weight cannot give q, k and v different learning rates.
+    This function makes the parts parameters and computes the weight from them (`torch.nn.utils.parametrize`):
+    `...weight` stays readable, and the parameters are `...parametrizations.weight.original0` (q), `original1` (k) and
+    `original2` (v). Outputs are unchanged to the bit. The gradients of the parts are slices of the fused gradient.
+    `requires_grad` is kept.
 
-    Where it goes: after the weights are initialised or loaded; before the optimizer (a group made earlier
-    holds the old parameter: that cannot be noticed here), before Trainer, DDP, FSDP and torch.compile.
+    Call it after the weights are initialised or loaded, and before you build the optimizer, Trainer, DDP, FSDP or
+    torch.compile. An optimizer built earlier holds the old parameters; this function cannot detect that.
 
-    `state_dict()` and `load_state_dict()` keep the original layout, to the bit and in order, so checkpoints
-    do not show the split; sharded parts (DTensor) keep the split layout. A split model can be deep-copied but
-    not pickled. Calling it again changes nothing, nor does a model without fused weights.
+    `state_dict()` and `load_state_dict()` keep the original layout, to the bit and in order, so checkpoints do not show
+    the split. Sharded parts (DTensors) keep the split layout. A split model can be deep-copied but not pickled. A
+    second call changes nothing, nor does a call on a model without fused weights.
 
-    How the parts lie in a fused weight is known for `nn.MultiheadAttention` and for many classes of transformers and
-    timm. For any other class it is proved: a copy of the attention runs once on random numbers, or the model on
-    random tokens, and autograd says which rows move the queries, the keys and the values.
+    The layout of a fused weight is known for `nn.MultiheadAttention` and for many classes of transformers and timm. For
+    any other class a run shows it: a copy of the attention runs once on random numbers, or the model on random tokens,
+    and autograd shows which rows affect the queries, the keys and the values.
 
-    A split weight is not a parameter any more, but writes into it (`nn.init`, `weight.data += delta`, a tensor of
-    `state_dict()`) reach the parts.
+    A split weight is not a parameter any more. Writes into it (`nn.init`, `weight.data += delta`, a tensor of
+    `state_dict()`) still reach the parts.
 
     Args:
         model: any module.
-        example: a batch that the model takes, for a proof where the attention cannot run alone: a mapping is given
-            as keywords, a tuple as arguments, anything else as the one argument. The model runs once in eval mode;
-            its modes, buffers and the random numbers are as before. Default: none.
-        layout: what you know of the layouts that are not known: "q k v", "q k v per head", "q k v per group" or
-            ``Layout(parts, repeats)``, as in :func:`register_layout`; or a mapping from a regular expression,
-            searched in the weight's name, or the attention's class, to one of these, which then comes before all
-            that is known. Default: none.
+        example: a batch for the model, in case the attention cannot run alone. A mapping is passed as keywords, a
+            tuple as arguments, anything else as the only argument. The model runs once in eval mode; its modes, its
+            buffers and the random state are restored. Default: none.
+        layout: the layout of the weights whose layout is unknown: "q k v", "q k v per head", "q k v per group" or
+            ``Layout(parts, repeats)``, as in :func:`register_layout`. Or a mapping to such layouts; a key is an
+            attention class or a regular expression, searched in the weight's name. A mapping overrides known
+            layouts, too.
+            Default: none.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: the layout of a fused weight is neither known nor proved nor stated, it is shared between modules,
-            or already parametrized or sharded, or the model is already wrapped in DDP, FSDP or torch.compile; the
-            example cannot be run, or the layout does not fit. Nothing has been changed then.
+        ValueError: the layout of a fused weight is unknown; the weight is shared between modules, or already
+            parametrized or sharded; the model is already wrapped in DDP, FSDP or torch.compile; the model does not
+            run on the example; or the stated layout does not fit. The model is unchanged then.
 
     Example:
         >>> attention = split_fused(nn.MultiheadAttention(8, num_heads=2, bias=False))
@@ -83,30 +84,35 @@ def split_fused(model: ModelT, *, example: Any = None, layout: Stated | None = N
     facts = ModelFacts(model, layout=layout, example=example)
     plan = dict(_fused_weights(facts))
     _refuse_what_cannot_be_split(model, facts, plan)
-    by_module: dict[str, dict[str, Concatenation]] = {}
+    by_module: dict[str, dict[str, FusedWeight]] = {}
     for (path, leaf), projection in plan.items():
         names, sizes = zip(*projection.parts)
         repeats = projection.repeats or 1
-        by_module.setdefault(path, {})[leaf] = Concatenation(names, sizes, projection.dim, repeats)
-    for path, concatenations in by_module.items():
-        split_module(facts.tree.modules[path], concatenations)
+        by_module.setdefault(path, {})[leaf] = FusedWeight(names, sizes, projection.dim, repeats)
+    for path, fused in by_module.items():
+        split_module(facts.tree.modules[path], fused)
     return model
 
 
 def merge_fused(model: ModelT) -> ModelT:
-    """Undo :func:`split_fused`, in place: original parameters, state_dict keys, order and values, to the bit.
+    """Undo :func:`split_fused` in place: restore the parameters, state_dict keys, order and values, to the bit.
 
-    Call it when training is over, or never: `state_dict()` has the original layout either way. The fused
-    parameters are new objects without gradients; an optimizer made for the parts does not know them.
+    You may call it after training, or never: `state_dict()` has the original layout either way. The fused parameters
+    are new objects without gradients, so an optimizer built for the parts does not know them.
 
     Args:
-        model: a split model; an unsplit one is returned unchanged.
+        model: a split model. An unsplit model is returned unchanged.
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: a part is sharded (DTensor): load the full state into an unsharded split model first.
+        ValueError: a part is sharded (DTensor). Load the full state into an unsharded split model first.
+
+    Example:
+        >>> model = merge_fused(split_fused(nn.MultiheadAttention(8, num_heads=2)))
+        >>> [name for name, _ in model.named_parameters()][0]
+        'in_proj_weight'
     """
     check_model(model, "merge_fused")
     modules = model.named_modules()
@@ -124,7 +130,7 @@ def merge_fused(model: ModelT) -> ModelT:
 
 
 def _fused_weights(facts: ModelFacts) -> Iterator[tuple[tuple[str, str], Projection]]:
-    """The fused parameters that are not split yet, each module once."""
+    """Yield the fused parameters that are not split yet, once per module."""
     seen: set[tuple[int, str]] = set()
     for (path, leaf), projection in facts.projections.items():
         module = facts.tree.modules[path]
@@ -139,6 +145,7 @@ def _fused_weights(facts: ModelFacts) -> Iterator[tuple[tuple[str, str], Project
 def _refuse_what_cannot_be_split(
     model: nn.Module, facts: ModelFacts, plan: dict[tuple[str, str], Projection]
 ) -> None:
+    """Raise ValueError, with every problem, unless all weights of the plan can be split."""
     problems, unknown = [], False
     owners: dict[int, set[int]] = {}
     for module in model.modules():
@@ -155,7 +162,7 @@ def _refuse_what_cannot_be_split(
             problems.append((path, leaf, "several modules share it, and splitting would separate them"))
         elif projection.repeats is None:
             of_class = type_before_parametrizations(facts.tree.modules[projection.attention]).__name__
-            why = facts.unproved.get((path, leaf), "its attention does not say how many heads it has")
+            why = facts.unresolved.get((path, leaf), "its attention does not say how many heads it has")
             unknown = True
             problems.append(
                 (
@@ -176,7 +183,7 @@ def _refuse_what_cannot_be_split(
                 [
                     "split_fused cannot split these fused weights (nothing was changed):",
                     *lines,
-                    *(_WAYS if unknown else ()),
+                    *(_REMEDIES if unknown else ()),
                     "Without splitting, give the whole weight one block: "
                     'classify(model, overrides={r"NAME": Block.VO})',
                 ]

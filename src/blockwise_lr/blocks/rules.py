@@ -1,8 +1,8 @@
-"""The ordered rules: the first whose test holds gives a parameter its block. Structure first, names last.
+"""The ordered rules: the first one that holds gives a parameter its block. Structure comes first, names last.
 
-To add a rule, write one line here (or, for a name, in `blocks/names.py`, which comes after these) and one case in
-tests/support/cases.py or tests/support/handwritten_cases.py. A rule must be sure: what only resembles a
-block is better left to the error that asks the user.
+To add a rule, write one line here and one case in tests/support/cases.py or tests/support/handwritten_cases.py. A rule
+by name belongs in `blocks/name_rules.py`, which applies after these. A rule must be certain: if a parameter only
+resembles a block, leave it to the error that asks the user.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 from blockwise_lr.blocks.attention import ATTENTION_NAMES
 from blockwise_lr.blocks.block import Block
-from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.model_facts import ModelFacts
 from blockwise_lr.blocks.topology import CONVOLUTIONS, NORMS, Site, ancestors, matrix_shape
 
 _NORM_NAME = re.compile(r".*norm(\d+d)?", re.IGNORECASE)
@@ -40,9 +40,9 @@ class Rule:
 
     Args:
         block: the block of the parameters for which `test` holds.
-        test: `test(site, facts)`, true if the rule is sure.
-        reason: why, in plain words; `{module}`, `{type}`, `{leaf}`, `{attention}`, `{layer}` and `{parts}`
-            are filled in.
+        test: `test(site, facts)` returns whether the rule certainly applies.
+        reason: why, in plain words. `{module}`, `{type}`, `{leaf}`, `{attention}`, `{layer}` and `{parts}` are
+            filled in.
     """
 
     block: Block
@@ -51,6 +51,8 @@ class Rule:
 
 
 def _makes(*parts: str) -> Callable[[Site, ModelFacts], bool]:
+    """Return the test for parameters that make one of these attention parts, and nothing else."""
+
     def test(site: Site, facts: ModelFacts) -> bool:
         made = facts.parts(site)
         return len(made) == 1 and made[0] in parts
@@ -68,7 +70,7 @@ def _is_norm_type(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_lone_gain(site: Site, facts: ModelFacts) -> bool:
-    """A 1-D weight (and bias) in a module with no matrix and nothing inside: a norm of the user's own."""
+    """A 1-D weight (and bias) in a module without a matrix or children: a norm that the user wrote."""
     own = {leaf: p for leaf, p in site.module._parameters.items() if p is not None}
     shapes = {p.shape for p in own.values()}
     alone = not facts.tree.children.get(site.path) and set(own) in ({"weight"}, {"weight", "bias"})
@@ -116,7 +118,7 @@ def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:
     if not isinstance(site.module, CONVOLUTIONS):
         return False
-    # In an attention, one that mixes channels may be what makes q, k or v.
+    # A convolution in an attention that mixes channels may make q, k or v.
     return site.module.groups > 1 or not _in_attention_by_name(site, facts)
 
 
@@ -133,31 +135,31 @@ def _is_in_head(site: Site, facts: ModelFacts) -> bool:
 
 
 def _in_attention_by_name(site: Site, facts: ModelFacts) -> bool:
-    """Whether a module around it, within its layer, is named as an attention."""
-    return ATTENTION_NAMES.search(facts.places.local(site.path)) is not None
+    """Whether a module around the parameter, within its layer, is named as an attention."""
+    return ATTENTION_NAMES.search(facts.nesting.local(site.path)) is not None
 
 
 def _is_feed_forward_by_name(site: Site, facts: ModelFacts) -> bool:
-    inside = facts.places.local(site.path).split(".")[:-1]
+    inside = facts.nesting.local(site.path).split(".")[:-1]
     around = any(_FFN_AROUND.fullmatch(name) for name in inside) and not any(map(_EMBEDDER.fullmatch, inside))
     named = around and _FFN_CHILD.fullmatch(site.child) is not None
     return named and matrix_shape(site.module) is not None and not _in_attention_by_name(site, facts)
 
 
 def _is_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    outside = not facts.places.in_layer(site.path)
+    outside = not facts.nesting.in_layer(site.path)
     return outside and matrix_shape(site.module) is not None and _HEAD_NAME.fullmatch(site.child) is not None
 
 
 def _is_in_head_by_name(site: Site, facts: ModelFacts) -> bool:
-    """A matrix in a module that is named as a head: one before, or after, that which maps to the output."""
-    places = facts.places
-    if matrix_shape(site.module) is None or places.in_layer(site.path):
+    """Whether a matrix, other than the output matrix, is in a module that is named as a head."""
+    nesting = facts.nesting
+    if matrix_shape(site.module) is None or nesting.in_layer(site.path):
         return False
-    inside = places.local(site.path).split(".")[:-1]
+    inside = nesting.local(site.path).split(".")[:-1]
     heads = (i for i, name in enumerate(inside) if _HEAD_NAME.fullmatch(name))
     around = [site.path.rsplit(".", len(inside) - i)[0] for i in heads]
-    return any(path not in places.around_table | places.around_attention for path in around)
+    return any(path not in nesting.around_table | nesting.around_attention for path in around)
 
 
 def _is_expert_stack(site: Site, facts: ModelFacts) -> bool:
@@ -184,42 +186,54 @@ RULES: tuple[Rule, ...] = (
     Rule(Block.QK, _makes("k"), "makes the keys of the attention {attention}"),
     Rule(Block.VO, _makes("v"), "makes the values of the attention {attention}"),
     Rule(Block.VO, _makes("o"), "makes the output of the attention {attention}"),
-    Rule(Block.VO, _makes("gate"), "makes the gate of the output of the attention {attention}"),
+    Rule(Block.VO, _makes("gate"), "makes the output gate of the attention {attention}"),
     Rule(
         Block.VO,
         _makes("latent", "kv"),
         "makes {parts} of the attention {attention}: the sharper block of the two",
     ),
-    Rule(Block.QKV, _is_fused, "makes {parts} of the attention {attention} in one (see split_fused)"),
-    Rule(Block.POS, _is_relative_position, "an embedding inside the attention around it: relative positions"),
+    Rule(
+        Block.QKV,
+        _is_fused,
+        "makes {parts} of the attention {attention} in one fused weight (see split_fused)",
+    ),
+    Rule(Block.POS, _is_relative_position, "an embedding inside an attention: relative positions"),
     Rule(Block.EMB, _is_declared_embedding, "the embedding that get_input_embeddings returns"),
-    Rule(Block.POS, _is_position, "{module} is an embedding of positions: by its size or its name"),
+    Rule(Block.POS, _is_position, "{module} is a position embedding, by its size or its name"),
     Rule(Block.EMB, _is_segment, "{module} is an embedding of token types"),
-    Rule(Block.EMB, _is_token_table, "{module} is the embedding of the tokens: by its size, or the only one"),
+    Rule(Block.EMB, _is_token_table, "{module} is the token embedding, by its size or as the only embedding"),
     Rule(
         Block.EMB, _is_tied_head, "belongs to the output head {module}, which shares the embedding's weight"
     ),
     Rule(Block.HEAD, _is_head, "{module} maps to the vocabulary and shares no weight with an embedding"),
-    Rule(Block.FFN, _is_feed_forward, "{module} is one of the matrices that widen and narrow in {layer}"),
-    Rule(Block.FFN, _is_expert_stack, "{leaf} of {module}: feed-forward experts in a stack, {type}"),
+    Rule(
+        Block.FFN,
+        _is_feed_forward,
+        "{module} is a feed-forward matrix: it widens or narrows, and another in {layer} does the reverse",
+    ),
+    Rule(Block.FFN, _is_expert_stack, "{leaf} of {module}, a {type}: stacked feed-forward experts"),
     Rule(Block.ROUTER, _is_router, "{leaf} of {module}, a {type}"),
-    Rule(Block.NORM, _is_lone_gain, "{module} holds a vector and no matrix: a norm's gain or bias"),
+    Rule(Block.NORM, _is_lone_gain, "{module} holds only a vector: the gain or bias of a norm"),
     Rule(Block.CONV, _is_convolution, "{module} is a convolution"),
-    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence mixes the sequence"),
-    Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer that is no attention"),
+    Rule(Block.SSM, _is_recurrent, "{leaf} of {module}, a {type}: a recurrence that mixes the sequence"),
+    Rule(Block.SSM, _is_in_mixer, "{leaf} of {module}: in a sequence mixer other than attention"),
     Rule(
         Block.HEAD,
         _is_in_head,
         "{module} is in the output head, before the matrix that maps to the vocabulary",
     ),
     # By name.
-    Rule(Block.EMB, _is_token_table_by_name, "an embedding named as the tokens'"),
-    Rule(Block.POS, _is_position_by_name, "named as an embedding of positions"),
-    Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named as a feed-forward layer's"),
-    Rule(Block.HEAD, _is_head_by_name, "an output head by its name, outside all layers"),
+    Rule(Block.EMB, _is_token_table_by_name, "an embedding named like a token embedding"),
+    Rule(Block.POS, _is_position_by_name, "named like a position embedding"),
+    Rule(Block.FFN, _is_feed_forward_by_name, "a matrix named like one of a feed-forward layer"),
+    Rule(Block.HEAD, _is_head_by_name, "an output head, by its name and position outside all layers"),
 )
 
 LAST_RULES: tuple[Rule, ...] = (
-    # After everything that is known by a name of its own.
-    Rule(Block.HEAD, _is_in_head_by_name, "{module} is in an output head by its name, outside all layers"),
+    # These apply after the rules by name.
+    Rule(
+        Block.HEAD,
+        _is_in_head_by_name,
+        "{module} is part of an output head, by its name and position outside all layers",
+    ),
 )

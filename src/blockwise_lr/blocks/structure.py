@@ -1,16 +1,16 @@
-"""How each parameter is built: which dimension counts its outputs, and which parts of it learn apart.
+"""Find how the matrices of a parameter are stored: which dimension counts outputs, and how Adam-mini partitions it.
 
-Optimizers ask for it: Muon for the outputs, Adam-mini for the parts.
+Muon uses the output dimension, Adam-mini the partition.
 """
 
 from __future__ import annotations
 
 import re
 
-from blockwise_lr.blocks.block import Block, Partition, Structure
-from blockwise_lr.blocks.interleaved import HEADS, setting
-from blockwise_lr.blocks.model import ModelFacts
-from blockwise_lr.blocks.projection import Projection
+from blockwise_lr.blocks.block import Block, Structure
+from blockwise_lr.blocks.known_layouts import HEADS, setting
+from blockwise_lr.blocks.layout import Projection
+from blockwise_lr.blocks.model_facts import ModelFacts
 from blockwise_lr.blocks.topology import CONVOLUTIONS, Site, output_dim, table_shape
 
 # Linear attentions have as many heads of queries as of keys.
@@ -19,22 +19,22 @@ _KEY_HEADS = (
     "num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "num_query_groups", "n_query_groups",
     "kv_n_heads",
 )  # fmt: skip
-# They make a latent of the queries, of which another matrix makes heads (MLA).
+# These make the low-rank latent of the queries in MLA. Another matrix makes the heads from it.
 _LOW_RANK = {"q_a_proj", "wq_a"}
-# Experts whose matrices are (inputs, outputs), of classes that do not say so by `is_transposed`.
+# Classes of experts whose matrices are (inputs, outputs) although they have no `is_transposed`.
 _TRANSPOSED = {"Llama4TextExperts"}
-# Names of the matrices that lead back to the width of the model; all others lead away from it.
+# Names of down projections: their outputs have the model's width.
 _NARROWS = re.compile(r"(^|_)(down|w2|wo|fc2|linear2|fc_out|out|output|c_proj|h)(_|$)|(^|_)to_(h|out)$")
 _WIDTHS = ("hidden_size", "d_model", "n_embd", "dim")
 
 
 def structure_of(site: Site, block: Block, facts: ModelFacts) -> Structure:
-    """Return how the parameter at a site is built.
+    """Return how the matrices of the parameter at a site are stored.
 
     Args:
-        site: where the parameter is used first.
-        block: its block.
-        facts: what is known of the model.
+        site: the first place where the parameter is used.
+        block: the block of the parameter.
+        facts: facts about the model.
     """
     output = _output_dim(site, block, facts)
     return Structure(output, _partition(site, block, facts, output))
@@ -43,9 +43,9 @@ def structure_of(site: Site, block: Block, facts: ModelFacts) -> Structure:
 def _output_dim(site: Site, block: Block, facts: ModelFacts) -> int:
     """Return the dimension that counts outputs.
 
-    A stack of experts (experts, a, b) says how it is stored by its class's ``is_transposed``. Without it, the side
-    as long as the model is wide is the inputs, or the outputs of a matrix that its name calls a down projection.
-    Where neither decides, and for vectors and convolutions, outputs are rows, as in ``nn.Linear``.
+    A stack of experts (experts, a, b) tells how it is stored by its class's ``is_transposed``. Without this attribute,
+    the side with the model's width is the inputs; for a down projection, known by its name, it is the outputs.
+    In all other cases, and for vectors and convolutions, outputs are rows, as in ``nn.Linear``.
     """
     if site.param.ndim < 3:
         return output_dim(site.module) if site.param.ndim == 2 else 0
@@ -59,23 +59,25 @@ def _output_dim(site: Site, block: Block, facts: ModelFacts) -> int:
 
 
 def _is_stored_by_inputs(site: Site, block: Block, facts: ModelFacts) -> bool:
-    """Whether the matrices of a stack are (inputs, outputs), by the model's width and the stack's name."""
+    """Return whether the matrices of a stack are (inputs, outputs), by the model's width and the stack's name."""
     if block not in (Block.FFN, Block.HEAD):
         return False
     tables = (table_shape(facts.tree.modules[path]) for path in facts.embeddings)
     widths = facts.configured(*_WIDTHS) | {shape[1] for shape in tables if shape}
     rows, columns = (size in widths for size in site.param.shape[-2:])
-    if rows == columns:  # neither side is known to be the model's, or both may be
+    if rows == columns:  # no side has the model's width, or both have
         return False
     name = site.leaf if site.leaf != "weight" else site.child
     narrows = block is Block.FFN and _NARROWS.search(name.lower()) is not None
     return columns if narrows else rows
 
 
-def _partition(site: Site, block: Block, facts: ModelFacts, output: int) -> Partition | None:
+def _partition(site: Site, block: Block, facts: ModelFacts, output: int) -> tuple[int, ...] | None:
+    """Return the number of Adam-mini's pieces along each dimension; None if it is unknown (see Structure)."""
     shape = tuple(site.param.shape)
-    if sum(size > 1 for size in shape) < 2 or site.leaf.endswith("bias"):  # experts' biases lie in a stack
-        return (1,) * len(shape) if block is Block.NORM and not site.leaf.endswith("bias") else shape
+    is_bias = site.leaf.endswith("bias")  # biases of experts are stacked, so they may have two dimensions
+    if sum(size > 1 for size in shape) < 2 or is_bias:
+        return (1,) * len(shape) if block is Block.NORM and not is_bias else shape
     if block is Block.QKV:
         return None
     pieces: int | None = shape[output]
@@ -90,7 +92,7 @@ def _partition(site: Site, block: Block, facts: ModelFacts, output: int) -> Part
 
 
 def _heads(site: Site, projection: Projection, width: int, facts: ModelFacts) -> int | None:
-    """How many heads a matrix makes the queries or the keys of; None if the attention does not say."""
+    """Return the number of heads whose queries or keys a matrix makes; None if the attention does not tell."""
     attention = facts.tree.modules[projection.attention]
     heads, key_heads = setting(attention, *_HEADS), setting(attention, *_KEY_HEADS)
     part = site.part or projection.parts[0][0]
@@ -98,18 +100,18 @@ def _heads(site: Site, projection: Projection, width: int, facts: ModelFacts) ->
     if part == "q" or width == queries:
         return heads if heads and width % heads == 0 else None
     if projection.repeats is not None and projection.repeats in (heads, key_heads):
-        return projection.repeats  # head by head
-    if not queries:  # made elsewhere
+        return projection.repeats  # the parts alternate head by head
+    if not queries:  # another attention makes the queries
         return key_heads if key_heads and width % key_heads == 0 else None
     if not heads or queries % heads:
         return None
     size = queries // heads
-    # MLA's rotated part of the key, which all heads share, is narrower than a head.
+    # A key narrower than a head is MLA's rotated part, which all heads share.
     return width // size if width % size == 0 else 1 if width < size else None
 
 
 def _width_of_queries(attention: str, facts: ModelFacts) -> int:
-    """Outputs of the matrix that makes the heads' queries: of the last, where a low-rank one feeds it."""
+    """Return the number of outputs of the last query matrix: with low-rank queries, the one that makes the heads."""
     widths = [
         width
         for (_, leaf), projection in facts.projections_of(attention)

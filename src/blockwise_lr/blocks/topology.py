@@ -1,4 +1,4 @@
-"""The module tree without its wrappers: what a rule may ask about a parameter before it looks at a name."""
+"""Tree and Site: the module tree of a model without wrappers, and the places of its parameters in it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nh
 
 
 def ancestors(path: str) -> Iterator[str]:
-    """The paths of the modules around `path`, nearest first, the model itself ("") last.
+    """Yield the paths of the modules around `path`, nearest first, ending with the model itself ("").
 
     Example:
         >>> list(ancestors("h.0.attn"))
@@ -35,11 +35,11 @@ def ancestors(path: str) -> Iterator[str]:
 
 
 def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
-    """(input width, output width) of a linear layer, or None if `module` is not one.
+    """Return (input width, output width) of a linear layer; None if `module` is not one.
 
-    Read from the layer's attributes, so that a split or sharded weight need not be assembled. transformers'
-    Conv1D (a linear layer whose weight is (in, out)) is known by its `nx` and `nf`, the parallel layers of Megatron by
-    `input_size` and `output_size`.
+    The widths are read from attributes, so a split or sharded weight need not be assembled: `in_features` and
+    `out_features`, `nx` and `nf` of transformers' Conv1D (whose weight is (in, out)), or `input_size` and
+    `output_size` of Megatron's parallel layers.
     """
     if module is None or isinstance(module, (nn.Embedding, nn.Bilinear, *CONVOLUTIONS)):
         return None
@@ -50,12 +50,15 @@ def matrix_shape(module: nn.Module | None) -> tuple[int, int] | None:
 
 
 def output_dim(module: nn.Module) -> int:
-    """The dimension of a linear layer's weight that counts its outputs: 0, or 1 for transformers' Conv1D."""
+    """Return the dimension of a linear layer's weight that counts its outputs: 0, or 1 for transformers' Conv1D."""
     return 1 if isinstance(_own(module, "nf"), int) else 0
 
 
 def table_shape(module: nn.Module) -> tuple[int, int] | None:
-    """(rows, width) of an embedding: nn.Embedding, or a module that says so as it does (Megatron's, EmbeddingBag)."""
+    """Return (rows, width) of an embedding; None if `module` is not one.
+
+    An embedding is an nn.Embedding, or a module with its attributes and a matrix as weight (Megatron's, EmbeddingBag).
+    """
     rows, width = _own(module, "num_embeddings"), _own(module, "embedding_dim")
     weight = module._parameters.get("weight")
     if isinstance(module, nn.Embedding) or (weight is not None and weight.ndim == 2):
@@ -64,12 +67,15 @@ def table_shape(module: nn.Module) -> tuple[int, int] | None:
 
 
 def has_heads(module: nn.Module) -> bool:
-    """Whether a module says how many attention heads it has. (`config` does not count: an MLP has one.)"""
+    """Return whether a module has an attribute with its number of attention heads.
+
+    The attribute must be the module's own. A `config` does not count, because an MLP may have one, too.
+    """
     return any(isinstance(_own(module, name), int) for name in _HEAD_ATTRIBUTES)
 
 
 def _own(module: nn.Module, name: str) -> object:
-    """An attribute that is no parameter and no module; None, without the time that nn.Module takes to say so."""
+    """Return an attribute that is neither a parameter nor a module, or None. Avoids the slow look-up of nn.Module."""
     if name in module.__dict__:
         return module.__dict__[name]
     return getattr(module, name, None) if hasattr(type(module), name) else None
@@ -77,16 +83,16 @@ def _own(module: nn.Module, name: str) -> object:
 
 @dataclass(frozen=True)
 class Site:
-    """One place of the module tree where a parameter is used (a tied parameter has several).
+    """One place in the module tree where a parameter is used. A tied parameter has several.
 
     Args:
-        name: the parameter's name as `named_parameters()` gives it.
-        path: the canonical path of the module that owns it.
-        leaf: the attribute that holds it, e.g. "weight"; for a parametrized weight, the weight's own name.
+        name: the parameter's name from `named_parameters()`.
+        path: the canonical path of the module that owns the parameter.
+        leaf: the attribute that holds it, e.g. "weight". For a parametrized weight: the name of that weight.
         param: the parameter.
         module: the module that owns it.
-        parametrized: whether it is one of the originals of a parametrized weight.
-        part: the part of a fused weight that it holds since split_fused, e.g. "q"; otherwise None.
+        parametrized: whether it is one of the originals of a parametrized weight. Default: False.
+        part: after split_fused, the part that it holds, e.g. "q"; otherwise None.
     """
 
     name: str
@@ -99,17 +105,26 @@ class Site:
 
     @property
     def type_name(self) -> str:
-        """The owner's class, as it was before a parametrization."""
+        """The class name of the owner, without the class that a parametrization adds."""
         return type_before_parametrizations(self.module).__name__
 
     @property
     def child(self) -> str:
-        """What the owner is called in the module around it."""
+        """The attribute name of the owner in its parent module."""
         return self.path.rpartition(".")[2]
 
 
 class Tree:
-    """The modules of a model by canonical path; of a wrapper and what it wraps, the inner one."""
+    """The modules of a model by canonical path. Of a wrapper and the module that it wraps, the inner one counts.
+
+    Args:
+        model: the model, wrapped or not.
+
+    Attributes:
+        modules: path -> module.
+        children: path -> paths of the direct children.
+        owners: paths of the modules that own parameters.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules: dict[str, nn.Module] = {}
@@ -118,7 +133,7 @@ class Tree:
         self._parameters: dict[str, Tensor] = {}
         for name, module in model.named_modules(remove_duplicate=False):
             path = canonical_name(f"{name}.").rstrip(".")
-            for leaf, param in module._parameters.items():  # as named_parameters() gives them, in one pass
+            for leaf, param in module._parameters.items():  # the order of named_parameters(), in one pass
                 if param is not None:
                     self._parameters[f"{name}.{leaf}" if name else leaf] = param
                     self.owners.add(_PARAMETRIZATIONS.sub("", path))
@@ -130,7 +145,7 @@ class Tree:
 
     @cached_property
     def sites(self) -> dict[str, list[Site]]:
-        """First name of every trainable parameter -> all the places where it is used."""
+        """Every trainable parameter, by its first name -> all sites where it is used."""
         by_id: dict[int, list[Site]] = {}
         for name, param in self._parameters.items():
             if param.requires_grad:
@@ -145,15 +160,15 @@ class Tree:
             return Site(name, path, leaf, param, self.modules[path])
         path, leaf = found["path"] or "", found["leaf"]
         module = self.modules[path]
-        # split_fused's parametrization says what its parts are; anybody else's does not.
+        # Only the parametrization of split_fused has part names.
         names = getattr(getattr(module, "parametrizations")[leaf][0], "part_names", ())  # noqa: B009
         part = names[int(found["index"])] if names else None
         return Site(name, path, leaf, param, module, True, part)
 
     def matrices(self, path: str) -> dict[str, tuple[int, int]]:
-        """The linear layers that are direct children of a module: path -> (input width, output width).
+        """Return the linear layers among the direct children of a module: path -> (input width, output width).
 
-        A child that holds nothing but one linear layer (and what has no parameters) counts as one.
+        A child that contains one linear layer, and otherwise only norms and modules without parameters, counts as one.
         """
         shapes = {
             child: matrix_shape(self.modules[self.linear(child)]) for child in self.children.get(path, ())
@@ -161,14 +176,14 @@ class Tree:
         return {child: shape for child, shape in shapes.items() if shape is not None}
 
     def inside(self, path: str, without: str) -> Iterator[str]:
-        """The paths of all modules in a module but one and what is in that."""
+        """Yield the paths of all modules inside `path`, except `without` and everything inside that."""
         for child in self.children.get(path, ()):
             if child != without:
                 yield child
                 yield from self.inside(child, without)
 
     def linear(self, path: str) -> str:
-        """The path of the linear layer that is all that a module holds, norms aside; otherwise the module's own."""
+        """Return the path of the only linear layer inside a module, ignoring norms; otherwise `path`."""
         if any(p is not None for p in self.modules[path]._parameters.values()):
             return path
         inside = [child for child in self.children.get(path, ()) if child in self.holders]
@@ -177,27 +192,27 @@ class Tree:
         return inner if self.is_matrix(inner) else path
 
     def is_norm(self, path: str) -> bool:
-        """Whether a module is a norm of torch's."""
+        """Return whether a module is one of torch's norms, with parameters."""
         module = self.modules[path]
         return self.holders[path] == 1 and path in self.owners and isinstance(module, NORMS)
 
     @cached_property
     def holders(self) -> Counter[str]:
-        """The modules that have parameters, in them or further inside: path -> how many modules have them."""
+        """Path of every module that contains parameters -> how many modules inside it, itself included, own some."""
         return Counter(around for path in self.owners for around in (path, *ancestors(path)))
 
     def is_matrix(self, path: str) -> bool:
-        """Whether a module is a linear layer."""
+        """Return whether a module is a linear layer."""
         return matrix_shape(self.modules[path]) is not None
 
     def shape(self, path: str) -> tuple[int, int]:
-        """(input width, output width) of a linear layer, or of a module that holds nothing else."""
+        """Return (input width, output width) of a linear layer, or of a module that contains nothing else."""
         shape = matrix_shape(self.modules[self.linear(path)])
         assert shape is not None, f"{path} is no linear layer"
         return shape
 
     def is_plain(self, path: str) -> bool:
-        """Whether a module has no bare parameter and no convolution: no state-space mixer."""
+        """Return whether a module has no bare parameter and no convolution, so it is no state-space mixer."""
         module = self.modules[path]
         bare = any(param is not None for param in module._parameters.values())
         children = (self.modules[child] for child in self.children.get(path, ()))

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.blocks import Block
-from blockwise_lr.blocks.block import Piece
-from blockwise_lr.sharpness.parts import Parts, cut, local
+from blockwise_lr.blocks.block import PartSlice
+from blockwise_lr.distributed import local
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 _CHUNK = 1 << 22  # number of logits, over all blocks, that are processed at a time
 
@@ -31,12 +32,12 @@ class Direction:
     """
 
     block: Block
-    pieces: tuple[tuple[int, Piece | None], ...]
+    pieces: tuple[tuple[int, PartSlice | None], ...]
     move: float
 
 
 def slope_and_curvature(
-    problem: Problem,
+    problem: MeasuredModel,
     batch: Any,
     predictions: Predictions,
     updates: Sequence[Tensor],
@@ -75,7 +76,7 @@ def slope_and_curvature(
 
 
 def _logits_at(
-    problem: Problem, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+    problem: MeasuredModel, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
 ) -> Tensor:
     """Return the logits after moving the parameters along each direction by a factor. The moves are then undone."""
     parameters = problem.parts.parameters
@@ -118,7 +119,7 @@ def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor
 
 
 def dots(
-    parts: Parts,
+    parts: ParameterParts,
     tensors: Sequence[Tensor | None],
     updates: Sequence[Tensor],
     directions: Sequence[Direction],

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.blocks.block import Piece
+from blockwise_lr.blocks.block import PartSlice
 from blockwise_lr.directional.directional_derivatives import Direction, dots, slope_and_curvature
 from blockwise_lr.directional.directional_report import DirectionalReport
 from blockwise_lr.directional.updates import (
@@ -26,10 +26,10 @@ from blockwise_lr.directional.updates import (
     unit_updates,
 )
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
-from blockwise_lr.sharpness.measure import left_as_it_was, together, unwrapped
-from blockwise_lr.sharpness.parts import Parts, cut
+from blockwise_lr.sharpness.measure import in_step, measurement_mode, unwrapped
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 # Root mean square of the change of a block's parameters in the central differences. The rounding error grows with its
 # inverse, the truncation error with its square.
@@ -100,16 +100,16 @@ def measure_directional(
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
     optimizer = getattr(optimizer, "optimizer", optimizer)  # unwrap accelerate's wrapper
-    parts = Parts(inner, blocks, distributed=distributed or replicated)
+    parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
     _check(parts, hessian, move, max_batches)
     groups = groups_by_parameter(optimizer, parts.parameters)
     each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
-    fresh = (batch for (batch,) in together(each, parts))
+    fresh = (batch for (batch,) in in_step(each, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
     hessians: list[Tensor] = []
-    problem = Problem(inner, parts, loss_fn)
+    problem = MeasuredModel(inner, parts, loss_fn)
     with (
-        left_as_it_was(inner),
+        measurement_mode(inner),
         _parameters_in_float32(parts.parameters),
         no_autocast(problem),
         torch.enable_grad(),
@@ -147,7 +147,7 @@ def measure_directional(
     )
 
 
-def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | None) -> None:
+def _check(parts: ParameterParts, hessian: bool, move: float | None, max_batches: int | None) -> None:
     if move is not None and not move > 0:
         raise ValueError(f"move is {move}; expected a number above 0")
     if max_batches is not None and max_batches < 1:
@@ -160,7 +160,7 @@ def _check(parts: Parts, hessian: bool, move: float | None, max_batches: int | N
         return
     if hessian:
         raise ValueError("hessian=True needs whole parameters, and these are sharded: leave it out")
-    fused = [name for name, pieces in zip(parts.names, parts.blocks_of_pieces()) if len(pieces) > 1]
+    fused = [name for name, pieces in zip(parts.names, parts.blocks_and_slices()) if len(pieces) > 1]
     if fused:
         raise ValueError(
             f"{fused[0]} is a fused QKV weight of a sharded model: its parts cannot be moved one by one; "
@@ -180,7 +180,7 @@ def _move(predictions: Predictions) -> float:
 
 
 def _hessian(
-    problem: Problem, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+    problem: MeasuredModel, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
 ) -> Tensor:
     """Return u_a' H u_b of the summed loss, computed by Hessian-vector products: (k, k) float64."""
     rows = []
@@ -196,7 +196,7 @@ def _hessian(
     return torch.stack(rows)
 
 
-def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+def _updates_of_a_step(problem: MeasuredModel, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
     """Return the update that the optimizer makes in one step on the first batch."""
     batch = next(batches, None)
     if batch is None:
@@ -210,8 +210,8 @@ def _updates_of_a_step(problem: Problem, optimizer: Optimizer, batches: Iterator
 
 def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
     """Return the direction of each block that the optimizer moves, scaled so that its root mean square is `move`."""
-    found: dict[Block, list[tuple[int, Piece | None]]] = {}
-    for i, pieces in enumerate(parts.blocks_of_pieces()):
+    found: dict[Block, list[tuple[int, PartSlice | None]]] = {}
+    for i, pieces in enumerate(parts.blocks_and_slices()):
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))
     whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
@@ -228,7 +228,7 @@ def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> f
     return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
 
 
-def _numel(direction: Direction, parts: Parts) -> int:
+def _numel(direction: Direction, parts: ParameterParts) -> int:
     return sum(part.numel for part in parts.parts if part.block is direction.block)
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.distributed import local
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.adam_mini_sharded import local_second
-from blockwise_lr.sharpness.parts import local
 
 READABLE = (torch.optim.Adam, torch.optim.AdamW, AdamMini)
 """Optimizers whose last update can be read from their state, without their subclasses, which may

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify
 from blockwise_lr.distributed import is_sharded
-from blockwise_lr.sharpness.dense import check_gradient
+from blockwise_lr.sharpness.gradient_checks import check_gradient
 
 Groups = Sequence[Mapping[str, Any]]
 ParametersByBlock = dict[Block, dict[str, nn.Parameter]]

@@ -15,7 +15,7 @@ from blockwise_lr.distributed import is_sharded, local, sharded_like
 from blockwise_lr.optim.known_structures import known_structures
 from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, compiled_step, foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
-from blockwise_lr.sharpness.dense import check_gradient, check_real
+from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
 _HALF = (torch.float16, torch.bfloat16)
 

@@ -17,7 +17,7 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import is_sharded
 from blockwise_lr.optim.known_structures import known_structures
 from blockwise_lr.optimizers.adam_mini import parameter_name
-from blockwise_lr.sharpness.dense import check_gradient, check_real
+from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

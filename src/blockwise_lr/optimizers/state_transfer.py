@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
-from blockwise_lr.blocks.layout import Concatenation, any_sharded
-from blockwise_lr.blocks.model import ModelFacts
+from blockwise_lr.blocks.model_facts import ModelFacts
+from blockwise_lr.blocks.split_weights import FusedWeight, any_sharded
 from blockwise_lr.optimizers.adam_mini_kernel import spread
 from blockwise_lr.optimizers.named_state import PART, Entry, listed, name_before_split, state_by_name
 from blockwise_lr.optimizers.state_conversion import State, convert_state, copy_state
@@ -185,21 +185,21 @@ def _parameters_by_name(
 # Split and fused layouts ----------------------------------------------------------------------------
 
 
-def _fused_layouts(model: nn.Module) -> dict[str, Concatenation]:
+def _fused_layouts(model: nn.Module) -> dict[str, FusedWeight]:
     """Return the layout of each fused weight of the model by its original name, whether or not it is split now."""
-    found: dict[str, Concatenation] = {}
+    found: dict[str, FusedWeight] = {}
     facts = ModelFacts(model)
     for (path, leaf), projection in facts.projections.items():
         if projection.fused and projection.repeats is not None:
             parts, sizes = zip(*projection.parts)
-            found[f"{path}.{leaf}" if path else leaf] = Concatenation(
+            found[f"{path}.{leaf}" if path else leaf] = FusedWeight(
                 parts, sizes, projection.dim, projection.repeats
             )
     return found
 
 
 def _source_of(
-    name: str, old_states: Mapping[str, Entry], fused: Mapping[str, Concatenation], changed: str
+    name: str, old_states: Mapping[str, Entry], fused: Mapping[str, FusedWeight], changed: str
 ) -> tuple[Entry, list[str]]:
     """Return the old state of a parameter in its present layout, and the names of the parameters it came from."""
     if name in old_states:
@@ -228,7 +228,7 @@ def _source_of(
     )
 
 
-def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> Any:
+def _split_moment(key: str, value: Any, layout: FusedWeight, index: int) -> Any:
     """Return the share of one part in a moment of a fused weight, or _UNSPLITTABLE for other kinds of values."""
     if isinstance(value, (list, tuple)):  # SOAP's matrices belong to the whole weight
         return _UNSPLITTABLE
@@ -244,7 +244,7 @@ def _split_moment(key: str, value: Any, layout: Concatenation, index: int) -> An
     return layout.right_inverse(value)[index]
 
 
-def _join_parts(states: Sequence[State], layout: Concatenation) -> State:
+def _join_parts(states: Sequence[State], layout: FusedWeight) -> State:
     """Return the state of a fused weight from the states of its parts."""
     joined: State = {}
     for key, first in states[0].items():

@@ -1,4 +1,4 @@
-"""How sharp is each block?"""
+"""Measure how sharp the loss is along the parameters of each block."""
 
 from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness

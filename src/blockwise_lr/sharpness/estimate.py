@@ -1,4 +1,4 @@
-"""Estimate: one number of a report with its standard error."""
+"""Estimate: one number of a report, with its standard error."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class Estimate(NamedTuple):
-    """Average sharpness per parameter, S(b) = tr(H_b) / #(b).
+    """The average sharpness per parameter of one block, layer or parameter: S(b) = tr(H_b) / #(b).
 
     Args:
         mean: the estimate.
-        stderr: its standard error; NaN where there was a single draw.
-        numel: #(b), number of elements.
+        stderr: its standard error; NaN if there was a single draw.
+        numel: #(b), the number of elements.
     """
 
     mean: float

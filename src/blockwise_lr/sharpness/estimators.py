@@ -1,7 +1,7 @@
-"""Estimators of the trace of each part's curvature: one function each, one draw a call.
+"""The estimators of tr(H_b), the trace of each part's curvature: one function each, one call for each batch.
 
-Every estimator returns, for each part b, an estimate of tr(H restricted to b), with H the Hessian or Gauss-Newton
-matrix of the mean loss over B samples; the sharpness is this divided by #(b) (METHOD section 2). Sums are float64.
+H is the Hessian or the Gauss-Newton matrix of the mean loss over B samples, and H_b its diagonal block for part b.
+The sharpness of b is tr(H_b) / #(b) (arXiv 2502.19002, section 3). Sums are in float64.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.sharpness import hessian
-from blockwise_lr.sharpness.parts import Parts, accumulation_dtype, add
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, accumulation_dtype, add
 from blockwise_lr.sharpness.predictions import NO_LABELS, sampled_labels, summed_loss
-from blockwise_lr.sharpness.problem import Problem, gradients_of_sum
 
 __all__ = [
     "ESTIMATORS",
     "Draws",
     "HessianProducts",
-    "Problem",
+    "MeasuredModel",
     "empirical",
     "fisher",
     "gradients_of_sum",
@@ -38,13 +38,13 @@ HessianProducts = Literal["auto", "double-backward", "finite-differences"]
 
 @dataclass(frozen=True)
 class Draws:
-    """What one batch gives.
+    """The draws from one batch.
 
     Args:
         traces: (probes, parts) float64, estimates of tr(H_b).
         samples: B, over all processes and micro-batches.
-        gradients: the last probe's, of the loss summed over the samples, for per-element histograms; None where there
-            are none.
+        gradients: gradients of the loss summed over the samples, from the last probe, for histograms of elements.
+            None if the estimator has none.
     """
 
     traces: Tensor
@@ -52,102 +52,118 @@ class Draws:
     gradients: Sequence[Tensor | None] | None = None
 
 
-def fisher(problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probes: int) -> Draws:
-    r"""Gauss-Newton trace from labels sampled from the model's own softmax.
+def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int], probes: int) -> Draws:
+    r"""Estimate the Gauss-Newton trace with labels sampled from the model's own softmax.
 
         tr(G_b) = E_y~softmax  B ||grad_b Lhat_B(y)||^2
 
-    Unbiased for the Gauss-Newton matrix of a cross-entropy, which is its Fisher information: gradients of different
-    samples are independent with mean 0, so their cross terms vanish (METHOD section 2; the Gauss-Newton-Bartlett
-    estimator of Sophia, arXiv 2305.14342). Each sample's label depends on the seed and on how many samples come before
-    it in the global batch, so neither padding nor the number of processes or micro-batches matters.
+    This is unbiased for the Gauss-Newton matrix of a cross-entropy, which is its Fisher information. The gradients of
+    different samples are independent with mean 0, so their cross terms vanish. This is the Gauss-Newton-Bartlett
+    estimator of Sophia, arXiv 2305.14342.
+
+    A sample's label depends only on the seed and on the number of samples before it in the global batch. So padding and
+    the numbers of processes and micro-batches do not matter.
 
     Args:
-        problem: the model.
-        batch: micro-batches whose gradients are added up; this process's share of them.
-        seed: numbers that make this batch's random numbers its own.
-        probes: label draws for the same batch; a forward pass for all, a backward pass each. With several
-            micro-batches, the gradients of all probes are kept until the last of them.
+        measured: the model.
+        batch: this process's micro-batches. Their gradients are added up.
+        seed: numbers that seed the random labels of this batch.
+        probes: draws of labels for the batch. All share one forward pass, and each has a backward pass. With several
+            micro-batches, the gradients of all probes stay in memory until the last micro-batch.
 
     Raises:
-        ValueError: no label of the batch counts; and as :func:`predict`.
+        ValueError: no label of the batch counts; and the errors of :func:`predict`.
     """
     generators = [np.random.default_rng([*seed, probe]) for probe in range(probes)]
     totals: list[list[Tensor | None] | None] = [None] * probes
     gradients: list[Tensor | None] = []
     traces, samples = [], 0
     for number, micro_batch in enumerate(batch, start=1):
-        predictions = problem.predict(micro_batch)
-        start, here, everywhere = problem.place(predictions)
+        predictions = measured.predict(micro_batch)
+        start, here, everywhere = measured.offset_and_counts(predictions)
         samples += everywhere
         for probe, generator in enumerate(generators):
-            if probe > 0 and problem.parts.sharded:  # fully_shard runs backward once a forward
-                predictions = problem.predict(micro_batch)
+            # fully_shard allows one backward pass for each forward pass.
+            if probe > 0 and measured.parts.sharded:
+                predictions = measured.predict(micro_batch)
             labels = sampled_labels(predictions, generator.random(everywhere)[start : start + here])
-            more = probe + 1 < probes and not problem.parts.sharded
+            more = probe + 1 < probes and not measured.parts.sharded
             summed = add(
-                totals[probe], gradients_of_sum(problem, summed_loss(predictions, labels), keep_graph=more)
+                totals[probe], gradients_of_sum(measured, summed_loss(predictions, labels), keep_graph=more)
             )
             totals[probe] = summed
             if number == len(batch):
                 totals[probe] = None
-                gradients = problem.parts.sum_over_processes(summed)
-                traces.append(problem.parts.sums(gradients))
-    return Draws(torch.stack(traces) / _some(samples), samples, gradients)
+                gradients = measured.parts.sum_over_processes(summed)
+                traces.append(measured.parts.sums(gradients))
+    return Draws(torch.stack(traces) / _nonzero(samples), samples, gradients)
 
 
-def empirical(problem: Problem, batch: Sequence[Any]) -> Draws:
-    r"""The same with the data's labels: the gradient that training has anyway.
+def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
+    r"""Estimate the trace with the labels of the data, from the gradient that training computes anyway.
 
         E[B ||g_b||^2] = tr(Cov_b) + B ||E g_b||^2
 
-    Biased where the mean gradient is not small against its noise, the more the larger the batch, and where the
-    model does not fit the data (the covariance of the gradients is then not the Fisher matrix).
+    It is biased if the mean gradient is not small against its noise, and more so in larger batches. It is also
+    biased if the model does not fit the data, because the covariance of the gradients is then not the Fisher matrix.
+
+    Args:
+        measured: the model.
+        batch: this process's micro-batches. Their gradients are added up.
 
     Raises:
-        ValueError: no label of the batch counts; and as :func:`predict`.
+        ValueError: no label of the batch counts; and the errors of :func:`predict`.
     """
     total, samples = None, 0
     for micro_batch in batch:
-        predictions = problem.predict(micro_batch)
-        samples += problem.samples(predictions)
-        total = add(total, gradients_of_sum(problem, summed_loss(predictions)))
-    gradients = problem.parts.sum_over_processes(total or [])
-    return Draws(problem.parts.sums(gradients).unsqueeze(0) / _some(samples), samples, gradients)
+        predictions = measured.predict(micro_batch)
+        samples += measured.samples(predictions)
+        total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
+    gradients = measured.parts.sum_over_processes(total or [])
+    return Draws(measured.parts.sums(gradients).unsqueeze(0) / _nonzero(samples), samples, gradients)
 
 
 def hutchinson(
-    problem: Problem, batch: Sequence[Any], *, seed: Sequence[int], probes: int, products: HessianProducts
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    *,
+    seed: Sequence[int],
+    probes: int,
+    products: HessianProducts,
 ) -> tuple[Draws, str]:
-    r"""Traces of the true Hessian's blocks from Hessian-vector products with random signs.
+    r"""Estimate the traces of the true Hessian's blocks from Hessian-vector products with random signs.
 
         tr(H_b) = E_v  v_b' (H v)_b        v_i = +-1                                              (Hutchinson 1990)
 
-    One product serves all blocks: what couples two of them has mean 0. Autocast is off.
+    One product serves all blocks, because the terms that couple two blocks have mean 0. Autocast is off.
 
     Args:
-        problem, batch, seed, probes: as in :func:`fisher`; the signs depend on the seed and the parameter only.
-        products: "double-backward" needs an attention kernel that can be differentiated twice (torch's math kernel
-            is chosen); "finite-differences" of gradients needs float32 or float64 throughout, and is good to about
-            1e-3 of a block in float32, to 1e-7 where the model casts nothing below float64; "auto" takes the
-            second where the first is not to be had, or not to be relied on (autograd functions of the model's own).
+        measured, batch, seed, probes: as in :func:`fisher`. The signs depend only on the seed and the parameter.
+        products: how to compute the products.
+
+            - "double-backward" needs an attention kernel that can be differentiated twice. It selects torch's math
+              kernel.
+            - "finite-differences" of gradients needs float32 or float64 throughout. The error is about 1e-3 of a
+              block in float32, and 1e-7 if the model casts nothing below float64.
+            - "auto" uses the second if the first is unavailable or unreliable (the model has autograd functions of its
+              own).
 
     Returns:
-        The draws, and how the products were computed.
+        The draws, and the kind of products that was used.
 
     Raises:
-        ValueError: finite differences in half precision, whose rounding would drown the curvature; a double backward
-            pass of sharded parameters, which fully_shard does not have; no label of the batch counts; and as
-            :func:`predict`.
-        RuntimeError: "double-backward" of a model that has none.
+        ValueError: finite differences in half precision, whose rounding would hide the curvature; a double backward
+            pass of sharded parameters, which fully_shard does not support; no label of the batch counts; and the
+            errors of :func:`predict`.
+        RuntimeError: "double-backward" of a model that has no double backward pass.
     """
-    if products == "double-backward" and problem.parts.sharded:
+    if products == "double-backward" and measured.parts.sharded:
         raise ValueError(
             "parameters that are sharded (DTensors) have no double backward pass: "
             'use hvp="finite-differences", or "auto"'
         )
-    draw = partial(_hutchinson, problem, batch, seed, probes)
-    if products == "auto" and not problem.parts.sharded:
+    draw = partial(_hutchinson, measured, batch, seed, probes)
+    if products == "auto" and not measured.parts.sharded:
         try:
             return draw(partial(hessian.double_backward, strict=True)), "double-backward"
         except RuntimeError as error:
@@ -155,26 +171,27 @@ def hutchinson(
                 raise
     if products == "double-backward":
         return draw(partial(hessian.double_backward, strict=False)), products
-    with hessian.no_autocast(problem):
-        step = hessian.step_size(problem, batch)
+    with hessian.no_autocast(measured):
+        step = hessian.step_size(measured, batch)
     return draw(partial(hessian.finite_difference, step=step)), "finite-differences"
 
 
-def optimizer(parts: Parts, adam: Optimizer, samples: int) -> Draws:
-    r"""Read off Adam's second moment, for runs that cannot spare a backward pass.
+def optimizer(parts: ParameterParts, adam: Optimizer, samples: int) -> Draws:
+    r"""Read the estimate from Adam's second moment, for runs that cannot afford a backward pass.
 
         tr(G_b) ~ B sum_i v_i / (1 - beta2^t)
 
-    An average of `empirical` over the last 1 / (1 - beta2) steps, with the data's labels and after clipping: clipped
-    steps count for less, all blocks alike.
+    This averages `empirical` over the last 1 / (1 - beta2) steps, with the labels of the data and after clipping.
+    Clipping reduces the weight of a step equally in all blocks.
 
     Args:
-        parts: the model's.
-        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), as deep into training as wanted.
-        samples: B, the samples whose mean loss one step's gradient is of.
+        parts: the parts of the model's parameters.
+        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), after any number of steps.
+        samples: B, the number of samples in the mean loss of one step.
 
     Raises:
-        ValueError: a parameter has no second moment: another optimizer, no step taken yet, or not the model's.
+        ValueError: a parameter has no second moment: the optimizer is of another kind, has taken no step, or is not of
+            this model.
     """
     beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
     gradients: list[Tensor | None] = []
@@ -187,27 +204,35 @@ def optimizer(parts: Parts, adam: Optimizer, samples: int) -> Draws:
                 "expected an Adam-like optimizer of this model that has taken a step"
             )
         moment, unbiased = state["exp_avg_sq"], 1 - beta2[id(parameter)] ** float(state["step"])
-        # As if it were one gradient of the summed loss, B times the mean's.
+        # Treat the root of the moment as one gradient of the summed loss, B times that of the mean loss.
         gradients.append((moment.to(accumulation_dtype(moment)) / unbiased).sqrt() * samples)
     return Draws(parts.sums(gradients).unsqueeze(0) / samples, samples, gradients)
 
 
 def _hutchinson(
-    problem: Problem, batch: Sequence[Any], seed: Sequence[int], probes: int, product: Callable[..., Any]
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    seed: Sequence[int],
+    probes: int,
+    product: Callable[..., Any],
 ) -> Draws:
+    """Draw from one batch with `product`, a function for Hessian-vector products."""
     traces, samples = [], 0
-    with hessian.no_autocast(problem):
+    with hessian.no_autocast(measured):
         for probe in range(probes):
             signs = [
                 hessian.random_signs(parameter, [*seed, probe, i])
-                for i, parameter in enumerate(problem.parts.parameters)
+                for i, parameter in enumerate(measured.parts.parameters)
             ]
-            total, samples = product(problem, batch, signs)
-            traces.append(problem.parts.sums(problem.parts.sum_over_processes(total), signs) / _some(samples))
+            total, samples = product(measured, batch, signs)
+            traces.append(
+                measured.parts.sums(measured.parts.sum_over_processes(total), signs) / _nonzero(samples)
+            )
     return Draws(torch.stack(traces), samples)
 
 
-def _some(samples: int) -> int:
+def _nonzero(samples: int) -> int:
+    """Return the number of samples; raise ValueError if it is 0."""
     if not samples:
         raise ValueError(NO_LABELS)
     return samples

@@ -1,4 +1,4 @@
-"""measure_sharpness: batches of data in, a SharpnessReport with standard errors out; the model stays as it was."""
+"""measure_sharpness: measure a SharpnessReport with standard errors on batches, and leave the model unchanged."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator_names import Estimator as Estimator
 from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators
-from blockwise_lr.sharpness.estimators import Draws, HessianProducts, Problem
+from blockwise_lr.sharpness.estimators import Draws, HessianProducts, MeasuredModel
 from blockwise_lr.sharpness.histogram import Histograms
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
 
@@ -51,47 +51,50 @@ def measure_sharpness(
     step: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> SharpnessReport:
-    r"""The average sharpness of every block, S(b) = tr(H_b) / #(b), with its standard error (METHOD section 2).
+    r"""Measure the average sharpness of every block, S(b) = tr(H_b) / #(b), with its standard error.
 
-    The model is measured in eval mode and left as it was: parameters, gradients, modes and the global random state.
-    Precision is the model's and the caller's autocast's; sums are kept in float64. Fused QKV weights need not be
-    split to be told apart.
+    This is the paper's average sharpness (arXiv 2502.19002, section 3). The model is measured in eval mode. Its
+    parameters, gradients and modes, and the global random state, are unchanged afterwards. The precision is the
+    model's and that of the caller's autocast; sums are in float64. Fused QKV weights need not be split: their parts
+    are measured separately.
 
     Args:
-        model: any model whose loss is a cross-entropy: causal and masked language models, classifiers of anything.
-            Wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch, and every process calls this
-            with its share of it: as many batches each, of any sizes. Under tensor parallelism (a ``tp_plan`` of
-            transformers) every process calls this with the same batches.
-        batches: an iterable of batches, each a mapping for ``model(**batch)`` with labels, or a pair (inputs, labels);
-            or one such mapping. Rows with label -100 do not count. Not needed by "optimizer".
-        estimator: "fisher" (default), "empirical", "hutchinson" (true Hessian) or "optimizer"; see
-            :mod:`blockwise_lr.sharpness.estimators` for what each estimates and its bias.
-        seed: of the sampled labels and random signs; nothing else is random.
-        probes: draws per batch, for "fisher" and "hutchinson".
-        accumulate: consecutive batches that make one: their gradients are added up before they are squared. Batches
-            left over at the end are not measured.
-        max_batches: stop after so many (accumulated) batches. Default: all.
-        loss_fn: ``loss_fn(model, batch)``, where the model does not compute its loss: computes one cross-entropy, or
-            returns ``(logits, labels)``, classes last. It gets the model without DDP and torch.compile around it.
-        blocks: a BlockMap, to classify only once or with overrides. Default: ``classify(model)``.
-        distributed: the model is a replica on every process, although it is not wrapped in DDP.
-        histogram: also count the elements of each block by their own sharpness (memory: one float32 an element). Not
-            for "hutchinson".
-        hvp: how "hutchinson" multiplies with the Hessian.
-        optimizer: for the estimator "optimizer": the Adam-like optimizer of a running training.
-        samples: for "optimizer": predicted tokens (samples) in one optimizer step's batch.
-        step: the training step, for the report.
-        on_batch: called with the number of batches done, for progress.
+        model: a model whose loss is a cross-entropy: a causal or masked language model, or a classifier. If it is
+            wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch. Every process calls this
+            function with its share of the batch: equally many batches, of any sizes. Under tensor parallelism (a
+            ``tp_plan`` of transformers), every process calls it with the same batches.
+        batches: an iterable of batches, or one mapping. A batch is a mapping for ``model(**batch)`` that contains
+            labels, or a pair (inputs, labels). Rows with label -100 do not count. "optimizer" needs no batches.
+        estimator: "fisher" (default), "empirical", "hutchinson" (true Hessian) or "optimizer". What each estimates, and
+            its bias, is in :mod:`blockwise_lr.sharpness.estimators`.
+        seed: seed of the sampled labels and random signs. Nothing else is random. Default: 0.
+        probes: number of draws per batch, for "fisher" and "hutchinson". Default: 1.
+        accumulate: number of consecutive batches that form one: their gradients are added before they are squared.
+            Remaining batches at the end are not measured. Default: 1.
+        max_batches: maximal number of (accumulated) batches. Default: all.
+        loss_fn: ``loss_fn(model, batch)``, for a model that does not compute its loss. It computes one
+            cross-entropy, or returns ``(logits, labels)`` with the classes in the last dimension. It gets the model
+            without its DDP and torch.compile wrappers.
+        blocks: a BlockMap, to use overrides or to classify only once. Default: ``classify(model)``.
+        distributed: whether the model is a replica on every process although it is not wrapped in DDP. Default: False.
+        histogram: also count the elements of each block by their own sharpness. This needs one float32 per element,
+            and is not available for "hutchinson". Default: False.
+        hvp: how "hutchinson" computes Hessian-vector products: "auto" (default), "double-backward" or
+            "finite-differences".
+        optimizer: for "optimizer": the Adam-like optimizer of a running training.
+        samples: for "optimizer": the number of predicted tokens (samples) in one optimizer step.
+        step: the training step, for the report. Default: none.
+        on_batch: called with the number of finished batches, for progress. Default: none.
 
     Returns:
-        SharpnessReport. Standard errors are over batches; with one batch over its probes (then they tell nothing
-        about the data); with one probe NaN.
+        SharpnessReport. Standard errors are over batches. With one batch they are over its probes, and then do not
+        cover the variation of the data. With one batch and one probe they are NaN.
 
     Raises:
-        ValueError: an unknown estimator, a number out of range, nothing to measure, an argument that the estimator
-            does not have, processes with different numbers of batches, or a model that is sharded otherwise than by
-            ``fully_shard`` or tensor parallelism over all processes; and as :func:`blockwise_lr.classify` and
-            :func:`blockwise_lr.sharpness.predictions.predict`.
+        ValueError: an unknown estimator; a number out of range; nothing to measure; an argument that the estimator
+            does not take; processes with different numbers of batches; or a model that is sharded otherwise than by
+            ``fully_shard``, or by tensor parallelism over all processes. Also the errors of
+            :func:`blockwise_lr.classify` and :func:`blockwise_lr.sharpness.predictions.predict`.
 
     Example:
         >>> report = measure_sharpness(model, [{"input_ids": ids, "labels": ids}])  # doctest: +SKIP
@@ -102,18 +105,18 @@ def measure_sharpness(
     _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
-    parts = Parts(inner, blocks, distributed=distributed or replicated)
-    problem = Problem(inner, parts, loss_fn)
+    parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
+    measured = MeasuredModel(inner, parts, loss_fn)
     histograms = Histograms(parts) if histogram else None
     method = _MEANINGS[estimator]
     draws: list[Draws] = []
     if estimator == "optimizer":
-        if optimizer is not None and samples is not None:  # _check has made sure
+        if optimizer is not None and samples is not None:  # always true after _check
             draws.append(estimators.optimizer(parts, optimizer, samples))
     else:
-        with left_as_it_was(inner):
-            for index, batch in enumerate(together(_accumulated(batches, accumulate, max_batches), parts)):
-                done, how = _draw(problem, estimator, batch, [seed, index], probes, hvp)
+        with measurement_mode(inner):
+            for index, batch in enumerate(in_step(_accumulated(batches, accumulate, max_batches), parts)):
+                done, how = _draw(measured, estimator, batch, [seed, index], probes, hvp)
                 method = f"{_MEANINGS[estimator]} ({how})" if how else method
                 draws.append(done)
                 if histograms is not None:
@@ -137,19 +140,20 @@ def measure_sharpness(
 
 
 def _draw(
-    problem: Problem,
+    measured: MeasuredModel,
     estimator: Estimator,
     batch: Sequence[Any],
     seed: Sequence[int],
     probes: int,
     hvp: HessianProducts,
 ) -> tuple[Draws, str]:
+    """Return the draws from one batch, and the kind of Hessian-vector products ("" if the estimator has none)."""
     with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
-            return estimators.fisher(problem, batch, seed=seed, probes=probes), ""
+            return estimators.fisher(measured, batch, seed=seed, probes=probes), ""
         if estimator == "empirical":
-            return estimators.empirical(problem, batch), ""
-        return estimators.hutchinson(problem, batch, seed=seed, probes=probes, products=hvp)
+            return estimators.empirical(measured, batch), ""
+        return estimators.hutchinson(measured, batch, seed=seed, probes=probes, products=hvp)
 
 
 def _check(
@@ -164,6 +168,7 @@ def _check(
     samples: int | None,
     histogram: bool,
 ) -> None:
+    """Raise ValueError unless the arguments of measure_sharpness are valid and fit together."""
     if estimator not in _MEANINGS:
         raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(_MEANINGS)}")
     for name, value in (("probes", probes), ("accumulate", accumulate), ("max_batches", max_batches)):
@@ -192,10 +197,10 @@ def _check(
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
-    """The model inside DDP and torch.compile (the same parameters), and whether DDP replicates it."""
+    """Return the model inside DDP and torch.compile, with the same parameters, and whether DDP replicates it."""
     replicated = False
     while True:
-        # By its name: an import of torch.distributed.fsdp takes seconds.
+        # Compare the name, because importing torch.distributed.fsdp takes seconds.
         if type(model).__name__ == "FullyShardedDataParallel":
             raise ValueError(
                 "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: "
@@ -212,6 +217,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
 def _accumulated(
     batches: Iterable[Any] | Mapping[str, Any] | None, accumulate: int, limit: int | None
 ) -> Iterator[list[Any]]:
+    """Yield groups of `accumulate` batches, at most `limit` of them."""
     each = iter([batches] if isinstance(batches, Mapping) else batches or [])
     taken = 0
     while limit is None or taken < limit:
@@ -221,13 +227,20 @@ def _accumulated(
         if len(group) < accumulate:
             if taken == 0:
                 raise ValueError(f"accumulate is {accumulate}, but there are only {len(group)} batches")
-            return  # a smaller batch would have another expectation with estimator="empirical"
+            return  # with estimator="empirical", a smaller batch has another expectation
         taken += 1
         yield group
 
 
-def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
-    """The same, but processes that do not have as many batches learn of it instead of waiting for each other."""
+def in_step(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[list[Any]]:
+    """Yield the batches, and check before each that all processes have one.
+
+    Processes with different numbers of batches raise an error instead of waiting for each other.
+
+    Args:
+        batches: this process's batches.
+        parts: the parts of the model's parameters.
+    """
     if not (parts.distributed or parts.tensor_parallel):
         yield from batches
         return
@@ -236,9 +249,9 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
         batch, failed = None, None
         try:
             batch = next(batches, None)
-        except Exception as error:  # of a data loader, say: the other processes must learn of it
+        except Exception as error:  # for example of a data loader: report it to the other processes first
             failed = error
-        found = processes.total(int(batch is not None) + (world + 1 if failed else 0), device)
+        found = processes.sum_over_ranks(int(batch is not None) + (world + 1 if failed else 0), device)
         if failed is not None:
             raise failed
         if found > world:
@@ -251,26 +264,29 @@ def together(batches: Iterator[list[Any]], parts: Parts) -> Iterator[list[Any]]:
         if batch is None:
             return
         if parts.tensor_parallel:
-            processes.check_same(batch, device)
+            processes.check_same_batch(batch, device)
         done += 1
         yield batch
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Iterator[None]:
-    """Eval mode, full fp32 and the caller's random state while it is measured; compiled modules run eagerly."""
+def measurement_mode(model: nn.Module) -> Iterator[None]:
+    """Prepare a model for measuring, and restore it and the random state afterwards.
+
+    Inside the context, the model is in eval mode, matrix products are in full fp32, and compiled modules run eagerly.
+    """
     modes = {module: module.training for module in model.modules()}
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        stack.enter_context(fp32_precision("ieee"))  # finite differences drown in the rounding of TF32
+        stack.enter_context(fp32_precision("ieee"))  # the rounding of TF32 is larger than finite differences
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()
         try:
             yield
         except BaseException:
-            processes.recover(model)
+            processes.reset_after_error(model)
             raise
         finally:
             for module, training in modes.items():

@@ -1,4 +1,4 @@
-"""Learning-rate ratios with their uncertainty, and those that follow from average sharpness."""
+"""MeasuredRatios: learning-rate ratios with their uncertainty, and how to compute them from average sharpness."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class MeasuredRatios(Mapping[Block, float]):
     """Learning-rate ratios with their uncertainty; a mapping from Block to ratio, for :func:`param_groups`.
 
     Args:
-        ratios: block -> ratio, within the bounds.
-        unclipped: the same before it was brought within them.
-        stderr: standard error of the unclipped ratio; NaN where the measurement had a single draw.
+        ratios: block -> ratio, clipped to the bounds.
+        unclipped: block -> ratio before clipping.
+        stderr: block -> standard error of the unclipped ratio; NaN if the measurement had a single draw.
     """
 
     ratios: Mapping[Block, float]
@@ -36,7 +36,7 @@ class MeasuredRatios(Mapping[Block, float]):
 
     @property
     def clipped(self) -> tuple[Block, ...]:
-        """The blocks that a bound holds back."""
+        """The blocks whose ratio was clipped to a bound."""
         return tuple(block for block in self.ratios if self.ratios[block] != self.unclipped[block])
 
 
@@ -49,17 +49,17 @@ def ratios_by_sharpness(
     *,
     error: Callable[[Block], float],
 ) -> MeasuredRatios:
-    """Return r(b) = (S(reference) / S(b)) ** power, within [low, high].
+    """Return r(b) = (S(reference) / S(b)) ** power, clipped to [low, high].
 
     Args:
         sharpness: S(b) by block, above 0.
-        power: 0 makes every ratio 1.
+        power: the exponent; 0 makes every ratio 1.
         reference: the block whose ratio is 1.
         low, high: bounds of a ratio.
         error: takes a block and returns the standard error of log(S(reference) / S(b)).
 
     Raises:
-        ValueError: a sharpness that is not above 0, no reference block, or a setting out of range.
+        ValueError: a sharpness is not above 0, the reference block is missing, or a setting is out of range.
     """
     check_bounds(low, high)
     if not math.isfinite(power):
@@ -100,7 +100,13 @@ def log_ratio_error(
 ) -> float:
     """Return the standard error of log(S(reference) / S(block)), from the draws that both share.
 
-    Both come from the same batches, so what moves them together cancels in the ratio.
+    Both come from the same batches, so common variation cancels in the ratio.
+
+    Args:
+        draws: block -> its draws.
+        weights: of the draws; they add up to 1.
+        means: S by block.
+        reference, block: the two blocks.
     """
     if len(weights) < 2:
         return math.nan

@@ -1,4 +1,4 @@
-"""SharpnessMonitor: the sharpness of every block while a model trains, in a loop of your own."""
+"""SharpnessMonitor: measure the sharpness of every block while a model trains in the user's own loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from blockwise_lr.blocks import BlockMap, classify
 from blockwise_lr.sharpness.estimators import ESTIMATORS, HessianProducts
 from blockwise_lr.sharpness.measure import Estimator, measure_sharpness
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.records import append_report, keep_reports, read_reports
 from blockwise_lr.sharpness.report import SharpnessReport
@@ -25,40 +25,44 @@ __all__ = ["SharpnessMonitor", "read_reports"]
 
 
 ON_BATCHES = frozenset({"fisher", "hutchinson"})
-"""The estimators that cannot do without batches."""
+"""The estimators that need batches."""
 
 
 class SharpnessMonitor:
-    """Measures at chosen steps, always on the same held-out batches, and writes a line of sharpness.jsonl each time.
+    """Measure the sharpness at chosen steps, on fixed held-out batches, and append each report to sharpness.jsonl.
 
-    The training stays as it is to the bit: parameters, gradients and random state are left as they were. Step n is
-    the model after n optimizer steps; step 0 is before training.
+    The training is unchanged to the bit, because parameters, gradients and random state are restored. Step n is the
+    model after n optimizer steps; step 0 is before training.
 
-    Under torch.distributed every process makes a monitor of the same arguments and calls it; the first one writes.
+    Under torch.distributed, every process creates a monitor with the same arguments and calls it. The first process
+    writes the file.
 
     Args:
         model: the model, wrapped in DDP or not.
-        batches: held-out batches as :func:`blockwise_lr.measure_sharpness` takes them, kept in memory: a few. Give
-            every process the same ones: each takes its share of the rows. Needed for "fisher" and "hutchinson".
-        every: measure at each multiple of this many steps, 0 included. Default 0: only at `at`.
-        at: steps to measure at besides.
-        path: of the file; None: write none. What is there already is replaced.
-        estimator: "fisher" (default) or "hutchinson": on the batches. "optimizer": off Adam's second moment.
-            "empirical": on the batches if there are any, otherwise off the training's own gradients, by
-            :meth:`gradients`, for free.
-        seed: of the sampled labels and random signs. The same at every step, so that the steps can be compared.
-        probes: draws a batch, for "fisher" and "hutchinson".
-        tokens_per_step: predicted tokens (samples) in one optimizer step, over all processes and micro-batches; for
-            windows of n tokens, n - 1 each. Needed where the training's gradients or Adam's are read.
+        batches: a few held-out batches as for :func:`blockwise_lr.measure_sharpness`. They are kept in memory. Give
+            every process the same batches: each takes its share of the rows. Required for "fisher" and "hutchinson".
+        every: measure at each multiple of this many steps, including 0. Default 0: only at the steps of `at`.
+        at: further steps to measure at. Default: none.
+        path: the file to write; None: write no file. An existing file is replaced. Default: "sharpness.jsonl".
+        estimator: "fisher" (default) and "hutchinson" measure on the batches. "optimizer" reads Adam's second moment.
+            "empirical" measures on the batches if there are any. Otherwise it reads the gradients of the training
+            itself, at no cost, by :meth:`gradients`.
+        seed: seed of the sampled labels and random signs. It is the same at every step, so that steps are comparable.
+        probes: number of draws per batch, for "fisher" and "hutchinson". Default: 1.
+        tokens_per_step: number of predicted tokens (samples) in one optimizer step, over all processes and
+            micro-batches. A window of n tokens has n - 1. Required if the gradients of the training or Adam's
+            moments are read.
         optimizer: the running optimizer, for "optimizer".
         loss_fn, hvp: as in :func:`blockwise_lr.measure_sharpness`.
-        blocks: a BlockMap, where the model needs overrides. Default: ``classify(model)``.
+        blocks: a BlockMap, if the model needs overrides. Default: ``classify(model)``.
         context: makes the context of a forward pass, such as ``lambda: torch.autocast("cuda", torch.bfloat16)``.
-        resume_step: the step from which a training goes on: lines up to it are kept. Default 0: all are replaced.
+        resume_step: the step from which the training resumes. Earlier reports in the file are kept. Default 0: the
+            file is replaced.
 
     Raises:
-        ValueError: an estimator without what it needs, a number out of range; and as :func:`blockwise_lr.classify`.
-        TypeError: a batch that several processes cannot share, since it does not consist of tensors.
+        ValueError: the estimator lacks an argument that it needs, or a number is out of range. Also the errors of
+            :func:`blockwise_lr.classify`.
+        TypeError: a batch contains something else than tensors, so several processes cannot share it.
 
     Example:
         >>> monitor = SharpnessMonitor(model, batches, every=100, path="run/sharpness.jsonl")  # doctest: +SKIP
@@ -92,8 +96,8 @@ class SharpnessMonitor:
         if estimator == "optimizer" and optimizer is None:
             raise ValueError('estimator="optimizer" needs optimizer=..., the one that trains the model')
         blocks = classify(model) if blocks is None else blocks
-        # The training's gradients are those of the whole batch on every process already.
-        self.parts = Parts(model, blocks, distributed=False)
+        # Gradients read during training are already means over all processes.
+        self.parts = ParameterParts(model, blocks, distributed=False)
         self.tokens_per_step = tokens_per_step
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.path = Path(path) if path is not None and rank == 0 else None
@@ -112,23 +116,24 @@ class SharpnessMonitor:
 
     @property
     def reads_gradients(self) -> bool:
-        """Whether it is :meth:`gradients` that measures, and not :meth:`step`."""
+        """Whether the monitor measures in :meth:`gradients` instead of :meth:`step`."""
         return self.estimator == "empirical" and self._batches is None
 
     def due(self, step: int) -> bool:
-        """Whether `step` is one to measure at."""
+        """Return whether the monitor measures at `step`."""
         if step == 0 and self.estimator == "optimizer":
-            return False  # Adam has seen no gradient yet
+            return False  # Adam has no moments before the first step
         return step in self.at or (self.every > 0 and step % self.every == 0)
 
     def step(self, step: int) -> SharpnessReport | None:
-        """Measure the model after `step` optimizer steps, if that is one to measure at.
+        """Measure the model after `step` optimizer steps, if the monitor measures at this step.
 
         Returns:
             The report; None if nothing was measured.
 
         Raises:
-            ValueError: as :func:`blockwise_lr.measure_sharpness`; or the monitor is one for :meth:`gradients`.
+            ValueError: the monitor reads gradients (:meth:`gradients`); and the errors of
+                :func:`blockwise_lr.measure_sharpness`.
         """
         if self.reads_gradients:
             raise ValueError(
@@ -141,20 +146,21 @@ class SharpnessMonitor:
             return self.record(measure_sharpness(self._model, self._batches, step=step, **self._settings))
 
     def gradients(self, step: int, *, scale: float = 1.0) -> SharpnessReport | None:
-        """Measure from the gradients that are in ``.grad``, if `step` is one to measure at.
+        """Measure from the gradients in ``.grad``, if the monitor measures at `step`.
 
-        To be called after ``backward()`` of the last micro-batch, before gradients are clipped, and before
-        ``optimizer.step()``; under DDP they are then the mean over all processes.
+        Call it after ``backward()`` of the last micro-batch, before gradient clipping and before
+        ``optimizer.step()``. Under DDP the gradients are then the mean over all processes.
 
         Args:
-            step: optimizer steps taken so far: 0 at the first gradient of a training.
-            scale: the gradients are this many times those of the mean loss, such as ``GradScaler.get_scale()``.
+            step: number of optimizer steps taken so far: 0 at the first gradient of a training.
+            scale: the factor between these gradients and those of the mean loss, such as ``GradScaler.get_scale()``.
+                Default: 1.
 
         Returns:
-            The report; None if nothing was measured. It has no standard errors.
+            The report, without standard errors; None if nothing was measured.
 
         Raises:
-            ValueError: no parameter has a gradient; `scale` is not above 0; or the monitor is not one for gradients.
+            ValueError: no parameter has a gradient; `scale` is not above 0; or the monitor does not read gradients.
         """
         if not self.reads_gradients or self.tokens_per_step is None:
             raise ValueError(
@@ -168,12 +174,17 @@ class SharpnessMonitor:
         return self.record_gradients(squared_gradients(self.parts), step, scale)
 
     def record_gradients(self, squares: Tensor, step: int, scale: float) -> SharpnessReport:
-        """The same from :func:`blockwise_lr.sharpness.training_gradients.squared_gradients`, taken earlier."""
+        """Write and return the report of gradients that were squared earlier.
+
+        Args:
+            squares: from :func:`blockwise_lr.sharpness.training_gradients.squared_gradients`.
+            step, scale: as in :meth:`gradients`.
+        """
         samples = self.tokens_per_step or 0
         return self.record(gradient_report(self.parts, squares, samples=samples, scale=scale, step=step))
 
     def record(self, report: SharpnessReport) -> SharpnessReport:
-        """Write a report's line, on the first process."""
+        """Append a report to the file, on the first process, and return it."""
         if self.path is not None:
             append_report(self.path, report)
         return report
@@ -182,10 +193,10 @@ class SharpnessMonitor:
 def check_monitor(
     estimator: str, every: int, at: Collection[int], has_batches: bool, tokens_per_step: int | None
 ) -> None:
-    """Whether the arguments of a monitor go together.
+    """Check that the arguments of a monitor fit together.
 
     Raises:
-        ValueError: they do not; names the argument and says what was expected.
+        ValueError: they do not. The message names the argument and what was expected.
     """
     if estimator not in ESTIMATORS:
         raise ValueError(f"estimator is {estimator!r}; expected one of {', '.join(ESTIMATORS)}")
@@ -204,15 +215,16 @@ def check_monitor(
 
 
 def _is_before(report: SharpnessReport, resume_step: int) -> bool:
-    """Whether a training that goes on from `resume_step` will not measure this again."""
+    """Return whether a training that resumes from `resume_step` will not repeat this report."""
     if report.step is None or resume_step == 0:
         return False
-    # The gradient at the model of that step is computed by the step after it.
+    # The first step after resuming recomputes the gradient of the model at `resume_step`.
     return report.step < resume_step or (report.step == resume_step and report.method != METHOD)
 
 
 def _shares(batches: Iterable[Any] | Mapping[str, Any], rank: int, world: int) -> list[Any]:
-    with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed from the global state
+    """Return this process's share of every batch."""
+    with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed from the global random state
         whole = [batches] if isinstance(batches, Mapping) else list(batches)
     if not whole:
         raise ValueError("batches is empty; expected at least one batch")
@@ -220,7 +232,7 @@ def _shares(batches: Iterable[Any] | Mapping[str, Any], rank: int, world: int) -
 
 
 def _share(value: Any, rank: int, world: int) -> Any:
-    """This process's rows of a batch."""
+    """Return this process's rows of a batch."""
     if isinstance(value, Tensor) and value.ndim > 0:
         if len(value) < world:
             raise ValueError(
@@ -231,7 +243,7 @@ def _share(value: Any, rank: int, world: int) -> Any:
         return {name: _share(each, rank, world) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return tuple(_share(each, rank, world) for each in value)
-    if value is None or isinstance(value, bool):  # a flag beside the tensors
+    if value is None or isinstance(value, bool):  # a flag, equal for all rows
         return value
     raise TypeError(
         f"a batch holds a {type(value).__name__}, which {world} processes cannot share by rows: "

@@ -12,7 +12,7 @@ import numpy as np
 from blockwise_lr.blocks import Block
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
 from blockwise_lr.sharpness.histogram import Histogram
-from blockwise_lr.sharpness.parts import OUTSIDE
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order
 
 if TYPE_CHECKING:
@@ -23,22 +23,25 @@ _GREY = "#555555"
 
 
 def plot_blocks(report: SharpnessReport, path: str | Path) -> Path:
-    """Bars of the blocks on a logarithmic scale, with their standard errors.
+    """Plot the sharpness of each block as bars on a logarithmic scale, with standard errors.
 
     Args:
         report: a measurement.
-        path: of the figure; ends in .png, .svg or .pdf.
+        path: the figure's file, ending in .png, .svg or .pdf.
+
+    Returns:
+        The path.
 
     Raises:
         ModuleNotFoundError: matplotlib is missing.
-        ValueError: another ending; or nothing to draw on a logarithmic scale, since no value is above 0.
+        ValueError: the path has another ending, or no value is above 0, so a logarithmic scale can show none.
     """
     width = max(4.2, 1.6 + 0.85 * len(report))
     return _plot(lambda axes: draw_blocks(axes, report), (width, 4.2), _title(report), path)
 
 
 def draw_blocks(axes: Any, report: SharpnessReport) -> None:
-    """What :func:`plot_blocks` shows, on `axes`: the paper's blocks in its order, then the others."""
+    """Draw :func:`plot_blocks` on `axes`: the paper's blocks in its order, then the others."""
     blocks = in_paper_order(report)
     drawn = [b for b in blocks if report[b].mean > 0]
     if not drawn:
@@ -57,7 +60,7 @@ def draw_blocks(axes: Any, report: SharpnessReport) -> None:
     for x, mean, end in zip(at, means, top):
         axes.annotate(f"{mean:.1e}", (x, end), (0, 4), textcoords="offset points", ha="center", fontsize=8)
     for x, block in enumerate(blocks):
-        if block not in drawn:  # estimates of the Hessian's trace may be negative
+        if block not in drawn:  # estimates of the Hessian's trace can be negative
             axes.annotate(f"{report[block].mean:.1e}", (x, 0), (0, 4), xycoords=("data", "axes fraction"),
                           textcoords="offset points", ha="center", fontsize=8, color=_GREY)  # fmt: skip
     axes.set_xticks(range(len(blocks)), [b.name for b in blocks])
@@ -69,14 +72,17 @@ def draw_blocks(axes: Any, report: SharpnessReport) -> None:
 
 
 def plot_evolution(reports: Sequence[SharpnessReport], path: str | Path) -> Path:
-    """The sharpness of every block over the training steps (the paper's figure of the principle).
+    """Plot the sharpness of every block over the training steps (the paper's figure of the principle).
 
     Args:
-        reports: measurements of one training, each with its step; those without are left out.
+        reports: measurements of one training. Reports without a step are ignored.
         path: as in :func:`plot_blocks`.
 
+    Returns:
+        The path.
+
     Raises:
-        ValueError: fewer than two steps, or a step twice; otherwise as :func:`plot_blocks`.
+        ValueError: fewer than two steps, or two measurements of one step; and the errors of :func:`plot_blocks`.
     """
     last = max(reports, key=lambda r: -1 if r.step is None else r.step, default=None)
     title = "" if last is None else _title(last, step=False)
@@ -89,7 +95,7 @@ def plot_evolution(reports: Sequence[SharpnessReport], path: str | Path) -> Path
 
 
 def draw_evolution(axes: Any, reports: Sequence[SharpnessReport]) -> None:
-    """One line a block, with a band of one standard error, on `axes`; the step axis shows step 0 too."""
+    """Draw one line for each block on `axes`, with a band of one standard error. The step axis includes step 0."""
     ordered = sorted((r for r in reports if r.step is not None), key=lambda r: r.step or 0)
     steps = [r.step or 0 for r in ordered]
     if len(set(steps)) < 2:
@@ -99,7 +105,7 @@ def draw_evolution(axes: Any, reports: Sequence[SharpnessReport]) -> None:
             f"an evolution is of one training; there are several measurements of step {twice[0]}"
         )
     for block in _sharpest_first({b for r in ordered for b in r}):
-        # NaN where there is nothing to draw: the line has a gap there.
+        # NaN makes a gap in the line, where a value cannot be drawn.
         found = [r[block] if block in r and r[block].mean > 0 else None for r in ordered]
         means = np.array([math.nan if e is None else e.mean for e in found])
         errors = np.nan_to_num([0.0 if e is None else e.stderr for e in found])
@@ -119,14 +125,17 @@ def draw_evolution(axes: Any, reports: Sequence[SharpnessReport]) -> None:
 
 
 def plot_density(report: SharpnessReport, path: str | Path) -> Path:
-    """How the elements of each block are distributed over sharpness (the paper's density figure).
+    """Plot the distribution of each block's elements over sharpness (the paper's density figure).
 
     Args:
-        report: measured with ``histogram=True``.
+        report: a report measured with ``histogram=True``.
         path: as in :func:`plot_blocks`.
 
+    Returns:
+        The path.
+
     Raises:
-        ValueError: the report holds no histograms; otherwise as :func:`plot_blocks`.
+        ValueError: the report has no histograms; and the errors of :func:`plot_blocks`.
     """
     if not report.histograms:
         raise ValueError("the report holds no histograms: measure with histogram=True")
@@ -142,7 +151,7 @@ def plot_density(report: SharpnessReport, path: str | Path) -> Path:
 
 
 def draw_density(axes: Any, report: SharpnessReport) -> None:
-    """One step line a block on `axes`; its area is the share of elements that a gradient reached."""
+    """Draw one step line for each block on `axes`. Its area is the share of elements with a gradient."""
     reached = {b: h for b, h in report.histograms.items() if h.counts}
     for block in _sharpest_first(reached):
         edges, density = _density(reached[block])
@@ -155,18 +164,21 @@ def draw_density(axes: Any, report: SharpnessReport) -> None:
 
 
 def plot_layers(report: SharpnessReport, path: str | Path) -> Path:
-    """Layer by block as a heat map; what is outside of all layers comes last.
+    """Plot layer by block as a heat map. Parameters outside all layers are the last row.
 
     Args:
         report: a measurement.
         path: as in :func:`plot_blocks`.
+
+    Returns:
+        The path.
     """
     size = (max(4.6, 2.4 + 0.95 * len(report)), max(2.4, 1.6 + 0.34 * len(report.per_layer)))
     return _plot(lambda axes: draw_layers(axes, report), size, _title(report), path)
 
 
 def draw_layers(axes: Any, report: SharpnessReport) -> None:
-    """What :func:`plot_layers` shows, on `axes`: values not above 0 are written in, without a colour."""
+    """Draw :func:`plot_layers` on `axes`. Values that are not above 0 are written without a colour."""
     blocks, layers = in_paper_order(report), list(report.per_layer)
     means = np.full((len(layers), len(blocks)), np.nan)
     for i, layer in enumerate(layers):
@@ -198,7 +210,7 @@ def _plot(draw: Callable[[Any], None], size: tuple[float, float], title: str, pa
 
 
 def _outline(bars: Any) -> None:
-    """A white rim around error bars, which cross bars of every colour."""
+    """Draw a white outline around error bars, so that they are visible on bars of every colour."""
     from matplotlib.patheffects import withStroke
 
     for artist in (*bars.lines[1], *bars.lines[2]):
@@ -206,13 +218,13 @@ def _outline(bars: Any) -> None:
 
 
 def _sharpest_first(blocks: Any) -> list[Block]:
-    """As the lines lie in the figure from top to bottom, where the principle holds."""
+    """Return the blocks from top to bottom of a figure in which the principle holds."""
     ordered = in_paper_order(blocks)
     return [b for b in reversed(PAPER_ORDER) if b in ordered] + [b for b in ordered if b not in PAPER_ORDER]
 
 
 def _apart(steps: Sequence[int], transform: Any) -> list[int]:
-    """The steps whose labels do not overlap on an axis with `transform`; first and last always."""
+    """Return the steps whose labels do not overlap on an axis with `transform`, always with the first and the last."""
     at = dict(zip(steps, transform.transform(np.array(steps, dtype=float))))
     gap = 0.1 * (at[steps[-1]] - at[steps[0]])
     kept = [steps[0]]
@@ -223,7 +235,7 @@ def _apart(steps: Sequence[int], transform: Any) -> list[int]:
 
 
 def _density(h: Histogram) -> tuple[Any, Any]:
-    """Edges (decimal logarithms) and density; with coarser bins for blocks of few elements, which are mostly noise."""
+    """Return bin edges (decimal logarithms) and density. Small blocks, which are noisy, get coarser bins."""
     total = sum(h.counts) + h.zeros
     merged = 1 if total >= 20_000 else 2
     counts = np.array([*h.counts, *[0] * (-len(h.counts) % merged)]).reshape(-1, merged).sum(1)
@@ -232,7 +244,7 @@ def _density(h: Histogram) -> tuple[Any, Any]:
 
 
 def _visible(histograms: Any) -> tuple[float, float]:
-    """From where all but the lowest per cent of each block's elements lie, up to the highest."""
+    """Return the limits of the axis: they leave out the lowest per cent of each block's elements."""
     lows, highs = [], []
     for h in histograms:
         shares = np.cumsum(h.counts) / sum(h.counts)
@@ -242,7 +254,7 @@ def _visible(histograms: Any) -> tuple[float, float]:
 
 
 def _short_names(layers: Sequence[str]) -> tuple[str, list[str]]:
-    """What all layers' names begin with, and the rest of each; shortened in the middle where still long."""
+    """Return the common prefix of the layers' names, and the rest of each, shortened in the middle if long."""
     inside = [layer.split(".") for layer in layers if layer != OUTSIDE]
     shared = 0
     while inside and all(len(name) > shared + 1 and name[shared] == inside[0][shared] for name in inside):

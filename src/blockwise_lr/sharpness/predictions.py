@@ -1,4 +1,4 @@
-"""What a model predicts on a batch: the logits and labels that its cross-entropy is computed from."""
+"""predict: run a model on a batch and return the logits and labels of its cross-entropy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from blockwise_lr.sharpness.sampling import classes_at
 
 LossFunction = Callable[[nn.Module, Any], Any]
-"""``loss_fn(model, batch)``: computes one cross-entropy somewhere in it, or returns ``(logits, labels)``."""
+"""``loss_fn(model, batch)`` computes one cross-entropy, or returns ``(logits, labels)``."""
 
 IGNORED = -100
 HALF = frozenset((torch.float16, torch.bfloat16))
@@ -26,14 +26,14 @@ NO_LABELS = (
 
 
 class Predictions(NamedTuple):
-    """One row per sample (for language models: per predicted token).
+    """The logits and labels of a batch, one row for each sample (in a language model: each predicted token).
 
     Args:
-        logits: (rows, classes), with the graph that leads to the parameters.
+        logits: (rows, classes), with the graph to the parameters.
         labels: (rows,) class indices, or (rows, classes) probabilities.
         counted: (rows,) bool, False for rows that the loss ignores (padding, labels of ``ignore_index``).
-        label_smoothing: of the model's own loss.
-        kinds: types of all tensors that the forward pass computed.
+        label_smoothing: label smoothing of the model's own loss.
+        kinds: dtypes of all tensors that the forward pass computed.
     """
 
     logits: Tensor
@@ -44,7 +44,7 @@ class Predictions(NamedTuple):
 
     @property
     def samples(self) -> int:
-        """How many rows count."""
+        """The number of rows that count."""
         return int(self.counted.sum())
 
 
@@ -56,28 +56,29 @@ def predict(
     needs_gradient: bool = True,
     may_be_empty: bool = False,
 ) -> Predictions:
-    """Run the model forward and take the logits and labels of its cross-entropy.
+    """Run the model forward, and return the logits and labels of its cross-entropy.
 
-    They are read where the loss itself is computed (``torch.nn.functional.cross_entropy`` or ``nll_loss``), so
-    shifted labels, padding and upcasts are the model's own, its reduction does not matter, and auxiliary losses
-    (a MoE's balance) stay out.
+    They are taken from the call that computes the loss (``torch.nn.functional.cross_entropy`` or ``nll_loss``). So
+    label shifts, padding and upcasts are the model's own, the reduction does not matter, and auxiliary losses (such
+    as the load balancing of an MoE) are left out.
 
     Args:
         model: the model.
-        batch: a mapping for ``model(**batch)`` with labels in it, or a pair ``(inputs, labels)`` for
-            ``model(inputs)``; whatever `loss_fn` takes, where it is given.
-        loss_fn: computes the loss, where the model does not do it by itself.
+        batch: a mapping for ``model(**batch)`` that contains labels, or a pair ``(inputs, labels)`` for
+            ``model(inputs)``. With `loss_fn`: whatever that takes.
+        loss_fn: computes the loss, for a model that does not. Default: none.
         needs_gradient: refuse logits without a graph. Default: True.
         may_be_empty: accept a batch without labels that count. Default: False.
 
     Returns:
-        Predictions. Where logits and labels come as a pair, the classes are the logits' last dimension, as in
-        ``(N, length, C)``; if the labels' shape does not fit that, the second, as in ``(N, C, height, width)``.
+        Predictions. If logits and labels are a pair, the classes are the last dimension of the logits, as in
+        ``(N, length, C)``. If the labels' shape does not fit, they are the second dimension, as in
+        ``(N, C, height, width)``.
 
     Raises:
-        ValueError: no cross-entropy was computed, or more than one; class weights; labels of another shape than
-            the logits, or not probabilities; no label that counts; logits that are not finite where one does, or
-            without graph.
+        ValueError: the model computes no cross-entropy, or several; the loss has class weights; the labels' shape does
+            not fit the logits; float labels are not probabilities; no label counts; the logits of a row that counts are
+            not finite; or the logits have no graph.
         TypeError: the batch is neither a mapping nor a pair, and there is no `loss_fn`.
     """
     with _CrossEntropies() as seen:
@@ -96,7 +97,7 @@ def predict(
             "the logits do not depend on the parameters (they carry no gradient): "
             "is the forward pass under torch.no_grad(), or the logits detached?"
         )
-    # The largest is NaN or inf where anything is; -inf alone is a class that cannot be.
+    # The maximum of a row is NaN or inf if any logit is. A logit of -inf is valid: a class of probability 0.
     if not found.logits.detach().amax(-1)[found.counted].isfinite().all():
         raise ValueError(
             "the logits are not finite (NaN or inf), so their softmax is not defined: has the model diverged?"
@@ -105,14 +106,14 @@ def predict(
 
 
 def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64]) -> Tensor:
-    """Labels drawn from the model's own softmax: the class at which its distribution function passes u.
+    """Return labels drawn from the model's own softmax: the class at which its distribution function passes u.
 
     Args:
-        predictions: of `rows` rows.
-        uniforms: (samples,), in [0, 1): one for each row that counts.
+        predictions: predictions with `rows` rows.
+        uniforms: (samples,) values of u in [0, 1), one for each row that counts.
 
     Returns:
-        (rows,) class indices; IGNORED for the rows that do not count.
+        (rows,) class indices; IGNORED in the rows that do not count.
     """
     logits = predictions.logits.detach()
     u = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
@@ -121,11 +122,11 @@ def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64]) 
 
 
 def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tensor:
-    """Cross-entropy summed over the rows that count, in float32 at least.
+    """Return the cross-entropy summed over the rows that count, in float32 or higher.
 
     Args:
-        predictions: of `rows` rows.
-        labels: (rows,) sampled ones. Default: those of the data, with the model's own label smoothing.
+        predictions: predictions with `rows` rows.
+        labels: (rows,) sampled labels. Default: the labels of the data, with the model's own label smoothing.
     """
     logits = predictions.logits
     if logits.dtype in HALF:
@@ -143,12 +144,12 @@ def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tenso
 
 
 class _CrossEntropies(TorchFunctionMode):
-    """Remembers what every cross-entropy is computed from, and lets it be 0: nothing needs its value.
+    """Record the inputs of every cross-entropy, and return 0 in its place, because its value is not needed.
 
     Attributes:
-        calls: of each cross-entropy.
-        kinds: types of all tensors that were computed, by whatever means they became so: a cast in a norm, autocast
-            inside the model, fully_shard's mixed precision.
+        calls: the inputs of each cross-entropy.
+        kinds: dtypes of all computed tensors. They show casts in a norm, autocast inside the model, and the mixed
+            precision of fully_shard.
     """
 
     def __init__(self) -> None:
@@ -195,7 +196,11 @@ def _flat(
     *,
     dimensions: tuple[int, ...],
 ) -> Predictions:
-    """One row a sample; `dimensions` says which may be that of the classes, the first that fits is."""
+    """Return predictions with one row for each sample.
+
+    Args:
+        dimensions: the dimensions of the logits that may count classes. The first that fits the labels is used.
+    """
     probabilities = labels.is_floating_point()
     for dimension in dimensions:
         if dimension >= logits.ndim or (probabilities and labels.ndim != logits.ndim):
@@ -213,7 +218,7 @@ def _flat(
     if probabilities:
         answers = answers.reshape(rows.shape)
         sums = answers.sum(-1)
-        if (answers < 0).any() or (sums - 1).abs().max() > 0.02:  # in bfloat16 they add up to 1 +- 0.01
+        if (answers < 0).any() or (sums - 1).abs().max() > 0.02:  # bfloat16 rounds the sum to 1 +- 0.01
             raise ValueError(
                 f"labels of type {labels.dtype} are probabilities of the {rows.shape[1]} classes, but these are "
                 f"negative or do not add up to 1 (they add up to {sums.min():.3g} to {sums.max():.3g}); class indices "
@@ -237,6 +242,7 @@ def _are_logits_and_labels(first: Any, second: Any) -> bool:
 
 
 def _forward(model: nn.Module, batch: Any) -> Any:
+    """Run the model on a batch that is a mapping or a pair, on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     if isinstance(batch, Mapping):
         return model(**{name: _moved(value, device) for name, value in batch.items()})
@@ -253,11 +259,12 @@ def _forward(model: nn.Module, batch: Any) -> Any:
 def _moved(value: Any, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
-    # What an evaluation under torch.inference_mode() made cannot take part in a graph, but a copy can.
+    # A tensor made under torch.inference_mode() cannot be in a graph, but its copy can.
     return value.clone().to(device) if value.is_inference() else value.to(device)
 
 
 def _no_single_loss(calls: int, batch: Any, loss_fn: LossFunction | None) -> str:
+    """Return the error message for a forward pass without exactly one cross-entropy."""
     if calls > 1:
         return (
             f"{calls} cross-entropies were computed in one forward pass; expected one: "

@@ -1,4 +1,4 @@
-"""The paper's principle: the order of the blocks' sharpness, and how far a measurement follows it."""
+"""The paper's principle: the order of the blocks by sharpness, and how well a measurement agrees with it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from blockwise_lr.extras import missing
 from blockwise_lr.sharpness.estimate import Estimate
 
 PAPER_ORDER = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM)
-"""Flattest to sharpest, as the paper's principle has it (METHOD section 2)."""
+"""The paper's blocks from flattest to sharpest (arXiv 2502.19002, the sharpness disparity principle)."""
 
 
 def in_paper_order(blocks: Iterable[Block]) -> list[Block]:
-    """The paper's five as the principle orders them, then the others.
+    """Return the blocks in the order of the paper's principle, followed by the others.
 
     Example:
         >>> [block.value for block in in_paper_order([Block.HEAD, Block.NORM, Block.EMB])]
@@ -24,10 +24,10 @@ def in_paper_order(blocks: Iterable[Block]) -> list[Block]:
 
 
 def order_agreement(report: Mapping[Block, Estimate]) -> float:
-    """Kendall's tau-b between the measured order of S and the paper's EMB < QK < FFN < VO < NORM.
+    """Return Kendall's tau-b between the measured order of S and the paper's EMB < QK < FFN < VO < NORM.
 
-    Only the paper's blocks count, and of these the ones that were measured. With all five, two blocks more in the
-    wrong order cost 0.2, and 1 is reached by chance in 1 of 120 orders: one tau alone proves little.
+    Only the paper's blocks that were measured count. With all five, each further pair in the wrong order costs 0.2.
+    One of 120 random orders reaches 1, so a single tau is weak evidence.
 
     Args:
         report: a SharpnessReport, or any mapping from Block to Estimate.
@@ -37,7 +37,7 @@ def order_agreement(report: Mapping[Block, Estimate]) -> float:
 
     Raises:
         ValueError: fewer than two of the paper's blocks were measured.
-        ModuleNotFoundError: scipy is missing; says which extra to install.
+        ModuleNotFoundError: scipy is missing. The message names the extra to install.
 
     Example:
         >>> from blockwise_lr.sharpness import Estimate

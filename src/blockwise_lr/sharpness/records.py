@@ -1,4 +1,4 @@
-"""sharpness.jsonl: one report a line, written as training goes on, cut back when it resumes."""
+"""sharpness.jsonl: one report per line, appended during training and truncated on resume."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from blockwise_lr.sharpness.report import SharpnessReport
 
 
 def append_report(path: str | Path, report: SharpnessReport) -> None:
-    """Add one line; it is on the disk when this returns.
+    """Append one line, and return when it is on disk.
 
-    A checkpoint that is saved afterwards can so count on it.
+    A checkpoint saved afterwards can therefore rely on it.
+
+    Args:
+        path: the file; created if it does not exist.
+        report: the report to write.
     """
     with Path(path).open("a", encoding="utf-8") as file:
         file.write(json.dumps(report.to_dict(), allow_nan=False) + "\n")
@@ -24,11 +28,13 @@ def append_report(path: str | Path, report: SharpnessReport) -> None:
 
 
 def keep_reports(path: str | Path, keep: Callable[[SharpnessReport], bool]) -> None:
-    """Write `path` again with the lines that `keep` wants, whole or not at all; a half last line goes too.
+    """Rewrite a file with only the reports that `keep` selects. An unfinished last line is dropped.
+
+    The file is replaced as a whole, or left as it was. It is created empty if it does not exist.
 
     Args:
-        path: the file; made, empty, where there is none.
-        keep: of a report.
+        path: the file.
+        keep: takes a report and returns whether to keep it.
 
     Raises:
         ValueError: as :func:`read_reports`.
@@ -40,17 +46,17 @@ def keep_reports(path: str | Path, keep: Callable[[SharpnessReport], bool]) -> N
 
 
 def read_reports(path: str | Path, *, estimator: str | None = None) -> list[SharpnessReport]:
-    """The reports of a sharpness.jsonl in the order in which they were measured, or of a sharpness.json by step.
+    """Read the reports of a sharpness.jsonl in the order of measurement, or those of a sharpness.json by step.
 
     Args:
-        path: a .jsonl as :class:`blockwise_lr.sharpness.monitor.SharpnessMonitor` writes it, of which a last line
-            that a crash cut short is left out; or any other name: what ``SharpnessReport.to_json`` or
-            ``blockwise-lr sharpness`` wrote, with the earlier checkpoints first.
-        estimator: only the reports of this one. Default: all.
+        path: a .jsonl that :class:`blockwise_lr.sharpness.monitor.SharpnessMonitor` wrote; a last line that a crash cut
+            short is ignored. A file with another ending is one that ``SharpnessReport.to_json`` or
+            ``blockwise-lr sharpness`` wrote; its earlier checkpoints come first.
+        estimator: read only the reports of this estimator. Default: all.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line, or the file, holds no report; names it.
+        FileNotFoundError: the file does not exist.
+        ValueError: a line, or the file, is not a report. The message names it.
 
     Example:
         >>> from blockwise_lr.sharpness.plot import plot_evolution  # doctest: +SKIP
@@ -74,8 +80,8 @@ def _read(path: Path) -> list[SharpnessReport]:
 
 
 def _lines(path: Path) -> list[tuple[str, SharpnessReport]]:
-    """Every line and the report in it."""
-    # A half character at the end belongs to a half line: nothing to complain about.
+    """Return every complete line with its report."""
+    # An incomplete character can only be in an unfinished last line, which is ignored.
     *whole, _unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
     found = []
     for number, line in enumerate(whole, 1):

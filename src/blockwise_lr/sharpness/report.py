@@ -1,4 +1,4 @@
-"""SharpnessReport: the sharpness of blocks, layers and parameters with standard errors; JSON and tables."""
+"""SharpnessReport: the sharpness of blocks, layers and parameters with standard errors; JSON, tables and figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from blockwise_lr.json_values import number, number_or_nan, numbers, typed
 from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, log_ratio_error, ratios_by_sharpness
-from blockwise_lr.sharpness.parts import OUTSIDE, Part
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE, Part
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,23 +28,23 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class SharpnessReport(Mapping[Block, Estimate]):
-    """What :func:`blockwise_lr.measure_sharpness` found; a mapping from Block to :class:`Estimate`.
+    """The result of :func:`blockwise_lr.measure_sharpness`; a mapping from Block to :class:`Estimate`.
 
     Args:
         blocks: block -> estimate, in the order of :class:`Block`.
-        per_parameter: name -> estimate; parts of a fused weight that was not split are ``name:q`` and so on.
-        per_layer: layer's name ("model.layers.3", or "outside" of all) -> block -> estimate.
-        draws: block -> its independent draws, in the order in which they were made.
-        weights: of these draws; their batch's share of all samples. They add up to 1.
+        per_parameter: name -> estimate. The parts of a fused weight that is not split are ``name:q`` and so on.
+        per_layer: layer ("model.layers.3", or "outside" for parameters outside all layers) -> block -> estimate.
+        draws: block -> its independent draws, in the order of measurement.
+        weights: weights of these draws: their batch's share of all samples. They add up to 1.
         estimator: "fisher", "empirical", "hutchinson" or "optimizer".
-        method: what that is, in words.
-        samples: predicted tokens (samples) measured on.
-        batches: batches measured on.
-        probes: draws a batch.
-        seed: of the random labels or signs.
-        step: the training step, None if not given.
+        method: the estimator in words.
+        samples: number of predicted tokens (samples).
+        batches: number of batches.
+        probes: number of draws per batch.
+        seed: seed of the random labels or signs.
+        step: the training step; None if not given.
         stderr_over: what the standard errors are over: "batches", "probes" (of one batch), or None.
-        histograms: block -> its elements by sharpness; empty if not asked for.
+        histograms: block -> its elements by sharpness; empty if not measured.
 
     Example:
         >>> report[Block.QK].mean, report["qk"].numel  # doctest: +SKIP
@@ -79,12 +79,14 @@ class SharpnessReport(Mapping[Block, Estimate]):
         step: int | None,
         histograms: Mapping[Block, Histogram] | None,
     ) -> SharpnessReport:
-        """Sum what the estimators returned by block, layer and parameter.
+        """Sum the draws of an estimator by block, layer and parameter.
 
         Args:
-            parts: the model's.
+            parts: the parts of the model's parameters.
             traces: a (probes, parts) tensor for each batch.
-            samples: of each batch; batches count in proportion.
+            samples: number of samples of each batch. Batches are weighted in proportion.
+            estimator, method, seed, step: as in :class:`SharpnessReport`.
+            histograms: the same; None: none were measured.
         """
         probes = len(traces[0])
         over: str | None
@@ -130,7 +132,11 @@ class SharpnessReport(Mapping[Block, Estimate]):
         )
 
     def __getitem__(self, block: Block | str) -> Estimate:
-        """The estimate of a block. Raises KeyError, naming the blocks there are, for one that is not."""
+        """Return the estimate of a block.
+
+        Raises:
+            KeyError: the report has no such block. The message lists its blocks.
+        """
         try:
             return self.blocks[Block(block)]
         except (KeyError, ValueError):
@@ -152,14 +158,14 @@ class SharpnessReport(Mapping[Block, Estimate]):
         """Return learning-rate ratios by average sharpness: r(b) = (S(reference) / S(b)) ** power.
 
         Args:
-            power: 0 makes every ratio 1; above 0, flatter blocks learn faster.
+            power: the exponent. 0 makes every ratio 1; above 0, flatter blocks learn faster. Default: 2/3.
             reference: the block whose ratio is 1. Default: NORM, the paper's sharpest.
-            low, high: bounds of a ratio.
+            low, high: bounds of a ratio. Default: 1 and 20.
 
         Raises:
             ValueError: the report lacks the reference block, a sharpness is not above 0, or a setting is out of range.
 
-        See :func:`blockwise_lr.ratios_from_sharpness`, which does the same for plain values.
+        :func:`blockwise_lr.ratios_from_sharpness` does the same for plain values.
         """
         sharpness = {block: estimate.mean for block, estimate in self.items()}
         return ratios_by_sharpness(
@@ -172,19 +178,26 @@ class SharpnessReport(Mapping[Block, Estimate]):
         )
 
     def table(self) -> Table:
-        """By block, sharpest first, as a rich table (needs the extra "train")."""
+        """Return a rich table of the blocks, flattest first (needs the extra "train")."""
         from blockwise_lr.sharpness.table import table
 
         return table(self)
 
     def plot(self, path: str | Path) -> Path:
-        """The bars of the blocks on a logarithmic scale, as a PNG, SVG or PDF (needs the extra "plot")."""
+        """Plot the blocks as bars on a logarithmic scale, as PNG, SVG or PDF (needs the extra "plot").
+
+        Args:
+            path: the figure's file, ending in .png, .svg or .pdf.
+
+        Returns:
+            The path.
+        """
         from blockwise_lr.sharpness.plot import plot_blocks
 
         return plot_blocks(self, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; numbers that are not finite become null."""
+        """Return the report as JSON-ready values. Numbers that are not finite become None."""
         return {
             "format": FORMAT,
             "estimator": self.estimator,
@@ -208,7 +221,11 @@ class SharpnessReport(Mapping[Block, Estimate]):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> SharpnessReport:
-        """The inverse of :meth:`to_dict`. Raises ValueError for anything else."""
+        """Return the report from the values of :meth:`to_dict`.
+
+        Raises:
+            ValueError: the values are not a report, or a damaged one.
+        """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             kind = content.get("format") if isinstance(content, Mapping) else type(content).__name__
             raise ValueError(f"not a sharpness report: its format is {kind}; expected {FORMAT}")
@@ -236,12 +253,16 @@ class SharpnessReport(Mapping[Block, Estimate]):
         return report
 
     def to_json(self, path: str | Path) -> None:
-        """Write the report to `path`, whole or not at all."""
+        """Write the report to `path`. The file is complete, or left as it was."""
         write_json_atomic(Path(path), self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | Path) -> SharpnessReport:
-        """Read what :meth:`to_json` wrote. Raises ValueError, with the path, for a file that holds no report."""
+        """Read a report that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the file is not a report. The message has the path.
+        """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (RecursionError, ValueError) as error:
@@ -252,7 +273,7 @@ _PLAIN = {"estimator": str, "method": str, "samples": int, "batches": int, "prob
 
 
 def _mean_and_error(values: Any, weights: Any) -> tuple[float, float]:
-    """Weighted mean of independent draws, and its standard error from their spread."""
+    """Return the weighted mean of independent draws, and its standard error from their spread."""
     mean = float(weights @ values)
     if (n := len(values)) < 2:
         return mean, math.nan
@@ -260,6 +281,7 @@ def _mean_and_error(values: Any, weights: Any) -> tuple[float, float]:
 
 
 def _grouped(parts: Sequence[Part], key: Any) -> dict[Any, list[int]]:
+    """Return the indices of the parts by key."""
     groups: dict[Any, list[int]] = {}
     for i, part in enumerate(parts):
         groups.setdefault(key(part), []).append(i)

@@ -1,4 +1,4 @@
-"""Classes drawn from a softmax, at a fraction of the cost of its distribution function in float64."""
+"""classes_at: draw classes from a softmax, faster than by its distribution function in float64."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ import math
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 20  # logits at a time: they should stay in the cache
+_CHUNK = 1 << 20  # number of logits processed at a time, so that they stay in the cache
 _HALF = (torch.float16, torch.bfloat16)
 
 
 def classes_at(logits: Tensor, u: Tensor) -> Tensor:
-    """Of each row, the class at which the distribution function of its softmax passes u.
+    """Return for each row the class at which the distribution function of its softmax passes u.
 
-    In two steps: a group of neighbouring classes, then one of these. So only the sums over groups and within one
-    group have to be in float64, in which 50 000 exponentials and their running sum take ten times as long. (In
-    float32, a running sum over all classes would move labels at the tail of the distribution.)
+    The search has two steps: a group of neighbouring classes, then a class in the group. So only the sums over
+    groups and the running sum within one group are in float64. The exponentials of 50 000 classes and their running
+    sum would take ten times as long in float64. In float32, a running sum over all classes would shift labels at the
+    tail of the distribution.
 
     Args:
-        logits: (rows, classes), finite or -inf; a row with NaN or inf gets any class.
+        logits: (rows, classes), finite or -inf. A row with NaN or inf gets any class.
         u: (rows,) float64, in [0, 1).
 
     Returns:
-        (rows,) class indices, none of them a class of probability 0.
+        (rows,) class indices. None has probability 0.
 
     Example:
         >>> classes_at(torch.tensor([[0.0, 0.0, -torch.inf, 0.0]] * 3), torch.tensor([0.1, 0.5, 0.9]).double())
@@ -49,14 +50,14 @@ def classes_at(logits: Tensor, u: Tensor) -> Tensor:
         members = grouped.gather(1, group.unsqueeze(2).expand(-1, 1, size)).squeeze(1)
         member, _ = _passed(members.double().cumsum(-1), share.clamp_(0, 1))
         drawn.append((group * size + member).squeeze(1))
-    # A row with NaN passes nowhere, and may end in the padding of the last group.
+    # A row with NaN never passes u, and may end in the padding of the last group.
     return torch.cat(drawn).clamp_(max=classes - 1) if drawn else logits.new_empty(0, dtype=torch.int64)
 
 
 def _passed(upto: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each row of running sums, the entry that takes it past a share of the whole, and that share of it.
+    """Return for each row of running sums the first entry above a share of the total, and that share of the total.
 
-    The entry is never one that adds nothing, whatever rounding does.
+    The entry always adds something to the sum, whatever the rounding.
     """
     whole = upto[:, -1:]
     at = torch.minimum(share * whole, torch.nextafter(whole, torch.zeros_like(whole)))

@@ -1,4 +1,4 @@
-"""A SharpnessReport as a table on the terminal."""
+"""table: show a SharpnessReport as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 
 def table(report: SharpnessReport) -> Table:
-    """By block, flattest first: sharpness with standard error, and relative to NORM's.
+    """Return a table of the blocks, flattest first: sharpness, standard error, and the sharpness relative to NORM.
+
+    Args:
+        report: a measurement.
 
     Raises:
-        ModuleNotFoundError: rich is missing; says which extra to install.
+        ModuleNotFoundError: rich is missing. The message names the extra to install.
 
     Example:
         >>> from rich.console import Console                            # doctest: +SKIP
@@ -38,7 +41,7 @@ def table(report: SharpnessReport) -> Table:
     made = Table("block", *columns, title=Text(_title(report)), title_justify="left", title_style="italic")
     norm = report[Block.NORM].mean if Block.NORM in report else math.nan
     for block, found in sorted(report.items(), key=lambda item: item[1].mean):
-        # Hutchinson's estimates may be negative, and a ratio of such means nothing.
+        # Hutchinson's estimates can be negative, and their ratio is meaningless then.
         relative = f"{found.mean / norm:.3g}" if norm > 0 and found.mean > 0 else ""
         made.add_row(block.value, f"{found.mean:.3e}", _error(found), relative, f"{found.numel:,}")
     return made

@@ -1,4 +1,4 @@
-"""What the paper's theorems predict for the sharpness of each part, from its norm and size alone."""
+"""The sharpness that the paper's theorems predict for each part, from its norm and size alone."""
 
 from __future__ import annotations
 
@@ -8,37 +8,41 @@ from collections.abc import Iterable
 from torch import nn
 
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.sharpness.parts import Parts, cut
+from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.report import SharpnessReport
 
 
 def predicted_sharpness(model: nn.Module, blocks: BlockMap | None = None) -> dict[str, float]:
-    r"""The upper bounds of Theorems 4.1 to 4.3 (METHOD section 2), up to the factor Psi^2 that all parts share.
+    r"""Return the upper bounds of the paper's Theorems 4.1 to 4.3, up to the factor Psi^2 that all parts share.
 
         matrix, norm gain   1 / (# ||theta||^2)
         token embedding     1 / (# min_i ||w_i||^2)          w_i: the row of token i
 
-    with # the number of elements (D^2, D, and D d in the paper's notation). They follow from gradients that scale
-    as 1 / ||theta|| where a block composes with the next by multiplication, so biases have none and are left out.
+    # is the number of elements (D^2, D, and D d in the paper's notation). The bounds follow from gradients that
+    # scale as
+    1 / ||theta||, which holds for a block that is multiplied with the next one. Biases are not, so they are left out.
 
     Args:
         model: any classified model, not sharded.
         blocks: its BlockMap. Default: ``classify(model)``.
 
     Returns:
-        part's name, as in :attr:`SharpnessReport.per_parameter` -> prediction; positive, infinite for a part of zeros.
+        Name of the part, as in :attr:`SharpnessReport.per_parameter` -> prediction: positive, and infinite for a
+        part of zeros.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(2, 4), nn.LayerNorm(4), nn.Linear(4, 2, bias=False))
         >>> predicted_sharpness(model)["1.weight"]
         0.0625
+
+    Source: The Sharpness Disparity Principle in Transformers, arXiv 2502.19002, section 4.
     """
-    parts = Parts(model, blocks, distributed=False)
+    parts = ParameterParts(model, blocks, distributed=False)
     names = iter(parts.parts)
     predicted = {}
-    for parameter, pieces in zip(parts.parameters, parts.blocks_of_pieces()):
-        for block, piece in pieces:
-            part, value = next(names), cut(parameter.detach().double(), piece)
+    for parameter, slices in zip(parts.parameters, parts.blocks_and_slices()):
+        for block, part_slice in slices:
+            part, value = next(names), cut(parameter.detach().double(), part_slice)
             if _is_bias(part.name):
                 continue
             squared = value.square()
@@ -50,10 +54,10 @@ def predicted_sharpness(model: nn.Module, blocks: BlockMap | None = None) -> dic
 def predicted_by_block(
     report: SharpnessReport, predicted: dict[str, float], blocks: BlockMap
 ) -> dict[Block, float]:
-    """The predictions of the parts of each block, averaged over their elements as sharpness is.
+    """Return the predictions averaged over the elements of each block, as sharpness is.
 
     Args:
-        report: of the same model, for the sizes.
+        report: a report of the same model, for the sizes.
         predicted: from :func:`predicted_sharpness`.
         blocks: the model's BlockMap.
     """

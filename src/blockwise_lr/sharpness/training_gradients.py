@@ -1,22 +1,22 @@
-"""The `empirical` estimator on gradients that are there already: those of the training step itself."""
+"""The `empirical` estimator on gradients that exist already: those of the training step itself."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from blockwise_lr.distributed import sharded_like
-from blockwise_lr.sharpness.parts import Parts
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.report import SharpnessReport
 
 METHOD = "squared gradient of the training step"
-"""``SharpnessReport.method`` of what was read off a training's own gradients."""
+"""``SharpnessReport.method`` of reports from the gradients of training itself."""
 
 
-def squared_gradients(parts: Parts) -> Tensor:
-    """The sum of squares of each part's gradient in ``.grad``, in float64; the gradients stay as they are.
+def squared_gradients(parts: ParameterParts) -> Tensor:
+    """Return the sum of squares of each part's gradient in ``.grad``. The gradients are unchanged.
 
     Args:
-        parts: the model's. A parameter without a gradient counts as zero.
+        parts: the parts of the model's parameters. A parameter without a gradient counts as zero.
 
     Returns:
         (parts,) float64, on the CPU.
@@ -36,21 +36,21 @@ def squared_gradients(parts: Parts) -> Tensor:
 
 
 def gradient_report(
-    parts: Parts, squares: Tensor, *, samples: int, scale: float = 1.0, step: int | None = None
+    parts: ParameterParts, squares: Tensor, *, samples: int, scale: float = 1.0, step: int | None = None
 ) -> SharpnessReport:
-    r"""Empirical sharpness from the gradient of one training step (METHOD section 2).
+    r"""Return the empirical sharpness from the gradient of one training step.
 
         S(b) = B ||g_b||^2 / #(b)          g_b = grad_b / scale
 
-    One draw, so no standard error. Its bias is that of :func:`blockwise_lr.sharpness.estimators.empirical`, and grows
-    with B.
+    It is a single draw, so it has no standard error. Its bias is that of
+    :func:`blockwise_lr.sharpness.estimators.empirical`, and grows with B.
 
     Args:
-        parts: the model's.
-        squares: as :func:`squared_gradients` gives them.
-        samples: B, the samples whose mean loss the gradient is of, over all processes and micro-batches.
-        scale: the gradients are this many times those of the mean loss.
-        step: optimizer steps taken before this gradient.
+        parts: the parts of the model's parameters.
+        squares: from :func:`squared_gradients`.
+        samples: B, the number of samples in the mean loss, over all processes and micro-batches.
+        scale: the factor between these gradients and those of the mean loss. Default: 1.
+        step: number of optimizer steps taken before this gradient. Default: none.
     """
     traces = (squares * (samples / scale**2)).unsqueeze(0)
     return SharpnessReport.from_draws(

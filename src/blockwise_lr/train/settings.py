@@ -11,7 +11,7 @@ import torch
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
 from blockwise_lr.experimental.auto_rule import AutoRule, parse_auto
-from blockwise_lr.optim.by_block import digits, parse_pairs, spell_pairs
+from blockwise_lr.optim.block_values import digits, parse_pairs, spell_pairs
 from blockwise_lr.optim.clipping import resolve_max_norm
 from blockwise_lr.optim.decay import NoDecay, check_weight_decays
 from blockwise_lr.optim.ratios import NAMED_RATIOS, spell_ratios

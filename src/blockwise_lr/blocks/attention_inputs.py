@@ -1,8 +1,11 @@
-"""Queries, keys and values, taken where a forward pass computes attention.
+"""Record the queries, keys and values of every attention that a forward pass computes.
 
-They are taken at `scaled_dot_product_attention`; around `softmax`, whose argument is a product of queries and keys and
-whose result is multiplied with values; and, where a model does neither, at functions of its own python module that have
-parameters of these names (a flash or linear attention's kernel).
+They are recorded in three places:
+
+- at `scaled_dot_product_attention`;
+- around `softmax`, whose argument is a product of queries and keys, and whose result is multiplied by values;
+- at functions of the model's own Python modules with parameters of these names, such as the kernel of a flash or
+  linear attention.
 """
 
 from __future__ import annotations
@@ -23,12 +26,12 @@ _PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "bmm", "baddbmm", "einsum"}
 _SWAPS = {"transpose", "swapaxes", "swapdims"}
 
 
-class Attended(NamedTuple):
-    """What one computation of attention gets.
+class AttentionInputs(NamedTuple):
+    """The inputs of one attention computation.
 
     Args:
         queries, keys, values: the tensors.
-        by_name: whether they are known by the names of a function's parameters only.
+        by_name: whether only the parameter names of a function identify them. Default: False.
     """
 
     queries: Tensor
@@ -37,31 +40,36 @@ class Attended(NamedTuple):
     by_name: bool = False
 
 
-Record = Callable[[Attended], None]
+Record = Callable[[AttentionInputs], None]
 
 
 @contextmanager
-def watched(model: nn.Module, record: Record) -> Iterator[None]:
-    """Call `record` for every attention that is computed inside of this context."""
-    with _functions_watched(model, record), _Watch(record):
+def record_attention(model: nn.Module, record: Record) -> Iterator[None]:
+    """Call `record` with the inputs of every attention computed inside this context."""
+    with _record_functions(model, record), _Recorder(record):
         yield
 
 
 class _Operands(NamedTuple):
-    """The two sides of a product of queries and keys; `keys_last`: its last dimension counts keys."""
+    """The two factors of a product of queries and keys.
+
+    Args:
+        left, right: the factors.
+        keys_last: whether the last dimension of the product counts keys.
+    """
 
     left: Tensor
     right: Tensor
     keys_last: bool = True
 
 
-class _Watch(TorchFunctionMode):
-    """Follows products through all functions to the softmax, and its result to the product with the values."""
+class _Recorder(TorchFunctionMode):
+    """Follow products through all functions to a softmax, and the softmax's result to the product with the values."""
 
     def __init__(self, record: Record) -> None:
         super().__init__()
         self._record = record
-        # By id: the tensor, kept alive so that its id is its own, and what it was made of.
+        # By id: the tensor, and the factors that it was computed from. Keeping the tensor alive keeps its id unique.
         self._products: dict[int, tuple[Tensor, _Operands]] = {}
         self._weights: dict[int, tuple[Tensor, _Operands]] = {}
 
@@ -69,7 +77,7 @@ class _Watch(TorchFunctionMode):
         kwargs, name = kwargs or {}, getattr(function, "__name__", "")
         if function is functional.scaled_dot_product_attention:
             found = [*args, *(kwargs[n] for n in ("query", "key", "value")[len(args) :])]
-            self._record(Attended(*found[:3]))
+            self._record(AttentionInputs(*found[:3]))
             return function(*args, **kwargs)
         tensors = [t for a in (*args, *kwargs.values()) for t in _flat(a)]
         out = function(*args, **kwargs)
@@ -78,7 +86,7 @@ class _Watch(TorchFunctionMode):
         if name in _PRODUCTS and weights is not None:
             others = [t for t in tensors if id(t) not in self._weights]
             if others:
-                self._record(Attended(weights.left, weights.right, others[-1]))
+                self._record(AttentionInputs(weights.left, weights.right, others[-1]))
         elif name in _PRODUCTS and isinstance(out, Tensor) and len(tensors) > 1:
             self._products[id(out)] = (out, _operands(args, tensors))
         elif name == "softmax" and product is not None and isinstance(out, Tensor):
@@ -95,7 +103,8 @@ class _Watch(TorchFunctionMode):
 
 
 def _operands(args: Any, tensors: list[Tensor]) -> _Operands:
-    left, right = tensors[-2:]  # baddbmm adds to a first one
+    """Return the factors of a product from the arguments of matmul, baddbmm, einsum and the like."""
+    left, right = tensors[-2:]  # the first tensor of baddbmm is added
     if isinstance(args[0], str) and "->" in args[0]:
         (first, _), result = args[0].replace(" ", "").split("->")[0].split(","), args[0].strip()[-1]
         if result in first:
@@ -104,6 +113,7 @@ def _operands(args: Any, tensors: list[Tensor]) -> _Operands:
 
 
 def _flat(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (list, tuple)):
@@ -112,8 +122,8 @@ def _flat(value: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
-    """Functions with queries, keys and values among their parameters, where the model's classes are defined."""
+def _record_functions(model: nn.Module, record: Record) -> Iterator[None]:
+    """Record the calls of functions with parameters for q, k and v, in the modules that define the model's classes."""
     replaced: list[tuple[Any, str, Any]] = []
     try:
         for name in {cls.__module__ for module in model.modules() for cls in type(module).__mro__}:
@@ -133,6 +143,7 @@ def _functions_watched(model: nn.Module, record: Record) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=4096)
 def _named_parameters(function: Any) -> tuple[str, str, str] | None:
+    """Return the parameter names for q, k and v of a function; None if it has none."""
     if function is functional.scaled_dot_product_attention:
         return None
     try:
@@ -143,6 +154,7 @@ def _named_parameters(function: Any) -> tuple[str, str, str] | None:
 
 
 def _recorded(function: Any, names: tuple[str, str, str], record: Record) -> Any:
+    """Wrap a function so that its q, k and v are recorded."""
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -151,7 +163,7 @@ def _recorded(function: Any, names: tuple[str, str, str], record: Record) -> Any
         found = [bound.get(name) for name in names]
         if all(isinstance(each, Tensor) for each in found):
             queries, keys, values = cast("list[Tensor]", found)
-            record(Attended(queries, keys, values, by_name=True))
+            record(AttentionInputs(queries, keys, values, by_name=True))
         return function(*args, **kwargs)
 
     return recorded

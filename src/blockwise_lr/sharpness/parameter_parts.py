@@ -1,4 +1,7 @@
-"""The pieces of a model that sharpness is summed over: parameters, and the q, k, v inside fused ones."""
+"""ParameterParts: the trainable parameters of a model in parts, and sums over each part.
+
+A fused weight that is not split consists of the parts q, k and v. Any other parameter is a single part.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
-from blockwise_lr.blocks.block import Assignment, Piece
+from blockwise_lr.blocks.block import Assignment, PartSlice
 from blockwise_lr.distributed import (
     check_replicas,
     check_sharding,
@@ -20,22 +23,20 @@ from blockwise_lr.distributed import (
     local,
     own_elements,
 )
-from blockwise_lr.sharpness.dense import check_gradient, check_real
-
-__all__ = ["OUTSIDE", "Part", "Parts", "accumulation_dtype", "add", "cut", "is_sharded", "layer_of", "local"]
+from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
 _CHUNK = 1 << 20  # elements multiplied at a time
 OUTSIDE = "outside"
-"""The layer of parameters that are in none: embedding, head, final norm."""
+"""The layer name of parameters outside all layers: embedding, head, final norm."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A parameter, or one of the parts of a fused weight that was not split.
+    """A parameter, or one of q, k and v in a fused weight that is not split.
 
     Args:
-        name: the parameter's name without wrapper prefixes; with ``:q``, ``:k`` or ``:v`` for a part.
-        block: the block it belongs to.
+        name: the parameter's name without wrapper prefixes; ``:q``, ``:k`` or ``:v`` is appended in a fused weight.
+        block: the block of the part.
         layer: the name of its layer ("model.layers.3"), or OUTSIDE.
         numel: number of elements, over all processes.
     """
@@ -46,27 +47,27 @@ class Part:
     numel: int
 
 
-class Parts:
-    """All trainable parameters of a model in parts, and sums over them.
+class ParameterParts:
+    """All trainable parameters of a model in parts, and sums over each part.
 
     Args:
-        model: the model, unwrapped.
-        blocks: its BlockMap. Default: ``classify(model)``.
+        model: the unwrapped model.
+        blocks: its BlockMap; None: ``classify(model)``.
         distributed: sum over all processes of the default group although the model is not sharded.
 
     Attributes:
-        parameters: all trainable ones that have elements, in the order of ``model.named_parameters()``; shared ones
-            once.
-        names: theirs, without wrapper prefixes.
-        parts: what they consist of, in the same order.
-        sharded: whether some are DTensors.
-        tensor_parallel: whether they are DTensors of tensor parallelism: every process has the whole batch.
-        distributed: whether each process has its own share of the batch, so that sums are over several.
+        parameters: all trainable parameters that have elements, in the order of ``model.named_parameters()``. A shared
+            parameter occurs once.
+        names: their names, without wrapper prefixes.
+        parts: the parts of all parameters, in the same order.
+        sharded: whether some parameters are DTensors.
+        tensor_parallel: whether they are DTensors of tensor parallelism. Every process has the whole batch then.
+        distributed: whether each process has its own share of the batch, so that sums are over several processes.
         divisor: what ``backward()`` of a sharded model divides the sum of the processes' gradients by.
 
     Raises:
-        ValueError: nothing to train; a complex parameter; parameters sharded otherwise than by ``fully_shard`` or
-            tensor parallelism over all processes; `distributed` under tensor parallelism; and as
+        ValueError: no parameter is trainable; one is complex; one is sharded otherwise than by ``fully_shard`` or by
+            tensor parallelism over all processes; or `distributed` is set under tensor parallelism. Also the errors of
             :func:`blockwise_lr.classify`.
     """
 
@@ -75,7 +76,7 @@ class Parts:
         self.parameters: list[nn.Parameter] = []
         self.names: list[str] = []
         self.parts: list[Part] = []
-        self._pieces: list[list[Piece | None]] = []
+        self._slices: list[list[PartSlice | None]] = []
         for name, parameter in model.named_parameters():
             if not (parameter.requires_grad and parameter.numel()):
                 continue
@@ -84,13 +85,17 @@ class Parts:
                 check_sharding(model, name, parameter, cut=bool(entry.slices))
             self.parameters.append(parameter)
             self.names.append(name)
-            pieces: list[Piece | None] = []
-            for suffix, block, piece in _pieces(entry):
-                share = piece.length * piece.repeats / parameter.shape[piece.dim] if piece else 1
+            slices: list[PartSlice | None] = []
+            for suffix, block, part_slice in _slices(entry):
+                share = (
+                    part_slice.length * part_slice.repeats / parameter.shape[part_slice.dim]
+                    if part_slice
+                    else 1
+                )
                 numel = round(parameter.numel() * share)
                 self.parts.append(Part(name + suffix, block, layer_of(name), numel))
-                pieces.append(piece)
-            self._pieces.append(pieces)
+                slices.append(part_slice)
+            self._slices.append(slices)
             check_real(name, parameter, "sharpness")
         if not self.parameters:
             raise ValueError(
@@ -110,61 +115,67 @@ class Parts:
     def __len__(self) -> int:
         return len(self.parts)
 
-    def blocks_of_pieces(self) -> list[list[tuple[Block, Piece | None]]]:
-        """For every parameter: the block of each of its pieces, and where it lies (None: all of it)."""
+    def blocks_and_slices(self) -> list[list[tuple[Block, PartSlice | None]]]:
+        """Return for every parameter its parts: each one's block, and its slice (None: the whole parameter)."""
         names = iter(self.parts)
-        return [[(next(names).block, piece) for piece in pieces] for pieces in self._pieces]
+        return [[(next(names).block, part_slice) for part_slice in slices] for slices in self._slices]
 
     def sums(self, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None] | None = None) -> Tensor:
-        """The sum of squares of each part, or of products with `others`; in float64, over all shards.
+        """Return the sum of squares of each part, or of products with `others`, over all shards.
 
         Args:
-            tensors: one per parameter, of its shape; None counts as zero.
-            others: the same; or None for squares.
+            tensors: one for each parameter, of its shape; None counts as zero.
+            others: the same; None: sum squares. Default: None.
 
         Returns:
             (parts,) float64, on the CPU.
         """
         totals = []
-        for i, pieces in enumerate(self._pieces):
+        for i, slices in enumerate(self._slices):
             tensor, other = tensors[i], tensors[i] if others is None else others[i]
-            for piece in pieces:
+            for part_slice in slices:
                 if tensor is None or other is None:
                     totals.append(torch.zeros((), dtype=torch.float64))
                 else:
-                    first = self.own(i, tensor, piece)
-                    totals.append(_product(first, first if others is None else self.own(i, other, piece)))
+                    first = self.own(i, tensor, part_slice)
+                    totals.append(
+                        _product(first, first if others is None else self.own(i, other, part_slice))
+                    )
         found = torch.stack([total.to("cpu") for total in totals])
         if self.sharded:
             found = found.to(self.parameters[0].device)
             dist.all_reduce(found)
         return found.cpu()
 
-    def own(self, i: int, tensor: Tensor, piece: Piece | None) -> Tensor:
-        """The elements of one piece that this process counts; if the model is sharded, each element has one process.
+    def own(self, i: int, tensor: Tensor, part_slice: PartSlice | None) -> Tensor:
+        """Return the elements of one part that this process counts. No two processes count the same element.
 
         Args:
             i: index of the parameter.
-            tensor: of its shape, or this process's shard of such a one.
-            piece: as from :meth:`blocks_of_pieces`.
+            tensor: a tensor of the parameter's shape, or this process's shard of one.
+            part_slice: the slice of the part, from :meth:`blocks_and_slices`.
         """
         if is_sharded(self.parameters[i]):
-            return own_elements(self.parameters[i], local(tensor), piece)
-        elements = cut(tensor, piece)
+            return own_elements(self.parameters[i], local(tensor), part_slice)
+        elements = cut(tensor, part_slice)
         return elements.flatten()[:0] if self.sharded and dist.get_rank() else elements
 
     def check_dense(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the gradients as a list. Raises ValueError, which names the parameter: one of them is sparse."""
+        """Return the gradients as a list.
+
+        Raises:
+            UnsupportedGradientError: one of them is sparse; the message names its parameter.
+        """
         for name, gradient in zip(self.names, gradients):
             if gradient is not None:
                 check_gradient(name, gradient, "sharpness")
         return list(gradients)
 
     def check_replicas(self, gradients: Sequence[Tensor | None]) -> None:
-        """Under tensor parallelism: that processes do not differ in the gradients of which each has the whole.
+        """Check, under tensor parallelism, that all processes have equal gradients of unsharded parameters.
 
         Raises:
-            ValueError: they do.
+            ValueError: they differ.
         """
         if not self.tensor_parallel:
             return
@@ -178,7 +189,7 @@ class Parts:
             check_replicas([name for name, _ in pairs], squares)
 
     def sum_over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients summed over the processes that hold replicas; sharded ones are returned as they are."""
+        """Return the gradients, summed over processes where the parameter is not sharded."""
         if not self.distributed:
             return list(tensors)
         summed: list[Tensor | None] = []
@@ -195,7 +206,7 @@ class Parts:
 
 
 def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """`total` plus `tensors`, one by one; half-precision gradients are added up in float32."""
+    """Return `total` plus `tensors`, one by one. Half-precision gradients are added in float32."""
     if total is None:
         return list(tensors)
     return [
@@ -204,23 +215,26 @@ def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> 
     ]
 
 
-def cut(tensor: Tensor, piece: Piece | None) -> Tensor:
-    """The part of a fused weight, a view in which stretches of it have a dimension of their own if there are several.
+def cut(tensor: Tensor, part_slice: PartSlice | None) -> Tensor:
+    """Return one part of a tensor, usually as a view.
 
-    Of a sharded tensor, put together first.
+    Args:
+        tensor: a tensor of a parameter's shape. A sharded one is gathered first.
+        part_slice: the slice of the part; None returns the tensor. If the slice repeats, the view has an extra
+            dimension for the repeats.
     """
-    if piece is None:
+    if part_slice is None:
         return tensor
     if is_sharded(tensor):
         tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    dim, start, length, repeats = piece
+    dim, start, length, repeats = part_slice
     if repeats == 1:
         return tensor.narrow(dim, start, length)
     return torch.unflatten(tensor, dim, (repeats, -1)).narrow(dim + 1, start, length)
 
 
 def layer_of(name: str) -> str:
-    """The layer that a parameter is in: its name up to the first number.
+    """Return the layer of a parameter: its name up to the first number, or OUTSIDE.
 
     Example:
         >>> layer_of("model.layers.3.mlp.experts.0.weight"), layer_of("lm_head.weight")
@@ -231,13 +245,15 @@ def layer_of(name: str) -> str:
     return OUTSIDE if number is None else ".".join(parts[: number + 1])
 
 
-def _pieces(entry: Assignment) -> list[tuple[str, Block, Piece | None]]:
+def _slices(entry: Assignment) -> list[tuple[str, Block, PartSlice | None]]:
+    """Return (suffix, block, slice) of every part of a parameter."""
     if entry.block is not Block.QKV or not entry.slices or not entry.parts:
         return [("", entry.block, None)]
-    return [(f":{part}", entry.parts[part], piece) for part, piece in entry.slices.items()]
+    return [(f":{part}", entry.parts[part], part_slice) for part, part_slice in entry.slices.items()]
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the float64 sum of products of two tensors."""
     if a is b:
         return _squares(a)
     a, b = a.reshape(-1), b.reshape(-1)
@@ -247,9 +263,9 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _squares(tensor: Tensor) -> Tensor:
-    """The sum of squares, in large tensors without a float64 copy: there 256 neighbours are added up in float32.
+    """Return the sum of squares. In large tensors, 256 neighbours are added in float32, without a float64 copy.
 
-    The relative errors of these short sums are 1e-7 and of both signs, so that 1e-8 or less remains of them.
+    The relative errors of these short sums are 1e-7 and of both signs, so the error of the total is 1e-8 or less.
     """
     flat = tensor.reshape(-1)
     whole = len(flat) // 256 * 256 if len(flat) > 1 << 16 else 0
@@ -260,5 +276,5 @@ def _squares(tensor: Tensor) -> Tensor:
 
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """What to add such tensors up in: float32 for those of half precision."""
+    """Return the dtype in which to add such tensors: float32 for half precision, otherwise their own."""
     return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

@@ -1,4 +1,4 @@
-"""Gradients that cannot be measured: sparse ones, and those of complex parameters."""
+"""Refuse gradients that cannot be measured: sparse gradients, and gradients of complex parameters."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def check_gradient(name: str, gradient: Tensor, what: str) -> None:
     """Refuse a sparse gradient.
 
     Args:
-        name: of its parameter.
-        gradient: of one parameter.
-        what: what needs a dense one, for the message.
+        name: name of the parameter.
+        gradient: its gradient.
+        what: what needs a dense gradient, for the message.
 
     Raises:
-        UnsupportedGradientError: it is sparse, as ``nn.Embedding(sparse=True)`` makes it.
+        UnsupportedGradientError: the gradient is sparse, as ``nn.Embedding(sparse=True)`` makes it.
 
     Example:
         >>> check_gradient("wte.weight", torch.zeros(2).to_sparse(), "AdamMini")
@@ -34,8 +34,13 @@ one: make its embedding with sparse=False
 def check_real(name: str, tensor: Tensor, what: str) -> None:
     """Refuse a complex parameter or gradient.
 
+    Args:
+        name: name of the parameter.
+        tensor: the parameter or its gradient.
+        what: what needs real numbers, for the message.
+
     Raises:
-        UnsupportedGradientError: it is complex.
+        UnsupportedGradientError: the tensor is complex.
     """
     if tensor.is_complex():
         raise UnsupportedGradientError(

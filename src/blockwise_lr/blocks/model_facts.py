@@ -1,4 +1,4 @@
-"""What the rules know about the whole model: embeddings, heads, attentions and the layers around them."""
+"""ModelFacts: facts about a whole model that the rules use: its embeddings, heads, attentions and layers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention import find_projections, is_attention_like
-from blockwise_lr.blocks.heads import find_heads, without_adapter
-from blockwise_lr.blocks.layout import split_layout
-from blockwise_lr.blocks.places import Places
-from blockwise_lr.blocks.projection import Projection
-from blockwise_lr.blocks.stated import Stated, StatedLayouts
+from blockwise_lr.blocks.layout import Projection
+from blockwise_lr.blocks.nesting import Nesting
+from blockwise_lr.blocks.output_heads import find_heads, without_adapter
+from blockwise_lr.blocks.resolved_layouts import LayoutResolver
+from blockwise_lr.blocks.split_weights import split_layout
 from blockwise_lr.blocks.topology import (
     CONTAINERS,
     CONVOLUTIONS,
@@ -25,7 +25,7 @@ from blockwise_lr.blocks.topology import (
     matrix_shape,
     table_shape,
 )
-from blockwise_lr.blocks.vouched import Vouched
+from blockwise_lr.blocks.user_layouts import LayoutArgument, UserLayouts
 
 _POSITION_SIZES = (
     "n_positions",
@@ -42,45 +42,54 @@ _SEGMENT_NAME = re.compile(r"token_type|segment")
 
 
 class ModelFacts:
-    """The facts that rules ask for; each is found once.
+    """The facts about one model that the rules ask for. Each is computed once, on first use.
 
     Args:
         model: the model, wrapped or not.
-        layout: how fused weights of unknown layout lie, as in :func:`blockwise_lr.split_fused`.
-        example: a batch that shows it.
+        layout: the layout of fused weights whose layout is unknown, as in :func:`blockwise_lr.split_fused`.
+        example: a batch whose run shows unknown layouts.
+
+    Attributes:
+        tree: the modules of the model.
+        attentions: paths of the attention modules.
+        projections: (path, leaf) of each attention parameter -> its :class:`Projection`.
+        unresolved: (path, leaf) -> why the layout of this fused weight is unknown.
     """
 
-    def __init__(self, model: nn.Module, *, layout: Stated | None = None, example: Any = None) -> None:
+    def __init__(
+        self, model: nn.Module, *, layout: LayoutArgument | None = None, example: Any = None
+    ) -> None:
         self.tree = Tree(model)
         found = find_projections(self.tree)
         self.attentions = {projection.attention for projection in found.values()}
-        sure = Vouched(
-            self.tree, found, split_layout, lambda: self.vocabularies, StatedLayouts(layout), example
+        resolved = LayoutResolver(
+            self.tree, found, split_layout, lambda: self.vocabularies, UserLayouts(layout), example
         )
-        self.projections, self.unproved = sure.projections, sure.problems
+        self.projections, self.unresolved = resolved.projections, resolved.problems
 
     @cached_property
-    def places(self) -> Places:
-        """Where modules are: in layers, or outside of them."""
-        return Places(self.tree, self.attentions, set(self.embeddings))
+    def nesting(self) -> Nesting:
+        """Which modules are in layers, and which contain embeddings and heads."""
+        return Nesting(self.tree, self.attentions, set(self.embeddings))
 
     @cached_property
     def _by_attention(self) -> dict[str, list[tuple[tuple[str, str], Projection]]]:
+        """Attention path -> its projections with their (path, leaf)."""
         grouped: dict[str, list[tuple[tuple[str, str], Projection]]] = {}
         for place, projection in self.projections.items():
             grouped.setdefault(projection.attention, []).append((place, projection))
         return grouped
 
     def projections_of(self, attention: str) -> list[tuple[tuple[str, str], Projection]]:
-        """Return the projections of one attention module, each with the path and the leaf of its parameter."""
+        """Return the projections of one attention module, each with the (path, leaf) of its parameter."""
         return self._by_attention.get(attention, [])
 
     def projection(self, site: Site) -> Projection | None:
-        """What a parameter of an attention module makes, None outside of attention."""
+        """Return the projection of a parameter; None for a parameter outside attention."""
         return self.projections.get((site.path.removesuffix(".base_layer"), site.leaf))
 
     def adapted(self, site: Site) -> list[Site]:
-        """The weight that a LoRA factor adapts, as the sites where rules may find it; none for another parameter."""
+        """Return the sites of the weight that a LoRA factor adapts; empty if the parameter is not a LoRA factor."""
         found = _ADAPTER.fullmatch(f"{site.path}.{site.leaf}")
         if found is None:
             return []
@@ -93,7 +102,7 @@ class ModelFacts:
         ]
 
     def parts(self, site: Site) -> tuple[str, ...]:
-        """The attention parts in a parameter: ("q",), ("q", "k", "v") if fused; one once split."""
+        """Return the attention parts in a parameter: ("q",), ("q", "k", "v") if fused; empty outside attention."""
         if site.part is not None:
             return (site.part,)
         projection = self.projection(site)
@@ -104,20 +113,24 @@ class ModelFacts:
 
     @cached_property
     def embeddings(self) -> dict[str, int]:
-        """All embeddings outside of attention: path -> how many rows they have."""
+        """Path of every embedding outside attention -> its number of rows."""
         found = ((path, table_shape(module)) for path, module in self.tree.modules.items())
         return {p: shape[0] for p, shape in found if shape and self.attentions.isdisjoint(ancestors(p))}
 
     @cached_property
     def vocabularies(self) -> set[int]:
-        """Sizes of the token embeddings: of get_input_embeddings, else of all but positions, types."""
+        """Sizes of the token embeddings.
+
+        The embeddings that `get_input_embeddings` returns count; without any, all except position and segment
+        embeddings.
+        """
         declared = {shape[0] for m in self._declared("get_input_embeddings") if (shape := table_shape(m))}
         neither = (p for p in self.embeddings if not self.is_position(p) and not self.is_segment(p))
         others = {self.embeddings[path] for path in neither}
         return declared or others
 
     def is_declared(self, module: nn.Module, getter: str) -> bool:
-        """Whether the model itself names the module, by get_input_embeddings or get_output_embeddings."""
+        """Return whether the model returns this module from a getter, such as "get_output_embeddings"."""
         return any(module is declared for declared in self._declared(getter))
 
     def _declared(self, getter: str) -> list[nn.Module]:
@@ -130,18 +143,19 @@ class ModelFacts:
         return {}
 
     def _ask(self, getter: str) -> Iterator[nn.Module]:
+        """Yield what each module of the model returns from a getter."""
         for module in self.tree.modules.values():
             if not callable(getattr(type(module), getter, None)):
                 continue
             try:
                 found = getattr(module, getter)()
-            except (AttributeError, NotImplementedError):  # transformers' way to say that there is none
+            except (AttributeError, NotImplementedError):  # transformers raises these if there is none
                 continue
             if isinstance(found, nn.Module):
                 yield found
 
     def is_position(self, path: str) -> bool:
-        """Whether an embedding counts positions: by its name, or as long as the configuration's context."""
+        """Return whether an embedding is one of positions, by its name or by the configured context length."""
         if self.is_declared(self.tree.modules[path], "get_input_embeddings"):
             return False
         if _POSITION_NAME.search(path.rpartition(".")[2].lower()):
@@ -150,11 +164,11 @@ class ModelFacts:
         return self.embeddings[path] in sizes - vocabularies
 
     def is_segment(self, path: str) -> bool:
-        """Whether an embedding is one of token types, by its name."""
+        """Return whether an embedding is one of token types, by its name."""
         return _SEGMENT_NAME.search(path.rpartition(".")[2].lower()) is not None
 
     def configured(self, *names: str) -> set[int]:
-        """Values of integer settings in the configurations that the model's modules keep."""
+        """Return the values of these integer settings in all configurations of the model's modules."""
         return {
             value
             for config in self._configs
@@ -168,18 +182,24 @@ class ModelFacts:
         return list({id(config): config for config in held if config is not None}.values())
 
     def is_only_token_table(self, path: str) -> bool:
-        """Whether an embedding must be the tokens': as long as vocabulary or head, or the only one."""
+        """Return whether an embedding must be the token embedding.
+
+        It must be if it has as many rows as the vocabulary or as a head has outputs, or if it is the only embedding.
+        """
         rows = self.embeddings[path]
         heads = {
             shape[1]
             for p, m in self.tree.modules.items()
-            if not self.places.in_layer(p) and (shape := matrix_shape(m))
+            if not self.nesting.in_layer(p) and (shape := matrix_shape(m))
         }
         others = [p for p in self.embeddings if p != path and not self.is_position(p)]
         return rows in self.configured("vocab_size") | heads or not others
 
     def is_head(self, site: Site) -> bool:
-        """An output head: the model says so, or it shares an embedding's weight, or its size and its place show it."""
+        """Return whether a matrix is an output head.
+
+        It is if the model declares it, if it shares the weight of an embedding, or if its size and position show it.
+        """
         if self.is_declared(site.module, "get_output_embeddings"):
             return True
         shape = matrix_shape(site.module)
@@ -191,7 +211,7 @@ class ModelFacts:
             return set()
         attention = {self.tree.linear(path) for path, _ in self.projections}
         asked = any(hasattr(type(m), "get_output_embeddings") for m in self.tree.modules.values())
-        return find_heads(self.tree, self.places, self.vocabularies, attention, asked)
+        return find_heads(self.tree, self.nesting, self.vocabularies, attention, asked)
 
     def is_tied(self, module: nn.Module) -> bool:
         """Whether a module's weight is also an embedding's."""
@@ -226,10 +246,10 @@ class ModelFacts:
 
     @cached_property
     def mixers(self) -> set[str]:
-        """Sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others.
+        """Paths of the sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others.
 
-        A recurrence without a matrix, or the gate of a linear attention, belongs to the mixer around it. What holds an
-        attention is a layer or a stack, not a mixer.
+        A recurrence without a matrix, and the gate of a linear attention, belong to the mixer that contains them. A
+        module that contains an attention is a layer or a stack, not a mixer.
         """
         found: set[str] = set()
         for path, module in self.tree.modules.items():
@@ -242,19 +262,20 @@ class ModelFacts:
                 children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
                 if {"in_proj", "out_proj"} <= children:
                     found.add(path)
-        return found - self._around_attention - self.places.around_table
+        return found - self._around_attention - self.nesting.around_table
 
     @cached_property
     def _around_attention(self) -> set[str]:
         return {path for attention in self.attentions for path in ancestors(attention)}
 
     def layer_of(self, path: str) -> str | None:
-        """The nearest module around `path` that holds an attention, if it is a layer, not a stack."""
+        """Return the nearest module around `path` that contains an attention, if it is a layer and not a stack."""
         nearest = next((p for p in ancestors(path) if p in self._around_attention), None)
         return nearest if nearest in self._layers else None
 
     @cached_property
     def _layer_matrices(self) -> dict[str, set[tuple[int, int]]]:
+        """Layer -> the shapes of the matrices in it that may be feed-forward."""
         shapes: dict[str, set[tuple[int, int]]] = {}
         for path, module in self.tree.modules.items():
             layer, shape = self.layer_of(path), matrix_shape(module)
@@ -263,7 +284,7 @@ class ModelFacts:
         return shapes
 
     def _may_feed_forward(self, path: str, layer: str) -> bool:
-        """Not in anything that looks like an attention, nor beside the state of another kind of mixer."""
+        """Return whether a matrix is neither in a module like an attention nor in one with a mixer's state."""
         inside = [path]
         for p in ancestors(path):
             if p == layer:
@@ -273,9 +294,11 @@ class ModelFacts:
         return self.tree.is_plain(parent) and not any(is_attention_like(self.tree, p) for p in inside)
 
     def widens_and_narrows(self, site: Site) -> bool:
-        """A feed-forward matrix by shape: in a layer, outside of attention, it widens d to m (or to 2m,
-        gated) and
-        another one narrows m to d, or the other way round."""
+        """Return whether a matrix is feed-forward by its shape.
+
+        It is if it lies in a layer outside attention and widens d to m (or to 2m if gated), while another matrix of the
+        layer narrows m to d; or the reverse.
+        """
         layer, shape = self.layer_of(site.path), matrix_shape(site.module)
         if layer is None or shape is None or not self._may_feed_forward(site.path, layer):
             return False

@@ -1,4 +1,4 @@
-"""Layouts of fused weights that users state: in words or as a `Layout`, for one model or, registered, for all."""
+"""The layouts of fused weights that users state: for one call (`layout=`) or for all later calls (register_layout)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import NamedTuple, TypeAlias
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from blockwise_lr.blocks.interleaved import HEADS, Layout, setting
-from blockwise_lr.blocks.projection import PART_BLOCKS, Projection
+from blockwise_lr.blocks.known_layouts import HEADS, setting
+from blockwise_lr.blocks.layout import PART_BLOCKS, Layout, Projection
 
 KEY_HEADS = (
     "num_key_value_heads",
@@ -23,9 +23,10 @@ KEY_HEADS = (
 )
 
 LayoutLike: TypeAlias = "str | Layout | Callable[[nn.Module, int], str | Layout]"
-"""In words, as a `Layout`, or a function of the attention module and the weight's number of outputs."""
+"""A layout in words, a `Layout`, or a function of the attention module and the weight's number of outputs."""
 
-Stated: TypeAlias = "LayoutLike | Mapping[str | type[nn.Module], LayoutLike]"
+LayoutArgument: TypeAlias = "LayoutLike | Mapping[str | type[nn.Module], LayoutLike]"
+"""The `layout=` of :func:`split_fused` and :func:`classify`."""
 
 
 class _Registered(NamedTuple):
@@ -37,22 +38,25 @@ _REGISTRY: list[_Registered] = []
 
 
 def register_layout(target: str | type[nn.Module], layout: LayoutLike) -> Callable[[], None]:
-    """Tell :func:`split_fused` and :func:`classify` how an attention class lays out its fused weight.
+    r"""Register how an attention class lays out its fused weight, for :func:`split_fused` and :func:`classify`.
 
     Args:
-        target: the attention's class, its subclasses included; or a regular expression that matches the whole of
-            `"Class"` or `"Class.child"`, e.g. ``r"MyAttention\\.qkv"`` where the class has several fused weights.
-        layout: "q k v": all rows of the queries, then all of the keys, then all of the values (the parts in any order);
-            "q k v per head": head by head; "q k v per group": for each key-value head the queries of its group, its
-            key and its value. Or ``Layout(parts, repeats)`` with the widths of the parts in outputs, or a function
-            `layout(attention, width)` that returns one of these.
+        target: the attention's class, which includes its subclasses; or a regular expression that matches the whole of
+            `"Class"` or `"Class.child"`, e.g. ``r"MyAttention\.qkv"`` if the class has several fused weights.
+        layout: one of these:
+
+            - "q k v": all rows of the queries, then all keys, then all values (the parts in any order);
+            - "q k v per head": head by head;
+            - "q k v per group": for each key-value head, the queries of its group, its key and its value;
+            - ``Layout(parts, repeats)`` with the widths of the parts in outputs;
+            - a function `layout(attention, width)` that returns one of these.
 
     Returns:
-        A function that takes the registration back. The latest registration of a class counts.
+        A function that undoes the registration. Of several registrations for a class, the latest counts.
 
     Raises:
         TypeError: the target is neither a module class nor a string.
-        ValueError: the target is no valid regular expression, or the layout names a part that does not exist.
+        ValueError: the target is not a valid regular expression, or the layout names an unknown part.
 
     Example:
         >>> class MyAttention(nn.Module):
@@ -77,53 +81,53 @@ def register_layout(target: str | type[nn.Module], layout: LayoutLike) -> Callab
     return undo
 
 
-def registered(attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
-    """The layout registered for a fused weight, None if there is none."""
+def registered_layout(attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
+    """Return the registered layout of a fused weight; None if there is none."""
     for target, layout in reversed(_REGISTRY):
         if _is_of_class(attention, child, target):
             return resolve(layout, attention, child, projection, width)
     return None
 
 
-class StatedLayouts:
-    """The `layout=` of one call.
+class UserLayouts:
+    """The `layout=` argument of one call.
 
     Args:
-        stated: one layout for every fused weight that nothing else vouches for; or a mapping whose keys are
-            regular expressions, searched in the parameter's name, or classes of the attention: these come before
-            everything else.
+        stated: one layout for every fused weight whose layout is otherwise unknown; or a mapping to layouts that
+            override everything else. A key is an attention class or a regular expression, searched in the parameter's
+            name.
 
     Raises:
         TypeError, ValueError: a key or a layout is not valid.
     """
 
-    def __init__(self, stated: Stated | None) -> None:
+    def __init__(self, stated: LayoutArgument | None) -> None:
         self._keyed: Mapping[str | type[nn.Module], LayoutLike] = (
             stated if isinstance(stated, Mapping) else {}
         )
-        self._rest: LayoutLike | None = None if isinstance(stated, Mapping) else stated
+        self._default: LayoutLike | None = None if isinstance(stated, Mapping) else stated
         self._used: set[object] = set()
         for key in self._keyed:
             _check_target(key, "layout=")
-        for layout in [*self._keyed.values(), *([] if self._rest is None else [self._rest])]:
+        for layout in [*self._keyed.values(), *([] if self._default is None else [self._default])]:
             _check_words(layout)
 
     def keyed(
         self, name: str, attention: nn.Module, child: str, projection: Projection, width: int
     ) -> Layout | None:
-        """The layout of the first key that matches."""
+        """Return the layout of the first key that matches a weight, or None."""
         for key, layout in self._keyed.items():
             if re.search(key, name) if isinstance(key, str) else isinstance(attention, key):
                 self._used.add(key)
                 return resolve(layout, attention, child, projection, width)
         return None
 
-    def rest(self, attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
-        """The one layout for all weights of unknown layout."""
-        return None if self._rest is None else resolve(self._rest, attention, child, projection, width)
+    def default(self, attention: nn.Module, child: str, projection: Projection, width: int) -> Layout | None:
+        """Return the layout stated without a key, or None."""
+        return None if self._default is None else resolve(self._default, attention, child, projection, width)
 
     def check_used(self, names: Iterable[str]) -> None:
-        """Raise ValueError if a key matched nothing, with the names of the fused weights that there are."""
+        """Raise ValueError, with the names of the unsplit fused weights, if a key matched none of them."""
         unused = [key for key in self._keyed if key not in self._used]
         if unused:
             shown = ", ".join(f'r"{k}"' if isinstance(k, str) else k.__name__ for k in unused)
@@ -136,10 +140,10 @@ class StatedLayouts:
 def resolve(
     layout: LayoutLike, attention: nn.Module, child: str, projection: Projection, width: int
 ) -> Layout:
-    """A stated layout as a :class:`Layout` of a weight with `width` outputs.
+    """Return a stated layout as a :class:`Layout` of a weight with `width` outputs.
 
     Raises:
-        ValueError: the parts do not fill the weight, or the attention does not say how many heads it has.
+        ValueError: the parts do not fill the weight, or the attention has no number of heads.
     """
     where = f"{type_before_parametrizations(attention).__name__}.{child}"
     if callable(layout) and not isinstance(layout, Layout):

@@ -1,8 +1,8 @@
-"""A split weight as its users see it outside of a forward pass: what is written into it reaches its parts.
+"""Tensors that write through: in-place writes into a split weight reach its parts.
 
-A split weight is computed from its parts whenever it is read, so a plain tensor would swallow every write: PEFT merges
-an adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and an average of
-weights writes into the tensors of `state_dict()`. A :class:`LiveWeight` does what these expect of a parameter.
+A split weight is computed from its parts on each read, so a write into a plain tensor would be lost. But PEFT merges an
+adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and weight averaging
+writes into the tensors of `state_dict()`. A :class:`WriteThroughWeight` supports what these expect of a parameter.
 """
 
 from __future__ import annotations
@@ -26,37 +26,37 @@ _BASE = Tensor._base.__get__  # type: ignore[union-attr]
 _HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
-class Parts(Protocol):
-    """What a split weight consists of."""
+class WeightParts(Protocol):
+    """The parts of a split weight."""
 
     name: str
 
     def tensors(self) -> Sequence[Tensor]:
-        """The parts as they are now."""
+        """Return the current parts."""
 
     def whole(self) -> Tensor:
-        """The weight, computed from the parts without gradients."""
+        """Return the weight, computed from the parts without gradients."""
 
     def assign(self, value: Tensor) -> None:
-        """Give the parts the values of a whole weight."""
+        """Write the values of a whole weight into the parts."""
 
     def require_grad(self, flag: bool) -> None:
-        """Train the parts, or not."""
+        """Set `requires_grad` of the parts."""
 
 
-class LiveWeight(Tensor):
+class WriteThroughWeight(Tensor):
     """A split weight, or a view of one, whose in-place writes are copied to the parts.
 
-    It behaves as the parameter would: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=`
-    and `torch._foreach_*` reach the parts, and a part that has changed since is read again. A copy, a pickle and every
-    result of a computation are plain tensors. A write that cannot reach the parts is an error.
+    It behaves like the parameter: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=` and
+    `torch._foreach_*` reach the parts, and changed parts are read again. Copies, pickles and the results of
+    computations are plain tensors. A write that cannot reach the parts is an error.
     """
 
-    _parts: Parts
-    _whole: Tensor  # the storage that views share, without a version counter of its own
+    _parts: WeightParts
+    _whole: Tensor  # the computed weight's `.data`, whose storage all views share
     _versions: list[Any]
-    _is_parameter: bool  # what module.weight returns, rather than a view of it or an entry of a state_dict
-    _is_part_of_one: bool
+    _is_parameter: bool  # True for module.weight, False for its views and for state_dict entries
+    _is_view_of_weight: bool
 
     @property
     def _is_param(self) -> bool:
@@ -64,12 +64,13 @@ class LiveWeight(Tensor):
 
     @_is_param.setter
     def _is_param(self, flag: bool) -> None:
-        """nn.Parameter(weight) sets this: a parameter of another module, with memory of its own."""
+        """Become an independent parameter. nn.Parameter(weight) sets this flag."""
         self.__class__ = nn.Parameter  # type: ignore[assignment]
         self.data = self.data.clone()
 
-    def set_(self, source: Any = None, *args: Any, **kwargs: Any) -> Tensor:  # not seen by __torch_function__
-        """Take the values of a tensor, as an assignment to `data` does."""
+    # __torch_function__ does not see this method.
+    def set_(self, source: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        """Take the values of a tensor, like an assignment to `data`."""
         if not isinstance(source, Tensor) or args or kwargs:
             raise RuntimeError(
                 f"{self._parts.name} is split and has no memory of its own to replace: write values into it, with copy_"
@@ -83,49 +84,49 @@ class LiveWeight(Tensor):
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        live = [each for each in _tensors((args, kwargs)) if isinstance(each, LiveWeight)]
-        first = args[0] if args and isinstance(args[0], LiveWeight) else None
+        weights = [each for each in _tensors((args, kwargs)) if isinstance(each, WriteThroughWeight)]
+        first = args[0] if args and isinstance(args[0], WriteThroughWeight) else None
         with torch._C.DisableTorchFunctionSubclass():
             if first is not None and (handled := _special(first, func, args, kwargs)) is not _ORDINARY:
                 return handled
             writes = _writes(func, kwargs)
             _refuse_recorded(func, args, writes)
-            for each in live:
+            for each in weights:
                 _refresh(each, always=writes)
-            before = [_version(each) for each in live]
+            before = [_version(each) for each in weights]
             out = func(*args, **kwargs)
             targets = {id(each) for each in _tensors((args[:1], kwargs.get("out")))} if writes else set()
-            for each, version in zip(live, before):
+            for each, version in zip(weights, before):
                 if version != _version(each) or id(each) in targets:
                     _write_back(each)
-            return out if func == _BASE else _views(out, live)
+            return out if func == _BASE else _views(out, weights)
 
 
-def live(value: Tensor, parts: Parts, *, parameter: bool) -> Tensor:
-    """A computed weight whose writes reach its parts.
+def write_through(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tensor:
+    """Return a computed weight whose writes reach its parts.
 
     Args:
         value: the weight, just computed from the parts.
-        parts: what to write to.
-        parameter: whether it stands for the parameter itself, which can be frozen and has no gradient hooks.
+        parts: the parts to write to.
+        parameter: whether it stands for the parameter itself, which can be frozen and supports no gradient hooks.
 
     Returns:
-        A :class:`LiveWeight`, or `value` where writes cannot be followed: inside torch.compile or a function transform,
-        or for a tensor that is a subclass of its own.
+        A :class:`WriteThroughWeight`; or `value` if writes cannot be followed: inside torch.compile or a function
+        transform, or if `value` is of a subclass of Tensor.
     """
     if torch.compiler.is_compiling() or type(value) is not Tensor:
         return value
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return value
     with torch.inference_mode(False), torch.set_grad_enabled(value.requires_grad):
-        made = value.as_subclass(LiveWeight)
+        made = value.as_subclass(WriteThroughWeight)
     return _follow(made, parts, value.data, parameter=parameter, view=False)
 
 
 def in_forward() -> bool:
-    """Whether the caller's caller is inside a module's forward pass, where a weight is read and never written.
+    """Return whether the caller's caller is inside a module's forward pass, where weights are only read.
 
-    A hook that is called before or after a forward is outside of it.
+    A hook that runs before or after a forward pass counts as outside.
     """
     frame: FrameType | None = sys._getframe(2)
     callee: FrameType | None = None
@@ -144,17 +145,17 @@ def _is_hook(callee: FrameType, call: FrameType) -> bool:
     return any(getattr(hook, "__code__", None) is callee.f_code for hook in hooks)
 
 
-# What is not an ordinary function --------------------------------------------------------------------
+# Functions that need special treatment --------------------------------------------------------------------
 
 _ORDINARY = object()
 
 
-def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """What stands for the parameter itself, or leaves the process; `_ORDINARY` if it is neither."""
+def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Handle functions on the parameter itself, and copies that leave the process; otherwise return `_ORDINARY`."""
     if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         value = args[1]
         Tensor.data.__set__(weight, value.detach().clone())  # type: ignore[attr-defined]
-        if not weight._is_part_of_one:
+        if not weight._is_view_of_weight:
             weight._whole = Tensor.data.__get__(weight)  # type: ignore[attr-defined]
             _write_back(weight)
         return None
@@ -163,7 +164,7 @@ def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: An
         return plain.clone() if func is Tensor.__deepcopy__ else plain.__reduce_ex__(args[1])  # type: ignore[no-untyped-call]
     if func in (Tensor.numpy, Tensor.__array__):
         array = func(_plain(weight) if func is Tensor.__array__ else weight, *args[1:], **kwargs)
-        array.flags.writeable = False  # numpy's own error refuses a write
+        array.flags.writeable = False  # numpy then raises its own error on a write
         return array
     if func is Tensor.__dlpack__:
         warnings.warn(
@@ -186,7 +187,8 @@ def _special(weight: LiveWeight, func: Callable[..., Any], args: Any, kwargs: An
     return _ORDINARY
 
 
-def _plain(weight: LiveWeight) -> Tensor:
+def _plain(weight: WriteThroughWeight) -> Tensor:
+    """Return a plain tensor with the current values."""
     _refresh(weight)
     return weight.detach().as_subclass(Tensor).requires_grad_(weight.requires_grad)
 
@@ -195,26 +197,29 @@ def _plain(weight: LiveWeight) -> Tensor:
 
 
 def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
-    """Whether a function writes into an argument, by its name."""
+    """Return whether a function writes into an argument, by its name."""
     name = getattr(func, "__name__", "")
     in_place = name.endswith("_") and not name.endswith("__")
     return in_place or _IN_PLACE.fullmatch(name) is not None or kwargs.get("out") is not None
 
 
 def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
-    """torch refuses to write into a leaf that requires gradients; `nn.init` writes without recording."""
+    """Raise for a write into a weight that requires gradients while they are recorded, as torch does for a leaf.
+
+    `nn.init` is exempt: it writes without recording.
+    """
     if not (writes and args and torch.is_grad_enabled()) or isinstance(func, FunctionType):
         return
     for each in _tensors(args[:1]):
-        if isinstance(each, LiveWeight) and each.requires_grad:
+        if isinstance(each, WriteThroughWeight) and each.requires_grad:
             raise RuntimeError(
                 f"{each._parts.name} requires gradients and is written in place while they are recorded; nothing was "
                 "written: write under torch.no_grad(), as into any parameter"
             )
 
 
-def _refresh(weight: LiveWeight, always: bool = False) -> None:
-    """Read the parts again if they have changed since."""
+def _refresh(weight: WriteThroughWeight, always: bool = False) -> None:
+    """Read the parts again if they have changed."""
     versions = _versions(weight._parts)
     if always or versions != weight._versions:
         with torch.inference_mode(False), torch.no_grad():
@@ -224,24 +229,25 @@ def _refresh(weight: LiveWeight, always: bool = False) -> None:
         weight._versions[:] = versions
 
 
-def _write_back(weight: LiveWeight) -> None:
-    value = weight._whole if weight._is_part_of_one else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
+def _write_back(weight: WriteThroughWeight) -> None:
+    """Copy the weight's values into the parts."""
+    value = weight._whole if weight._is_view_of_weight else Tensor.data.__get__(weight)  # type: ignore[attr-defined]
     with torch.no_grad():
         weight._parts.assign(value)
     weight._versions[:] = _versions(weight._parts)
 
 
-def _views(out: Any, live: Sequence[LiveWeight]) -> Any:
-    """Results that share the weight's memory are live, too."""
+def _views(out: Any, weights: Sequence[WriteThroughWeight]) -> Any:
+    """Make results that share the weight's memory write through as well."""
     if type(out) is Tensor:
-        return next((_view(out, each) for each in live if _shares(out, each._whole)), out)
+        return next((_view(out, each) for each in weights if _shares(out, each._whole)), out)
     if type(out) in (list, tuple):
-        return type(out)(_views(each, live) for each in out)
+        return type(out)(_views(each, weights) for each in out)
     return out
 
 
-def _view(out: Tensor, weight: LiveWeight) -> Tensor:
-    made = out.as_subclass(LiveWeight)
+def _view(out: Tensor, weight: WriteThroughWeight) -> Tensor:
+    made = out.as_subclass(WriteThroughWeight)
     return _follow(made, weight._parts, weight._whole, parameter=False, view=True, versions=weight._versions)
 
 
@@ -250,21 +256,22 @@ def _shares(tensor: Tensor, whole: Tensor) -> bool:
 
 
 def _follow(
-    made: LiveWeight,
-    parts: Parts,
+    made: WriteThroughWeight,
+    parts: WeightParts,
     whole: Tensor,
     *,
     parameter: bool,
     view: bool,
     versions: list[Any] | None = None,
-) -> LiveWeight:
-    made._parts, made._whole, made._is_parameter, made._is_part_of_one = parts, whole, parameter, view
+) -> WriteThroughWeight:
+    made._parts, made._whole, made._is_parameter, made._is_view_of_weight = parts, whole, parameter, view
     made._versions = _versions(parts) if versions is None else versions
     return made
 
 
-def _versions(parts: Parts) -> list[Any]:
-    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # of a DTensor
+def _versions(parts: WeightParts) -> list[Any]:
+    """Return what identifies the current values of the parts: identity, memory and version counter of each."""
+    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # the local tensor of a DTensor
     return [(id(part), part.data_ptr(), _version(part)) for part in here]
 
 

@@ -1,8 +1,8 @@
-"""Where in a model a module is: in a layer of a stack, or where embeddings and heads are; and its name within that.
+"""Nesting: which modules are in layers, and the names of modules relative to their layer.
 
-Layers are known without attention: they are the numbered items of a list, or siblings whose names differ in their
-number only. The names of the modules around a model say nothing about what is in it, so rules see a name only from
-the nearest such place downwards.
+Layers are found without looking at attention: they are the numbered items of a list, or siblings whose names differ
+only by a number. The rules use a name relative to the nearest layer or model, because the names of the modules
+around a model tell nothing about its contents.
 """
 
 from __future__ import annotations
@@ -14,17 +14,21 @@ from functools import cached_property
 from blockwise_lr.blocks.topology import CONTAINERS, Tree, ancestors
 
 _NUMBERED = re.compile(r"(?P<stem>.*?)_?\d+")
-# Experts lie in a list, too, and are no layers.
+# Experts are numbered, too, but are not layers.
 _NO_STACK = re.compile(r"(\w+_)?experts?")
 
 
-class Places:
-    """What is known about the place of a module from how the model is nested.
+class Nesting:
+    """Facts about the position of modules that follow from how the model is nested.
 
     Args:
-        tree: the model's modules.
-        attentions: the paths of its attention modules.
-        tables: the paths of its embeddings outside of attention.
+        tree: the modules of the model.
+        attentions: paths of the attention modules.
+        tables: paths of the embeddings outside attention.
+
+    Attributes:
+        around_attention: paths of all modules that contain an attention.
+        around_table: paths of all modules that contain an embedding.
     """
 
     def __init__(self, tree: Tree, attentions: Collection[str], tables: Collection[str]) -> None:
@@ -35,7 +39,7 @@ class Places:
 
     @cached_property
     def core(self) -> str:
-        """The model itself, without modules that hold nothing but one other module."""
+        """Path of the model itself, inside modules that contain nothing but one other module."""
         path = ""
         while len(inside := self._holding(path)) == 1 and path not in self.tree.owners:
             if self.tree.is_matrix(inside[0]) or inside[0] in self._attentions:
@@ -45,15 +49,18 @@ class Places:
 
     @cached_property
     def layers(self) -> set[str]:
-        """The outermost numbered modules that hold more than one module with parameters: the items of a stack.
+        """The items of stacks: the outermost numbered modules with several modules that own parameters.
 
-        An item that holds an embedding and a stack of its own is a whole model, not a layer.
+        An item with both an embedding and a stack of its own is a whole model, not a layer.
         """
         return set(self._items(self.core))
 
     @cached_property
     def attention_layers(self) -> set[str]:
-        """The modules around an attention, up to the first container or embedding: layers, not stacks or models."""
+        """The modules around an attention, up to the first container or embedding.
+
+        These are layers and parts of layers, not stacks or models.
+        """
         found: set[str] = set()
         for attention in self._attentions:
             for path in ancestors(attention):
@@ -65,56 +72,58 @@ class Places:
         return found
 
     def in_layer(self, path: str) -> bool:
-        """Whether a module is part of a layer: what is in one is no output head of the model."""
+        """Return whether a module is part of a layer. Such a module is not an output head of the model."""
         for around in ancestors(path):
             if around in self.layers:
                 return True
-            if around in self.around_attention:  # the nearest one around an attention is a layer, or a stack
+            if around in self.around_attention:  # the nearest such module is a layer or a stack
                 return around in self.attention_layers and path.rpartition(".")[0] != self.core
         return False
 
     def model_of(self, path: str) -> str | None:
-        """The module around this one, containers aside, if it also holds an embedding."""
+        """Return the nearest module around `path`, except containers, if it contains an embedding; otherwise None."""
         modules = self.tree.modules
         around = next((p for p in ancestors(path) if not p or not isinstance(modules[p], CONTAINERS)), "")
         return around if around in self.around_table else None
 
     def local(self, path: str) -> str:
-        """A module's path within the nearest layer, or, outside of layers, within the model.
+        """Return the path of a module relative to the nearest layer or, outside layers, to the model.
 
-        Modules around the model, or around its layers, have names that somebody chose for a whole model. They are
-        left out.
+        The names of the modules around a model or its layers are left out, because users choose them for whole models.
         """
         around = next((p for p in (path, *ancestors(path)) if p in self._frames), "")
         return path.removeprefix(around).removeprefix(".") if around else path
 
     @cached_property
     def _frames(self) -> set[str]:
+        """The modules to which paths are relative: the layers and the models, and everything around them."""
         frames = {"", self.core, *ancestors(self.core)}
         for layer in self.layers:
-            if not all(
-                map(self.tree.is_matrix, self._owners_in(layer))
-            ):  # the name of a list of MLPs says so
+            # The name of a list of matrices describes them, so it stays in the relative path.
+            if not all(map(self.tree.is_matrix, self._owners_in(layer))):
                 frames |= {layer, *ancestors(layer)}
         return frames | {
             path for path in self.around_table if path in self.around_attention or self._mixes(path)
         }
 
     def _mixes(self, path: str) -> bool:
-        """Whether a module around an embedding holds several others, too: a model, not a module of embeddings."""
+        """Return whether a module around an embedding contains several others, so it is a model, not an embedder."""
         rest = [p for p in self._holding(path) if p not in self._tables and not self.tree.is_norm(p)]
         return len(rest) > 1
 
     def _owners_in(self, path: str) -> Iterator[str]:
+        """Yield the paths of all modules inside `path`, itself included, that own parameters."""
         if path in self.tree.owners:
             yield path
         for child in self._holding(path):
             yield from self._owners_in(child)
 
     def _holding(self, path: str) -> list[str]:
+        """Return the direct children that contain parameters."""
         return [child for child in self.tree.children.get(path, ()) if child in self.tree.holders]
 
     def _items(self, path: str) -> Iterator[str]:
+        """Yield the outermost layers inside `path`."""
         children = self._holding(path)
         stems = [(self._stem(child), type(self.tree.modules[child])) for child in children]
         is_stack = _NO_STACK.fullmatch(path.rpartition(".")[2]) is None
@@ -132,19 +141,22 @@ class Places:
 
     @staticmethod
     def _stem(path: str) -> str | None:
-        """A name without the number at its end; None without one."""
+        """Return a module's name without the number at its end; None if it has no number."""
         found = _NUMBERED.fullmatch(path.rpartition(".")[2])
         return found["stem"] if found else None
 
     def _is_composite(self, path: str) -> bool:
-        """Whether more than one module in it has parameters."""
+        """Return whether several modules inside `path` own parameters."""
         return not self.tree.is_matrix(path) and self.tree.holders[path] > 1
 
     def _is_model(self, path: str, siblings: int) -> bool:
-        """Whether a module with a stack of its own also has an embedding, or is the only one in its list."""
+        """Return whether an item of a list is a whole model.
+
+        It is if it contains a stack, and also an embedding or no siblings; or if it is alone and mixes several modules.
+        """
         alone = siblings == 1
         holders = {table.rpartition(".")[0] for table in self._tables}
         inside = (p for p in holders if p == path or p.startswith(f"{path}."))
         if alone and any(map(self._mixes, inside)):
-            return True  # without a stack, e.g. a recurrent network
+            return True  # a model without a stack, e.g. a recurrent network
         return (path in self.around_table or alone) and any(True for _ in self._items(path))

@@ -1,4 +1,4 @@
-"""register_rule: what users teach `classify` about modules that the tables do not know."""
+"""register_rule: add rules of the user's own to `classify`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from blockwise_lr.blocks.block import Block, canonical_name
 from blockwise_lr.blocks.topology import Site, Tree, ancestors
 
 Predicate = Callable[[str, Tensor, nn.Module], bool]
-"""`predicate(name, parameter, module)`: whether a rule holds for the parameter called `name` that `module` owns."""
+"""`predicate(name, parameter, module)` returns whether a rule applies to the parameter that `module` owns."""
 
 
 @dataclass(frozen=True, eq=False)
 class RegisteredRule:
-    """A rule added by :func:`register_rule`. Remove it with `remove()`, by calling it, or at the end of a `with` block.
+    """A rule added by :func:`register_rule`.
+
+    Remove it with `remove()`, by calling it, or by leaving its `with` block.
 
     Args:
-        match: which parameters it holds for.
+        match: which parameters the rule applies to.
         block: their block.
         reason: why, in words.
     """
@@ -31,7 +33,7 @@ class RegisteredRule:
     reason: str
 
     def remove(self) -> None:
-        """Take the rule back. Removing it twice changes nothing."""
+        """Remove the rule. Removing it twice changes nothing."""
         _REGISTERED[:] = [rule for rule in _REGISTERED if rule is not self]
 
     def __call__(self) -> None:
@@ -46,7 +48,7 @@ class RegisteredRule:
         self.remove()
 
     def holds(self, site: Site, tree: Tree) -> bool:
-        """Whether the rule is for the parameter at this place."""
+        """Return whether the rule applies to the parameter at this site."""
         if isinstance(self.match, str):
             return any(re.search(self.match, name) for name in (site.name, canonical_name(site.name)))
         if isinstance(self.match, type):
@@ -62,25 +64,24 @@ _REGISTERED: list[RegisteredRule] = []
 def register_rule(
     match: str | type[nn.Module] | Predicate, block: Block | str, reason: str
 ) -> RegisteredRule:
-    """Teach :func:`classify` the block of some parameters, for every model from here on in this process.
+    """Assign some parameters to a block in every later call of :func:`classify` in this process.
 
-    Registered rules come after the `overrides` of a call and before the built-in rules. The latest rule that holds
-    counts. Unlike an override, a rule may hold for no parameter of a model.
+    Registered rules apply after the `overrides` of a call and before the built-in rules. Of several that match, the
+    latest counts. Unlike an override, a rule may match no parameter of a model.
 
     Args:
-        match: a module class, which claims every parameter inside its instances; a regular expression, searched in
-            the parameter's name (as `named_parameters()` gives it, and without wrapper prefixes); or a function
-            `match(name, parameter, module)` that returns whether the rule holds for the parameter called `name`, which
-            `module` owns.
+        match: a module class, which matches every parameter inside its instances; a regular expression, searched in
+            the parameter's name (with and without wrapper prefixes); or a function `match(name, parameter, module)`,
+            where `module` owns the parameter, that returns whether the rule applies.
         block: the block of these parameters, e.g. ``Block.FFN`` or ``"ffn"``.
         reason: why, in words; `BlockMap.reason` returns it.
 
     Returns:
-        RegisteredRule: `.remove()` takes the rule back; in a `with` statement it lasts for the block of code.
+        RegisteredRule: `.remove()` removes the rule; as a context manager it lasts for the `with` block.
 
     Raises:
-        TypeError: `match` is none of these three, or `reason` is no string.
-        ValueError: `match` is no valid regular expression, `block` is no Block, or `reason` is empty.
+        TypeError: `match` is none of these three, or `reason` is not a string.
+        ValueError: `match` is not a valid regular expression, `block` is not a Block, or `reason` is empty.
 
     Example:
         >>> from blockwise_lr import classify
@@ -120,8 +121,8 @@ def register_rule(
     return rule
 
 
-def registered(site: Site, tree: Tree) -> RegisteredRule | None:
-    """The latest registered rule that holds for a parameter."""
+def registered_rule(site: Site, tree: Tree) -> RegisteredRule | None:
+    """Return the latest registered rule that applies to a parameter, or None."""
     return next((rule for rule in reversed(_REGISTERED) if rule.holds(site, tree)), None)
 
 

@@ -1,4 +1,4 @@
-"""What each row of a fused weight makes, asked of autograd: the queries, keys or values that it moves in a run."""
+"""Find the layout of a fused weight by autograd: which of queries, keys and values each row affects in a run."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from blockwise_lr.blocks.attending import Attended, watched
-from blockwise_lr.blocks.interleaved import Layout
+from blockwise_lr.blocks.attention_inputs import AttentionInputs, record_attention
+from blockwise_lr.blocks.layout import Layout
 from blockwise_lr.blocks.topology import output_dim
 
-_LENGTH = 6
-_LONGEST = 1024  # tokens of an attention that runs alone
-_RANDOM = 100_003  # so many random numbers, over and over: a prime, so that no two rows are alike
+_LENGTH = 6  # tokens of the random input
+_LONGEST = 1024  # the longest random input, for attentions built for one length
+_RANDOM = 100_003  # random numbers before they repeat; a prime, so that no two rows are equal
+# Names of required arguments that get the random hidden states.
 _HIDDEN = (
     "x",
     "hidden_states",
@@ -36,12 +37,12 @@ _HIDDEN = (
 )
 
 
-class Fused(NamedTuple):
-    """A fused weight to be asked about.
+class UnresolvedWeight(NamedTuple):
+    """A fused weight whose layout is unknown.
 
     Args:
         weight: the parameter.
-        dim: the dimension that its parts share.
+        dim: the dimension along which its parts are arranged.
     """
 
     weight: nn.Parameter
@@ -49,40 +50,41 @@ class Fused(NamedTuple):
 
 
 Rows = list[frozenset[str]]
-"""Of each row of a weight, what it moves: a set of "q", "k" and "v"."""
+"""What each row of a weight affects: a set of "q", "k" and "v"."""
 
 
 class NotSeenError(Exception):
-    """Why a forward pass showed nothing, in words."""
+    """A forward pass did not show the layout. The message is the reason, in words."""
 
 
-def of_run(
-    model: nn.Module, attentions: Mapping[str, Mapping[str, Fused]], run: Callable[[], object]
+def rows_of_run(
+    model: nn.Module, attentions: Mapping[str, Mapping[str, UnresolvedWeight]], run: Callable[[], object]
 ) -> dict[str, Rows]:
-    """What the rows of fused weights move when `run` runs the model.
+    """Return what the rows of fused weights affect while `run` runs the model.
+
+    If an attention runs several times, only the first run counts, because its own output affects the later ones.
 
     Args:
-        model: holds the attentions.
-        attentions: path of an attention in the model -> name -> fused weight; of an attention that runs several times
-            the first time counts, because later its own output moves it.
-        run: calls the model. An exception in it is of no interest once an attention was seen.
+        model: the model that contains the attentions.
+        attentions: path of each attention -> name -> fused weight.
+        run: calls the model. An exception in it is ignored once an attention was seen.
 
     Returns:
-        By name, for the weights whose attention was seen.
+        By name, the rows of the weights whose attention was seen.
 
     Raises:
-        NotSeenError: `run` ended in an exception before any attention was seen.
+        NotSeenError: `run` raised an exception before any attention was seen.
     """
-    seen: dict[str, list[tuple[Attended, dict[str, dict[str, Tensor]]]]] = {}
+    seen: dict[str, list[tuple[AttentionInputs, dict[str, dict[str, Tensor]]]]] = {}
     finished: set[str] = set()
     stack: list[str] = []
 
-    def record(attended: Attended) -> None:
+    def record(taken: AttentionInputs) -> None:
         if stack and stack[-1] not in finished:
             weights = attentions[stack[-1]]
-            moved = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", attended[:3])}
-            if any(gradients for gradients in moved.values()):
-                seen.setdefault(stack[-1], []).append((attended, moved))
+            affected = {part: _gradients(tensor, weights) for part, tensor in zip("qkv", taken[:3])}
+            if any(gradients for gradients in affected.values()):
+                seen.setdefault(stack[-1], []).append((taken, affected))
 
     with ExitStack() as exits:
         for path in attentions:
@@ -94,7 +96,7 @@ def of_run(
         exits.enter_context(
             _undisturbed(model, [f.weight for each in attentions.values() for f in each.values()])
         )
-        exits.enter_context(watched(model, record))
+        exits.enter_context(record_attention(model, record))
         try:
             run()
         except Exception as error:
@@ -104,27 +106,25 @@ def of_run(
                 ) from error
     found: dict[str, Rows] = {}
     for path, events in seen.items():
-        computed = [moved for attended, moved in events if not attended.by_name]
+        computed = [affected for taken, affected in events if not taken.by_name]
         for name, fused in attentions[path].items():
-            found[name] = _rows(fused, computed or [moved for _, moved in events], name)
+            found[name] = _rows(fused, computed or [affected for _, affected in events], name)
     return found
 
 
-def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> dict[str, Rows]:
-    """What the rows of fused weights move when a copy of their attention runs alone, on random numbers.
+def rows_of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> dict[str, Rows]:
+    """Return what the rows of fused weights affect while a copy of their attention runs alone on random numbers.
 
     Args:
-        attention: the module; it is not changed, and may be on the meta device.
+        attention: the module. It is not changed, and may be on the meta device.
         fused: name -> path of the linear layer in the attention.
-        width: that of the inputs.
+        width: width of the inputs.
 
     Raises:
-        NotSeenError: it cannot be copied or run, or no attention was seen in it.
+        NotSeenError: the attention cannot be copied or run, or its computation was not seen.
     """
-    with (
-        torch.device("cpu"),
-        torch.random.fork_rng(devices=[]),
-    ):  # the caller may be making a model on the meta device
+    # The caller may be building a model on the meta device, so the device is set explicitly.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         try:
             twin = _random_copy(attention)
             inputs = [_inputs(twin, width, length) for length in (_LENGTH, *_lengths(twin))]
@@ -134,29 +134,29 @@ def of_attention(attention: nn.Module, fused: Mapping[str, str], width: int) -> 
             raise NotSeenError(f"it cannot be copied: {type(error).__name__}: {error}") from error
         layers = {name: twin.get_submodule(path) for name, path in fused.items()}
         weights = {
-            name: Fused(cast("nn.Parameter", layer.weight), output_dim(layer))
+            name: UnresolvedWeight(cast("nn.Parameter", layer.weight), output_dim(layer))
             for name, layer in layers.items()
         }
         failure: NotSeenError | None = None
         for given in inputs:
             try:
-                return of_run(twin, {"": weights}, functools.partial(twin, **given))
+                return rows_of_run(twin, {"": weights}, functools.partial(twin, **given))
             except NotSeenError as why:
                 failure = failure or why
         raise failure or NotSeenError("no attention was seen in it")
 
 
 def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
-    """The layout that rows show.
+    """Return the layout that the rows show.
 
     Args:
-        rows: what each row moves.
-        expected: the parts that the weight is thought to make: whether what moves keys and values is a latent, and
-            what moves nothing that attends is a gate or the output's matrix.
+        rows: what each row affects.
+        expected: the parts that the weight should make. They tell whether rows that affect both keys and values are a
+            latent, and whether rows that affect nothing are a gate or the output projection.
 
     Raises:
-        NotSeenError: rows that make nothing known, or that leave queries, keys or values to no row; or an order that
-            is no repetition of one run for each part.
+        NotSeenError: rows make nothing known; queries, keys or values have no row; or the parts do not follow each
+            other in a repeated order.
 
     Example:
         >>> layout_of([frozenset(part) for part in "qqkvqqkv"], ("q", "k", "v"))
@@ -167,15 +167,15 @@ def layout_of(rows: Rows, expected: Sequence[str]) -> Layout:
     silent = [part for part in expected if part in ("gate", "o")]
     if len(silent) == 1:
         names[frozenset()] = silent[0]
-    unknown = [i for i, moved in enumerate(rows) if moved not in names]
+    unknown = [i for i, affected in enumerate(rows) if affected not in names]
     if unknown:
         words = (
             " and ".join(_WORDS[part] for part in "qkv" if part in rows[unknown[0]]) or "nothing that attends"
         )
         raise NotSeenError(f"{len(unknown)} of its {len(rows)} rows, row {unknown[0]} first, move {words}")
-    owners = [names[moved] for moved in rows]
+    owners = [names[affected] for affected in rows]
     unmoved = [_WORDS[part] for part in "qkv" if part in expected and part not in owners]
-    if unmoved and frozenset() in rows:  # rows that are taken for a gate or an output may be theirs
+    if unmoved and frozenset() in rows:  # rows that seem to be a gate or an output may belong to these parts
         raise NotSeenError(f"none of its {len(rows)} rows moves {' or '.join(unmoved)} alone")
     for repeats in (n for n in range(1, len(owners) + 1) if len(owners) % n == 0):
         stretch = owners[: len(owners) // repeats]
@@ -193,7 +193,8 @@ def _shown(owners: list[str]) -> str:
     return ", ".join(runs[:8]) + (", ..." if len(runs) > 8 else "")
 
 
-def _gradients(tensor: Tensor, weights: Mapping[str, Fused]) -> dict[str, Tensor]:
+def _gradients(tensor: Tensor, weights: Mapping[str, UnresolvedWeight]) -> dict[str, Tensor]:
+    """Return the gradients of the weights for a random projection of an attention input."""
     if not tensor.requires_grad or not tensor.is_floating_point():
         return {}
     total = (tensor.nan_to_num(0, 0, 0) * torch.randn_like(tensor)).sum()
@@ -202,19 +203,20 @@ def _gradients(tensor: Tensor, weights: Mapping[str, Fused]) -> dict[str, Tensor
     return {name: gradient for name, gradient in zip(weights, found) if gradient is not None}
 
 
-def _rows(fused: Fused, events: Sequence[Mapping[str, Mapping[str, Tensor]]], name: str) -> Rows:
-    moved: Rows = [frozenset()] * fused.weight.shape[fused.dim]
+def _rows(fused: UnresolvedWeight, events: Sequence[Mapping[str, Mapping[str, Tensor]]], name: str) -> Rows:
+    """Return what each row of a weight affects: it affects an input if it has a nonzero gradient for it."""
+    affected: Rows = [frozenset()] * fused.weight.shape[fused.dim]
     for event in events:
         for part, gradients in event.items():
             if (gradient := gradients.get(name)) is not None:
                 moves = (gradient != 0).movedim(fused.dim, 0).flatten(1).any(1).tolist()
-                moved = [each | {part} if moving else each for each, moving in zip(moved, moves)]
-    return moved
+                affected = [each | {part} if moving else each for each, moving in zip(affected, moves)]
+    return affected
 
 
 @contextmanager
 def _undisturbed(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
-    """In eval mode and with gradients of these weights; afterwards modes, buffers and random numbers are as before."""
+    """Run in eval mode with gradients of these weights; restore modes, buffers and the random state afterwards."""
     modes = {module: module.training for module in model.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     trained = [weight.requires_grad for weight in weights]
@@ -236,7 +238,7 @@ def _undisturbed(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None
 
 
 def _random_copy(attention: nn.Module) -> nn.Module:
-    """A copy in single precision whose weights are random: a weight at zero would hide what it is multiplied with."""
+    """Return a copy in single precision with random weights. A weight at zero would hide what it multiplies."""
     twin = copy.deepcopy(attention)
     without_values = [name for name, buffer in twin.named_buffers() if buffer.is_meta]
     twin = (
@@ -253,12 +255,12 @@ def _random_copy(attention: nn.Module) -> nn.Module:
             parameter.copy_(few.repeat(rows)[: parameter.numel()].view_as(parameter))
         for name, buffer in twin.named_buffers():
             if name in without_values:
-                buffer.fill_(1)  # a mask of ones sees everything
+                buffer.fill_(1)  # as a mask, ones hide nothing
     return twin
 
 
 def _lengths(attention: nn.Module) -> list[int]:
-    """Numbers of tokens that an attention may be made for: sizes of what is no layer's weight, such as a bias."""
+    """Return sequence lengths that an attention may be built for: the sizes of its masks and position biases."""
     tensors = [*attention.named_parameters(), *attention.named_buffers()]
     shapes = [t.shape for name, t in tensors if name.rpartition(".")[2] not in ("weight", "bias")]
     sizes = {size for shape in shapes if len(shape) > 1 for size in shape[-2:]}
@@ -266,7 +268,7 @@ def _lengths(attention: nn.Module) -> list[int]:
 
 
 def _inputs(attention: nn.Module, width: int, length: int) -> dict[str, Any]:
-    """Arguments for an attention that takes hidden states, and masks perhaps."""
+    """Return arguments for the forward of an attention: hidden states, and None for required masks."""
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(2, length, width, generator=generator)
     inputs: dict[str, Any] = {}

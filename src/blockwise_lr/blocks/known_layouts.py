@@ -1,35 +1,29 @@
-"""How known classes lay several parts out in one weight, where that is not all of q, then all of k, then all of v.
+"""The layouts of fused weights in known classes, where they differ from all of q, then all of k, then all of v.
 
-To add a class, write one line in `LAYOUTS` and one case in tests/support/cases.py. A layout cannot be read off the
-weights, so these lines count only for the classes in `blocks/vouched.py`; the layout of any other class is proved or
-stated.
+To add a class, write one line in `LAYOUTS` and one case in tests/support/cases.py. A weight does not show its layout,
+so a line is relied on only for the classes in `blocks/trusted_classes.py`. For any other class the line is a first
+guess at the parts, and the layout must be proved or stated (`blocks/resolved_layouts.py`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
 
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blockwise_lr.blocks.layout import Layout
+
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_local_heads")
 
 
-class Layout(NamedTuple):
-    """Parts with their widths over all repeats, and how often they follow one another (None: not known)."""
-
-    parts: tuple[tuple[str, int], ...]
-    repeats: int | None = 1
-
-
 Rule = Callable[[nn.Module, int], Layout]
-"""`rule(attention, width)`: the layout of a weight with so many outputs."""
+"""`rule(attention, width)` returns the layout of a weight with `width` outputs."""
 
 
 def setting(module: nn.Module, *names: str) -> int:
-    """The first of these settings that a module or its configuration has; 0 if neither has any."""
+    """Return the first of these integer settings that a module or its configuration has; 0 if none exists."""
     for holder in (module, getattr(module, "config", None)):
         for name in names:
             if isinstance(value := getattr(holder, name, None), int) and not isinstance(value, bool):
@@ -38,7 +32,7 @@ def setting(module: nn.Module, *names: str) -> int:
 
 
 def _by_head(*parts: str) -> Rule:
-    """Equal parts, head by head."""
+    """Return the rule for equal parts that alternate head by head."""
 
     def rule(attention: nn.Module, width: int) -> Layout:
         heads = setting(attention, *HEADS)
@@ -49,7 +43,7 @@ def _by_head(*parts: str) -> Rule:
 
 
 def _falcon(attention: nn.Module, width: int) -> Layout:
-    """By group of queries with their key and value, all queries and one key and value, or by head."""
+    """Group by group (queries, their key and value); or all queries, one key, one value; or head by head."""
     heads, head_dim = setting(attention, "num_heads"), setting(attention, "head_dim")
     if not (
         getattr(attention, "new_decoder_architecture", False) or getattr(attention, "multi_query", False)
@@ -60,7 +54,7 @@ def _falcon(attention: nn.Module, width: int) -> Layout:
 
 
 def _codegen(attention: nn.Module, width: int) -> Layout:
-    """By shard of the four TPU cores that it was trained on, the values before the keys."""
+    """Four shards, one for each TPU core of the training, with the values before the keys."""
     return Layout((("q", width // 3), ("v", width // 3), ("k", width // 3)), 4)
 
 
@@ -72,7 +66,7 @@ def _bigcode(attention: nn.Module, width: int) -> Layout:
 
 
 def _litgpt(attention: nn.Module, width: int) -> Layout:
-    """By group of queries with their key and value, as LitGPT did before it called this weight `qkv`, and Megatron."""
+    """Group by group: the queries of a group, their key and value. LitGPT's older `attn` weight, and Megatron's."""
     heads = setting(attention, "n_head", "num_attention_heads")
     groups = setting(attention, "n_query_groups", "num_query_groups")
     size = width // (heads + 2 * groups) if heads else 0
@@ -87,7 +81,7 @@ def _latent_and_rope(attention: nn.Module, width: int) -> Layout:
 
 
 def _keys_and_values_of_heads(attention: nn.Module, width: int) -> Layout:
-    """MLA: from the latent, the key without rotation and the value, head by head."""
+    """MLA, from the latent: the key without rotation and the value, head by head."""
     heads, values = setting(attention, *HEADS), setting(attention, "v_head_dim")
     keys = width // heads - values if heads else 0
     known = heads and values and keys > 0 and width % heads == 0
@@ -115,7 +109,7 @@ def _delta_qkvz(attention: nn.Module, width: int) -> Layout:
     )
 
 
-# "Class.child" -> layout.
+# Pattern of "Class.child" -> rule. The first match counts.
 LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
     (re.compile(pattern), rule)
     for pattern, rule in (
@@ -131,14 +125,14 @@ LAYOUTS: tuple[tuple[re.Pattern[str], Rule], ...] = tuple(
         (r"Qwen\w+Attention\.q_proj|\w+\.q_gate_proj", _query_and_gate_of_heads),
         (r"\w*GatedDeltaNet\.in_proj_qkv", _delta_qkv),
         (r"\w*GatedDeltaNet\.in_proj_qkvz", _delta_qkvz),
-        # Some layout by head or by shard, of a class that is not above.
+        # Other classes with these names use some layout by head or by shard.
         (r".*\.(query_key_value|linear_qkv)", lambda attention, width: Layout(_thirds(width), None)),
     )
 )
 
 
 def _heads_of_two_sizes(attention: nn.Module, width: int) -> Layout | None:
-    """LeViT, TinyViT and EfficientFormer, whose values may be wider than their keys: head by head."""
+    """LeViT, TinyViT and EfficientFormer: head by head, with values that may be wider than the keys."""
     heads, keys, values = (setting(attention, name) for name in ("num_heads", "key_dim", "val_dim"))
     if not heads or not keys or not values:
         return None
@@ -155,7 +149,13 @@ def _thirds(width: int) -> tuple[tuple[str, int], ...]:
 
 
 def known_layout(attention: nn.Module, child: str, width: int) -> Layout | None:
-    """The layout of the weight that is called `child` in `attention`, None if the table has no line for it."""
+    """Return the layout of the weight named `child` in `attention`; None if the table has no line for it.
+
+    Args:
+        attention: the attention module.
+        child: the attribute name of the linear layer.
+        width: its number of outputs.
+    """
     key = f"{type_before_parametrizations(attention).__name__}.{child}"
     found = next((rule(attention, width) for pattern, rule in LAYOUTS if pattern.fullmatch(key)), None)
     fused = child in ("qkv", "kv")
