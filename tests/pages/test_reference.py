@@ -48,7 +48,9 @@ def test_every_package_with_public_names_has_a_page():
 
 
 def test_every_name_of_the_library_is_a_name_of_a_documented_package():
-    named = {name for module in DOCUMENTED for name in getattr(importlib.import_module(module), "__all__", ())}
+    named = {
+        name for module in DOCUMENTED for name in getattr(importlib.import_module(module), "__all__", ())
+    }
     assert set(blockwise_lr.__all__) <= named
 
 

@@ -141,7 +141,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def package() -> Any:
     """Read the package without importing it, with docstrings as on the site."""
     extensions = griffe.load_extensions(str(ROOT / "tools" / "docs" / "docstrings.py"))
-    return griffe.load("blockwise_lr", search_paths=[ROOT / "src"], resolve_aliases=True, extensions=extensions)
+    return griffe.load(
+        "blockwise_lr", search_paths=[ROOT / "src"], resolve_aliases=True, extensions=extensions
+    )
 
 
 def names_table() -> str:
