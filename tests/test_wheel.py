@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import subprocess
 import sys
 import zipfile
@@ -19,7 +20,10 @@ pytestmark = pytest.mark.slow
 
 def run(*words: str | Path, folder: Path) -> str:
     """Run a program outside of the repository and return what it prints."""
-    done = subprocess.run(list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False)
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        list(map(str, words)), cwd=folder, capture_output=True, text=True, check=False, env=alone
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -34,7 +34,7 @@ def completed(script: str, *words: str) -> list[str]:
         (["tr"], ["train"]),
         (["e"], ["eval", "export"]),
         (["train", "quick"], ["quickstart"]),
-        (["compare", "quickstart", "--see"], ["--seeds"]),
+        (["compare", "quickstart", "--ar"], ["--arms"]),
         (["train", "quickstart", "--base-l"], ["--base-lr"]),
         (["sharpness", "runs/mine", "--estimator", "fi"], ["fisher"]),
         (["eval", "runs/mine", "--ov"], ["--overlap"]),

@@ -1,4 +1,4 @@
-"""What mkdocstrings is told about our docstrings, which Sphinx and a plain terminal also have to show well."""
+"""Extension of mkdocstrings: rewrite the reStructuredText in our docstrings to Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mkdocs is told about this repository: the pages outside of docs/, the table of public names, and what must be there.
+"""Hooks of mkdocs: add the pages outside of docs/ and the table of public names, and check that no name is missing.
 
 The README, the changelog, the studies and the benchmarks keep their places in the repository, where their links are
 relative to their own folders. Here each gets an address on the site, and links between pages are rewritten to match.
