@@ -57,7 +57,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Put the studies into the navigation."""
     for entry in config.nav or []:
         if "Studies" in entry:
-            overview = ["studies/index.md"] if (ROOT / "studies" / "README.md").exists() else []
+            overview = [{"Overview": "studies/index.md"}] if (ROOT / "studies" / "README.md").exists() else []
             entry["Studies"] = overview + [{title: place} for title, place in titles("studies")]
         if "Costs" in entry and not (ROOT / "benchmarks" / "README.md").exists():
             config.nav.remove(entry)
