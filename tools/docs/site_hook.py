@@ -7,7 +7,9 @@ A file that a page links to and that is no page (data, a script) is copied to th
 
 from __future__ import annotations
 
+import base64
 import functools
+import json
 import posixpath
 import re
 from collections.abc import Iterator
@@ -23,6 +25,7 @@ from mkdocs.structure.pages import Page
 
 log = get_plugin_logger("site")
 ROOT = Path(__file__).parents[2]
+NOTEBOOK, TOUR = "examples/tour.ipynb", "tour.md"
 SINGLE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 FOLDERS = ("studies", "benchmarks", "results")
 """Every Markdown file below these is a page, but for *.head.md, from which a README.md is generated."""
@@ -37,6 +40,7 @@ _DIRECTIVE = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 def outside_pages() -> dict[str, str]:
     """Map the pages outside of docs/ to their addresses: a path in the repository to one below docs/."""
     found = {name: place for name, place in SINGLE.items() if (ROOT / name).exists()}
+    found[NOTEBOOK] = TOUR
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.md")):
             name = path.relative_to(ROOT)
@@ -64,10 +68,29 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     return config
 
 
+def add_notebook(files: Files, config: MkDocsConfig) -> None:
+    """Add the notebook as a page: its cells, what they printed, and their figures."""
+    parts = []
+    for number, cell in enumerate(json.loads((ROOT / NOTEBOOK).read_text(encoding="utf-8"))["cells"]):
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            if "text" in output:
+                parts.append(f"```text\n{''.join(output['text']).rstrip()}\n```")
+            elif "image/png" in output.get("data", {}):
+                name = f"tour-{number}.png"
+                image = base64.b64decode(output["data"]["image/png"])
+                files.append(File.generated(config, name, content=image))
+                parts.append(f"![Output of the cell above]({name})")
+    files.append(File.generated(config, TOUR, content="\n\n".join(parts)))
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages outside of docs/."""
+    add_notebook(files, config)
     for name, place in outside_pages().items():
-        files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
+        if place != TOUR:
+            files.append(File.generated(config, place, abs_src_path=str(ROOT / name)))
     return files
 
 
@@ -132,6 +155,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Rewrite a page's links and fill in the table of public names."""
     sources = {place: name for name, place in outside_pages().items()}
     own = page.file.src_uri
+    if own == TOUR:
+        return markdown  # its figures have no place in the repository
     if "<!-- public names -->" in markdown:
         markdown = markdown.replace("<!-- public names -->", names_table())
     return rewrite_links(markdown, sources.get(own, f"docs/{own}"), own, files, config)
