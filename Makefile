@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lower-bounds lint format bench clean
+.PHONY: quickstart test test-slow lower-bounds lint format docs bench clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -13,6 +13,7 @@ help:
 	@echo "make test         set up, then run the tests (under 10 minutes); make test-slow: the long ones too"
 	@echo "make lower-bounds  a short set of tests with the lowest declared version of every dependency (but torch)"
 	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
+	@echo "make docs         the documentation site, into site/; fails at a broken link or an undocumented public name"
 	@echo "make bench        the benchmarks; each writes a dated file to benchmarks/results"
 
 $(READY): pyproject.toml constraints.txt
@@ -54,6 +55,15 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The Python API is read from the sources, without importing them: mkdocs and its plugins are all that is installed.
+DOCS_READY := $(VENV)/.docs-ready
+$(DOCS_READY): $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $(DOCS_READY)
+
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 bench: $(READY)
 	$(BIN)/python benchmarks/optimizer_step.py
 	$(BIN)/python benchmarks/classify.py
@@ -67,4 +77,4 @@ bench: $(READY)
 	$(BIN)/python benchmarks/directional_cost.py
 
 clean:
-	rm -rf $(VENV) $(LOWER) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWER) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

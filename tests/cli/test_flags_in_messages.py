@@ -34,6 +34,8 @@ COMMANDS = (
 OTHERS = {
     "--help",
     "--version",
+    "--print-completion",
+    "--tyro-print-completion",
     "--nproc-per-node",
     "--no-deps",
     "--relogin",
@@ -42,7 +44,7 @@ OTHERS = {
     "--porcelain",
     "--long",
 }
-"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate, git and zstd."""
+"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate, git, zstd and tyro."""
 
 
 def fields(cls: Any) -> Iterator[str]:

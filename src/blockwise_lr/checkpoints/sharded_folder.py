@@ -33,6 +33,8 @@ from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.adam_mini_sharded import sharded_zeros
 
+__all__ = ["load_sharded", "save_sharded"]
+
 LAYOUT = "sharded.json"
 
 

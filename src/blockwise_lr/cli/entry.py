@@ -44,6 +44,7 @@ PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier r
 MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id.
 For inspect, MODEL can also be module:function, where your function returns the model.
 `blockwise-lr COMMAND PRESET --help` lists every setting with the values of that preset.
+`blockwise-lr --print-completion bash` (or zsh) prints a script for completion with the Tab key.
 """
 
 _COMMANDS = ("train", "compare", "eval", "generate", "export", "sharpness", "inspect", "presets")
@@ -107,7 +108,7 @@ def _run(command: str, rest: list[str]) -> None:
 
         print(__version__)
         return
-    if command not in _COMMANDS:
+    if command not in (*_COMMANDS, "--print-completion"):
         raise UserError(f"no command {command!r}; the commands are {', '.join(_COMMANDS)}")
     try:
         check(
@@ -115,6 +116,11 @@ def _run(command: str, rest: list[str]) -> None:
         )
     except ImportError as error:
         raise UserError(str(error)) from None
+    if command == "--print-completion":
+        from blockwise_lr.cli.completion import completion
+
+        print(completion(" ".join(rest), _COMMANDS), end="")
+        return
     importlib.import_module(f"blockwise_lr.cli.{command}").run(rest)
 
 

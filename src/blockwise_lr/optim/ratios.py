@@ -21,6 +21,7 @@ class HasRatios(Protocol):
 
 
 Ratios = Mapping[Block, float] | Mapping[str, float] | HasRatios | Sequence[HasRatios] | str
+"""The type of `ratios=`: a mapping from blocks or their names, one or more reports, or the name of a known set."""
 
 PAPER_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.NORM: 1.0, Block.VO: 4.0, Block.FFN: 6.0, Block.QK: 8.0, Block.EMB: 10.0}
