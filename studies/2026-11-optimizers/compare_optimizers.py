@@ -1,20 +1,23 @@
-"""What blockwise learning rates are worth in each optimizer, and how decay and clipping should go with them.
+"""Compare uniform and blockwise learning rates in each optimizer, and decay and clipping with them.
 
-    python benchmarks/optimizer_study.py run adam-mini --out runs/optimizers     # lion, muon, wsd too
-    python benchmarks/optimizer_study.py settings --out runs/optimizers
-    python benchmarks/optimizer_study.py report
+    python studies/2026-11-optimizers/compare_optimizers.py run adam-mini --out runs/optimizers     # lion, muon, wsd too
+    python studies/2026-11-optimizers/compare_optimizers.py settings --out runs/optimizers
+    python studies/2026-11-optimizers/compare_optimizers.py report
 
-On the quickstart's model and text. `run`: `blockwise-lr compare` of uniform, paper, measured (and, where the updates
-of the optimizer can be read, auto) in one optimizer, or, `wsd`, of uniform and measured in AdamW under the paper's
-schedule of that name. Every arm is tuned over the same four base learning rates (Lion and Muon: five), then a factor of
-sqrt 2 to either side of its best, with the warm-up of 60 % that AdamW's uniform baseline wants (the measured ratios
-lose 0.03 nats by it there; wsd tries 15 % and 33 %, the longest it allows, at the middle two rates); three seeds at
-what the tune loss chose, the baseline for 2N steps too. AdamW under the cosine schedule is results/ratios/llama-2m,
-tuned over two warm-ups.
-`settings`: the measured ratios in AdamW with each of VARIANTS of weight decay and clipping, tuned over SETTINGS_LRS,
-three seeds. Runs are cached in --out and kept in runs.tar.gz beside the results, so that a study goes on from a fresh
-clone. Writes results/optimizers/NAME/compare.json, results/optimizers/settings.json, and the bytes of state that each
-optimizer keeps of this model, state.json; `report`: results/optimizers/README.md out of them.
+The model and text are the quickstart's. `run` runs `blockwise-lr compare` of uniform, paper and measured in one
+optimizer, and of auto where the optimizer's updates can be read. `wsd` compares uniform and measured in AdamW under the
+paper's schedule of that name. Every arm is tuned over the same four base learning rates (Lion and Muon: five), then a
+factor of sqrt 2 to either side of its best. Three seeds are trained with what the tune loss chose, and the baseline for
+2N steps too. The warm-up is 60 %, which AdamW's uniform baseline wants; the measured ratios lose 0.03 nats by it there.
+`wsd` tries 15 % and 33 %, the longest it allows, at the middle two rates. AdamW under the cosine schedule is taken from
+../2026-11-ratio-rules/data/llama-2m, which was tuned over two warm-ups.
+
+`settings` trains the measured ratios in AdamW with each of VARIANTS of weight decay and clipping, tuned over
+SETTINGS_LRS, with three seeds.
+
+Runs are cached in --out and kept in runs.tar.gz beside the results, so that a study continues from a fresh clone.
+Writes data/NAME/compare.json, data/settings.json, and data/state.json (bytes of state of each optimizer on this model).
+`report` writes README.md and details.md from them.
 """
 
 from __future__ import annotations
@@ -30,8 +33,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _runs import kept, run, tune_loss
-from ratios import SEEDS, settings
 
 from blockwise_lr import build_optimizer
 from blockwise_lr.files import write_json_atomic
@@ -39,9 +40,16 @@ from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
+
+sys.path += [str(Path(__file__).parents[1] / "_support"), str(Path(__file__).parents[2] / "benchmarks")]
+
+from kept_runs import kept, run, tune_loss
+from model_settings import SEEDS, settings
+
 from optimizers import state_bytes
 
-RESULTS = Path(__file__).parents[1] / "results" / "optimizers"
+STUDY = Path(__file__).parent
+DATA = STUDY / "data"
 GRID = (1e-3, 2e-3, 4e-3, 8e-3)
 WARMUP = 0.6
 MEASURED = spell_ratios(MEASURED_RATIOS)
@@ -77,9 +85,9 @@ def main() -> None:
     elif arguments.phase == "settings":
         try_settings(arguments.out / "settings")
     else:
-        from optimizer_report import write_report
+        from optimizers_report import write_report
 
-        write_report(RESULTS)
+        write_report(STUDY)
 
 
 def config_of(**optim: Any) -> TrainConfig:
@@ -112,13 +120,13 @@ def compare(name: str, out: Path) -> None:
         "--base-lrs", *(f"{scale * lr:g}" for lr in grid), "--warmups", *warmups, "--refine",
         "--seeds", *SEEDS, "--out", out,
     ]  # fmt: skip
-    results = RESULTS / name
+    results = DATA / name
     with kept(results / "runs.tar.gz", out / "runs"):
         subprocess.run([str(part) for part in command], check=True)
     for pattern in ("compare.json", "report.md", "*.png"):
         for file in out.glob(pattern):
             shutil.copy(file, results)
-    states = RESULTS / "state.json"
+    states = DATA / "state.json"
     known = json.loads(states.read_text()) if states.exists() else {}
     write_json_atomic(states, known | {each: bytes_of_state(each) for each in ("adamw", optimizer)})
 
@@ -146,7 +154,7 @@ def try_settings(out: Path) -> None:
         return run(out, config, {"variant": variant, "base_lr": base_lr, "seed": seed})
 
     runs: list[dict[str, Any]] = []
-    with kept(RESULTS / "settings" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
+    with kept(DATA / "settings" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
         for variant in VARIANTS:
             grid = [(variant, lr, SEEDS[0]) for lr in SETTINGS_LRS]
             tuning = sorted(pool.map(lambda of: one(*of), grid), key=tune_loss)
@@ -154,7 +162,7 @@ def try_settings(out: Path) -> None:
             others = [(variant, best, seed) for seed in SEEDS[1:]]
             runs += [tuning[0], *pool.map(lambda of: one(*of), others), *tuning[1:]]
     about = {"command": f"python {' '.join(sys.argv)}", **describe_environment("cpu")}
-    write_json_atomic(RESULTS / "settings.json", {**about, "runs": runs})
+    write_json_atomic(DATA / "settings.json", {**about, "runs": runs})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""The sharpness of every block over training, on the embedded text: is the paper's principle there?
+"""Measure the sharpness of every block over training on the embedded text: does the paper's principle hold?
 
-    python benchmarks/principle.py run --out runs/principle
-    python benchmarks/principle.py report --out runs/principle
+    python studies/2026-11-principle/measure_principle.py run --out runs/principle
+    python studies/2026-11-principle/measure_principle.py report --out runs/principle
 
-`run` trains each case (a GPT-2 and a LLaMA of the quickstart's size with three seeds; the LLaMA for four times the
-steps and one with a larger vocabulary with one) with one learning rate for all blocks, and measures at 0, 1, 2, 5, 10,
-25, 50 and 100 % of the steps, in fp32: `fisher` on 16 batches of the measure split, `hutchinson` on 4, `empirical`
-from the training gradient itself before clipping, `optimizer` from Adam's second moment, and what the theory predicts
-from the norms of the parameters. Every run is a process of one thread, two at a time; a finished one is left alone. The
-learning rate (2e-3) is not tuned for these cases. `report` writes tables and figures to results/sharpness/principle,
-with the runs' data.
+`run` trains each case with one learning rate for all blocks. The cases are a GPT-2 and a LLaMA of the quickstart's size
+(three seeds), the LLaMA for four times the steps, and one with a larger vocabulary (one seed each). It measures at 0,
+1, 2, 5, 10, 25, 50 and 100 % of the steps, in fp32: `fisher` on 16 batches of the measure split, `hutchinson` on 4,
+`empirical` from the training gradient before clipping, `optimizer` from Adam's second moment, and the theory's
+prediction from the norms of the parameters. Every run is a process of one thread, two at a time; finished runs are left
+alone. The learning rate (2e-3) is not tuned for these cases.
+
+`report` copies the runs' data to data/ and writes README.md, details.md and the figures from them. Without --out it uses
+the data that are there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.presets import get_preset
 
-RESULTS = Path(__file__).parents[1] / "results" / "sharpness" / "principle"
+STUDY = Path(__file__).parent
+DATA = STUDY / "data"
 FRACTIONS = (0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1)
 BASE_LR = 2e-3
 SEEDS = {"llama": (0, 1, 2), "gpt2": (0, 1, 2), "llama-long": (0,), "llama-vocab-16k": (0,)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from principle import SEEDS, read_runs
+from measure_principle import SEEDS, read_runs
 from scipy.stats import spearmanr
 
 from blockwise_lr import Block, SharpnessReport, ratios_from_sharpness

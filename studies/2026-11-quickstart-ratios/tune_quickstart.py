@@ -1,18 +1,20 @@
-"""How the quickstart's ratios, settings and learning rates were found.
+"""Find the quickstart's ratios, settings and learning rates.
 
-    python benchmarks/tune_quickstart.py search --out runs/tune-quickstart
-    python benchmarks/tune_quickstart.py grid --out runs/tune-quickstart
-    python benchmarks/tune_quickstart.py edges --out runs/tune-quickstart
+    python studies/2026-11-quickstart-ratios/tune_quickstart.py search --out runs/tune-quickstart
+    python studies/2026-11-quickstart-ratios/tune_quickstart.py grid --out runs/tune-quickstart
+    python studies/2026-11-quickstart-ratios/tune_quickstart.py edges --out runs/tune-quickstart
 
-`search`: two coordinate searches of 9 runs each (N steps, seed 0, chosen by the loss on the tune split): one over the
-ratios of the blocks, starting from those that won a trial on other text, and one over the decay, beta2, warm-up and
-clipping of the uniform baseline, so that neither side is searched harder here. Writes results/quickstart/search.json;
-what it finds is entered by hand as QUICKSTART_RATIOS and in the preset, and a test holds both to it. `grid`: every
-arm over one grid of base learning rates at the preset's warm-up, and three seeds at the chosen ones, by
-`blockwise-lr compare`: the earlier of the two comparisons (benchmarks/ratios.py tunes the warm-up too). Writes
-compare.json and the reports there. `edges`: the search stopped at the edge of what it tried for some of the
-baseline's settings and of the ratios; this goes one step further for each, at the learning rate of the preset. Writes
-edges.json. Runs are cached in --out.
+`search` makes two coordinate searches of 9 runs each (N steps, seed 0, by the loss on the tune split). One is over the
+ratios of the blocks and starts from those that won a trial on other text. The other is over the decay, beta2, warm-up
+and clipping of the uniform baseline, so that neither side is searched harder. Writes data/search.json. Its result is
+entered by hand as QUICKSTART_RATIOS and in the preset; a test checks both.
+
+`grid` runs `blockwise-lr compare`: every arm over one grid of base learning rates at the preset's warm-up, then three
+seeds at the chosen ones. It is the earlier of the two comparisons; the ratio-rules study tunes the warm-up too. Writes
+compare.json and the reports in data/.
+
+`edges` goes one step further where the search stopped at the edge of what it tried, at the learning rate of the preset.
+Writes data/edges.json. Runs are cached in --out.
 """
 
 from __future__ import annotations
@@ -26,14 +28,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import run, tune_loss
-
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.presets import get_preset
 
-RESULTS = Path(__file__).parents[1] / "results" / "quickstart"
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from kept_runs import run, tune_loss
+
+DATA = Path(__file__).parent / "data"
 GRID = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 ARMS = ("adamw:uniform", "adamw:paper", "adamw:quickstart")
 BASE_LR = 2e-3
@@ -68,8 +72,8 @@ def search_settings(out: Path) -> None:
         baseline = pool.submit(search, out, BASELINE_START, BASELINE_MOVES, with_settings)
         found = {"ratios": ratios.result(), "baseline": baseline.result()}
     about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": base_config().to_dict()}
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    write_json_atomic(RESULTS / "search.json", {**about, **found})
+    DATA.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(DATA / "search.json", {**about, **found})
     for name, result in found.items():
         print(name, result["best"])
 
@@ -81,11 +85,11 @@ def tune_base_lrs(out: Path) -> None:
     command = [sys.executable, "-m", "blockwise_lr", "compare", "quickstart", "--arms", *ARMS, *grid]
     subprocess.run(command, check=True)
     for file in compared.glob("*.*"):
-        shutil.copy(file, RESULTS)
+        shutil.copy(file, DATA)
     for folder in (compared / "runs").glob("*/"):
-        (RESULTS / "runs" / folder.name).mkdir(parents=True, exist_ok=True)
+        (DATA / "runs" / folder.name).mkdir(parents=True, exist_ok=True)
         for name in ("config.json", "metrics.jsonl", "result.json"):
-            shutil.copy(folder / name, RESULTS / "runs" / folder.name)
+            shutil.copy(folder / name, DATA / "runs" / folder.name)
 
 
 def try_edges(out: Path) -> None:
@@ -111,7 +115,7 @@ def try_edges(out: Path) -> None:
             )
         )
     about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": preset.to_dict()}
-    write_json_atomic(RESULTS / "edges.json", {**about, "runs": runs})
+    write_json_atomic(DATA / "edges.json", {**about, "runs": runs})
 
 
 def base_config() -> TrainConfig:

@@ -1,19 +1,21 @@
-"""Further rules on a setting of ratios.py whose runs are gone: tuned alike, held against its committed losses.
+"""Add rules to a setting of compare_rules.py whose runs were not kept.
 
-    python benchmarks/further.py llama-5m paper=paper searched=quickstart --out runs/further
-    python benchmarks/further.py llama-5m --own --out runs/further
-    python benchmarks/further.py llama-5m --ratios-of llama-600k --out runs/further
-    python benchmarks/further.py llama-5m --curves --out runs/further
+    python studies/2026-11-ratio-rules/add_rules.py llama-5m paper=paper searched=quickstart --out runs/further
+    python studies/2026-11-ratio-rules/add_rules.py llama-5m --own --out runs/further
+    python studies/2026-11-ratio-rules/add_rules.py llama-5m --ratios-of llama-600k --out runs/further
+    python studies/2026-11-ratio-rules/add_rules.py llama-5m --curves --out runs/further
 
-Each arm NAME=RATIOS is tuned over the base learning rates and warm-ups of results/ratios/SETTING/compare.json, refined
-by sqrt 2 and trained with the same seeds, as `blockwise-lr compare` would; --own adds the ratios that are measured
-along a uniform run of the setting, at a quarter of the base learning rate that was chosen for its baseline; --ratios-of
-SETTING those that were measured so on another. The loss gap and the speed-up between fully decayed runs are against the
-uniform runs of compare.json. The paper's speed-up needs the loss curves of the uniform runs of 2N steps: --curves
-trains these again, and stops if one does not end at the committed loss to 1e-6. First the chosen run of `measured` at
-the first seed is trained again: the file says how far from the committed loss this machine ends. Adds to
-results/ratios/SETTING/further.json. Runs are cached in --out and kept in further-runs.tar.gz beside it, so that a study
-goes on from a fresh clone.
+Each arm NAME=RATIOS is tuned over the base learning rates and warm-ups of data/SETTING/compare.json, refined by sqrt 2,
+and trained with the same seeds, as `blockwise-lr compare` would. --own adds the ratios measured along a uniform run of
+the setting, at a quarter of the baseline's chosen rate. --ratios-of SETTING adds those measured so on another setting.
+
+The loss gap and the speed-up between fully decayed runs are against the uniform runs of compare.json. The paper's
+speed-up needs the loss curves of the uniform runs of 2N steps. --curves trains these again, and stops if one does not
+end at the committed loss to 1e-6. The chosen run of `measured` at the first seed is always trained again first; the
+file records how far from the committed loss this machine ends.
+
+The results are added to data/SETTING/added-rules.json. Runs are cached in --out and kept in added-rules-runs.tar.gz, so
+that a study continues from a fresh clone.
 """
 
 from __future__ import annotations
@@ -28,9 +30,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from _runs import kept, name_of, run, tune_loss
-from ratios import RESULTS, arm, config_of, directional_along, settings
-
 from blockwise_lr.compare.results import read_run
 from blockwise_lr.compare.speedup import (
     UNDEFINED,
@@ -43,6 +42,12 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.ratio_text import parse_ratios
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from compare_rules import DATA, arm, directional_along
+from kept_runs import kept, name_of, run, tune_loss
+from model_settings import config_of, settings
 
 
 def main() -> None:
@@ -58,15 +63,15 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out / arguments.setting
     out.mkdir(parents=True, exist_ok=True)
-    study = json.loads((RESULTS / arguments.setting / "compare.json").read_text())
+    study = json.loads((DATA / arguments.setting / "compare.json").read_text())
     arms = [each.split("=", 1) for each in arguments.arms]
     if arguments.own:
         arms.append(["own", own(arguments.setting, study, out)])
     for other in arguments.ratios_of:
-        arms.append([f"own of {other}", spelled(RESULTS / other / "directional.json")])
-    path = RESULTS / arguments.setting / "further.json"
+        arms.append([f"own of {other}", spelled(DATA / other / "directional.json")])
+    path = DATA / arguments.setting / "added-rules.json"
     found = json.loads(path.read_text()) if path.exists() else {"arms": {}, "comparisons": []}
-    with kept(path.with_name("further-runs.tar.gz"), out):
+    with kept(path.with_name("added-rules-runs.tar.gz"), out):
         found["again"] = again(arguments.setting, study, out)
         if arguments.curves:
             found["curves"] = baseline_curves(arguments.setting, study, out)
@@ -84,12 +89,12 @@ def main() -> None:
 
 
 def own(setting: str, study: dict[str, Any], out: Path) -> str:
-    """The ratios of the setting's own uniform run; the measurement goes to results/ratios/SETTING."""
+    """The ratios of the setting's own uniform run; the measurement goes to data/SETTING."""
     config = out / "config.json"
     write_json_atomic(config, config_of(setting, out).to_dict())
     found = directional_along(config, out / "along", study["arms"]["uniform"]["base_lr"] / 4)
     for file in found.parent.glob("directional.*"):
-        shutil.copy(file, RESULTS / setting)
+        shutil.copy(file, DATA / setting)
     return spelled(found)
 
 

@@ -1,17 +1,19 @@
-"""Cheaper rules than the curvature along the update: what ratios from them are worth.
+"""Train with ratios from rules that are cheaper than the curvature along the update.
 
-    python benchmarks/cousins.py --out runs/cousins
+    python studies/2026-11-ratio-rules/cheaper_rules.py --out runs/cousins
 
-On each of SETTINGS a uniform run at 1e-3 is measured every 15 steps by the STATIC rules, which take the geometric mean
-along it, relative to FFN:
+On each of SETTINGS a uniform run at 1e-3 is measured every 15 steps by the STATIC rules. A rule's ratios are the
+geometric mean along that run, relative to FFN:
 
     "Adam's second moment"    S_v(b) ** -1/2, S_v the mean of its bias-corrected second moment over the block's elements
     "signal over sharpness"   mean |E g_b| / S(b), E over the 16 batches of 2 048 tokens, S by `fisher` on four of them
 
-and the IN_RUN rules move ratios that begin at 1 (AutoRatios: the cosine between a gradient and the update before it).
-Ratios are kept within 0.01 and 100. Each rule is then trained with from scratch over LRS at seed 0, warm-up 15 %: as
-many runs as each other. Writes results/ratios/cousins.json. Runs are cached in --out. Two go side by side: on two cores
-call it with OMP_NUM_THREADS=1, or their threads wait for each other.
+The IN_RUN rules move ratios that begin at 1 during the run itself (AutoRatios). Their signal is the cosine between a
+gradient and the update before it. Ratios are kept within 0.01 and 100. Each rule is then trained from scratch over LRS
+at seed 0 with a warm-up of 15 %, so every rule has the same number of runs.
+
+Writes data/cheaper-rules.json. Runs are cached in --out. Two runs go side by side; on two cores set OMP_NUM_THREADS=1,
+or their threads wait for each other.
 """
 
 from __future__ import annotations
@@ -28,8 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _runs import run
-from ratios import RESULTS, config_of, train_with_checkpoints
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -43,6 +43,12 @@ from blockwise_lr.sharpness import measure_sharpness
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.run_folder import read_run_config
 from blockwise_lr.train.run_sharpness import measure_batches
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from compare_rules import DATA, train_with_checkpoints
+from kept_runs import run
+from model_settings import config_of
 
 SETTINGS = ("llama-2m", "gpt2-1m")
 LRS = (1e-3, 2e-3, 4e-3)
@@ -73,10 +79,12 @@ def main() -> None:
         ]
         tried = list(pool.map(lambda point: train(point, out), points))
     about = {"command": " ".join(sys.argv), **describe_environment("cpu")}
-    path = RESULTS / "cousins.json"
+    path = DATA / "cheaper-rules.json"
     found = json.loads(path.read_text())
     ours = {point["rule"] for point in points}
-    others = [each for each in found["tried"] if each["point"]["rule"] not in ours]  # in_run.py's
+    others = [
+        each for each in found["tried"] if each["point"]["rule"] not in ours
+    ]  # those of rules_during_training.py
     write_json_atomic(path, {**found, **about, "tried": tried + others})
 
 

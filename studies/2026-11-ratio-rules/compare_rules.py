@@ -1,18 +1,22 @@
-"""Which rule for the ratios beats a tuned uniform learning rate, at which sizes, and by how much?
+"""Compare the rules for the ratios with a tuned uniform learning rate, at one setting after another.
 
-    python benchmarks/ratios.py run llama-2m --out runs/ratios
-    python benchmarks/ratios.py edges --out runs/ratios
-    python benchmarks/ratios.py report
+    python studies/2026-11-ratio-rules/compare_rules.py run llama-2m --out runs/ratios
+    python studies/2026-11-ratio-rules/compare_rules.py edges --out runs/ratios
+    python studies/2026-11-ratio-rules/compare_rules.py report
 
-`run SETTING`: `blockwise-lr compare` of the arms, each tuned over GRID times WARMUPS and then refined by a factor of
-sqrt 2, three seeds at what the tune loss chose, the baseline for 2N steps too. With --own, also the ratios measured
-along a uniform run of the setting's own, at a quarter of the learning rate that was chosen for the baseline; with
---powers those by powers of sharpness, as measured at the end of a uniform run; with --ratios-of those that --own
-measured on another setting, such as a narrower model. Every arm has the same grid and number of runs. Runs are cached
-in --out and kept in results/ratios/SETTING/runs.tar.gz, so an interrupted study goes on, from a fresh clone too, and
-further arms can be added. Writes results/ratios/SETTING/compare.json and its figures. `edges`: what lies beyond
-choices at the grid's edge, at seed 0; results/ratios/edges.json, of which no run is repeated. `report`:
-results/ratios/README.md out of these and of longer.py, along.py and cousins.py.
+`run SETTING` runs `blockwise-lr compare`. Each arm is tuned over GRID times WARMUPS by its tune loss, then refined by a
+factor of sqrt 2. Three seeds are trained with the chosen values, and the baseline for 2N steps too. Every arm has the
+same grid and the same number of runs. Three flags add arms:
+
+    --own        ratios measured along a uniform run of this setting, at a quarter of the baseline's chosen rate
+    --powers     ratios by powers of the sharpness at the end of a uniform run
+    --ratios-of  ratios that --own measured on another setting, such as a narrower model
+
+Runs are cached in --out and kept in data/SETTING/runs.tar.gz. An interrupted study therefore continues, also from a
+fresh clone, and arms can be added later. The results are data/SETTING/compare.json and its figures.
+
+`edges` trains what lies beyond choices at the grid's edge, at seed 0. It writes data/edges.json and repeats no run.
+`report` writes README.md and details.md from all data of this folder.
 """
 
 from __future__ import annotations
@@ -22,29 +26,27 @@ import json
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import kept, run
-
 from blockwise_lr.blocks import Block
 from blockwise_lr.directional.ratios_from_report import ratios_from_sharpness
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.sharpness import SharpnessReport
-from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
-from blockwise_lr.train.presets import get_preset
 from blockwise_lr.train.ratio_text import parse_ratios
 
-RESULTS = Path(__file__).parents[1] / "results" / "ratios"
-GRID = (1e-3, 2e-3, 4e-3, 8e-3)
-WARMUPS = (0.15, 0.6)
-SEEDS = (0, 1, 2)
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from kept_runs import kept, run
+from model_settings import GRID, SEEDS, WARMUPS, config_of, settings
+
+STUDY = Path(__file__).parent
+DATA = STUDY / "data"
 PAPER_HEAD = "emb=10,qk=8,vo=4,ffn=6,head=10"
 EDGES = (
     ("llama-5m", "uniform", 2.83e-3, 0.8),
@@ -69,35 +71,6 @@ ARMS = (
 )
 
 
-def settings() -> dict[str, TrainConfig]:
-    """By name: "fitted" is where the ratios were searched, all others are held out."""
-    # Precision and warm-up are those of the runs that are kept; without bf16 instructions a CPU takes hours for one.
-    fixed = {"device": "cpu", "precision": "bf16", "report_to": "none", "save_every": 0}
-    quickstart = replace(get_preset("quickstart"), **fixed)
-    optim = replace(quickstart.optim, ratios="uniform", base_lr=4e-3, warmup_start="zero")
-    quickstart = replace(quickstart, optim=optim)
-    model = quickstart.model
-    gpt2 = {"family": "gpt2", "tied": True}
-    wide = {"hidden_size": 256, "heads": 4}
-    return {
-        "llama-600k": replace(quickstart, model=replace(model, hidden_size=64, heads=1)),
-        "llama-2m": quickstart,
-        "gpt2-1m": replace(quickstart, model=replace(model, **gpt2)),
-        "llama-5m": replace(quickstart, model=replace(model, **wide)),
-        "gpt2-4m": replace(quickstart, model=replace(model, **wide, **gpt2)),
-        "llama-2m-code": replace(quickstart, data=replace(quickstart.data, data="CODE")),
-        "llama-10m": replace(quickstart, model=replace(model, hidden_size=320, heads=5, layers=5)),
-    }
-
-
-def config_of(setting: str, out: Path) -> TrainConfig:
-    """That setting, with its text in place (in `out` where it has to be made)."""
-    config = settings()[setting]
-    if config.data.data == "CODE":
-        return replace(config, data=replace(config.data, data=str(python_source(out))))
-    return config
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -117,9 +90,9 @@ def main() -> None:
     phases.add_parser("report")
     arguments = parser.parse_args()
     if arguments.phase == "report":
-        from ratios_report import write_report
+        from rules_report import write_report
 
-        write_report(RESULTS)
+        write_report(STUDY)
     elif arguments.phase == "edges":
         try_edges(arguments.out / "edges")
     else:
@@ -134,7 +107,7 @@ def study(arguments: argparse.Namespace) -> None:
     write_json_atomic(path, config.to_dict())
     arms = arguments.arms or [*ARMS, *(() if config.model.tied else UNTIED_ARMS)]
     tuning = ("--base-lrs", *arguments.base_lrs, "--warmups", *arguments.warmups)
-    results = RESULTS / arguments.setting
+    results = DATA / arguments.setting
     with kept(results / "runs.tar.gz", out / "runs"):
         compare(path, out, arms, tuning)
         if further := further_arms(arguments, path, out):
@@ -150,7 +123,7 @@ def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list
     if arguments.own:
         further.append(arm("own", parse_ratios(str(along_uniform(config, out)))))
     for other in arguments.ratios_of:
-        found = RESULTS / other / "directional.json"
+        found = DATA / other / "directional.json"
         further.append(arm(f"own of {other}", parse_ratios(str(found))))
     if arguments.powers:
         report = SharpnessReport.from_json(at_the_end_of_uniform(config, out))
@@ -161,7 +134,7 @@ def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list
 def try_edges(out: Path) -> None:
     """EDGES that edges.json does not have yet: {"runs": [{"point", "tune_loss", "val_loss", "date"}]}."""
     out.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "edges.json"
+    path = DATA / "edges.json"
     known = json.loads(path.read_text())["runs"] if path.exists() else []
     names = ("setting", "ratios", "base_lr", "warmup")
     done = {tuple(run["point"][name] for name in names) for run in known}
@@ -228,19 +201,6 @@ def compare(config: Path, out: Path, arms: list[str], tuning: tuple[object, ...]
 
 def command(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "blockwise_lr", *map(str, arguments)], check=True)
-
-
-def python_source(out: Path) -> Path:
-    """The other text: Python's own standard library, one document a module."""
-    path = out / "python.jsonl"
-    if not path.exists():
-        root = Path(sysconfig.get_paths()["stdlib"])
-        files = sorted(p for p in root.rglob("*.py") if not {"site-packages", "test", "tests"} & set(p.parts))
-        lines = [json.dumps({"text": p.read_text(encoding="utf-8", errors="replace")}) for p in files]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    return path
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Does the gain last over four times the steps, and do ratios that were found there keep more of it?
+"""Compare the rules over four times the steps: does the gain last, and do ratios measured there keep more of it?
 
-    python benchmarks/longer.py --out runs/longer
+    python studies/2026-11-ratio-rules/four_times_steps.py --out runs/longer
 
-The quickstart's model over LONGER times its steps, with each of LRS's rules: `own` is measured along a uniform run of
-that length, at a quarter of the base learning rate that was chosen for uniform. Each rule is tuned at seed 0 by its
-tune loss: its base learning rates at the warm-up that won over the quickstart's steps, the other warm-up at the best of
-them, then a factor of sqrt 2 to either side; all seeds at what was chosen. No rule has more runs than uniform. Writes
-results/ratios/longer.json after each rule (the runs: longer/runs.tar.gz); a further call goes on. `ratios.py report`
-shows it.
+The model is the quickstart's, over LONGER times its steps. `own` is measured along a uniform run of that length, at a
+quarter of the base learning rate that was chosen for uniform. Each rule of LRS is tuned at seed 0 by its tune loss:
+first its base learning rates at the warm-up that won over the quickstart's steps, then the other warm-up at the best of
+them, then a factor of sqrt 2 to either side. All seeds are trained with the chosen values. No rule has more runs than
+uniform.
+
+Writes data/four-times-steps.json after each rule, and keeps the runs in data/four-times-steps/runs.tar.gz; a second
+call continues. `compare_rules.py report` shows the results.
 """
 
 from __future__ import annotations
@@ -21,13 +23,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import kept, run, tune_loss
-from further import spelled
-from ratios import GRID, RESULTS, SEEDS, WARMUPS, directional_along, settings
-
 from blockwise_lr.directional.directional_report import reports_of
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.environment import describe_environment
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from add_rules import spelled
+from compare_rules import DATA, directional_along
+from kept_runs import kept, run, tune_loss
+from model_settings import GRID, SEEDS, WARMUPS, settings
 
 LONGER = 4
 LRS = {"uniform": (*GRID, 2.83e-3), "own": (5e-4, 1e-3, 2e-3, 4e-3), "measured": (5e-4, *GRID)}
@@ -41,12 +46,12 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("runs/longer"))
     arguments = parser.parse_args()
-    out, path = arguments.out, RESULTS / "longer.json"
+    out, path = arguments.out, DATA / "four-times-steps.json"
     out.mkdir(parents=True, exist_ok=True)
     found = json.loads(path.read_text())
 
     about = {"command": " ".join(sys.argv), "steps": CONFIG.steps, **describe_environment("cpu")}
-    with kept(path.parent / "longer" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
+    with kept(path.parent / "four-times-steps" / "runs.tar.gz", out), ThreadPoolExecutor(2) as pool:
         for rule in LRS:
             ratios = own(out, chosen(found["runs"], "uniform")["base_lr"] / 4) if rule == "own" else rule
             runs = {each: [run for run in found["runs"] if run["point"]["rule"] == each] for each in LRS}
@@ -87,8 +92,8 @@ def one(rule: str, ratios: str, base_lr: float, warmup: float, seed: int, out: P
 
 
 def own(out: Path, base_lr: float) -> str:
-    """The ratios measured along a uniform run of that length, to three digits; kept in results/ratios/longer."""
-    path = RESULTS / "longer" / "directional.json"
+    """The ratios measured along a uniform run of that length, to three digits; kept in data/four-times-steps."""
+    path = DATA / "four-times-steps" / "directional.json"
     if not path.exists() or abs(measured_at(path) / base_lr - 1) > 0.02:
         config = out / "config.json"
         write_json_atomic(config, CONFIG.to_dict())

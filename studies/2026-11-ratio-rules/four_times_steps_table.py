@@ -1,35 +1,51 @@
-"""results/ratios/README.md's section on four times the steps, out of longer.json (benchmarks/longer.py)."""
+"""The section of details.md on four times the steps, from data/four-times-steps.json."""
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from blockwise_lr.compare.speedup import decayed_speedup, loss_gap
 
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from comparison_tables import table
+
 Runs = list[dict[str, Any]]
 
 
-def section_on_longer(found: dict[str, Any], before: dict[str, Any] | None) -> str:
+def section_on_four_times_steps(found: dict[str, Any], before: dict[str, Any]) -> str:
     """Every rule against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried.
 
     Args:
-        found: longer.json.
-        before: the study of the same setting over fewer steps; None: no speed-up is told.
+        found: four-times-steps.json.
+        before: compare.json of the same setting over fewer steps.
     """
     rules = {rule: runs_of(found["runs"], rule) for rule in dict.fromkeys(map(rule_of, found["runs"]))}
     chosen = {rule: each_seed(runs) for rule, runs in rules.items()}
-    about = f"{found['date'][:10]}, {found['hardware'].get('cpu')} (`{found['command']}`)"
-    lines = [f"`llama-2m` over {found['steps']} steps, {about}. Against tuned uniform at equal steps:", ""]
-    lines += [won(rule, chosen, found["steps"], before) for rule in rules if rule != "uniform"]
-    if before:
-        lines += [
-            "",
-            "Losses fall less with every doubling, so the straight lines make the speed-ups over more steps a little "
-            "too low and those over fewer a little too high.",
-        ]
-    lines += ["", "| ratios | base LR | warm-up | seed | tune loss | val loss |", "| --- " * 6 + "|"]
-    lines += [row(run, rule) for rule, runs in rules.items() for run in runs]
-    return "\n".join(lines)
+    few, steps = before["steps"], found["steps"]
+    header = (
+        "rule", "nats won", f"steps to uniform's loss of {steps} steps", f"speed-up over {steps} steps",
+        "lowest seed", "highest seed", f"speed-up over {few} steps",
+    )  # fmt: skip
+    won = table(header, [row_won(rule, chosen, steps, before) for rule in rules if rule != "uniform"])
+    runs = table(
+        ("ratios", "base LR", "warm-up", "seed", "tune loss", "val loss"),
+        [row(run, rule) for rule, runs in rules.items() for run in runs],
+    )
+    own = chosen["own"][0]["point"]["ratios"] if "own" in chosen else ""
+    text = (
+        f"`llama-2m` over {steps} steps, {found['date'][:10]}, {found['hardware'].get('cpu')} "
+        f"(`{found['command']}`). The nats are won against tuned uniform at equal steps, with 95 % intervals over "
+        f"seeds. The speed-ups are between fully decayed runs. The one over {steps} steps reads the number of steps "
+        f"off a straight line in the logarithm of the steps, between the rule's own runs of {few} and {steps} steps. "
+        "Losses fall less with every doubling. The straight lines therefore make the speed-up over more steps a "
+        "little too low, and the one over fewer steps a little too high."
+    )
+    if own:
+        text += f" `own` is {own}; it was not trained over {few} steps, so it has no speed-up."
+    return f"{text}\n\n{won}\n\nAll runs, the chosen ones of each rule first:\n\n{runs}"
 
 
 def rule_of(run: dict[str, Any]) -> str:
@@ -45,36 +61,30 @@ def each_seed(runs: Runs) -> Runs:
     return runs[: len({run["point"]["seed"] for run in runs})]
 
 
-def row(run: dict[str, Any], name: str) -> str:
+def row(run: dict[str, Any], name: str) -> list[str]:
     p = run["point"]
     shown = ["diverged" if run[loss] is None else f"{run[loss]:.3f}" for loss in ("tune_loss", "val_loss")]
-    return f"| {name} | {p['base_lr']:g} | {p['warmup']:.0%} | {p['seed']} | {' | '.join(shown)} |"
+    return [name, f"{p['base_lr']:g}", f"{p['warmup']:.0%}", str(p["seed"]), *shown]
 
 
-def won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any] | None) -> str:
+def row_won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any]) -> list[str]:
     """What a rule wins, and after how many steps it would end where uniform does."""
     gap = loss_gap(*([run["val_loss"] for run in chosen[of]] for of in ("uniform", rule)))
     interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
-    text = f"- `{rule}` wins {gap.mean:+.3f} nats{interval}"
-    ratios = chosen[rule][0]["point"].get("ratios", rule)
-    text += f" with {ratios}." if ratios != rule else "."
-    few = before["arms"].get(rule) if before and ratios == rule else None
+    cells = [f"`{rule}`", f"{gap.mean:+.3f}{interval}"]
+    same = chosen[rule][0]["point"].get("ratios", rule) == rule
+    few = before["arms"].get(rule) if same else None
     times = [] if few is None else speedups(few, chosen[rule], chosen["uniform"], steps)
-    if few is None or before is None or not times:
-        return text
+    then = next((c["speedup_decayed"]["value"] for c in before["comparisons"] if c["arm"] == rule), None)
+    if not times or then is None:
+        return [*cells, *("" for _ in range(5))]
     mean = sum(times) / len(times)
-    then = next(each for each in before["comparisons"] if each["arm"] == rule)["speedup_decayed"]["value"]
-    if then is None:
-        return text
-    return (
-        f"{text} It would end where uniform does after {steps / mean:.0f} steps, by a line in the logarithm of the "
-        f"steps between its own runs of {few['steps']} and {steps}: {mean:.2f}x (seeds {min(times):.2f}x to "
-        f"{max(times):.2f}x), where the speed-up between fully decayed runs of {few['steps']} steps was {then:.2f}x."
-    )
+    speeds = [f"{value:.2f}x" for value in (mean, min(times), max(times), then)]
+    return [*cells, f"{steps / mean:.0f}", *speeds]
 
 
 def speedups(few: dict[str, Any], fast: Runs, slow: Runs, steps: int) -> list[float]:
-    """Of each seed; empty if one of them cannot be told."""
+    """The speed-up of each seed; empty if one of them is only a bound."""
     ends = {seed["seed"]: seed["terminal_val_loss"] for seed in few["seeds"]}
     found = []
     for ours, theirs in zip(fast, slow, strict=True):

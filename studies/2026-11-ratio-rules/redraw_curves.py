@@ -1,6 +1,6 @@
-"""Draw results/ratios/llama-2m/loss_curves.png and tuning.png from curves.json and compare.json beside them.
+"""Draw loss_curves.png and tuning.png of data/llama-2m from curves.json and compare.json beside them.
 
-    python benchmarks/redraw_curves.py
+    python studies/2026-11-ratio-rules/redraw_curves.py
 
 The runs of this setting were not kept. curves.json holds their mean validation losses as read off the figures of the
 single arms, so the figure has no line for each seed.
@@ -18,12 +18,12 @@ from blockwise_lr.compare.figures import _draw_tuning
 from blockwise_lr.drawing import figure, save, series_style
 from blockwise_lr.train.presets import Setting
 
-RESULTS = Path(__file__).parents[1] / "results" / "ratios" / "llama-2m"
+DATA = Path(__file__).parent / "data" / "llama-2m"
 BASELINES = {"uniform": "#222222", "uniform 2N": "#8a8a8a"}
 
 
 def main() -> None:
-    curves = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))["curves"]
+    curves = json.loads((DATA / "curves.json").read_text(encoding="utf-8"))["curves"]
     arms = [name for name in curves if name not in BASELINES]
     with figure((9.0, 4.6)) as made:
         axes = made.add_subplot()
@@ -33,8 +33,8 @@ def main() -> None:
         axes.set(xlim=(0, 618), ylim=(3.85, 5.74), xlabel="optimizer step")
         axes.set_ylabel("validation loss (nats a token)")
         axes.legend(loc="upper right", fontsize=9)
-        save(made, RESULTS / "loss_curves.png")
-    draw_tuning(RESULTS)
+        save(made, DATA / "loss_curves.png")
+    draw_tuning(DATA)
 
 
 def draw_tuning(results: Path) -> None:

@@ -1,15 +1,16 @@
-"""Ratios from the measurement along the update, taken in the run itself from uniform ratios: what are they worth?
+"""Measure the ratios along the update during the run itself, and train with them from then on.
 
-    python benchmarks/in_run.py --out runs/in_run
+    python studies/2026-11-ratio-rules/rules_during_training.py --out runs/in_run
 
-From uniform ratios, every 15 steps from step 45 (the end of warm-up) to step 150, the learning rates that are best for
-all blocks together are measured on three batches of the measure split, relative to FFN's, and
+The run begins with uniform ratios. Every 15 steps from step 45 (the end of warm-up) to step 150, three batches of the
+measure split give the learning rates that are best for all blocks together, relative to FFN's. They take effect one
+step later, by one of two rules:
 
     "measured in the run, mean"     the log ratios are the mean of all such measurements so far
     "measured in the run, greedy"   each moves the log ratios half way to what it says, by at most log 4 / 2
 
-take effect one step later. Seed 0, over the base learning rates of cousins.py, to whose results/ratios/cousins.json
-the runs are added. Two go side by side: on two cores call it with OMP_NUM_THREADS=1.
+Seed 0, over the base learning rates of cheaper_rules.py; the runs are added to data/cheaper-rules.json. Two runs go
+side by side; on two cores set OMP_NUM_THREADS=1.
 """
 
 from __future__ import annotations
@@ -24,8 +25,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cousins import LRS
-from ratios import RESULTS, config_of
 from transformers import TrainerCallback
 
 from blockwise_lr.blocks import Block
@@ -37,6 +36,12 @@ from blockwise_lr.train import run as training
 from blockwise_lr.train.config import TrainConfig, config_from_dict
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.run_sharpness import measure_batches
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from cheaper_rules import LRS
+from compare_rules import DATA
+from model_settings import config_of
 
 RULES = {"measured in the run, mean": 0.0, "measured in the run, greedy": 0.5}
 SETTINGS = ("llama-2m",)
@@ -90,7 +95,7 @@ def main() -> None:
     ]
     with ThreadPoolExecutor(2) as pool:
         tried = list(pool.map(lambda point: one(point, out), points))
-    path = RESULTS / "cousins.json"
+    path = DATA / "cheaper-rules.json"
     found = json.loads(path.read_text())
     others = [each for each in found["tried"] if each["point"]["rule"] not in RULES]
     about = {"command": " ".join(sys.argv), **describe_environment("cpu")}

@@ -1,47 +1,50 @@
-"""results/ratios/README.md: what each rule for the ratios was worth, at every setting studied."""
+"""Write README.md, details.md and the figure of this study from its data: `compare_rules.py report`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from longer_report import section_on_longer
-
 from blockwise_lr.drawing import figure, save
-from blockwise_lr.files import write_text_atomic
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from comparison_tables import comparisons, nats_won, speedup, speedup_of, table
+from four_times_steps_table import section_on_four_times_steps
+from pages import write_pages
 
 WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
 FITTED = ("llama-2m",)
 SEARCHLESS, WARMUP = ("measured", "auto", "own"), 0.15
 
 
-def write_report(results: Path) -> None:
-    """README.md and loss_gaps.png in `results`, from the compare.json of each setting there and README.head.md."""
-    studies = {path.parent.name: read_study(path) for path in sorted(results.glob("*/compare.json"))}
-    sections = [(results / "README.head.md").read_text(encoding="utf-8").rstrip()]
-    if studies:
-        draw_gaps(studies, results / "loss_gaps.png")
-        sections += [f"## Every rule against {baseline_of(studies)}", table_of_gaps(studies)]
-        sections += ["![Loss gap of every rule](loss_gaps.png)"]
-        sections += ["## Without a search", table_without_search(studies)]
-        sections += [section(name, study) for name, study in studies.items()]
-    if (longer := results / "longer.json").exists():
-        before = studies.get("llama-2m")
-        sections += ["## Four times the steps", section_on_longer(json.loads(longer.read_text()), before)]
-    sections += ["## Trials", table_of_trials(json.loads((results / "along" / "tried.json").read_text()))]
-    if (cousins := results / "cousins.json").exists():
-        sections += ["## Cheaper rules", table_of_cousins(json.loads(cousins.read_text())["tried"])]
-    write_text_atomic(results / "README.md", "\n\n".join(sections) + "\n")
+def write_report(study: Path) -> None:
+    """Write the pages and the figure in the folder `study` from what is in its data/."""
+    data = study / "data"
+    studies = {path.parent.name: read_study(path) for path in sorted(data.glob("*/compare.json"))}
+    draw_gaps(studies, study / "nats-won-by-rule.png")
+    longer = json.loads((data / "four-times-steps.json").read_text())
+    tables = {
+        "nats_won": table_of_nats(studies),
+        "nats_and_speedups": table_of_nats_and_speedups(studies),
+        "without_a_search": table_without_search(studies),
+        "settings": "\n\n".join(section(name, study) for name, study in studies.items()),
+        "four_times_steps": section_on_four_times_steps(longer, studies["llama-2m"]),
+        "trials": table_of_trials(json.loads((data / "trials.json").read_text())),
+        "cheaper_rules": table_of_cheaper_rules(json.loads((data / "cheaper-rules.json").read_text())["tried"]),
+    }
+    write_pages(study, tables)
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """A setting's compare.json, with the arms of further.json beside it (benchmarks/further.py) if there are any."""
+    """A setting's compare.json, with the arms of added-rules.json beside it (add_rules.py), if there are any."""
     study: dict[str, Any] = json.loads(path.read_text())
-    if (beside := path.with_name("further.json")).exists():
-        study["further"] = further = json.loads(beside.read_text())
-        study["arms"] |= further["arms"]
-        study["comparisons"] += further["comparisons"]
+    if (beside := path.with_name("added-rules.json")).exists():
+        study["added"] = added = json.loads(beside.read_text())
+        study["arms"] |= added["arms"]
+        study["comparisons"] += added["comparisons"]
     return study
 
 
@@ -58,49 +61,51 @@ def at_edge(study: dict[str, Any], arm: str) -> bool:
     return len(rates) > 1 and chosen["base_lr"] in (min(rates), max(rates))
 
 
-def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """By arm: what it was worth against the baseline of as many steps."""
-    return {each["arm"]: each for each in study["comparisons"]}
+def rules_of(studies: dict[str, Any]) -> list[str]:
+    """Every rule that some setting compares, in the order in which they first come."""
+    return list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
 
 
-def table_of_gaps(studies: dict[str, Any]) -> str:
-    """One row a rule, one column a setting: nats won against tuned uniform AdamW."""
-    arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
-    lines = [
-        f"Nats won (lost: negative) against {baseline_of(studies)} at equal steps, with 95 % confidence intervals over "
-        "seeds; in brackets the speed-up by the paper's measure, and between fully decayed runs.",
-        "",
-        "| rule | " + " | ".join(f"{name}{' (fitted)' if name in FITTED else ''}" for name in studies) + " |",
-        "| --- |" + " --- |" * len(studies),
+def header_of(studies: dict[str, Any]) -> list[str]:
+    return ["rule", *(f"{name}{' (fitted)' if name in FITTED else ''}" for name in studies)]
+
+
+def table_of_nats(studies: dict[str, Any]) -> str:
+    """One row a rule, one column a setting: nats won against the baseline."""
+    rows = [
+        [rule, *(nats_won(comparisons(study).get(rule)) for study in studies.values())]
+        for rule in rules_of(studies)
     ]
-    for arm in arms:
-        cells = [gap_cell(comparisons(study).get(arm)) for study in studies.values()]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return table(header_of(studies), rows)
+
+
+def table_of_nats_and_speedups(studies: dict[str, Any]) -> str:
+    """The same with both speed-ups in brackets, as the repository's README shows it."""
+
+    def cell(found: dict[str, Any] | None) -> str:
+        won = nats_won(found)
+        return f"{won} [{speedup_of(found, 'speedup')}, {speedup_of(found, 'speedup_decayed')}]" if won else ""
+
+    rows = [
+        [rule, *(cell(comparisons(study).get(rule)) for study in studies.values())]
+        for rule in rules_of(studies)
+    ]
+    return table(header_of(studies), rows)
 
 
 def table_without_search(studies: dict[str, Any]) -> str:
-    """What SEARCHLESS cost at a quarter of the baseline's rate and a warm-up of WARMUP, not at their best."""
-    lines = [
-        "`measured`, `auto` and `own` at a quarter of the base learning rate that was tuned for uniform, and a warm-up "
-        f"of {WARMUP:.0%}, whatever uniform's: by how many nats the loss is higher than at the best base rate and "
-        "warm-up that were found for them, and what is still won against tuned uniform; of tune losses at seed 0, which"
-        " all these runs are chosen by. From the tuning of the tables below; a cell is empty if that rate was not tried"
-        " in it (`own` on llama-2m: 0.042 by one of the [trials](#trials)).",
-        "",
-        "| setting | uniform's | a quarter | "
-        + " | ".join(f"{rule}: lost | won" for rule in SEARCHLESS)
-        + " |",
-        "| --- | --- | --- |" + " --- | --- |" * len(SEARCHLESS),
-    ]
+    """Nats lost and won at a quarter of the baseline's rate and a warm-up of WARMUP, by setting and rule."""
+    header = ["setting", "uniform's base LR", "a quarter of it"]
+    header += [f"`{rule}`: {what}" for rule in SEARCHLESS for what in ("lost", "won")]
+    rows = []
     for name, study in studies.items():
         uniform = study["arms"]["uniform"]["base_lr"]
-        found = [without_a_search(study, rule) for rule in SEARCHLESS]
-        cells = ["" if each is None else f"{each[0]:.3f} | {each[1]:+.3f}" for each in found]
-        lines.append(
-            f"| {name} | {uniform:g} | {uniform / 4:.2g} | {' | '.join(c or ' | ' for c in cells)} |"
-        )
-    return "\n".join(lines)
+        cells = [name, f"{uniform:g}", f"{uniform / 4:.2g}"]
+        for rule in SEARCHLESS:
+            found = without_a_search(study, rule)
+            cells += ["", ""] if found is None else [f"{found[0]:.3f}", f"{found[1]:+.3f}"]
+        rows.append(cells)
+    return table(header, rows)
 
 
 def without_a_search(study: dict[str, Any], rule: str) -> tuple[float, float] | None:
@@ -121,30 +126,16 @@ def tuning_of(study: dict[str, Any], arm: str) -> list[tuple[float, float, float
         for run in study["tuning"]
         if (run["arm"], run["steps"], run["seed"]) == (arm, n, seed)
     ]
-    further = study.get("further", {}).get("arms", {}).get(arm, {}).get("tuning", [])
-    found += [(r["point"]["base_lr"], r["point"]["warmup"], r["tune_loss"]) for r in further]
+    added = study.get("added", {}).get("arms", {}).get(arm, {}).get("tuning", [])
+    found += [(r["point"]["base_lr"], r["point"]["warmup"], r["tune_loss"]) for r in added]
     return [run for run in found if run[-1] is not None]
-
-
-def gap_cell(found: dict[str, Any] | None) -> str:
-    if found is None or found["loss_gap"]["mean"] is None:
-        return ""
-    gap = found["loss_gap"]
-    interval = "" if gap["ci95"] is None else f" ({gap['ci95'][0]:+.3f} .. {gap['ci95'][1]:+.3f})"
-    return f"{gap['mean']:+.3f}{interval} [{speedup(found['speedup'])}, {speedup(found['speedup_decayed'])}]"
-
-
-def speedup(found: dict[str, Any]) -> str:
-    if found["value"] is None:
-        return "-"
-    return {"exact": "", "at_least": ">= ", "at_most": "<= "}[found["bound"]] + f"{found['value']:.2f}x"
 
 
 def section(name: str, study: dict[str, Any]) -> str:
     """A setting's own table: every series with its ratios, chosen learning rate and loss."""
     model = study["config"]["model"]
     lines = [
-        f"## {name}",
+        f"### {name}",
         "",
         f"{model['family']}, {model['layers']} layers of width {model['hidden_size']}, {study['steps']} steps, seeds "
         f"{', '.join(map(str, study['seeds']))}, {study['date'][:10]}, {study['hardware'].get('cpu')}. "
@@ -159,59 +150,43 @@ def section(name: str, study: dict[str, Any]) -> str:
         warmup = found.get("warmup_fraction") or study["config"]["optim"]["warmup_fraction"]
         tuned = f"{found['base_lr']:g} | {warmup:.0%}"
         lines.append(f"| {arm} | {found['ratios']} | {tuned} | {mean} |")
-    if further := study.get("further"):
-        again = further["again"]
-        commands = dict.fromkeys(arm["command"] for arm in further["arms"].values())
+    if added := study.get("added"):
+        again = added["again"]
+        commands = dict.fromkeys(arm["command"] for arm in added["arms"].values())
         made = ", ".join(f"`{command}`" for command in commands)
         lines += [
             "",
-            f"{', '.join(further['arms'])}: later, {further['date'][:10]}, {further['hardware'].get('cpu')}, against "
-            f"the same runs of uniform ({made}); `measured` at seed 0, trained once more there, "
-            f"ended at {again['here']:.4f} ({again['committed']:.4f} before).",
+            f"Added on {added['date'][:10]} on {added['hardware'].get('cpu')}, against the same runs of uniform: "
+            f"{', '.join(added['arms'])} ({made}). `measured` at seed 0 was trained again there. It ended at "
+            f"{again['here']:.4f}, before at {again['committed']:.4f}.",
         ]
     edges = [warning for warning in study["warnings"] if "edge" in warning]
     return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
 
 
 def table_of_trials(trials: dict[str, Any]) -> str:
-    """The single-seed leads of benchmarks/along.py, the lowest loss of each setting first."""
-    lines = [
-        "Ratios measured along a run (the second column says which; what was measured there is in "
-        "[tried.json](along/tried.json)), then trained from scratch; seed 0, no tuning beyond what the table shows "
-        "(`benchmarks/along.py`). Leads: `measured` was made from those of llama-2m-1e-3 and llama-2m-4e-3, by the "
-        "earlier form of the measurement; `own` are of the present one.",
-        "",
-        "| setting | ratios from | ratios | base LR | warm-up | tune loss |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    """The single-seed trials of try_measured_ratios.py, the lowest loss of each setting first."""
+    rows = []
     for tried in sorted(trials["tried"], key=lambda t: (t["point"]["setting"], t["tune_loss"])):
         p = tried["point"]
-        lines.append(
-            f"| {p['setting']} | {p['ratios_from']} | {p['ratios']} | {p['base_lr']:g} | {p['warmup']:.0%} | "
-            f"{tried['tune_loss']:.3f} |"
-        )
-    return "\n".join(lines)
+        chosen = [p["setting"], p["ratios_from"], p["ratios"], f"{p['base_lr']:g}", f"{p['warmup']:.0%}"]
+        rows.append([*chosen, f"{tried['tune_loss']:.3f}"])
+    return table(("setting", "ratios from", "ratios", "base LR", "warm-up", "tune loss"), rows)
 
 
-def table_of_cousins(tried: list[dict[str, Any]]) -> str:
-    """A row for each setting and rule, with its tune loss at every base learning rate."""
+def table_of_cheaper_rules(tried: list[dict[str, Any]]) -> str:
+    """One row a setting and rule: its tune loss at every base learning rate."""
     losses: dict[tuple[str, str, str], dict[float, float | None]] = {}
     for each in tried:
         point = each["point"]
         row = losses.setdefault((point["setting"], point["rule"], point["ratios"]), {})
         row[point["base_lr"]] = each["tune_loss"]
     lrs = sorted({each["point"]["base_lr"] for each in tried})
-    lines = [
-        "Tune loss at each base learning rate, seed 0, warm-up 15 %; how each rule measures is said in "
-        "`benchmarks/cousins.py` and, for those measured in the run, `benchmarks/in_run.py`.",
-        "",
-        "| setting | rule | ratios | " + " | ".join(f"{lr:g}" for lr in lrs) + " |",
-        "| --- | --- | --- |" + " --- |" * len(lrs),
+    rows = [
+        [*of, *("diverged" if (loss := row[lr]) is None else f"{loss:.3f}" for lr in lrs)]
+        for of, row in losses.items()
     ]
-    for (setting, rule, ratios), row in losses.items():
-        cells = ["diverged" if (loss := row[lr]) is None else f"{loss:.3f}" for lr in lrs]
-        lines.append(f"| {setting} | {rule} | {ratios} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return table(("setting", "rule", "ratios", *(f"tune loss at {lr:g}" for lr in lrs)), rows)
 
 
 def draw_gaps(studies: dict[str, Any], path: Path) -> None:

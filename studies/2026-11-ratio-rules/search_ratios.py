@@ -1,13 +1,14 @@
-"""How low can per-block learning rates go, and how low a uniform one that was searched as hard?
+"""Search all ratios together, and as hard the settings of one learning rate for all blocks.
 
-    python benchmarks/search_ratios.py llama-2m --out runs/search
+    python studies/2026-11-ratio-rules/search_ratios.py llama-2m --out runs/search
 
-Two searches of --trials runs each, side by side, one core each, by Bayesian optimisation (optuna's Gaussian process),
-chosen by the tune loss at seed 0: over all ratios together, the base learning rate and the warm-up; and, for one
-learning rate for all blocks, over that rate, the warm-up, weight decay, beta2 and clipping. The ratios keep the decay,
-beta2 and clipping of the preset, which an earlier search had found for the uniform baseline. Writes
-results/ratios/search/SETTING.json. Runs are cached in --out, and the searches are deterministic: a second call
-repeats nothing. Needs `pip install -e ".[study]"`.
+Two searches of --trials runs each go side by side, one core each, by Bayesian optimisation (optuna's Gaussian process),
+by the tune loss at seed 0. One is over all ratios, the base learning rate and the warm-up. The other is over a uniform
+learning rate, the warm-up, weight decay, beta2 and clipping. The ratios keep the decay, beta2 and clipping of the
+preset, which an earlier search had found for the uniform baseline.
+
+Writes data/search/SETTING.json. Runs are cached in --out, and the searches are deterministic: a second call repeats
+nothing. Needs `pip install -e ".[study]"`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from _runs import run, tune_loss
-from ratios import RESULTS, config_of, settings
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import spell_ratios
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from compare_rules import DATA
+from kept_runs import run, tune_loss
+from model_settings import config_of, settings
 
 DIVERGED = 10.0  # nats: above the loss of an untrained model, so that the search turns away
 SHARED = {"base_lr": (5e-4, 1.6e-2), "warmup_fraction": (0.05, 0.8)}
@@ -68,8 +73,8 @@ def main() -> None:
         ratios = pool.submit(searched, blocks, RATIOS_KNOWN, with_ratios)
         found = {"uniform": uniform.result(), "ratios": ratios.result()}
     about = {"command": " ".join(sys.argv), **describe_environment("cpu"), "config": base.to_dict()}
-    (RESULTS / "search").mkdir(parents=True, exist_ok=True)
-    write_json_atomic(RESULTS / "search" / f"{arguments.setting}.json", {**about, **found})
+    (DATA / "search").mkdir(parents=True, exist_ok=True)
+    write_json_atomic(DATA / "search" / f"{arguments.setting}.json", {**about, **found})
     for name, result in found.items():
         print(name, result["best"])
 

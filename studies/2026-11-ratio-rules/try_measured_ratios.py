@@ -1,27 +1,31 @@
-"""The trials that led to ratios measured along a run: leads (one seed each), not evidence. That is ratios.py.
+"""Train with ratios that were measured along runs, at seed 0: the trials that led to the rule `measured`.
 
-    python benchmarks/along.py --out runs/along
+    python studies/2026-11-ratio-rules/try_measured_ratios.py --out runs/along
 
-Trains from scratch with ratios that were measured along runs and with some from other rules (TRIED), all at seed 0.
-Those up to 2026-11-23 are of measurements that took the signal where an update had led to, and each block's room from
-there (git commit 7a7aab8); the later ones of results/ratios/llama-2m/directional.json, "alone" with best_lr in the
-place of the joint minimiser. What tried.json has is not trained again. Writes results/ratios/along/tried.json.
+These are leads of one seed each, not evidence; the evidence is in compare_rules.py. Each trial of TRIED trains from
+scratch. The trials up to 2026-11-23 use measurements that took the signal where an update had led to, and each block's
+room from there (git commit 7a7aab8). The later ones use data/llama-2m/directional.json; "alone" uses best_lr in place
+of the joint minimiser. Trials that are in data/trials.json are not trained again; new ones are added to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from _runs import run
-from ratios import RESULTS, config_of
-
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.environment import describe_environment
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from compare_rules import DATA
+from kept_runs import run
+from model_settings import config_of
 
 FROM_4E_3 = "emb=11,qk=1.6,vo=0.48,norm=43,head=9.6"
 LLAMA_4E_3_SHORT = "emb=10.4,qk=2.48,vo=0.515,norm=8.13,head=4.53"
@@ -65,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/along"))
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / "along" / "tried.json"
+    path = DATA / "trials.json"
     known = json.loads(path.read_text())
     done = [each["point"] for each in known["tried"]]
 
