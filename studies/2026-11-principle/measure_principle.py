@@ -10,8 +10,8 @@
 prediction from the norms of the parameters. Every run is a process of one thread, two at a time; finished runs are left
 alone. The learning rate (2e-3) is not tuned for these cases.
 
-`report` copies the runs' data to data/ and writes README.md, details.md and the figures from them. Without --out it uses
-the data that are there.
+`report` copies the runs' data to data/, if there are any in --out, and writes README.md, details.md and the figures from
+all that is there.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ def main() -> None:
     if arguments.phase == "report":
         from principle_report import write_report
 
-        shutil.copytree(arguments.out, RESULTS, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.log"))
-        write_report(RESULTS)
+        for run in arguments.out.glob("*-seed*.json"):
+            shutil.copy(run, DATA)
+        write_report(STUDY)
     elif arguments.one:
         name, seed = arguments.one
         train_and_measure(name, int(seed), arguments.out, arguments.steps)

@@ -1,22 +1,27 @@
-"""Tables and figures of benchmarks/principle.py: run that with `report`."""
+"""Write README.md, details.md and the figures of this study from its data: `measure_principle.py report`."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure_principle import SEEDS, read_runs
 from scipy.stats import spearmanr
 
 from blockwise_lr import Block, SharpnessReport, ratios_from_sharpness
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
-from blockwise_lr.files import write_text_atomic
 from blockwise_lr.sharpness import Estimate
 from blockwise_lr.sharpness.plot import draw_evolution, plot_density, plot_layers
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from comparison_tables import table
+from measure_principle import SEEDS, read_runs
+from pages import write_pages
 
 TITLES = {
     "llama": "LLaMA, vocabulary 3 072, untied head",
@@ -26,19 +31,60 @@ TITLES = {
 }
 
 
-def write_report(folder: Path) -> None:
-    """README.md and the figures, from the runs in `folder`."""
-    runs = read_runs(folder)
-    cases = [name for name in SEEDS if any(run["case"] == name for run in runs)]
-    draw_principle(runs, cases, folder / "principle.png")
-    draw_theory(runs, cases, folder / "theory.png")
+def write_report(study: Path) -> None:
+    """Write the pages and the figures in the folder `study`, from the runs in its data/."""
+    runs = read_runs(study / "data")
+    draw_figures(study, runs)
+    write_text(study, runs)
+
+
+def draw_figures(study: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Draw sharpness over training, the theory against it, and densities and layers of each case."""
+    cases = cases_of(runs)
+    draw_principle(runs, cases, study / "sharpness-over-training.png")
+    draw_theory(runs, cases, study / "theory-against-measurement.png")
     for name in cases:
         last = of_case(runs, name)[0]["points"][-1]
-        plot_density(SharpnessReport.from_dict(last["fisher"]), folder / f"density-{name}.png")
-        plot_layers(SharpnessReport.from_dict(last["fisher"]), folder / f"layers-{name}.png")
-    text = (folder / "README.head.md").read_text() if (folder / "README.head.md").exists() else ""
-    sections = [text.rstrip(), *(case_section(of_case(runs, name)) for name in cases), provenance(runs)]
-    write_text_atomic(folder / "README.md", "\n\n".join(s for s in sections if s) + "\n")
+        plot_density(SharpnessReport.from_dict(last["fisher"]), study / f"density-{name}.png")
+        plot_layers(SharpnessReport.from_dict(last["fisher"]), study / f"layers-{name}.png")
+
+
+def write_text(study: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Write README.md and details.md."""
+    cases = [of_case(runs, name) for name in cases_of(runs)]
+    tables = {
+        "at_the_end": table_at_the_end(cases),
+        "cases": "\n\n".join(case_section(case) for case in cases),
+        "provenance": provenance(runs),
+    }
+    write_pages(study, tables)
+
+
+def cases_of(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the cases that have runs, in the order of SEEDS."""
+    return [name for name in SEEDS if any(run["case"] == name for run in runs)]
+
+
+def table_at_the_end(cases: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """One row a case: how well its order agrees with the paper's after the last step, median over the seeds."""
+    rows = []
+    for runs in cases:
+        last = reports_at(runs, -1)
+        held = sum(r[Block.QK].mean < r[Block.FFN].mean < r[Block.VO].mean for r in last)
+        norm = sorted(r[Block.NORM].mean / r[Block.VO].mean for r in last)
+        middle, ends = statistics.median(norm), f" ({norm[0]:.2f} .. {norm[-1]:.2f})" if len(norm) > 1 else ""
+        rows.append(
+            [
+                TITLES[runs[0]["case"]],
+                str(runs[0]["points"][-1]["step"]),
+                str(len(runs)),
+                spread(order_agreement(r) for r in last),
+                str(held),
+                f"{middle:.2f}{ends}",
+            ]
+        )
+    header = ("model", "steps", "seeds", "Kendall's tau", "seeds with QK < FFN < VO", "NORM / VO")
+    return table(header, rows)
 
 
 def of_case(runs: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
@@ -182,7 +228,7 @@ def panels_of(made: Any, count: int) -> list[Any]:
 
 def block_of_parameters(point: dict[str, Any]) -> dict[str, str]:
     """The block of each parameter, found from the report: names are those of split models."""
-    from principle import case
+    from measure_principle import case
 
     from blockwise_lr import classify, split_fused
     from blockwise_lr.train.build_model import build_model
@@ -229,13 +275,10 @@ def spread(values: Iterable[float]) -> str:
 
 
 def provenance(runs: Sequence[dict[str, Any]]) -> str:
+    """When, where and with what the runs were made."""
     first = runs[0]
     hardware = first["hardware"]
     return (
-        "## How\n\n"
-        "    python benchmarks/principle.py run --out runs/principle\n"
-        "    python benchmarks/principle.py report --out runs/principle\n\n"
         f"{first['date'][:10]}, {hardware['cpu']}, {hardware['cores']} cores, one thread a run; torch "
-        f"{first['versions']['torch']}, transformers {first['versions']['transformers']}. Every run's data are in "
-        "the JSON files here."
+        f"{first['versions']['torch']}, transformers {first['versions']['transformers']}."
     )
