@@ -1,6 +1,6 @@
 """Compare uniform and blockwise learning rates in each optimizer, and decay and clipping with them.
 
-    python studies/2026-11-optimizers/compare_optimizers.py run adam-mini --out runs/optimizers     # lion, muon, wsd too
+    python studies/2026-11-optimizers/compare_optimizers.py run adam-mini --out runs/optimizers  # lion, muon, wsd too
     python studies/2026-11-optimizers/compare_optimizers.py settings --out runs/optimizers
     python studies/2026-11-optimizers/compare_optimizers.py report
 

@@ -15,6 +15,7 @@ from blockwise_lr.drawing import figure, save, series_style
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from comparison_tables import comparisons, nats_won, speedup, speedup_of, table
+
 from pages import write_pages
 
 ADAMW = Path("2026-11-ratio-rules", "data", "llama-2m", "compare.json")
@@ -93,7 +94,9 @@ def draw_nats(studies: dict[str, Any], path: Path) -> None:
         axes.axvline(0, color="#333333", linewidth=0.8)
         axes.set_yticks(range(len(studies)), [TITLES[name] for name in studies])
         axes.invert_yaxis()
-        axes.set_xlabel("nats won against the optimizer's own uniform rate (95 % intervals over seeds)", fontsize=9)
+        axes.set_xlabel(
+            "nats won against the optimizer's own uniform rate (95 % intervals over seeds)", fontsize=9
+        )
         axes.legend(fontsize=9)
         save(made, path)
 

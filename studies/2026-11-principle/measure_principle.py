@@ -10,8 +10,8 @@
 prediction from the norms of the parameters. Every run is a process of one thread, two at a time; finished runs are left
 alone. The learning rate (2e-3) is not tuned for these cases.
 
-`report` copies the runs' data to data/, if there are any in --out, and writes README.md, details.md and the figures from
-all that is there.
+`report` copies the runs' data to data/, if there are any in --out, and writes the pages and figures from all
+that is there.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from comparison_tables import table
 from measure_principle import SEEDS, read_runs
+
 from pages import write_pages
 
 TITLES = {

@@ -11,8 +11,9 @@ from blockwise_lr.drawing import figure, save
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from comparison_tables import comparisons, nats_won, speedup, speedup_of, table
+from comparison_tables import comparisons, nats_won, speedup_of, table
 from four_times_steps_table import section_on_four_times_steps
+
 from pages import write_pages
 
 WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
@@ -33,7 +34,9 @@ def write_report(study: Path) -> None:
         "settings": "\n\n".join(section(name, study) for name, study in studies.items()),
         "four_times_steps": section_on_four_times_steps(longer, studies["llama-2m"]),
         "trials": table_of_trials(json.loads((data / "trials.json").read_text())),
-        "cheaper_rules": table_of_cheaper_rules(json.loads((data / "cheaper-rules.json").read_text())["tried"]),
+        "cheaper_rules": table_of_cheaper_rules(
+            json.loads((data / "cheaper-rules.json").read_text())["tried"]
+        ),
     }
     write_pages(study, tables)
 
@@ -84,7 +87,9 @@ def table_of_nats_and_speedups(studies: dict[str, Any]) -> str:
 
     def cell(found: dict[str, Any] | None) -> str:
         won = nats_won(found)
-        return f"{won} [{speedup_of(found, 'speedup')}, {speedup_of(found, 'speedup_decayed')}]" if won else ""
+        return (
+            f"{won} [{speedup_of(found, 'speedup')}, {speedup_of(found, 'speedup_decayed')}]" if won else ""
+        )
 
     rows = [
         [rule, *(cell(comparisons(study).get(rule)) for study in studies.values())]

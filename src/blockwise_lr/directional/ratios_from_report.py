@@ -39,7 +39,7 @@ def ratios_from_sharpness(
 
         log r(b) = mean of log(f(b)) - log(f(FFN)),    f(b) = r_now(b) * (C^-1 s)_b / lr_b,  bounded as above
 
-    Of the rules here the one that results/ratios found to help. Reports of a run with a learning rate well below the
+    This is the rule that helped in studies/2026-11-ratio-rules. Reports of a run with a learning rate well below the
     best uniform one tell most.
 
     Args:

@@ -34,13 +34,16 @@ UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
 QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 8.0, Block.HEAD: 8.0}
 )
-"""Ratios searched for the quickstart's small model and text (benchmarks/tune_quickstart.py); not meant for others."""
+"""Ratios searched for the quickstart's small model and text (studies/2026-11-quickstart-ratios), not for others."""
 
 MEASURED_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.EMB: 16.0, Block.QK: 4.0, Block.FFN: 1.0, Block.VO: 0.5, Block.NORM: 32.0, Block.HEAD: 16.0}
 )
-"""Ratios measured along two uniform runs of the quickstart's model (results/ratios/along), in powers of two: the
-paper's order among the matrices, EMB > QK > FFN > VO, with NORM and HEAD fast. The base learning rate is FFN's."""
+"""Ratios measured along two uniform runs of the quickstart's model (studies/2026-11-ratio-rules), in powers of two.
+
+They keep the paper's order among the matrices, EMB > QK > FFN > VO, with NORM and HEAD fast. The base learning rate is
+FFN's.
+"""
 
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:

@@ -100,15 +100,15 @@ def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConf
 
 
 def _quickstart() -> TrainConfig:
-    # Small enough that five runs of N take minutes on two CPU cores: benchmarks/tune_quickstart.py tuned it.
+    # Small enough that five runs of N take minutes on two CPU cores. Tuned by studies/2026-11-quickstart-ratios.
     return TrainConfig(
         preset="quickstart",
         steps=300,
         eval_every=30,
         eval_tokens=24_576,
-        # The rule that won on models it was not made from, at its tuned base learning rate (results/ratios). Decay and
-        # clipping are what a search found best for the uniform baseline; `compare` gives every arm these, and the
-        # warm-up that was tuned with its base learning rate (_TUNED).
+        # The rule that won on models it was not made from, at its tuned base learning rate
+        # (studies/2026-11-ratio-rules). Decay and clipping are what a search found best for the uniform baseline;
+        # `compare` gives every arm these, and the warm-up that was tuned with its base learning rate (_TUNED).
         optim=OptimConfig(base_lr=2e-3, ratios="measured", weight_decay=0.03, warmup_fraction=0.15, clip=0.3),
     )
 
@@ -149,7 +149,8 @@ def get_preset(name: str) -> TrainConfig:
 
 _ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:measured")}
 
-# Chosen by the tune loss, base learning rate and warm-up: results/ratios/llama-2m; a test holds them to it.
+# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m. A test compares
+# both.
 _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(
