@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
+
+from blockwise_lr.train.config import config_from_dict
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -71,3 +76,24 @@ def test_an_added_rule_is_held_against_the_committed_losses_of_its_seeds(monkeyp
     curves = [{"seed": i, "steps": [100, 200], "val_losses": [3.5 + i, 2.0 + i]} for i in (0, 1)]
     found = compare(study, arm(100, "arm", 2.75, 3.75), curves)  # half way down each curve
     assert found["speedup"]["value"] == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(
+    "archive",
+    [
+        "2026-11-ratio-rules/data/four-times-steps/runs.tar.gz",
+        "2026-11-ratio-rules/data/llama-2m/added-rules-runs.tar.gz",
+        "2026-11-optimizers/data/settings/runs.tar.gz",
+    ],
+)
+def test_a_kept_run_is_found_by_the_configuration_that_made_it(archive, monkeypatch):
+    """A setting that the library gets later must not change the name: the run would be trained again."""
+    monkeypatch.syspath_prepend(str(STUDIES / "_support"))
+    from kept_runs import name_of
+
+    with tarfile.open(STUDIES / archive) as packed:
+        configs = [member for member in packed if re.fullmatch(r"[0-9a-f]{12}/config\.json", member.name)]
+        assert len(configs) >= 10
+        for member in configs:
+            config = config_from_dict(json.load(packed.extractfile(member))["train"])
+            assert name_of(config) == member.name.partition("/")[0]
