@@ -83,7 +83,7 @@ def test_an_added_rule_is_held_against_the_committed_losses_of_its_seeds(monkeyp
     [
         "2026-11-ratio-rules/data/four-times-steps/runs.tar.gz",
         "2026-11-ratio-rules/data/llama-2m/added-rules-runs.tar.gz",
-        "2026-11-optimizers/data/settings/runs.tar.gz",
+        "2026-11-ratio-rules/data/llama-5m/added-rules-runs.tar.gz",
     ],
 )
 def test_a_kept_run_is_found_by_the_configuration_that_made_it(archive, monkeypatch):
