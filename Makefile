@@ -13,7 +13,7 @@ help:
 	@echo "make test         set up, then run the tests (under 10 minutes); make test-slow: the long ones too"
 	@echo "make lower-bounds  a short set of tests with the lowest declared version of every dependency (but torch)"
 	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
-	@echo "make bench        the benchmarks; each writes a dated file to benchmarks/results"
+	@echo "make bench        what things cost; each script writes a dated file to benchmarks/results"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -115,6 +115,13 @@ def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name,
         assert all(seconds > 0 for (seconds,) in result["measurements"]["seconds of the run"].values())
 
 
+def test_the_table_of_costs_is_made_from_the_latest_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from costs_table import page
+
+    assert page(BENCHMARKS / "results") == (BENCHMARKS / "README.md").read_text()
+
+
 def test_a_part_inside_another_has_its_own_seconds_only(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     from _clock import Clock
