@@ -91,14 +91,14 @@ def main() -> None:
 
 
 def config_of(**optim: Any) -> TrainConfig:
-    """The quickstart under another optimizer or setting."""
+    """Return the quickstart's configuration with other optimizer settings."""
     config = settings()["llama-2m"]
     given = {"warmup_fraction": WARMUP, **optim}
     return replace(config, optim=replace(config.optim, **given))
 
 
 def compare(name: str, out: Path) -> None:
-    """One optimizer: its arms, compared, and what is kept of it."""
+    """Compare the arms in one optimizer, and copy the results to data/NAME."""
     optim = {"optimizer": name, **OPTIMIZERS[name]}
     optimizer = optim["optimizer"]
     rules = {"uniform": "uniform", "paper": "paper", "measured": MEASURED, "auto": "auto"}
@@ -132,7 +132,7 @@ def compare(name: str, out: Path) -> None:
 
 
 def bytes_of_state(optimizer: str) -> int:
-    """Of the quickstart's model, after one step."""
+    """Return the bytes of optimizer state of the quickstart's model after one step."""
     model = build_model(config_of().model, seed=0)
     made = build_optimizer(optimizer, model, 1e-3)
     ids = torch.arange(16)[None]
@@ -142,7 +142,7 @@ def bytes_of_state(optimizer: str) -> int:
 
 
 def try_settings(out: Path) -> None:
-    """Each variant tuned at the first seed, then the other seeds at its best.
+    """Tune each variant at the first seed, then train the other seeds at its best.
 
     Writes {"runs": [{"point", "diverged", "tune_loss", "val_loss"}]}; the first of a variant are those at its choice.
     """

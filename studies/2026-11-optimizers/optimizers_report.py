@@ -102,13 +102,13 @@ def draw_nats(studies: dict[str, Any], path: Path) -> None:
 
 
 def losses(arm: dict[str, Any]) -> list[float]:
-    """The validation loss of each seed at the end; a diverged run's is infinite."""
+    """Return the terminal validation loss of each seed; infinite for a diverged run."""
     found = [seed["terminal_val_loss"] for seed in arm["seeds"]]
     return [float("inf") if loss is None else loss for loss in found]
 
 
 def gap(baseline: Sequence[float], other: Sequence[float]) -> str:
-    """Nats won, with the 95 % interval over seeds that were paired."""
+    """Return the nats won, with the 95 % interval over paired seeds."""
     if float("inf") in other:
         return "diverged"
     found = loss_gap(baseline, other)
@@ -133,7 +133,7 @@ def table_of_settings(runs: list[dict[str, Any]]) -> str:
 
 
 def commands(studies: dict[str, Any], settings: dict[str, Any] | None) -> str:
-    """How each comparison was run, when and on what; and what it says of itself."""
+    """List how, when and on what each comparison was run, with its warnings about the grid's edge."""
     lines = []
     for name, study in studies.items():
         folder = "../2026-11-ratio-rules/data/llama-2m" if name == "adamw" else f"data/{name}"

@@ -94,7 +94,7 @@ def main() -> None:
 
 
 def spawn(name: str, seed: int, arguments: argparse.Namespace) -> int:
-    """One run in a process of one thread."""
+    """Train one run in a process of one thread, and return its exit code."""
     if (arguments.out / f"{name}-seed{seed}.json").exists():
         return 0
     steps = ["--steps", str(arguments.steps)] if arguments.steps else []
@@ -177,7 +177,7 @@ def measurements(
     samples: int,
     step: int,
 ) -> dict[str, Any]:
-    """All estimators at one step, and the theory's prediction."""
+    """Measure all estimators at one step, and compute the theory's prediction."""
     from blockwise_lr import classify
     from blockwise_lr.sharpness.theory import predicted_by_block, predicted_sharpness
 
@@ -200,7 +200,7 @@ def measurements(
 
 
 def from_gradients(model: torch.nn.Module, samples: int) -> dict[str, float]:
-    """`empirical` from the training gradient that is there: B ||g_b||^2 / #(b)."""
+    """Return `empirical` from the current training gradient: B ||g_b||^2 / #(b)."""
     from blockwise_lr.sharpness.parts import Parts
 
     parts = Parts(model, None, distributed=False)
@@ -214,7 +214,7 @@ def from_gradients(model: torch.nn.Module, samples: int) -> dict[str, float]:
 
 
 def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs, by case and seed."""
+    """Return the finished runs in `folder`, ordered by case and seed."""
     found = [json.loads(path.read_text()) for path in sorted(folder.glob("*-seed*.json"))]
     return sorted(found, key=lambda run: (list(SEEDS).index(run["case"]), run["seed"]))
 

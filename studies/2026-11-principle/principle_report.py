@@ -93,7 +93,7 @@ def of_case(runs: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def case_section(runs: Sequence[dict[str, Any]]) -> str:
-    """The tables of one case."""
+    """Write the tables of one case."""
     name, seeds = runs[0]["case"], ", ".join(str(run["seed"]) for run in runs)
     losses = ", ".join(f"{run['terminal_val_loss']:.3f}" for run in runs)
     blocks = in_paper_order(reports_at(runs, 0)[0])
@@ -128,7 +128,7 @@ def case_section(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def estimator_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """The other estimators, relative to fisher."""
+    """Write the table of the other estimators, relative to `fisher`."""
     blocks = in_paper_order(reports_at(runs, 0)[0])
     lines = [
         "The other estimators divided by `fisher`, median over the seeds:",
@@ -160,7 +160,7 @@ def estimator_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def ratio_line(runs: Sequence[dict[str, Any]]) -> str:
-    """What ratios_from_sharpness makes of the last step."""
+    """Write the ratios that ratios_from_sharpness gives at the last step."""
     last = reports_at(runs, -1)
     ratios = [ratios_from_sharpness(report, low=1e-3, high=1e3) for report in last]
     shown = ", ".join(
@@ -220,7 +220,7 @@ def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path
 
 
 def panels_of(made: Any, count: int) -> list[Any]:
-    """Two a row."""
+    """Return `count` panels, two a row."""
     panels = list(made.subplots((count + 1) // 2, 2, sharey=True, squeeze=False).flat)
     for unused in panels[count:]:
         unused.remove()
@@ -252,7 +252,7 @@ def block_correlation(point: dict[str, Any]) -> float:
 
 
 def parameter_correlation(point: dict[str, Any]) -> float:
-    """The same over all parameters that the theory speaks of."""
+    """Spearman's rank correlation over all parameters for which the theory predicts a sharpness."""
     predicted = point["predicted_per_parameter"]
     return rank(predicted.values(), [point["fisher"]["per_parameter"][name][0] for name in predicted])
 

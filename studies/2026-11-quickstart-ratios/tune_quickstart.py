@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def search_settings(out: Path) -> None:
-    """Both searches side by side, one core each."""
+    """Run both searches side by side, one core each."""
     with ThreadPoolExecutor(2) as pool:
         ratios = pool.submit(search, out, RATIO_START, RATIO_MOVES, with_ratios)
         baseline = pool.submit(search, out, BASELINE_START, BASELINE_MOVES, with_settings)
@@ -79,7 +79,7 @@ def search_settings(out: Path) -> None:
 
 
 def tune_base_lrs(out: Path) -> None:
-    """The comparison over GRID, and its evidence without the checkpoints."""
+    """Compare the arms over GRID, and copy the results without the checkpoints."""
     compared = out / "compare"
     grid = ["--base-lrs", *map(str, GRID), "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
     command = [sys.executable, "-m", "blockwise_lr", "compare", "quickstart", "--arms", *ARMS, *grid]
@@ -93,7 +93,7 @@ def tune_base_lrs(out: Path) -> None:
 
 
 def try_edges(out: Path) -> None:
-    """Beyond the edges, one setting at a time, on both sides (warm-up further: it went on helping the baseline)."""
+    """Train beyond the edges, one setting at a time; warm-up further, since it went on helping the baseline."""
     preset = replace(get_preset("quickstart"), device="cpu", precision="bf16", report_to="none")
     preset = replace(preset, optim=replace(preset.optim, warmup_start="zero"))
     preset = replace(preset, optim=replace(preset.optim, ratios="uniform", base_lr=4e-3))

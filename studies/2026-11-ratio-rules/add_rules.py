@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def own(setting: str, study: dict[str, Any], out: Path) -> str:
-    """The ratios of the setting's own uniform run; the measurement goes to data/SETTING."""
+    """Measure along a uniform run of the setting, keep the measurement in data/SETTING, and return its ratios."""
     config = out / "config.json"
     write_json_atomic(config, config_of(setting, out).to_dict())
     found = directional_along(config, out / "along", study["arms"]["uniform"]["base_lr"] / 4)
@@ -99,7 +99,7 @@ def own(setting: str, study: dict[str, Any], out: Path) -> str:
 
 
 def spelled(directional: Path) -> str:
-    """The mean of its reports, as --ratios takes it."""
+    """Return the mean ratios of a directional.json, spelled as --ratios takes them."""
     return arm("", parse_ratios(str(directional))).partition(":")[2]
 
 
@@ -120,7 +120,7 @@ def configured(
 
 
 def baseline_curves(setting: str, study: dict[str, Any], out: Path) -> list[dict[str, Any]]:
-    """The validation losses along the uniform runs of 2N steps: {"seed", "steps", "val_losses"} of each seed."""
+    """Return the validation losses along the uniform runs of 2N steps: {"seed", "steps", "val_losses"} a seed."""
     arm = study["arms"]["uniform 2N"]
     how = (arm["ratios"], arm["base_lr"], arm["warmup_fraction"])
 
@@ -140,7 +140,7 @@ def baseline_curves(setting: str, study: dict[str, Any], out: Path) -> list[dict
 
 
 def again(setting: str, study: dict[str, Any], out: Path) -> dict[str, float]:
-    """The validation loss of `measured` at the first seed, as committed and as it comes out here."""
+    """Train `measured` again at the first seed, and return its validation loss as committed and as found here."""
     before = study["arms"]["measured"]
     seed = before["seeds"][0]
     here = one(setting, before["ratios"], before["base_lr"], before["warmup_fraction"], seed["seed"], out)
@@ -148,7 +148,7 @@ def again(setting: str, study: dict[str, Any], out: Path) -> dict[str, float]:
 
 
 def train(setting: str, study: dict[str, Any], ratios: str, out: Path) -> dict[str, Any]:
-    """One arm in the form of compare.json's, with its tuning."""
+    """Tune and train one arm, and return it in the form of compare.json, with its tuning."""
     first, *others = study["seeds"]
     with ThreadPoolExecutor(2) as pool:
 
@@ -180,7 +180,7 @@ def train(setting: str, study: dict[str, Any], ratios: str, out: Path) -> dict[s
 def compare(
     study: dict[str, Any], trained: dict[str, Any], curves: list[dict[str, Any]] | None
 ) -> dict[str, Any]:
-    """The arm against the baseline of compare.json, seed by seed."""
+    """Compare the arm with the baseline of compare.json, seed by seed."""
     horizons = {arm["steps"]: losses(arm) for arm in study["arms"].values() if arm["role"] == "baseline"}
     ours, n_steps = losses(trained), study["steps"]
     decayed = [
@@ -199,7 +199,7 @@ def compare(
 
 
 def losses(arm: dict[str, Any]) -> list[float]:
-    """Terminal validation loss of each seed; a diverged run's is infinite."""
+    """Return the terminal validation loss of each seed; infinite for a diverged run."""
     found = [seed["terminal_val_loss"] for seed in arm["seeds"]]
     return [math.inf if loss is None else loss for loss in found]
 

@@ -95,7 +95,7 @@ def train(point: dict[str, Any], out: Path) -> dict[str, Any]:
 
 
 def measured(setting: str, out: Path) -> dict[str, str]:
-    """Ratios by each static rule along a uniform run of the setting: {rule: spelled ratios}."""
+    """Return the ratios by each static rule along a uniform run of the setting: {rule: spelled ratios}."""
     path, folder = out / f"{setting}.json", out / setting
     found = out / f"{setting}-static.json"
     if not found.exists():
@@ -117,7 +117,7 @@ def measured(setting: str, out: Path) -> dict[str, str]:
 
 
 def mean_over_ffn(scores: list[dict[Block, float]]) -> dict[str, float]:
-    """Their geometric mean along the run, each relative to FFN's of the same step."""
+    """Return the geometric mean of the scores along the run, each relative to FFN's at the same step."""
     logs = {
         block: float(np.mean([math.log(each[block] / each[Block.FFN]) for each in scores]))
         for block in scores[0]
@@ -128,7 +128,7 @@ def mean_over_ffn(scores: list[dict[Block, float]]) -> dict[str, float]:
 def static_scores(
     model: nn.Module, optimizer: Optimizer, batches: list[dict[str, Tensor]]
 ) -> dict[str, dict[Block, float]]:
-    """At one moment: {rule: {block: what its learning rate is in proportion to}}."""
+    """Return the scores at one step: {rule: {block: score}}. A learning rate is proportional to its score."""
     samples = sum(batch["labels"][:, 1:].numel() for batch in batches) // len(batches)
     moments = measure_sharpness(model, estimator="optimizer", optimizer=optimizer, samples=samples)
     sharpness = measure_sharpness(model, batches[:4])
@@ -140,7 +140,7 @@ def static_scores(
 
 
 def mean_gradient_size(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[Block, float]:
-    """mean |E g_b| over the elements of each block, E over the batches."""
+    """Return mean |E g_b| over the elements of each block, E over the batches."""
     model.zero_grad()
     for batch in batches:
         (model(**batch).loss / len(batches)).backward()

@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def study(arguments: argparse.Namespace) -> None:
-    """One setting: its arms, compared, and what is kept of it."""
+    """Compare the arms at one setting, and copy the results to data/SETTING."""
     config, out = config_of(arguments.setting, arguments.out), arguments.out / arguments.setting
     out.mkdir(parents=True, exist_ok=True)
     path = out / "config.json"
@@ -118,7 +118,7 @@ def study(arguments: argparse.Namespace) -> None:
 
 
 def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list[str]:
-    """Those that need what the comparison chose for uniform: --own, --ratios-of, --powers."""
+    """Return the arms that need what the comparison chose for uniform: --own, --ratios-of, --powers."""
     further = []
     if arguments.own:
         further.append(arm("own", parse_ratios(str(along_uniform(config, out)))))
@@ -132,7 +132,7 @@ def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list
 
 
 def try_edges(out: Path) -> None:
-    """EDGES that edges.json does not have yet: {"runs": [{"point", "tune_loss", "val_loss", "date"}]}."""
+    """Train those of EDGES that edges.json lacks: {"runs": [{"point", "tune_loss", "val_loss", "date"}]}."""
     out.mkdir(parents=True, exist_ok=True)
     path = DATA / "edges.json"
     known = json.loads(path.read_text())["runs"] if path.exists() else []
@@ -157,12 +157,12 @@ def arm(name: str, ratios: Mapping[Block, float]) -> str:
 
 
 def along_uniform(config: Path, out: Path) -> Path:
-    """directional.json along a uniform run at a quarter of the learning rate that was chosen for it."""
+    """Return directional.json along a uniform run at a quarter of the learning rate that was chosen for it."""
     return directional_along(config, out / "along", chosen_for_uniform(out)[0] / 4)
 
 
 def directional_along(config: Path, run: Path, base_lr: float) -> Path:
-    """directional.json of a uniform run, measured at 15 to 20 points on 4 batches each."""
+    """Return directional.json of a uniform run, measured at 15 to 20 points on 4 batches each."""
     if not (found := run / "sharpness" / "directional.json").exists():
         train_with_checkpoints(config, run, base_lr)
         command("sharpness", run, "--directional", "--batches", 4)
@@ -172,14 +172,14 @@ def directional_along(config: Path, run: Path, base_lr: float) -> Path:
 
 
 def train_with_checkpoints(config: Path, run: Path, base_lr: float) -> None:
-    """A uniform run that leaves 15 to 20 checkpoints along its way."""
+    """Train a uniform run that writes 15 to 20 checkpoints."""
     every = max(5, json.loads(config.read_text())["steps"] // 20)
     flags = ("--log-every", every, "--save-every", every, "--keep-checkpoints", 99, "--eval-every", 0)
     command("train", config, "--out", run, "--ratios", "uniform", "--base-lr", base_lr, *flags)
 
 
 def at_the_end_of_uniform(config: Path, out: Path) -> Path:
-    """sharpness.json of a uniform run at what was chosen for it."""
+    """Return sharpness.json at the end of a uniform run with its chosen base learning rate and warm-up."""
     run = out / "uniform"
     if not (found := run / "sharpness" / "sharpness.json").exists():
         lr, warmup = chosen_for_uniform(out)
@@ -190,7 +190,7 @@ def at_the_end_of_uniform(config: Path, out: Path) -> Path:
 
 
 def chosen_for_uniform(out: Path) -> tuple[float, float]:
-    """Base learning rate and warm-up."""
+    """Return the base learning rate and the warm-up that the comparison chose for uniform."""
     uniform = json.loads((out / "compare.json").read_text())["arms"]["uniform"]
     return uniform["base_lr"], uniform["warmup_fraction"]
 

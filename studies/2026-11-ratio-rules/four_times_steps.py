@@ -61,13 +61,13 @@ def main() -> None:
 
 
 def chosen(runs: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    """What a rule was trained with at every seed."""
+    """Return the point that a rule was trained with at every seed."""
     point: dict[str, Any] = next(run["point"] for run in runs if run["point"]["rule"] == rule)
     return point
 
 
 def tuned(rule: str, ratios: str, out: Path, pool: ThreadPoolExecutor) -> list[dict[str, Any]]:
-    """Every run of a rule: the chosen one of each seed first."""
+    """Tune a rule and return all its runs, the chosen one of each seed first."""
 
     def all_of(points: list[tuple[float, float, int]]) -> list[dict[str, Any]]:
         return list(pool.map(lambda point: one(rule, ratios, *point, out), points))
@@ -92,7 +92,7 @@ def one(rule: str, ratios: str, base_lr: float, warmup: float, seed: int, out: P
 
 
 def own(out: Path, base_lr: float) -> str:
-    """The ratios measured along a uniform run of that length, to three digits; kept in data/four-times-steps."""
+    """Return the ratios measured along a uniform run of this length, kept in data/four-times-steps."""
     path = DATA / "four-times-steps" / "directional.json"
     if not path.exists() or abs(measured_at(path) / base_lr - 1) > 0.02:
         config = out / "config.json"
@@ -102,7 +102,7 @@ def own(out: Path, base_lr: float) -> str:
 
 
 def measured_at(directional: Path) -> float:
-    """The peak of the learning rates along a run: its base learning rate, but for a step of the schedule."""
+    """Return the highest learning rate along a run: its base learning rate, to within a step of the schedule."""
     reports = reports_of(json.loads(directional.read_text()))
     return max(slope.lr for report in reports for slope in report.values())
 

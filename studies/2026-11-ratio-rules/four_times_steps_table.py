@@ -16,7 +16,7 @@ Runs = list[dict[str, Any]]
 
 
 def section_on_four_times_steps(found: dict[str, Any], before: dict[str, Any]) -> str:
-    """Every rule against uniform over more steps: the chosen runs of each, seed by seed, and what else was tried.
+    """Compare every rule with uniform over more steps, and list all runs.
 
     Args:
         found: four-times-steps.json.
@@ -57,7 +57,7 @@ def runs_of(runs: Runs, rule: str) -> Runs:
 
 
 def each_seed(runs: Runs) -> Runs:
-    """The chosen run of each seed: the first ones."""
+    """Return the chosen run of each seed; these come first."""
     return runs[: len({run["point"]["seed"] for run in runs})]
 
 
@@ -68,7 +68,7 @@ def row(run: dict[str, Any], name: str) -> list[str]:
 
 
 def row_won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any]) -> list[str]:
-    """What a rule wins, and after how many steps it would end where uniform does."""
+    """Return the row of a rule: what it wins, and after how many steps it reaches uniform's loss."""
     gap = loss_gap(*([run["val_loss"] for run in chosen[of]] for of in ("uniform", rule)))
     interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
     cells = [f"`{rule}`", f"{gap.mean:+.3f}{interval}"]
@@ -84,7 +84,7 @@ def row_won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, An
 
 
 def speedups(few: dict[str, Any], fast: Runs, slow: Runs, steps: int) -> list[float]:
-    """The speed-up of each seed; empty if one of them is only a bound."""
+    """Return the speed-up of each seed; empty if one of them is only a bound."""
     ends = {seed["seed"]: seed["terminal_val_loss"] for seed in few["seeds"]}
     found = []
     for ours, theirs in zip(fast, slow, strict=True):

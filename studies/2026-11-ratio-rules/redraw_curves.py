@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def draw_tuning(results: Path) -> None:
-    """tuning.png of a setting, from the runs of the grid that its compare.json lists."""
+    """Draw tuning.png of a setting from the runs of the grid in its compare.json."""
     content = json.loads((results / "compare.json").read_text(encoding="utf-8"))
     arms: dict[str, Arm] = {}
     series: dict[str, Series] = {}

@@ -51,7 +51,7 @@ FARTHEST = math.log(4)
 
 
 class InRun(TrainerCallback):
-    """Measures and moves the ratios after those steps."""
+    """Measures the ratios after each of STEPS and moves the learning rates."""
 
     def __init__(self, config: TrainConfig, gain: float) -> None:
         context = config.model.context
@@ -103,7 +103,7 @@ def main() -> None:
 
 
 def one(point: dict[str, Any], out: Path) -> dict[str, Any]:
-    """One run in a process of its own; a finished one is read."""
+    """Train one run in its own process, or read it if it is finished."""
     config = config_of(point["setting"], out)
     config = replace(
         config, eval_every=0, optim=replace(config.optim, ratios="uniform", base_lr=point["base_lr"])

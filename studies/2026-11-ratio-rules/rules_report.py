@@ -42,7 +42,7 @@ def write_report(study: Path) -> None:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """A setting's compare.json, with the arms of added-rules.json beside it (add_rules.py), if there are any."""
+    """Read a setting's compare.json, and the arms of added-rules.json in the same folder (add_rules.py)."""
     study: dict[str, Any] = json.loads(path.read_text())
     if (beside := path.with_name("added-rules.json")).exists():
         study["added"] = added = json.loads(beside.read_text())
@@ -52,20 +52,20 @@ def read_study(path: Path) -> dict[str, Any]:
 
 
 def baseline_of(studies: dict[str, Any]) -> str:
-    """What the baseline is called: "tuned" only where its rate is inside the grid at every setting."""
+    """Return the baseline's name: "tuned" only if its rate is inside the grid at every setting."""
     edge = any(at_edge(study, "uniform") for study in studies.values())
     return "uniform AdamW" if edge else "tuned uniform AdamW"
 
 
 def at_edge(study: dict[str, Any], arm: str) -> bool:
-    """Whether an arm's chosen base learning rate is the lowest or highest that was tried with its warm-up."""
+    """Return whether an arm chose the lowest or highest base learning rate that was tried with its warm-up."""
     chosen = study["arms"][arm]
     rates = {lr for lr, warmup, _ in tuning_of(study, arm) if warmup == chosen["warmup_fraction"]}
     return len(rates) > 1 and chosen["base_lr"] in (min(rates), max(rates))
 
 
 def rules_of(studies: dict[str, Any]) -> list[str]:
-    """Every rule that some setting compares, in the order in which they first come."""
+    """Return every rule that some setting compares, in order of first appearance."""
     return list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
 
 
@@ -83,7 +83,7 @@ def table_of_nats(studies: dict[str, Any]) -> str:
 
 
 def table_of_nats_and_speedups(studies: dict[str, Any]) -> str:
-    """The same with both speed-ups in brackets, as the repository's README shows it."""
+    """Nats won with both speed-ups in square brackets, as the README of the repository shows them."""
 
     def cell(found: dict[str, Any] | None) -> str:
         won = nats_won(found)
@@ -114,7 +114,7 @@ def table_without_search(studies: dict[str, Any]) -> str:
 
 
 def without_a_search(study: dict[str, Any], rule: str) -> tuple[float, float] | None:
-    """Nats lost to the rule's own best, and won against uniform's; None: not run there."""
+    """Return the nats lost to the rule's own best and won against uniform's; None if there is no such run."""
     uniform, best = study["arms"]["uniform"]["base_lr"], min(loss for *_, loss in tuning_of(study, "uniform"))
     tried = tuning_of(study, rule)
     for lr, warmup, loss in tried:
@@ -124,7 +124,7 @@ def without_a_search(study: dict[str, Any], rule: str) -> tuple[float, float] | 
 
 
 def tuning_of(study: dict[str, Any], arm: str) -> list[tuple[float, float, float]]:
-    """Base learning rate, warm-up and tune loss of an arm's runs of N steps at the first seed that did not diverge."""
+    """Return base learning rate, warm-up and tune loss of an arm's tuning runs, without diverged ones."""
     n, seed = study["steps"], study["seeds"][0]
     found = [
         (run["base_lr"], run["warmup_fraction"], run["tune_loss"])

@@ -86,7 +86,7 @@ def search(
     configure: Callable[[dict[str, float]], TrainConfig],
     trials: int,
 ) -> dict[str, Any]:
-    """`trials` runs in that space, from the known points on: all of them, and the best."""
+    """Search the space with `trials` runs, beginning with the known points; return all runs and the best."""
     runs: list[dict[str, Any]] = []
 
     def objective(trial: optuna.Trial) -> float:
@@ -105,7 +105,7 @@ def search(
 
 
 def with_settings(base: TrainConfig, point: dict[str, float]) -> TrainConfig:
-    """One learning rate for all blocks, with those settings."""
+    """Return the configuration with one learning rate for all blocks and the settings of a point."""
     optim = {name: value for name, value in point.items() if name != "one_minus_beta2"}
     return replace(
         base, optim=replace(base.optim, ratios="uniform", beta2=1 - point["one_minus_beta2"], **optim)
@@ -113,7 +113,7 @@ def with_settings(base: TrainConfig, point: dict[str, float]) -> TrainConfig:
 
 
 def with_ratios(base: TrainConfig, point: dict[str, float]) -> TrainConfig:
-    """Those ratios, base learning rate and warm-up."""
+    """Return the configuration with the ratios, base learning rate and warm-up of a point."""
     ratios = {name: value for name, value in point.items() if name not in SHARED}
     optim = {name: point[name] for name in SHARED}
     return replace(base, optim=replace(base.optim, ratios=spell_ratios(ratios), **optim))

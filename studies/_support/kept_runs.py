@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, cached, and kept in the repository: what the studies share."""
+"""Train the runs of a study in their own processes, and keep finished ones in the repository."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from blockwise_lr.train.config import TrainConfig, identity
 
 
 def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]:
-    """Train `config` on one thread; a finished run is read from `out`.
+    """Train `config` on one thread in its own process, or read the run from `out` if it is finished.
 
     Returns:
         The point, whether the run diverged, and its last losses on tune and val (None if it diverged).
 
     Raises:
-        SystemExit: the run left no result; the end of its messages.
+        SystemExit: the run left no result. The message holds the end of what it printed.
     """
     folder = out / name_of(config)
     (out / f"{folder.name}.json").write_text(json.dumps(config.to_dict()))
@@ -42,12 +42,12 @@ def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]
 
 
 def name_of(config: TrainConfig) -> str:
-    """The folder of a run: the same for runs with the same numbers, whatever settings the library has got since."""
+    """The folder of a run. Settings that the library got later do not change it."""
     return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def tune_loss(run: dict[str, Any]) -> float:
-    """What runs are chosen by; a diverged one is never chosen."""
+    """The loss that chooses between runs; infinite for a diverged run."""
     return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
 
 
@@ -57,11 +57,10 @@ KEPT = ("config.json", "metrics.jsonl", "result.json")
 
 @contextmanager
 def kept(archive: Path, runs: Path) -> Iterator[None]:
-    """The runs in `archive` are put into `runs`, and at the end, however it comes, all finished ones into `archive`.
+    """Unpack the runs in `archive` into `runs`, and pack all finished runs into `archive` on leaving, also by an error.
 
-    So a study goes on from a fresh clone, and a further arm is held against the very same baseline.
-
-    SIGTERM comes as KeyboardInterrupt meanwhile.
+    A study therefore continues from a fresh clone, and an added arm is compared with the very same baseline. SIGTERM
+    raises KeyboardInterrupt inside the block.
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     if archive.exists():

@@ -16,7 +16,7 @@ SEEDS = (0, 1, 2)
 
 
 def settings() -> dict[str, TrainConfig]:
-    """By name: "fitted" is where the ratios were searched, all others are held out."""
+    """The training configuration of each setting, by name. `llama-2m` is the one the ratios were made from."""
     # Precision and warm-up are those of the runs that are kept; without bf16 instructions a CPU takes hours for one.
     fixed = {"device": "cpu", "precision": "bf16", "report_to": "none", "save_every": 0}
     quickstart = replace(get_preset("quickstart"), **fixed)
@@ -37,7 +37,7 @@ def settings() -> dict[str, TrainConfig]:
 
 
 def config_of(setting: str, out: Path) -> TrainConfig:
-    """That setting, with its text in place (in `out` where it has to be made)."""
+    """The configuration of a setting. Its text is written to `out` if it has to be made."""
     config = settings()[setting]
     if config.data.data == "CODE":
         return replace(config, data=replace(config.data, data=str(python_source(out))))
@@ -45,7 +45,7 @@ def config_of(setting: str, out: Path) -> TrainConfig:
 
 
 def python_source(out: Path) -> Path:
-    """The other text: Python's own standard library, one document a module."""
+    """Write the text of `llama-2m-code`, Python's standard library with one document a module, and return its path."""
     path = out / "python.jsonl"
     if not path.exists():
         root = Path(sysconfig.get_paths()["stdlib"])
