@@ -59,8 +59,8 @@ Each script measures one cost in time or memory and writes a dated file to [resu
 
 The table shows the latest result of each script: the median of its repeats, with the smallest and
 largest in brackets. Smaller is better. The exceptions are tokens/s, MB/s and the time to 5 % error,
-where a larger ratio speaks for `fisher`. `python benchmarks/costs_table.py` makes this table; a test
-compares it with the results.
+where a larger ratio speaks for `fisher`. `python benchmarks/costs_table.py` makes this table; a
+test compares it with the results.
 
 """
 TAIL = """
