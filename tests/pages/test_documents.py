@@ -32,7 +32,10 @@ def test_every_example_runs(example, tmp_path):
 @pytest.mark.parametrize(
     "page",
     [
-        *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "studies/README.md")),
+        *(
+            ROOT / name
+            for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "studies/README.md")
+        ),
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted((ROOT / "studies").glob("*/*.md")),
     ],
