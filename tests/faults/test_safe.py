@@ -23,7 +23,9 @@ from blockwise_lr.train.presets import Setting
 from support.commands import call
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for name in ("src", "examples", "benchmarks") for path in (ROOT / name).rglob("*.py"))
+SOURCES = sorted(
+    path for name in ("src", "examples", "benchmarks", "studies") for path in (ROOT / name).rglob("*.py")
+)
 RUNS_WHAT_IT_READS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
 # Reads torch's own pickled descriptions, with an allow-list of classes: tests/distributed/test_sharded_checkpoints.py.
 ALLOWED = {"src/blockwise_lr/checkpoints/dcp_reader.py": ["pickle"]}

@@ -206,7 +206,9 @@ def test_a_plain_trainer_without_log_writes_the_file_alone(tmp_path):
 
 def test_a_callback_given_to_the_constructor_is_logged_too(tmp_path):
     callback = SharpnessCallback(held_out(), at=[3])
-    trainer = BlockwiseTrainer(gpt2(split=True), arguments(tmp_path), train_dataset=Tokens(), callbacks=[callback])
+    trainer = BlockwiseTrainer(
+        gpt2(split=True), arguments(tmp_path), train_dataset=Tokens(), callbacks=[callback]
+    )
     trainer.train()
     (row,) = [row for row in trainer.state.log_history if "sharpness/fisher/emb" in row]
     (report,) = read_reports(tmp_path / "sharpness.jsonl")

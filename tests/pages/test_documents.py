@@ -31,8 +31,15 @@ def test_every_example_runs(example, tmp_path):
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "CONTRIBUTING.md"],
-    ids=lambda p: p.name,
+    [
+        *(
+            ROOT / name
+            for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "studies/README.md")
+        ),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "studies").glob("*/*.md")),
+    ],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
 def test_every_link_between_pages_leads_somewhere(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)

@@ -1,8 +1,9 @@
-"""What README and results/sharpness/principle/README.md say about the principle is what the data say."""
+"""What README and studies/2026-11-principle say about the principle is what the data say."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from blockwise_lr import SharpnessReport
 from blockwise_lr.sharpness.principle import order_agreement
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "results" / "sharpness" / "principle"
-RUNS = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("*-seed*.json"))]
+FOLDER = ROOT / "studies" / "2026-11-principle"
+RUNS = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("data/*-seed*.json"))]
 
 
 def of(*cases: str) -> list[dict[str, Any]]:
@@ -96,3 +97,14 @@ def test_the_datas_labels_overstate_norm_by_what_the_page_says():
             elif share >= 0.25:
                 once = run["case"] == "llama-vocab-16k" and step == 75
                 assert ratio == pytest.approx(7.8, abs=0.05) if once else 1.05 < ratio < 4.65
+
+
+def test_the_pages_are_made_from_the_data(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    from measure_principle import read_runs
+    from principle_report import write_text
+
+    shutil.copytree(FOLDER, tmp_path, ignore=shutil.ignore_patterns("*.png", "data"), dirs_exist_ok=True)
+    write_text(tmp_path, read_runs(FOLDER / "data"))
+    for page in ("README.md", "details.md"):
+        assert (tmp_path / page).read_text() == (FOLDER / page).read_text()

@@ -15,10 +15,12 @@ from blockwise_lr.train.config import config_from_dict, identity
 from blockwise_lr.train.presets import Setting, arms_of, get_preset, tuned_settings
 from blockwise_lr.train.ratio_text import parse_ratios
 
-QUICKSTART = Path(__file__).parents[2] / "results" / "quickstart"
-COMPARE = json.loads((QUICKSTART / "compare.json").read_text())
-STUDY = json.loads((QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json").read_text())
-SEARCH = json.loads((QUICKSTART / "search.json").read_text())
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "studies"
+RATIO_RULES, QUICKSTART = STUDIES / "2026-11-ratio-rules", STUDIES / "2026-11-quickstart-ratios"
+COMPARE = json.loads((QUICKSTART / "data" / "compare.json").read_text())
+STUDY = json.loads((RATIO_RULES / "data" / "llama-2m" / "compare.json").read_text())
+SEARCH = json.loads((QUICKSTART / "data" / "search.json").read_text())
 
 
 def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
@@ -28,7 +30,7 @@ def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
 
 
 def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_for():
-    tried = json.loads((QUICKSTART.parent / "ratios" / "along" / "tried.json").read_text())
+    tried = json.loads((RATIO_RULES / "data" / "trials.json").read_text())
     for run in ("llama-2m-1e-3", "llama-2m-4e-3"):
         along = {Block(block): ratio for block, ratio in tried["along"][run]["found"].items()}
         assert set(along) == set(MEASURED_RATIOS)
@@ -58,9 +60,13 @@ def test_the_quickstarts_settings_are_the_best_of_the_committed_grid():
     assert {key.rpartition(":")[0] for key in tuned} == {*arms_of("quickstart"), "adamw:auto"}
 
 
-@pytest.mark.parametrize("study", ["quickstart/compare.json", "ratios/llama-2m/compare.json"])
+@pytest.mark.parametrize(
+    "study",
+    [QUICKSTART / "data" / "compare.json", RATIO_RULES / "data" / "llama-2m" / "compare.json"],
+    ids=["quickstart", "llama-2m"],
+)
 def test_the_committed_results_are_of_the_preset_as_it_is(study):
-    ran = identity(config_from_dict(json.loads((QUICKSTART.parent / study).read_text())["config"]))
+    ran = identity(config_from_dict(json.loads(study.read_text())["config"]))
     preset = identity(get_preset("quickstart"))
     differing = {name for name in preset if ran.get(name) != preset[name]}
     # Resolved; each arm has its own; and these runs began their warm-up at 0.
@@ -81,8 +87,8 @@ def test_the_numbers_on_the_page_are_those_of_the_data():
     for comparison in COMPARE["comparisons"]:
         gap = comparison["loss_gap"]
         assert f"{abs(gap['mean']):.3f}" in text
-        low, high = sorted(abs(bound) for bound in gap["ci95"])
-        assert f"({low:.3f} to {high:.3f})" in text
+        low, high = gap["ci95"]
+        assert f"({low:.3f} .. {high:.3f})" in text
         assert f"{comparison['speedup']['value']:.2f}x" in text
     for arm in COMPARE["arms"].values():
         losses = [seed["terminal_val_loss"] for seed in arm["seeds"]]
@@ -91,7 +97,7 @@ def test_the_numbers_on_the_page_are_those_of_the_data():
 
 def test_what_lies_beyond_the_edges_of_the_search_is_on_the_page():
     text = (QUICKSTART / "README.md").read_text()
-    runs = json.loads((QUICKSTART / "edges.json").read_text())["runs"]
+    runs = json.loads((QUICKSTART / "data" / "edges.json").read_text())["runs"]
     losses = {json.dumps(run["point"], sort_keys=True): run["tune_loss"] for run in runs}
     for loss in losses.values():
         assert f"{loss:.3f}" in text
@@ -102,16 +108,18 @@ def test_what_lies_beyond_the_edges_of_the_search_is_on_the_page():
         assert f"{nats:.3f}" in text
 
 
-def test_the_page_of_the_ratios_study_is_made_from_its_data(tmp_path, monkeypatch):
-    study = QUICKSTART.parent / "ratios"
-    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
-    from ratios_report import write_report
+def test_the_pages_of_the_ratios_study_are_made_from_its_data(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RATIO_RULES))
+    from rules_report import write_report
 
-    shutil.copytree(study, tmp_path / "ratios", ignore=shutil.ignore_patterns("*.png"))
-    write_report(tmp_path / "ratios")
-    page = (study / "README.md").read_text()
-    assert (tmp_path / "ratios" / "README.md").read_text() == page
-    readme = (QUICKSTART.parents[1] / "README.md").read_text()
+    shutil.copytree(RATIO_RULES, tmp_path, ignore=shutil.ignore_patterns("*.png", "*.gz"), dirs_exist_ok=True)
+    write_report(tmp_path)
+    for page in ("README.md", "details.md"):
+        assert (tmp_path / page).read_text() == (RATIO_RULES / page).read_text()
+
+
+def test_the_table_of_the_readme_is_that_of_the_ratios_study():
+    page, readme = (RATIO_RULES / "details.md").read_text(), (ROOT / "README.md").read_text()
     columns = dict(
         zip(("llama-600k", "gpt2-1m", "llama-2m", "gpt2-4m", "llama-5m"), range(2, 7), strict=True)
     )
@@ -129,9 +137,33 @@ def numbers(cell: str) -> list[float]:
     return [float(number) for number in re.findall(r"[+-]?\d\.\d+", cell)]
 
 
+def test_the_answer_of_the_ratios_study_is_what_the_data_say():
+    answer = (RATIO_RULES / "README.md").read_text().split("## Answer")[1].split("\n\n")[0]
+    studies = {
+        path.parent.name: json.loads(path.read_text()) for path in RATIO_RULES.glob("data/*/compare.json")
+    }
+    for name in ("llama-5m", "llama-2m", "gpt2-1m"):
+        added = json.loads((RATIO_RULES / "data" / name / "added-rules.json").read_text())
+        studies[name]["comparisons"] += added["comparisons"]
+    won = {
+        rule: {name: gap_of(study, rule) for name, study in studies.items()} for rule in ("measured", "paper")
+    }
+    assert len(studies) == 6
+    assert f"{min(won['measured'].values()):.3f} to {max(won['measured'].values()):.3f} nats" in answer
+    gpt2 = max(gap for name, gap in won["paper"].items() if name.startswith("gpt2"))
+    llama = max(gap for name, gap in won["paper"].items() if name.startswith("llama"))
+    assert f"{gpt2:.3f} nats" in answer
+    assert f"{-llama:.3f} nats" in answer
+
+
+def gap_of(study: dict, rule: str) -> float:
+    return next(each["loss_gap"]["mean"] for each in study["comparisons"] if each["arm"] == rule)
+
+
 def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
-    study = QUICKSTART.parent / "ratios"
-    reports = reports_of(json.loads((study / "directional" / "directional.json").read_text()))
+    reports = reports_of(
+        json.loads((RATIO_RULES / "data" / "near-best-rate" / "directional.json").read_text())
+    )
     alone = sum(slope.factor > 1 for report in reports for slope in report.values())
     held = {b.value: sum(report[b].factor_beside < 1 for report in reports) for b in reports[0]}
     assert (len(reports), alone) == (20, 102)
@@ -141,9 +173,10 @@ def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
     for block, bounds in shown.items():
         found = [report[block].factor_beside for report in late]
         assert (min(found), max(found)) == pytest.approx(bounds, rel=0.03)
-    assert "102 of " in (study / "README.md").read_text()
-    assert "at 16 of its 20 points, FFN at 11 and QK at 10" in (study / "README.md").read_text()
-    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text()
+    details = (RATIO_RULES / "details.md").read_text()
+    assert "102 of " in details
+    assert "at 16 of its 20 points, FFN at 11 and QK at 10" in details
+    page = (ROOT / "docs" / "concepts" / "ratios.md").read_text()
     assert "102 of 120 points" in page
     for block, times in held.items():
         ahead = sum(report[Block(block)].factor > 1 for report in reports)
@@ -151,14 +184,13 @@ def test_what_is_said_of_the_blocks_along_a_uniform_run_is_what_was_measured():
 
 
 def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_measured():
-    study = QUICKSTART.parent / "ratios"
-    reports = reports_of(json.loads((study / "llama-2m" / "directional.json").read_text()))
+    reports = reports_of(json.loads((RATIO_RULES / "data" / "llama-2m" / "directional.json").read_text()))
     logs = {
         block: sum(math.log(min(max(report[block].factor, 0.1), 20)) for report in reports) / len(reports)
         for block in reports[0]
     }
     alone = {block: math.exp(log - logs[Block.FFN]) for block, log in logs.items()}
-    tried = json.loads((study / "along" / "tried.json").read_text())["tried"]
+    tried = json.loads((RATIO_RULES / "data" / "trials.json").read_text())["tried"]
     found = {t["point"]["ratios"] for t in tried if t["point"]["ratios_from"] == "own, each block alone"}
     assert len(found) == 1
     assert resolve_ratios(parse_ratios(found.pop())) == pytest.approx(resolve_ratios(alone), rel=0.01)
@@ -166,10 +198,10 @@ def test_the_ratios_of_each_block_alone_that_were_tried_are_those_that_were_meas
 
 def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):
     """README and docs/concepts/ratios.md claim these bounds of every setting."""
-    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
-    from ratios_report import read_study, without_a_search
+    monkeypatch.syspath_prepend(str(RATIO_RULES))
+    from rules_report import read_study, without_a_search
 
-    studies = [read_study(path) for path in (QUICKSTART.parent / "ratios").glob("*/compare.json")]
+    studies = [read_study(path) for path in RATIO_RULES.glob("data/*/compare.json")]
     found = [without_a_search(study, rule) for study in studies for rule in ("measured", "auto")]
     lost, won = zip(*(each for each in found if each is not None))
     assert len(lost) >= 10
@@ -177,30 +209,32 @@ def test_a_quarter_of_the_tuned_uniform_rate_stands_for_a_search(monkeypatch):
     assert min(won) >= 0.175
 
 
-def test_the_page_of_the_optimizer_study_is_made_from_its_data(tmp_path, monkeypatch):
-    study = QUICKSTART.parent / "optimizers"
-    monkeypatch.syspath_prepend(str(QUICKSTART.parents[1] / "benchmarks"))
-    from optimizer_report import write_report
+def test_the_pages_of_the_optimizer_study_are_made_from_its_data(tmp_path, monkeypatch):
+    study = STUDIES / "2026-11-optimizers"
+    monkeypatch.syspath_prepend(str(study))
+    from optimizers_report import ADAMW, write_report
 
-    shutil.copytree(study, tmp_path / "optimizers", ignore=shutil.ignore_patterns("*.png", "*.gz"))
-    (tmp_path / "ratios" / "llama-2m").mkdir(parents=True)
-    shutil.copy(QUICKSTART.parent / "ratios" / "llama-2m" / "compare.json", tmp_path / "ratios" / "llama-2m")
-    write_report(tmp_path / "optimizers")
-    assert (tmp_path / "optimizers" / "README.md").read_text() == (study / "README.md").read_text()
+    copy = tmp_path / study.name
+    shutil.copytree(study, copy, ignore=shutil.ignore_patterns("*.png", "*.gz"))
+    (tmp_path / ADAMW).parent.mkdir(parents=True)
+    shutil.copy(STUDIES / ADAMW, tmp_path / ADAMW)
+    write_report(copy)
+    for page in ("README.md", "details.md"):
+        assert (copy / page).read_text() == (study / page).read_text()
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():
     rows = {
         "| LLaMA, 0.6M": "llama-600k",
         "| LLaMA, 1.8M": "llama-2m",
-        "| LLaMA, 1.8M, four times the steps": "longer",
-        "| the same at 4e-3, near its best rate": "directional",
+        "| LLaMA, 1.8M, four times the steps": "four-times-steps",
+        "| the same at 4e-3, near its best rate": "near-best-rate",
         "| GPT-2, 1.2M": "gpt2-1m",
     }
-    page = (QUICKSTART.parents[1] / "docs" / "concepts" / "ratios.md").read_text().splitlines()
+    page = (ROOT / "docs" / "concepts" / "ratios.md").read_text().splitlines()
     for start, name in rows.items():
         (row,) = [line for line in page if line.startswith(start + " |")]
-        found = parse_ratios(str(QUICKSTART.parent / "ratios" / name / "directional.json"))
+        found = parse_ratios(str(RATIO_RULES / "data" / name / "directional.json"))
         expected = [found.get(Block(b)) for b in ("emb", "qk", "ffn", "vo", "norm", "head")]
         shown = [cell.strip() for cell in row.split("|")[2:-1]]
         assert shown == ["(EMB)" if r is None else f"{r:.2g}" for r in expected]

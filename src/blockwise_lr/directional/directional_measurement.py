@@ -208,7 +208,7 @@ def _updates_of_a_step(problem: MeasuredModel, optimizer: Optimizer, batches: It
     return stepped_updates(optimizer, problem.parts.parameters, gradients)
 
 
-def _directions(parts: Parts, updates: Sequence[Tensor], move: float) -> list[Direction]:
+def _directions(parts: ParameterParts, updates: Sequence[Tensor], move: float) -> list[Direction]:
     """Return the direction of each block that the optimizer moves, scaled so that its root mean square is `move`."""
     found: dict[Block, list[tuple[int, PartSlice | None]]] = {}
     for i, pieces in enumerate(parts.blocks_and_slices()):

@@ -41,7 +41,7 @@ def ratios_from_sharpness(
 
     C^-1 s are the learning rates that lower the loss most when all blocks move together. The geometric mean over
     reports is relative to FFN, so the base learning rate is that of FFN. This is the one rule here that was found to
-    help (results/ratios). Reports are most informative at a learning rate well below the best uniform one.
+    help (studies/2026-11-ratio-rules). Reports are most informative at a learning rate well below the best uniform one.
 
     Args:
         report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of

@@ -35,14 +35,14 @@ UNIFORM_RATIOS: Mapping[Block, float] = MappingProxyType({})
 QUICKSTART_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.VO: 0.1, Block.NORM: 8.0, Block.EMB: 8.0, Block.HEAD: 8.0}
 )
-"""Ratios found by a search on the quickstart's small model and text (benchmarks/tune_quickstart.py). Do not use them
-for other models."""
+"""Ratios found by a search on the quickstart's small model and text (studies/2026-11-quickstart-ratios). Do not use
+them for other models."""
 
 MEASURED_RATIOS: Mapping[Block, float] = MappingProxyType(
     {Block.EMB: 16.0, Block.QK: 4.0, Block.FFN: 1.0, Block.VO: 0.5, Block.NORM: 32.0, Block.HEAD: 16.0}
 )
-"""Ratios measured during two uniform runs of the quickstart's model (results/ratios/along), rounded to powers of two.
-The matrices have the same order as in the paper: EMB > QK > FFN > VO. NORM and HEAD have higher ratios than in the
+"""Ratios measured during two uniform runs of the quickstart's model (studies/2026-11-ratio-rules), rounded to powers of
+two. The matrices have the same order as in the paper: EMB > QK > FFN > VO. NORM and HEAD have higher ratios than in the
 paper. The base learning rate is that of FFN."""
 
 

@@ -191,6 +191,7 @@ FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", 
 
 
 _LATER_FIELDS: Mapping[str, Any] = {
+    "tf32": False,
     "optim.re_measure": 0,
     "optim.weight_decay_by_block": "",
     "optim.clip_by_block": "",

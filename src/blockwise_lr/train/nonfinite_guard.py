@@ -103,19 +103,9 @@ def find_nonfinite(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     return f"gradients that are not finite: {description}", False
 
 
-<<<<<<< HEAD
-def _spell(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
-    """Blocks with their parameters, two of each at most."""
-    told = []
-||||||| c978a70
-def _spell(names: Mapping[Block, Sequence[str]], found: Members) -> str:
-    """Blocks with their parameters, two of each at most."""
-    told = []
-=======
-def _list_parameters(names: Mapping[Block, Sequence[str]], found: Members) -> str:
+def _list_parameters(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
     """List each block with at most two of its parameters."""
     texts = []
->>>>>>> en-train
     for block, these in names.items():
         if len(these) == len(found[block]) > 1:
             texts.append(f"{block.value}: all {len(these)} parameters, such as {these[0]}")

@@ -103,15 +103,15 @@ def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConf
 
 
 def _quickstart() -> TrainConfig:
-    # Five runs take minutes on two CPU cores. benchmarks/tune_quickstart.py tuned these values.
+    # Five runs take minutes on two CPU cores. studies/2026-11-quickstart-ratios tuned these values.
     return TrainConfig(
         preset="quickstart",
         steps=300,
         eval_every=30,
         eval_tokens=24_576,
         # The ratios won on models that they were not derived from; the base learning rate is the one tuned for them
-        # (results/ratios). A search for the uniform baseline chose decay and clipping, and `compare` uses them for
-        # every arm. _TUNED has each arm's own base learning rate and warm-up.
+        # (studies/2026-11-ratio-rules). A search for the uniform baseline chose decay and clipping, and `compare` uses
+        # them for every arm. _TUNED has each arm's own base learning rate and warm-up.
         optim=OptimConfig(base_lr=2e-3, ratios="measured", weight_decay=0.03, warmup_fraction=0.15, clip=0.3),
     )
 
@@ -155,7 +155,8 @@ def get_preset(name: str) -> TrainConfig:
 
 _ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:measured")}
 
-# Base learning rate and warm-up, chosen by the tune loss in results/ratios/llama-2m; a test compares the two.
+# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m. A test compares
+# both.
 _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(

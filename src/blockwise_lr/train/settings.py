@@ -11,7 +11,7 @@ import torch
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
 from blockwise_lr.experimental.auto_rule import AutoRule, parse_auto
-from blockwise_lr.optim.block_values import digits, parse_pairs, spell_pairs
+from blockwise_lr.optim.block_values import digits, format_pairs, parse_pairs
 from blockwise_lr.optim.clipping import resolve_max_norm
 from blockwise_lr.optim.decay import NoDecay, check_weight_decays
 from blockwise_lr.optim.ratios import NAMED_RATIOS, spell_ratios
@@ -85,7 +85,7 @@ class OptimSettings:
         return replace(
             optim,
             ratios=optim.ratios if by_name else spell_ratios(self.ratios),
-            weight_decay_by_block=spell_pairs(self.weight_decay_by_block),
+            weight_decay_by_block=format_pairs(self.weight_decay_by_block),
             clip_by_block=_spell_clip(self.clip_by_block),
         )
 
@@ -187,4 +187,4 @@ def _parse_clip(text: str) -> float | dict[Block, float] | None:
 def _spell_clip(max_norm: float | Mapping[Block, float] | None) -> str:
     if max_norm is None:
         return ""
-    return spell_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)
+    return format_pairs(max_norm) if isinstance(max_norm, Mapping) else digits(max_norm)

@@ -1,0 +1,26 @@
+"""Write the pages of a study from their templates and the tables that its report script makes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from blockwise_lr.files import write_text_atomic
+
+PAGES = ("README", "details")
+
+
+def write_pages(study: Path, tables: Mapping[str, str]) -> None:
+    """Write README.md and details.md of `study` from README.template.md and details.template.md beside them.
+
+    Each ``{{name}}`` in a template is replaced by the table of that name. The templates hold the text that is written
+    by hand; edit them, not the pages.
+
+    Raises:
+        KeyError: a template names a table that is not in `tables`.
+    """
+    for page in PAGES:
+        template = (study / f"{page}.template.md").read_text(encoding="utf-8")
+        text = re.sub(r"\{\{(\w+)\}\}", lambda found: tables[found[1]], template)
+        write_text_atomic(study / f"{page}.md", text)
