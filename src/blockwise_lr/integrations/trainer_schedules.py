@@ -142,7 +142,7 @@ class TrainerSchedule(BlockwiseSchedule):
         """Return the learning rate of each group at the current step."""
         lrs: list[float | torch.Tensor] = []
         for group in self.optimizer.param_groups:
-            self._adopt(group)
+            self._record_peaks(group)
             restore_peak_decay(group)
             lrs.append(self._lr(group, self.last_epoch))
         return lrs
