@@ -51,8 +51,8 @@ ALL = (
 )
 MODULES = {
     "integrations.transformers": r"BlockwiseTrainer and blockwise_optimizer need transformers, which",
-    "integrations.sharpness": r"SharpnessCallback needs transformers, which",
-    "integrations.clipping": r"clipping in transformers' Trainer needs transformers, which",
+    "integrations.sharpness_callback": r"SharpnessCallback needs transformers, which",
+    "integrations.trainer_clipping": r"clipping in transformers' Trainer needs transformers, which",
 }
 
 

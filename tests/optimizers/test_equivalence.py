@@ -51,7 +51,7 @@ def train(
 
 
 def literal_schedule(optimizer, total):
-    """The same learning rates by torch's LambdaLR, from the formula of METHOD section 3."""
+    """The same learning rates by torch's LambdaLR, from the paper's formula (arXiv 2502.19002)."""
 
     def factor(t):
         if t < WARMUP:
@@ -88,7 +88,7 @@ def test_ratio_of_one_is_plain_adamw_to_the_bit(make_model):
 
 
 def test_with_clipping_the_norm_sums_in_another_order_and_the_loss_agrees_to_1e_4():
-    # 200 steps amplify differences of the last bit (METHOD section 7); LLaMA has nothing to split and stays equal.
+    # 200 steps amplify differences of the last bit; LLaMA has nothing to split and stays equal.
     _, _, plain_losses, our_losses = plain_and_blockwise_losses(gpt2, clip=0.5)
     assert our_losses == pytest.approx(plain_losses, abs=1e-4)
 

@@ -91,7 +91,7 @@ def test_fisher_is_within_three_standard_errors_of_softmax_regressions_closed_fo
 
 
 def test_fishers_definition_is_exact_when_all_labels_are_enumerated():
-    # E over labels from the softmax of B ||g||^2 is the trace: no cross terms are left. METHOD section 2.
+    # E over labels from the softmax of B ||g||^2 is the trace: no cross terms are left.
     model, x, _, p = regression(rows=3)
     expected = 0.0
     for labels in itertools.product(range(3), repeat=3):

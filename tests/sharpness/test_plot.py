@@ -335,7 +335,7 @@ def estimates(**means):
         ({"emb": 1, "qk": 2, "ffn": 3, "vo": 4, "norm": 5}, 1.0),
         ({"emb": 5, "qk": 4, "ffn": 3, "vo": 2, "norm": 1}, -1.0),
         ({"emb": 1, "ffn": 2, "qk": 3, "vo": 4, "norm": 5}, 0.8),
-        # METHOD section 1's other blocks are in no order; a negative estimate is flatter than all others.
+        # The other blocks are in no order; a negative estimate is flatter than all others.
         ({"emb": 1, "qk": -2, "ffn": 3, "vo": 4, "norm": 5, "head": 9, "pos": 0}, 0.8),
         ({"qk": 2, "norm": 1}, -1.0),
     ],

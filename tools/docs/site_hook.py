@@ -27,8 +27,8 @@ log = get_plugin_logger("site")
 ROOT = Path(__file__).parents[2]
 NOTEBOOK, TOUR = "examples/tour.ipynb", "tour.md"
 SINGLE = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-FOLDERS = ("studies", "benchmarks", "results")
-"""Every Markdown file below these is a page, but for *.head.md, from which a README.md is generated."""
+FOLDERS = ("studies", "benchmarks")
+"""Every Markdown file below these is a page, but for *.template.md, from which a README.md is generated."""
 
 _FENCED = re.compile(r"^(```|~~~).*?^\1[ \t]*$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"""(?P<open>\]\(<?|\b(?:src|href)=")(?P<target>[^)\s"#>]*)(?P<anchor>#[^)\s">]*)?""")
@@ -45,7 +45,7 @@ def outside_pages() -> dict[str, str]:
         for path in sorted((ROOT / folder).rglob("*.md")):
             name = path.relative_to(ROOT)
             place = name.parent / "index.md" if name.name == "README.md" else name
-            if not name.name.endswith(".head.md"):
+            if not name.name.endswith(".template.md"):
                 found[name.as_posix()] = place.as_posix()
     return found
 
