@@ -108,7 +108,7 @@ class LayoutResolver:
         stated.check_used(names)
         remaining = {attention: layers for attention, layers in unresolved.items() if layers}
         if remaining:
-            self._resolve_by_runs(remaining, stated)
+            self._resolve_remaining(remaining, stated)
 
     def _set_layout(self, keys: Sequence[Key], layout: Layout) -> None:
         for key in keys:
@@ -126,9 +126,7 @@ class LayoutResolver:
             return True
         return is_trusted(attention)  # the layout that names and shapes suggest is then correct
 
-    # Runs ----------------------------------------------------------------------------------------
-
-    def _resolve_by_runs(self, remaining: Unresolved, stated: UserLayouts) -> None:
+    def _resolve_remaining(self, remaining: Unresolved, stated: UserLayouts) -> None:
         """Resolve the remaining layouts by sources 4 to 7 of the module docstring, and record the problems."""
         reasons: dict[Key, str] = {}
         if self._example is not None:
@@ -138,7 +136,7 @@ class LayoutResolver:
                 reasons,
                 is_users_example=True,
             )
-        for path, layers in remaining.items():
+        for path, layers in remaining.items():  # source 5
             attention = self._tree.modules[path]
             for name, keys in list(layers.items()):
                 projection, child = self.projections[keys[0]], _child(keys[0], path)
@@ -176,7 +174,7 @@ class LayoutResolver:
             to_run = {
                 name: paths[name]
                 for name, (key, *_) in layers.items()
-                if key[1] in owner_of(self._tree, key[0])._parameters  # a parametrized weight is not there
+                if key[1] in owner_of(self._tree, key[0])._parameters  # a parametrized weight is not in it
                 and paths[name]
                 and paths[name] not in results
             }

@@ -62,7 +62,7 @@ class WriteThroughWeight(Tensor):
 
     @property
     def _is_param(self) -> bool:
-        """torch's mark of a parameter that is of another subclass of Tensor."""
+        """False: `isinstance(weight, nn.Parameter)` reads this flag, and a split weight is not a parameter."""
         return False
 
     @_is_param.setter

@@ -59,11 +59,11 @@ def measure_directional(
         s_b  = <g, u_b>               the signal: above 0 if the update lowers the loss
         C_ab = u_a' G u_b             the curvature; G is the Gauss-Newton matrix of the mean loss
 
-    s and C define a local quadratic model of the loss. These learning rates minimise it:
+    s and C define a local quadratic model of the loss. The report gives the learning rates that minimise it:
 
-        lr*_b = s_b / C_bb                                   if all other blocks are fixed
-        lr*_b = (s_b - sum_{a != b} C_ba lr_a) / C_bb        if the other blocks move at their own learning rates
-        lr*   = C^-1 s                                       if the learning rates of all blocks are chosen together
+        best_lr        = s_b / C_bb                               if all other blocks are fixed
+        best_lr_beside = (s_b - sum_{a != b} C_ba lr_a) / C_bb    if the other blocks move at their own learning rates
+        joint_best_lr  = C^-1 s                                   if all learning rates are chosen together
 
     C needs the change of the logits when a block moves along its update. Central differences give this change: two
     forward passes per block, without second derivatives, so every attention kernel works. s needs one backward pass.
@@ -80,8 +80,8 @@ def measure_directional(
         batches: batches that the optimizer has not seen, such as those of the `measure` split.
         max_batches: largest number of batches to measure on. Default: all.
         loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
-        hessian: also measure with the true Hessian, by Hessian-vector products. For each block, this needs
-            one more forward pass and two more backward passes. Default False.
+        hessian: also measure with the true Hessian, by Hessian-vector products. For each block, this needs one more
+            forward pass and two more backward passes. Default False.
         move: root mean square of the change of a block's parameters in the central differences. Default 1e-3 if the
             forward pass computes anything in float32 (transformers' RMSNorm does so for every model), 1e-5 in float64.
 
@@ -106,8 +106,8 @@ def measure_directional(
     parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
     _check(parts, hessian, move, max_batches)
     groups = groups_by_parameter(optimizer, parts.parameters)
-    groups_of_one = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
-    unseen = (batch for (batch,) in in_lockstep(groups_of_one, parts))
+    single_batches = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
+    unseen = (batch for (batch,) in in_lockstep(single_batches, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
     hessians: list[Tensor] = []
     measured = MeasuredModel(inner, parts, loss_fn)

@@ -230,7 +230,7 @@ def _source_of(
         return Entry({}, None, {}), []
     raise ValueError(
         f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: is it this model's? If {name} was "
-        'frozen then, adopt_state(..., changed="adopt") starts it without state'
+        'frozen in the old run, adopt_state(..., changed="adopt") starts it without state'
     )
 
 
