@@ -189,9 +189,8 @@ class BlockwiseSchedule(LRScheduler):
             return []
         saved = {"warmup_start": "zero", **state}  # earlier versions always started at zero
         changed = [key for key in _SETTINGS if key in saved and saved[key] != getattr(self, key)]
-        if step >= max(
-            saved["warmup_steps"], self.warmup_steps
-        ):  # the start of a finished warm-up has no effect
+        # The start of a finished warm-up has no effect.
+        if step >= max(saved["warmup_steps"], self.warmup_steps):
             changed = [key for key in changed if key != "warmup_start"]
         return [f"{key} {saved[key]} -> {getattr(self, key)}" for key in changed] + self._moved_peaks(saved)
 

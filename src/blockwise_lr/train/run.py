@@ -124,7 +124,7 @@ def train(
 
 
 def _main_process_printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints one line on rank 0. Without markup, because file names may have brackets."""
+    """Return a function that prints one line on rank 0. Markup is off, because file names may have brackets."""
 
     def notify(text: str) -> None:
         if _is_main():
