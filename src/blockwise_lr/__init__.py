@@ -2,9 +2,11 @@
 
 The method is from "The Sharpness Disparity Principle in Transformers", arXiv 2502.19002 (ICML 2025).
 
-from blockwise_lr import param_groups, split_fused
+Example::
 
-optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
+    from blockwise_lr import param_groups, split_fused
+
+    optimizer = torch.optim.AdamW(param_groups(split_fused(model), lr=6e-4), lr=6e-4)
 """
 
 from __future__ import annotations

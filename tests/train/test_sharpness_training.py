@@ -155,7 +155,7 @@ def test_a_finished_run_that_was_not_measured_says_how_to_measure_it(tiny, tmp_p
     train(config, tmp_path / "run")
     train(measured(config), tmp_path / "run")
     said = " ".join(capsys.readouterr().err.split())
-    assert f"its sharpness was not measured: blockwise-lr sharpness {tmp_path / 'run'} does" in said
+    assert f"its sharpness was not measured: blockwise-lr sharpness {tmp_path / 'run'} measures" in said
 
 
 @pytest.mark.filterwarnings("ignore:step .* sharpness was not measured")

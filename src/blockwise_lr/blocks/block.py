@@ -29,7 +29,7 @@ class Block(StrEnum):
         HEAD: output head with a weight of its own.
         POS: position embeddings.
         QKV: a fused attention weight that is not split.
-        ROUTER: what chooses experts, or the keys that an attention sees.
+        ROUTER: routers that choose experts, and indexers that choose the keys that an attention sees.
         SSM: sequence mixers other than attention, such as state-space and recurrent layers.
         CONV: convolutions.
         OTHER: everything else, at the base learning rate.

@@ -33,7 +33,7 @@ def classify(
     """Assign every trainable parameter of `model` to its block type.
 
     The rules use the model's topology and module types first, and names last (`blocks/rules.py`). The first rule that
-    applies decides, and its reason is kept. A parameter that no rule knows is an error, never a guess.
+    applies decides, and its reason is kept. A parameter that matches no rule is an error, never a guess.
 
     - A parameter used in several places counts once, under its first name in `named_parameters()`.
     - An embedding shared with the output head is EMB.
@@ -53,7 +53,7 @@ def classify(
             that is not split. Without a known layout, reports show a fused weight as a whole. Default: none.
 
     Returns:
-        BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` tells why.
+        BlockMap: name -> Block, in the order of `named_parameters()`; `.reason(name)` returns the reason.
 
     Raises:
         ValueError: some parameters match no rule (the message lists all of them, with the override to write); or an

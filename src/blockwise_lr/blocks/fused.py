@@ -50,10 +50,10 @@ def split_fused(model: ModelT, *, example: Any = None, layout: LayoutArgument | 
     second call changes nothing, nor does a call on a model without fused weights.
 
     The layout of a fused weight is known for `nn.MultiheadAttention` and for many classes of transformers and timm. For
-    any other class a run shows it: a copy of the attention runs once on random numbers, or the model on random tokens,
-    and autograd shows which rows affect the queries, the keys and the values.
+    any other class, this function finds it by a run: a copy of the attention runs once on random numbers, or the model
+    runs once on random tokens. Autograd then shows which rows affect the queries, the keys and the values.
 
-    A split weight is not a parameter any more. Writes into it (`nn.init`, `weight.data += delta`, a tensor of
+    A split weight is no longer a parameter. Writes into it (`nn.init`, `weight.data += delta`, a tensor of
     `state_dict()`) still reach the parts.
 
     Args:
@@ -73,7 +73,7 @@ def split_fused(model: ModelT, *, example: Any = None, layout: LayoutArgument | 
     Raises:
         ValueError: the layout of a fused weight is unknown; the weight is shared between modules, or already
             parametrized or sharded; the model is already wrapped in DDP, FSDP or torch.compile; the model does not
-            run on the example; or the stated layout does not fit. The model is unchanged then.
+            run on the example; or the stated layout does not fit. The model is then unchanged.
 
     Example:
         >>> attention = split_fused(nn.MultiheadAttention(8, num_heads=2, bias=False))
@@ -98,7 +98,7 @@ def merge_fused(model: ModelT) -> ModelT:
     """Undo :func:`split_fused` in place: restore the parameters, state_dict keys, order and values, to the bit.
 
     You may call it after training, or never: `state_dict()` has the original layout either way. The fused parameters
-    are new objects without gradients, so an optimizer built for the parts does not know them.
+    are new objects without gradients, so an optimizer built for the parts does not update them.
 
     Args:
         model: a split model. An unsplit model is returned unchanged.

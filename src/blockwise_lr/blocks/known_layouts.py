@@ -2,7 +2,7 @@
 
 To add a class, write one line in `LAYOUTS` and one case in tests/support/cases.py. A weight does not show its layout,
 so a line is relied on only for the classes in `blocks/trusted_classes.py`. For any other class the line is a first
-guess at the parts, and the layout must be proved or stated (`blocks/resolved_layouts.py`).
+guess at the parts, and the layout must be stated or shown by a run (`blocks/resolved_layouts.py`).
 """
 
 from __future__ import annotations

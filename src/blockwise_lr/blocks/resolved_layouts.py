@@ -1,16 +1,16 @@
 """Resolve the layout of every fused weight, or report why it is unknown.
 
-The shape of a fused weight does not show its layout. `qkv(x).view(B, T, 3, H, D)` takes all queries first, and
-`qkv(x).view(B, T, H, 3, D)` takes them head by head, from weights of one shape. So a layout must come from one of these
-sources, tried in this order:
+The shape of a fused weight does not show its layout. `qkv(x).view(B, T, 3, H, D)` has all queries first, and
+`qkv(x).view(B, T, H, 3, D)` has them head by head; the weight has the same shape in both. A layout must therefore come
+from one of these sources, which are tried in this order:
 
-1. the weight is split already;
-2. the user states it for this weight (`layout=` with a key, or :func:`register_layout`);
+1. `split_fused` has already split the weight;
+2. the user states the layout of this weight (`layout=` with a key, or :func:`register_layout`);
 3. the attention's class is trusted (`blocks/trusted_classes.py`);
-4. a run of the user's example batch shows it;
-5. the user states it for all other weights (`layout=` without keys);
-6. a run of a copy of the attention on random numbers shows it;
-7. a run of the model on a random batch shows it.
+4. a run of the model on the user's example batch shows the layout;
+5. the user states one layout for all other weights (`layout=` without keys);
+6. a run of a copy of the attention on random numbers shows the layout;
+7. a run of the model on a random batch shows the layout.
 """
 
 from __future__ import annotations
@@ -43,13 +43,16 @@ _WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"
 Key = tuple[str, str]
 """A parameter: the path of the module that owns it, and its attribute name in this module."""
 
-# Cache over calls. For an attention: its settings, and the layout of each of its linear layers or the reason why a run
-# did not show it.
-_PROVED: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[str, Layout | str]]] = (
+Unresolved = dict[str, dict[str, list[Key]]]
+"""Path of an attention -> name of a fused layer -> its parameters, such as weight and bias, which share a layout."""
+
+# Cached results of runs, by attention: its settings, and for each of its linear layers the layout, or the reason why a
+# run did not show the layout.
+_RESULTS_OF_RUNS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[str, Layout | str]]] = (
     weakref.WeakKeyDictionary()
 )
-# Models that were run on a random batch already. One run is enough.
-_RUN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+# Models that have already run on a random batch. One run is enough.
+_MODELS_RUN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class LayoutResolver:
@@ -59,13 +62,13 @@ class LayoutResolver:
         tree: the modules of the model.
         found: projections with the layouts that names and shapes suggest.
         split: `split(module, leaf)` returns the layout of a weight that is split, otherwise None.
-        tokens: returns the sizes of the model's vocabularies. It is called only before a run on random tokens.
+        vocabularies: returns the sizes of the model's vocabularies. It is called only before a run on a random batch.
         stated: the layouts that the user states.
-        example: a batch of the user's. Default: none.
+        example: the user's example batch. Default: none.
 
     Attributes:
-        projections: the projections. Where a layout stays unknown, its `repeats` is None.
-        problems: for each parameter whose layout is unknown, the reason.
+        projections: the projections. An unknown layout has `repeats=None`.
+        problems: the parameters whose layout is unknown, each with the reason.
 
     Raises:
         ValueError: the model does not run on the example, or a stated layout does not fit its weight.
@@ -76,122 +79,129 @@ class LayoutResolver:
         tree: Tree,
         found: Mapping[Key, Projection],
         split: Callable[[nn.Module, str], Layout | None],
-        tokens: Callable[[], set[int]],
+        vocabularies: Callable[[], set[int]],
         stated: UserLayouts,
         example: Any = None,
     ) -> None:
-        self._tree, self._tokens, self._example = tree, tokens, example
+        self._tree, self._vocabularies, self._example = tree, vocabularies, example
         self.projections = dict(found)
         self.problems: dict[Key, str] = {}
-        unsettled: dict[str, dict[str, list[Key]]] = {}
+        unresolved: Unresolved = {}
         for key, projection in found.items():
             module, leaf = owner_of(tree, key[0]), key[1]
-            if (done := split(module, leaf)) is not None:
-                self._settle([key], done)
+            if (layout := split(module, leaf)) is not None:
+                self._set_layout([key], layout)
             elif projection.fused and (
                 module._parameters.get(leaf) is not None or is_parametrized(module, leaf)
             ):
-                unsettled.setdefault(projection.attention, {}).setdefault(_group(key), []).append(key)
+                unresolved.setdefault(projection.attention, {}).setdefault(_layer_name(key), []).append(key)
         names = [
-            ".".join(filter(None, key)) for g in unsettled.values() for keys in g.values() for key in keys
+            ".".join(filter(None, key))
+            for layers in unresolved.values()
+            for keys in layers.values()
+            for key in keys
         ]
-        for attention, groups in unsettled.items():
-            for name, keys in list(groups.items()):
-                if self._is_stated_or_trusted(attention, keys, stated):
-                    del groups[name]
+        for attention, layers in unresolved.items():
+            for name, keys in list(layers.items()):
+                if self._resolve_without_run(attention, keys, stated):
+                    del layers[name]
         stated.check_used(names)
-        remaining = {attention: groups for attention, groups in unsettled.items() if groups}
+        remaining = {attention: layers for attention, layers in unresolved.items() if layers}
         if remaining:
-            self._prove(remaining, stated)
+            self._resolve_remaining(remaining, stated)
 
-    def _settle(self, keys: Sequence[Key], layout: Layout) -> None:
+    def _set_layout(self, keys: Sequence[Key], layout: Layout) -> None:
         for key in keys:
             self.projections[key] = replace(self.projections[key], layout=layout)
 
-    def _is_stated_or_trusted(self, path: str, keys: Sequence[Key], stated: UserLayouts) -> bool:
-        """Settle a layout that the user states for this weight. Return whether it is stated, or its class trusted."""
+    def _resolve_without_run(self, path: str, keys: Sequence[Key], stated: UserLayouts) -> bool:
+        """Resolve a layout by sources 2 and 3 of the module docstring. Return whether one of them applies."""
         attention, key = self._tree.modules[path], keys[0]
         projection, child, width = self.projections[key], _child(key, path), self._width(key)
         name = ".".join(filter(None, key))
         layout = stated.keyed(name, attention, child, projection, width)
         layout = layout or registered_layout(attention, child, projection, width)
         if layout is not None:
-            self._settle(keys, layout)
+            self._set_layout(keys, layout)
             return True
-        return is_trusted(attention)
+        return is_trusted(attention)  # the layout that names and shapes suggest is then correct
 
-    # Proofs --------------------------------------------------------------------------------------
-
-    def _prove(self, remaining: dict[str, dict[str, list[Key]]], stated: UserLayouts) -> None:
-        """Settle the remaining layouts by sources 4 to 7 of the module docstring; record the problems."""
+    def _resolve_remaining(self, remaining: Unresolved, stated: UserLayouts) -> None:
+        """Resolve the remaining layouts by sources 4 to 7 of the module docstring, and record the problems."""
         reasons: dict[Key, str] = {}
         if self._example is not None:
             self._by_model_run(
-                remaining, lambda: _call(self._tree.modules[""], self._example), reasons, given=True
+                remaining,
+                lambda: _call(self._tree.modules[""], self._example),
+                reasons,
+                is_users_example=True,
             )
-        for path, groups in remaining.items():
+        for path, layers in remaining.items():  # source 5
             attention = self._tree.modules[path]
-            for name, keys in list(groups.items()):
+            for name, keys in list(layers.items()):
                 projection, child = self.projections[keys[0]], _child(keys[0], path)
                 if (layout := stated.default(attention, child, projection, self._width(keys[0]))) is not None:
-                    self._settle(keys, layout)
-                    del groups[name]
+                    self._set_layout(keys, layout)
+                    del layers[name]
         self._by_attention_run(remaining, reasons)
         if self._example is None:
             self._by_random_batch(remaining, reasons)
-        for groups in remaining.values():
-            for keys in groups.values():
+        for layers in remaining.values():
+            for keys in layers.values():
                 for key in keys:
                     self.projections[key] = replace(
                         self.projections[key], layout=self.projections[key].layout._replace(repeats=None)
                     )
                     self.problems[key] = reasons.get(keys[0], "no attention was seen in it")
 
-    def _by_attention_run(self, remaining: dict[str, dict[str, list[Key]]], reasons: dict[Key, str]) -> None:
-        """Settle the layouts that a run of each attention alone shows. Attentions with equal settings run once."""
-        alike: dict[Any, dict[str, Layout | str]] = {}
-        for path, groups in remaining.items():
+    def _by_attention_run(self, remaining: Unresolved, reasons: dict[Key, str]) -> None:
+        """Resolve the layouts that a run of each attention alone shows. Attentions with equal settings run once."""
+        by_settings: dict[Any, dict[str, Layout | str]] = {}
+        for path, layers in remaining.items():
             attention = self._tree.modules[path]
             if is_distributed(attention) or not has_forward(attention):
                 why = "has no forward that could be run alone" if not has_forward(attention) else "is sharded"
-                for keys in groups.values():
+                for keys in layers.values():
                     reasons.setdefault(keys[0], f"its attention {why}")
                 continue
             settings = _settings(attention)
-            known = _proved(attention, settings) or alike.setdefault(settings, {})
-            _PROVED[attention] = settings, known
-            owners = {name: keys[0][0] for name, keys in groups.items()}
-            inside = {name: _relative(owner, path) for name, owner in owners.items()}
-            here = {
-                name
-                for name, keys in groups.items()
-                if keys[0][1] in owner_of(self._tree, keys[0][0])._parameters
+            results = _cached_results(attention, settings) or by_settings.setdefault(settings, {})
+            _RESULTS_OF_RUNS[attention] = settings, results
+            owners = {name: keys[0][0] for name, keys in layers.items()}
+            # Paths relative to the attention, so that attentions with equal settings can share the results. The path
+            # is empty for a bare parameter of the attention.
+            paths = {name: _relative(owner, path) for name, owner in owners.items()}
+            to_run = {
+                name: paths[name]
+                for name, (key, *_) in layers.items()
+                if key[1] in owner_of(self._tree, key[0])._parameters  # a parametrized weight is not in it
+                and paths[name]
+                and paths[name] not in results
             }
-            asked = {name: inside[name] for name in here if inside[name] and inside[name] not in known}
-            if asked:
-                width = self._tree.shape(next(owners[name] for name in asked))[0]
+            if to_run:
+                width = self._tree.shape(next(owners[name] for name in to_run))[0]
                 try:
-                    found: Mapping[str, Rows] = rows_of_attention(attention, asked, width)
+                    found: Mapping[str, Rows] = rows_of_attention(attention, to_run, width)
                 except NotSeenError as why:
-                    known.update({inside[name]: str(why) for name in asked})
+                    results.update({paths[name]: str(why) for name in to_run})
                 else:
-                    for name in asked:
-                        known[inside[name]] = self._read(found.get(name), self.projections[groups[name][0]])
-            for name, keys in list(groups.items()):
-                layout = known.get(inside[name], "it belongs to no linear layer, or is parametrized")
+                    for name in to_run:
+                        results[paths[name]] = self._read(found.get(name), self.projections[layers[name][0]])
+            for name, keys in list(layers.items()):
+                layout = results.get(paths[name], "it belongs to no linear layer, or is parametrized")
                 if isinstance(layout, Layout):
-                    self._settle(keys, layout)
-                    del groups[name]
+                    self._set_layout(keys, layout)
+                    del layers[name]
                 else:
                     reasons.setdefault(keys[0], layout)
 
-    def _by_random_batch(self, remaining: dict[str, dict[str, list[Key]]], reasons: dict[Key, str]) -> None:
-        """Settle the layouts that a run of the model on random tokens or images shows, if it takes either."""
+    def _by_random_batch(self, remaining: Unresolved, reasons: dict[Key, str]) -> None:
+        """Resolve the layouts that a run on random tokens or images shows, if the model accepts either."""
         model = self._tree.modules[""]
         parameter = next(model.parameters(), None)
         if not any(remaining.values()) or parameter is None or parameter.is_meta or is_distributed(model):
             return
-        vocabulary = min(self._tokens(), default=0)
+        vocabulary = min(self._vocabularies(), default=0)
         images = getattr(model, "default_cfg", None)  # timm's models keep the image size here
         generator = torch.Generator().manual_seed(0)
         if vocabulary:
@@ -202,53 +212,60 @@ class LayoutResolver:
             )
         else:
             return
-        if model not in _RUN:
-            _RUN.add(model)
+        if model not in _MODELS_RUN:
+            _MODELS_RUN.add(model)
             with real_device():
                 self._by_model_run(remaining, lambda: model(batch.to(parameter.device)), reasons)
 
     def _by_model_run(
         self,
-        remaining: dict[str, dict[str, list[Key]]],
+        remaining: Unresolved,
         run: Callable[[], object],
         reasons: dict[Key, str],
-        given: bool = False,
+        is_users_example: bool = False,
     ) -> None:
-        """Settle the layouts that `run`, a run of the whole model, shows.
+        """Resolve the layouts that a run of the whole model shows.
 
         Args:
-            given: whether it runs the user's example. If so, a failure is an error.
+            remaining: the unresolved layers. Resolved ones are removed.
+            run: runs the model.
+            reasons: gets the reason for each layer that stays unresolved.
+            is_users_example: whether `run` uses the user's example. A failure of the run is then an error.
         """
         modules = self._tree.modules
         names = {id(module): name for name, module in modules[""].named_modules()}
-        asked: dict[str, dict[str, UnresolvedWeight]] = {}
-        for path, groups in remaining.items():
-            for keys in groups.values():
+        to_run: dict[str, dict[str, UnresolvedWeight]] = {}
+        for path, layers in remaining.items():
+            for keys in layers.values():
                 weight = owner_of(self._tree, keys[0][0])._parameters.get(keys[0][1])
                 if weight is not None:
                     fused = UnresolvedWeight(weight, self.projections[keys[0]].dim)
-                    runs = next(p for p in (path, *ancestors(path)) if not p or has_forward(modules[p]))
-                    asked.setdefault(names[id(modules[runs])], {})[".".join(keys[0])] = fused
+                    # Hooks run only on modules that are called.
+                    called = next(p for p in (path, *ancestors(path)) if not p or has_forward(modules[p]))
+                    to_run.setdefault(names[id(modules[called])], {})[".".join(keys[0])] = fused
         try:
-            found = rows_of_run(modules[""], asked, run) if asked else {}
+            found = rows_of_run(modules[""], to_run, run) if to_run else {}
         except NotSeenError as why:
-            if given:
+            if is_users_example:
                 raise ValueError(
                     f"the model cannot be run on example=: {why}; expected what the model takes: a mapping is given as "
                     "keywords, a tuple as arguments, anything else as the one argument"
                 ) from why
             return
-        for path, groups in remaining.items():
-            for name, keys in list(groups.items()):
+        for path, layers in remaining.items():
+            for name, keys in list(layers.items()):
                 layout = self._read(found.get(".".join(keys[0])), self.projections[keys[0]])
                 if isinstance(layout, Layout):
-                    self._settle(keys, layout)
+                    self._set_layout(keys, layout)
                     settings = _settings(modules[path])
-                    proved = _proved(modules[path], settings) | {_relative(keys[0][0], path): layout}
-                    _PROVED[modules[path]] = settings, proved
-                    del groups[name]
-                elif given or keys[0] not in reasons or ".".join(keys[0]) in found:
-                    reasons[keys[0]] = layout
+                    results = _cached_results(modules[path], settings)
+                    _RESULTS_OF_RUNS[modules[path]] = (
+                        settings,
+                        results | {_relative(keys[0][0], path): layout},
+                    )
+                    del layers[name]
+                elif is_users_example or keys[0] not in reasons or ".".join(keys[0]) in found:
+                    reasons[keys[0]] = layout  # otherwise an earlier run has a better reason
 
     def _width(self, key: Key) -> int:
         """Return the number of outputs of a fused weight."""
@@ -260,7 +277,7 @@ class LayoutResolver:
 
     @staticmethod
     def _read(rows: Rows | None, projection: Projection) -> Layout | str:
-        """Return the layout that the rows show, or the reason why they show none."""
+        """Return the layout that the rows of a weight show, or the reason why they show none."""
         if rows is None:
             return "no attention was seen in it"
         try:
@@ -280,14 +297,14 @@ def is_distributed(module: nn.Module) -> bool:
     return bool(classes & _WRAPPERS) or any(hasattr(p, "placements") for p in module.parameters())
 
 
-def _group(key: Key) -> str:
-    """Return the name of the group of parameters with one layout: a linear layer, or a bare parameter."""
+def _layer_name(key: Key) -> str:
+    """Return the name of a parameter's fused layer: a linear layer, or the parameter itself if it is in none."""
     path, leaf = key
     return path if leaf in ("weight", "bias") else ".".join(filter(None, key))
 
 
 def _child(key: Key, attention: str) -> str:
-    """Return the attribute name, in the attention, of the weight's linear layer or of the bare weight."""
+    """Return the attribute name of the weight's linear layer, or of a weight that the attention owns itself."""
     return key[1] if key[0] == attention else key[0].rpartition(".")[2]
 
 
@@ -301,10 +318,10 @@ def _relative(path: str, attention: str) -> str:
     return path[len(attention) + 1 if attention else 0 :]
 
 
-def _proved(attention: nn.Module, settings: Any) -> dict[str, Layout | str]:
-    """Return the cached layouts of an attention, if its settings are the same as when they were proved."""
-    before, known = _PROVED.get(attention, (None, {}))
-    return known if before == settings else {}
+def _cached_results(attention: nn.Module, settings: Any) -> dict[str, Layout | str]:
+    """Return the cached results of an attention, unless its settings have changed since the run."""
+    before, results = _RESULTS_OF_RUNS.get(attention, (None, {}))
+    return results if before == settings else {}
 
 
 def _settings(attention: nn.Module) -> Any:
@@ -322,7 +339,7 @@ def _settings(attention: nn.Module) -> Any:
 
 
 def real_device() -> AbstractContextManager[object]:
-    """Return a context in which new tensors are real, even if the caller builds models on the meta device."""
+    """Return a context in which new tensors have memory, even if the default device is meta."""
     return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 

@@ -1,7 +1,7 @@
 """The attention classes whose fused weights have a known layout.
 
 For these classes the layout in `blocks/known_layouts.py` counts, or else all of the first part, then all of the next.
-The layout of any other class is stated by the user or proved by a run (`blocks/resolved_layouts.py`).
+The layout of any other class is stated by the user or shown by a run (`blocks/resolved_layouts.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Tensors that write through: in-place writes into a split weight reach its parts.
 
-A split weight is computed from its parts on each read, so a write into a plain tensor would be lost. But PEFT merges an
-adapter by `layer.weight.data += delta`, initialisation calls `nn.init.normal_(layer.weight)`, and weight averaging
-writes into the tensors of `state_dict()`. A :class:`WriteThroughWeight` supports what these expect of a parameter.
+A split weight is computed from its parts on each read, so a write into a plain result would be lost. Other code does
+write into weights: PEFT merges an adapter by `layer.weight.data += delta`, initialisation calls
+`nn.init.normal_(layer.weight)`, and weight averaging writes into the tensors of `state_dict()`. All of these work on a
+:class:`WriteThroughWeight` as they do on a parameter.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+# in_forward() looks for the call of a module on the stack.
 _CALL: CodeType = nn.Module._call_impl.__code__
 _INSIDE_CALL = {constant for constant in _CALL.co_consts if isinstance(constant, CodeType)}
 _IN_PLACE = re.compile(r"__(i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)|setitem)__")
-_BASE = Tensor._base.__get__  # type: ignore[union-attr]
-_HOOKS = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
+_BASE = Tensor._base.__get__  # type: ignore[union-attr]  # its result stays a plain tensor
+_REGISTERS_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
 
 
 class WeightParts(Protocol):
@@ -47,24 +49,25 @@ class WeightParts(Protocol):
 class WriteThroughWeight(Tensor):
     """A split weight, or a view of one, whose in-place writes are copied to the parts.
 
-    It behaves like the parameter: in-place methods, `nn.init`, indexing, `.data` and its assignment, views, `out=` and
-    `torch._foreach_*` reach the parts, and changed parts are read again. Copies, pickles and the results of
-    computations are plain tensors. A write that cannot reach the parts is an error.
+    It behaves like the parameter. In-place methods, `nn.init`, indexed assignment, `.data` and its assignment, views,
+    `out=` and `torch._foreach_*` change the parts. If the parts have changed, they are read again. Copies, pickles and
+    the results of computations are plain tensors. A write that cannot reach the parts is an error.
     """
 
     _parts: WeightParts
     _whole: Tensor  # the computed weight's `.data`, whose storage all views share
     _versions: list[Any]
-    _is_parameter: bool  # True for module.weight, False for its views and for state_dict entries
+    _represents_parameter: bool  # True for module.weight, False for its views and for state_dict entries
     _is_view_of_weight: bool
 
     @property
     def _is_param(self) -> bool:
+        """False: `isinstance(weight, nn.Parameter)` reads this flag, and a split weight is not a parameter."""
         return False
 
     @_is_param.setter
     def _is_param(self, flag: bool) -> None:
-        """Become an independent parameter. nn.Parameter(weight) sets this flag."""
+        """Become an independent parameter: only `nn.Parameter(weight)` sets this flag."""
         self.__class__ = nn.Parameter  # type: ignore[assignment]
         self.data = self.data.clone()
 
@@ -83,6 +86,7 @@ class WriteThroughWeight(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        """Run a torch function: refresh the weights among its arguments first, and copy writes to the parts after."""
         kwargs = kwargs or {}
         weights = [each for each in _tensors((args, kwargs)) if isinstance(each, WriteThroughWeight)]
         first = args[0] if args and isinstance(args[0], WriteThroughWeight) else None
@@ -90,7 +94,7 @@ class WriteThroughWeight(Tensor):
             if first is not None and (handled := _special(first, func, args, kwargs)) is not _ORDINARY:
                 return handled
             writes = _writes(func, kwargs)
-            _refuse_recorded(func, args, writes)
+            _check_not_recorded(func, args, writes)
             for each in weights:
                 _refresh(each, always=writes)
             before = [_version(each) for each in weights]
@@ -108,19 +112,20 @@ def write_through(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tens
     Args:
         value: the weight, just computed from the parts.
         parts: the parts to write to.
-        parameter: whether it stands for the parameter itself, which can be frozen and supports no gradient hooks.
+        parameter: whether the result represents the parameter itself, such as `layer.weight`. Setting its
+            `requires_grad` then sets that of the parts, and registering a gradient hook raises an error.
 
     Returns:
-        A :class:`WriteThroughWeight`; or `value` if writes cannot be followed: inside torch.compile or a function
-        transform, or if `value` is of a subclass of Tensor.
+        A :class:`WriteThroughWeight`; or `value` itself where writes cannot be tracked: inside torch.compile, inside
+        a transform of torch.func, or if `value` is of a subclass of Tensor.
     """
     if torch.compiler.is_compiling() or type(value) is not Tensor:
         return value
     if torch._C._functorch.is_functorch_wrapped_tensor(value):
         return value
     with torch.inference_mode(False), torch.set_grad_enabled(value.requires_grad):
-        made = value.as_subclass(WriteThroughWeight)
-    return _follow(made, parts, value.data, parameter=parameter, view=False)
+        weight = value.as_subclass(WriteThroughWeight)
+    return _attach_parts(weight, parts, value.data, parameter=parameter, view=False)
 
 
 def in_forward() -> bool:
@@ -151,7 +156,11 @@ _ORDINARY = object()
 
 
 def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Handle functions on the parameter itself, and copies that leave the process; otherwise return `_ORDINARY`."""
+    """Handle functions that need special treatment, and return their result. Return `_ORDINARY` for all others.
+
+    They are the assignment of `.data`, copies, pickles, exports to other libraries, and for the parameter itself also
+    `requires_grad` and gradient hooks.
+    """
     if func == Tensor.data.__set__:  # type: ignore[attr-defined]
         value = args[1]
         Tensor.data.__set__(weight, value.detach().clone())  # type: ignore[attr-defined]
@@ -172,13 +181,13 @@ def _special(weight: WriteThroughWeight, func: Callable[..., Any], args: Any, kw
             "its parts; write into the parts, which are parameters, or call merge_fused(model) first",
             stacklevel=4,
         )
-    if not weight._is_parameter:
+    if not weight._represents_parameter:
         return _ORDINARY
     if func == Tensor.requires_grad.__set__ or func is Tensor.requires_grad_:  # type: ignore[attr-defined]
         flag = args[1] if len(args) > 1 else kwargs.get("requires_grad", True)
         weight._parts.require_grad(bool(flag))
         return weight if func is Tensor.requires_grad_ else None
-    if func in _HOOKS:
+    if func in _REGISTERS_HOOK:
         raise RuntimeError(
             f"a gradient hook on {weight._parts.name} would never run: split_fused has made its parts the parameters; "
             f"register it on each of the parts, whose gradients are slices of the weight's: "
@@ -203,10 +212,11 @@ def _writes(func: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
     return in_place or _IN_PLACE.fullmatch(name) is not None or kwargs.get("out") is not None
 
 
-def _refuse_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
-    """Raise for a write into a weight that requires gradients while they are recorded, as torch does for a leaf.
+def _check_not_recorded(func: Callable[..., Any], args: tuple[Any, ...], writes: bool) -> None:
+    """Raise RuntimeError if autograd would record a write into a weight that requires gradients.
 
-    `nn.init` is exempt: it writes without recording.
+    torch does the same for leaf tensors. The functions of `nn.init` are exempt, because they write under `no_grad`.
+    They are Python functions; all other functions that write are built in.
     """
     if not (writes and args and torch.is_grad_enabled()) or isinstance(func, FunctionType):
         return
@@ -240,23 +250,25 @@ def _write_back(weight: WriteThroughWeight) -> None:
 def _views(out: Any, weights: Sequence[WriteThroughWeight]) -> Any:
     """Make results that share the weight's memory write through as well."""
     if type(out) is Tensor:
-        return next((_view(out, each) for each in weights if _shares(out, each._whole)), out)
+        return next((_view(out, each) for each in weights if _shares_memory(out, each._whole)), out)
     if type(out) in (list, tuple):
         return type(out)(_views(each, weights) for each in out)
     return out
 
 
 def _view(out: Tensor, weight: WriteThroughWeight) -> Tensor:
-    made = out.as_subclass(WriteThroughWeight)
-    return _follow(made, weight._parts, weight._whole, parameter=False, view=True, versions=weight._versions)
+    view = out.as_subclass(WriteThroughWeight)
+    return _attach_parts(
+        view, weight._parts, weight._whole, parameter=False, view=True, versions=weight._versions
+    )
 
 
-def _shares(tensor: Tensor, whole: Tensor) -> bool:
+def _shares_memory(tensor: Tensor, whole: Tensor) -> bool:
     return tensor.layout is whole.layout and tensor.untyped_storage()._cdata == whole.untyped_storage()._cdata
 
 
-def _follow(
-    made: WriteThroughWeight,
+def _attach_parts(
+    weight: WriteThroughWeight,
     parts: WeightParts,
     whole: Tensor,
     *,
@@ -264,19 +276,22 @@ def _follow(
     view: bool,
     versions: list[Any] | None = None,
 ) -> WriteThroughWeight:
-    made._parts, made._whole, made._is_parameter, made._is_view_of_weight = parts, whole, parameter, view
-    made._versions = _versions(parts) if versions is None else versions
-    return made
+    """Set the attributes of a new WriteThroughWeight. A view shares `versions` with its weight."""
+    weight._parts, weight._whole = parts, whole
+    weight._represents_parameter, weight._is_view_of_weight = parameter, view
+    weight._versions = _versions(parts) if versions is None else versions
+    return weight
 
 
 def _versions(parts: WeightParts) -> list[Any]:
     """Return what identifies the current values of the parts: identity, memory and version counter of each."""
-    here = [getattr(part, "_local_tensor", part) for part in parts.tensors()]  # the local tensor of a DTensor
-    return [(id(part), part.data_ptr(), _version(part)) for part in here]
+    # Of a DTensor, the local tensor counts.
+    tensors = [getattr(part, "_local_tensor", part) for part in parts.tensors()]
+    return [(id(part), part.data_ptr(), _version(part)) for part in tensors]
 
 
 def _version(tensor: Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor.is_inference() else tensor._version  # inference tensors do not count their versions
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

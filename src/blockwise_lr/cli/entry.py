@@ -1,4 +1,4 @@
-"""The entry point of the command line: prints --help and --version, runs a command, and sets the exit code.
+"""The entry point of the command line: print --help and --version, run a command, and set the exit code.
 
 This module imports no heavy package, so that --help is quick and Ctrl-C works from the start.
 """
@@ -50,7 +50,9 @@ For inspect, MODEL can also be module:function, where your function returns the 
 _COMMANDS = ("train", "compare", "eval", "generate", "export", "sharpness", "inspect", "presets")
 _TERMINATED = 128 + signal.SIGTERM
 _PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows lacks
-_TRAINING = ("train", "compare")
+_TRAINING_COMMANDS = ("train", "compare")
+# Windows lacks EDQUOT.
+_DISK_ERRORS = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     of a pipe closes it, as `head` does, the commands that train exit with 141 and the others with 0.
 
     Args:
-        arguments: the words after `blockwise-lr`. Default: the arguments of this process.
+        arguments: the command-line arguments after `blockwise-lr`. Default: those of this process.
 
     Raises:
         SystemExit: the command fails or is interrupted.
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ends_process = arguments is None
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     command = arguments[0] if arguments else ""
-    _print_any_character()
+    _escape_unencodable_output()
     with InterruptHandler(lambda: _interrupted(command), ends_process=ends_process) as interrupts:
         try:
             _run(command, arguments[1:])
@@ -79,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except Terminated as stopped:
             _fail_once(str(stopped), _TERMINATED)
         except BrokenPipeError:
-            _stop_printing()
-            if command in _TRAINING and not {"-h", "--help"} & set(arguments):
+            _discard_output()
+            if command in _TRAINING_COMMANDS and not {"-h", "--help"} & set(arguments):
                 raise SystemExit(_PIPE_CLOSED) from None
         except SigtermInterrupt:
             _interrupted(command, _TERMINATED)
@@ -94,12 +96,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if isinstance(error, UserError):
                 _fail(str(error), 2)
             if isinstance(error, OSError) and error.filename is None and error.errno in _DISK_ERRORS:
-                _stop_printing()
+                _discard_output()
                 _fail(f"cannot write the output ({error.strerror}): make room or print it elsewhere", 1)
             raise
 
 
 def _run(command: str, rest: list[str]) -> None:
+    """Run a command, or print what an option such as --help asks for. `rest` holds the command's own arguments."""
     if command in ("", "-h", "--help", "help"):
         print(USAGE, end="")
         return
@@ -124,23 +127,21 @@ def _run(command: str, rest: list[str]) -> None:
     importlib.import_module(f"blockwise_lr.cli.{command}").run(rest)
 
 
-# Windows lacks EDQUOT.
-_DISK_ERRORS = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]
-
-
 def _interrupted(command: str, code: int = INTERRUPTED) -> NoReturn:
-    advice = ": run the same command again to resume" if command in _TRAINING else ""
+    """Exit after a signal, and advise how to resume."""
+    advice = ": run the same command again to resume" if command in _TRAINING_COMMANDS else ""
     _fail_once(f"interrupted{advice}", code)
 
 
 def _fail_once(message: str, code: int) -> NoReturn:
-    """Exit with an error that every rank of the run has met; only rank 0 prints it."""
+    """Exit with an error that occurs on every rank. Only rank 0 prints it."""
     if os.environ.get("RANK", "0") != "0":
         raise SystemExit(code) from None
     _fail(message, code)
 
 
 def _fail(message: str, code: int) -> NoReturn:
+    """Print an error in one line on stderr, and exit."""
     # The message may quote names from files, whose escape sequences must not reach the terminal.
     line = "".join(each if each.isprintable() else "?" for each in " ".join(message.split()))
     with contextlib.suppress(OSError):  # stderr may be a closed pipe
@@ -148,8 +149,8 @@ def _fail(message: str, code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-def _print_any_character() -> None:
-    r"""Let stdout print every character; characters that the terminal's encoding lacks become \N escapes.
+def _escape_unencodable_output() -> None:
+    """Make stdout print characters that the terminal's encoding lacks as escapes, in place of an error.
 
     Python sets up stderr this way by default. The user's own choice (PYTHONIOENCODING=ascii:replace) is kept.
     """
@@ -158,7 +159,7 @@ def _print_any_character() -> None:
         out.reconfigure(errors="backslashreplace")
 
 
-def _stop_printing() -> None:
-    """Discard the output that stdout still holds; otherwise Python reports the error again at exit."""
+def _discard_output() -> None:
+    """Discard buffered and later output of stdout. Otherwise Python reports the write error again at exit."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,11 +27,11 @@ from blockwise_lr.train.ratio_text import parse_ratios
 
 @dataclass(frozen=True)
 class Run:
-    """One training run of a series.
+    """One training run of a series. A series is an arm that is trained for one horizon.
 
     Args:
-        series: the series that it belongs to.
-        setting: its values of the tuned settings: base learning rate and warm-up.
+        series: the series of this run.
+        setting: the base learning rate and the warm-up of this run; these are the settings that are tuned.
         config: the full configuration.
         folder: name of the run's folder, readable and unique to the configuration.
     """
@@ -59,9 +59,9 @@ class Plan:
         base_lrs: base learning rates to tune every series over, with the first seed. Default: use `tuned`.
         tuned: {"optimizer:ratios:horizon": setting that was tuned beforehand}. If both this and `base_lrs` are None,
             all arms use the learning rate of `base`, and the report says that nothing was tuned.
-        horizons: horizons of the baseline, as keys of `HORIZONS`; "N" and "2N" are required.
+        horizons: run lengths of the baseline, as keys of `HORIZONS`; "N" and "2N" are required.
         warmups: warm-ups to try with each of `base_lrs`, as fractions of the steps. Default: that of `base`.
-        refine: whether every series also tries its best base learning rate divided by sqrt 2 and multiplied by it.
+        refine: whether every series also tries its best base learning rate multiplied and divided by sqrt(2).
 
     Raises:
         UserError: a setting is unknown, missing, duplicated or out of range.
@@ -190,7 +190,7 @@ class Plan:
 
 
 def run_folder(config: TrainConfig) -> str:
-    """Return the name of a run's folder: a description, and eight hex digits that depend on all relevant settings.
+    """Return the name of a run's folder: a description, and a hash of all settings that can change its numbers.
 
     Example:
         >>> run_folder(TrainConfig())[:-8]
@@ -203,6 +203,7 @@ def run_folder(config: TrainConfig) -> str:
 
 
 def _check_values(plan: Plan) -> None:
+    """Raise UserError unless every setting of a plan is valid."""
     if len(plan.arms) < 2:
         raise UserError(
             f"a comparison needs a baseline and at least one other arm; got {len(plan.arms)}: "
@@ -217,9 +218,9 @@ def _check_values(plan: Plan) -> None:
         ("base learning rate", plan.base_lrs or ()),
         ("warm-up", plan.warmups or ()),
     ):
-        doubled = sorted({str(value) for value in values if list(values).count(value) > 1})
-        if doubled:
-            raise UserError(f"each {what} may be given once; given more than once: {', '.join(doubled)}")
+        repeated = sorted({str(value) for value in values if list(values).count(value) > 1})
+        if repeated:
+            raise UserError(f"each {what} may be given once; given more than once: {', '.join(repeated)}")
     from blockwise_lr.train.checks import check_optimizer  # imported here because it loads transformers
     from blockwise_lr.train.ranges import check_seed
 

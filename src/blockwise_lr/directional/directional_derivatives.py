@@ -28,16 +28,16 @@ class Direction:
     Args:
         block: the block.
         pieces: for each parameter of the block, its index and the part of it that belongs to the block (None: all).
-        move: factor by which the update is added to the parameters in the central differences.
+        scale: factor by which the update is added to the parameters in the central differences.
     """
 
     block: Block
     pieces: tuple[tuple[int, PartSlice | None], ...]
-    move: float
+    scale: float
 
 
 def slope_and_curvature(
-    problem: MeasuredModel,
+    measured: MeasuredModel,
     batch: Any,
     predictions: Predictions,
     updates: Sequence[Tensor],
@@ -49,37 +49,37 @@ def slope_and_curvature(
         The signals (k,), C (k, k) and the rounding noise in the diagonal of C (k,), all float64; and the number of
         samples.
     """
-    parts = problem.parts
-    gradients = parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
+    parts = measured.parts
+    gradients = parts.sum_over_processes(gradients_of_sum(measured, summed_loss(predictions)))
     signal = dots(parts, gradients, updates, directions)
     center = predictions._replace(logits=predictions.logits.detach())
     changes = []
     for direction in directions:
         above, below = (
-            _logits_at(problem, batch, updates, [(direction, sign * direction.move)]) for sign in (1, -1)
+            _logits_at(measured, batch, updates, [(direction, sign * direction.scale)]) for sign in (1, -1)
         )
-        changes.append((above - below) / (2 * direction.move))
+        changes.append((above - below) / (2 * direction.scale))
     curvature = _gauss_newton_products(center, changes)
     # The effect of a move a thousand times smaller is known from `changes`. The rest of the change is rounding.
     small = 1e-3
-    moved = _logits_at(problem, batch, updates, [(d, small * d.move) for d in directions])
-    known = sum(small * d.move * change for d, change in zip(directions, changes))
+    moved = _logits_at(measured, batch, updates, [(d, small * d.scale) for d in directions])
+    known = sum(small * d.scale * change for d, change in zip(directions, changes))
     rounding = _gauss_newton_products(center, [moved - center.logits - known])[0, 0] / 2
-    noise = torch.stack([rounding / (2 * d.move**2) for d in directions])
+    noise = torch.stack([rounding / (2 * d.scale**2) for d in directions])
     if parts.distributed:
         for tensor in (curvature, noise):
             total = tensor.to(parts.parameters[0].device)
             dist.all_reduce(total)
             tensor.copy_(total)
-    samples = problem.samples(predictions)
+    samples = measured.samples(predictions)
     return signal / samples, curvature / samples, noise / samples, samples
 
 
 def _logits_at(
-    problem: MeasuredModel, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+    measured: MeasuredModel, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
 ) -> Tensor:
     """Return the logits after moving the parameters along each direction by a factor. The moves are then undone."""
-    parameters = problem.parts.parameters
+    parameters = measured.parts.parameters
     touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
     kept = {i: local(parameters[i].detach()).clone() for i in touched}
     try:
@@ -87,9 +87,9 @@ def _logits_at(
             for direction, factor in moves:
                 for i, piece in direction.pieces:
                     cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
-            logits = problem.predict(batch, needs_gradient=False).logits
+            logits = measured.predict(batch, needs_gradient=False).logits
         # Without this, the outermost module would keep the gathered, moved parameters.
-        processes.reshard(problem.model)
+        processes.reshard(measured.model)
         return logits
     finally:
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""measure_directional: the slope and the curvature of the loss along the optimizer's own update, by block."""
+"""Measure the slope and the curvature of the loss along the optimizer's own update, by block."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from blockwise_lr.directional.updates import (
     unit_updates,
 )
 from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
-from blockwise_lr.sharpness.measure import in_step, measurement_mode, unwrapped
+from blockwise_lr.sharpness.measure import in_lockstep, measurement_mode, unwrapped
 from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 
-# Root mean square of the change of a block's parameters in the central differences. The rounding error grows with its
-# inverse, the truncation error with its square.
-_MOVE = {torch.float32: 1e-3, torch.float64: 1e-5}
+# Default of `move`, by dtype of the forward pass. The rounding error of the central differences grows with the inverse
+# of `move`, and the truncation error with its square.
+_DEFAULT_MOVES = {torch.float32: 1e-3, torch.float64: 1e-5}
 
 
 def measure_directional(
@@ -56,29 +56,32 @@ def measure_directional(
     evaluates the loss on fresh batches, at the parameters before the update. After the update, only the remaining gain
     would be visible. The quantities are:
 
-        s_b   = <g, u_b>              the signal: above 0 if the update lowers the loss
-        C_ab  = u_a' G u_b            G: the Gauss-Newton matrix of the mean loss
-        lr*_b = s_b / C_bb            minimises the local quadratic if all other blocks are fixed
-                (s_b - sum_a C_ba lr_a) / C_bb, a != b: the same if the other blocks move at their own learning rates
-        C^-1 s                        minimises the local quadratic over the learning rates of all blocks
+        s_b  = <g, u_b>               the signal: above 0 if the update lowers the loss
+        C_ab = u_a' G u_b             the curvature; G is the Gauss-Newton matrix of the mean loss
 
-    C needs the change of the logits when a block moves along its update. It is measured by central differences: two
+    s and C define a local quadratic model of the loss. The report gives the learning rates that minimise it:
+
+        best_lr        = s_b / C_bb                               if all other blocks are fixed
+        best_lr_beside = (s_b - sum_{a != b} C_ba lr_a) / C_bb    if the other blocks move at their own learning rates
+        joint_best_lr  = C^-1 s                                   if all learning rates are chosen together
+
+    C needs the change of the logits when a block moves along its update. Central differences give this change: two
     forward passes per block, without second derivatives, so every attention kernel works. s needs one backward pass.
     The computation uses at least float32 and no autocast, because differences in bfloat16 are rounding noise. The model
     and the optimizer are restored exactly, to the bit.
 
     Args:
         model: as for :func:`blockwise_lr.measure_sharpness`.
-        optimizer: the optimizer that trains the model. The last update of Adam, AdamW and AdamMini is read from their
-            state and is undone during the measurement. Its learning rate is that of the groups, which differs by one
-            step if a schedule has stepped since. For any other optimizer, the next update is observed in one step on
-            the first batch, without gradient clipping. The step is then undone, and that batch is not used for the
-            measurement.
+        optimizer: the optimizer that trains the model. For Adam, AdamW and AdamMini, the last update is read from the
+            state and is undone during the measurement. Its learning rate is taken from the groups; if a schedule has
+            stepped since the update, this is the learning rate of the next step. For any other optimizer, the next
+            update is observed in one step on the first batch, without gradient clipping. The step is then undone, and
+            that batch is not used for the measurement.
         batches: batches that the optimizer has not seen, such as those of the `measure` split.
         max_batches: largest number of batches to measure on. Default: all.
         loss_fn, blocks, distributed, step, on_batch: as for :func:`blockwise_lr.measure_sharpness`.
-        hessian: also measure with the true Hessian, by Hessian-vector products. This needs a forward and two backward
-            passes more per block. Default False.
+        hessian: also measure with the true Hessian, by Hessian-vector products. For each block, this needs one more
+            forward pass and two more backward passes. Default False.
         move: root mean square of the change of a block's parameters in the central differences. Default 1e-3 if the
             forward pass computes anything in float32 (transformers' RMSNorm does so for every model), 1e-5 in float64.
 
@@ -87,7 +90,7 @@ def measure_directional(
 
     Raises:
         ValueError: the optimizer belongs to another model or has taken no step; there is no batch; the forward pass
-            uses half precision for parameters of any dtype; the model is sharded and has fused weights that
+            computes in half precision even with float32 parameters; the model is sharded and has fused weights that
             are not split; hessian=True and the model is sharded or has no double backward pass; or a condition of
             :func:`blockwise_lr.measure_sharpness` is not met.
 
@@ -103,30 +106,30 @@ def measure_directional(
     parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
     _check(parts, hessian, move, max_batches)
     groups = groups_by_parameter(optimizer, parts.parameters)
-    each = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
-    fresh = (batch for (batch,) in in_step(each, parts))
+    single_batches = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
+    unseen = (batch for (batch,) in in_lockstep(single_batches, parts))
     draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
     hessians: list[Tensor] = []
-    problem = MeasuredModel(inner, parts, loss_fn)
+    measured = MeasuredModel(inner, parts, loss_fn)
     with (
         measurement_mode(inner),
         _parameters_in_float32(parts.parameters),
-        no_autocast(problem),
+        no_autocast(measured),
         torch.enable_grad(),
         ExitStack() as stack,
     ):
         updates = unit_updates(optimizer, parts.parameters)
         if updates is None:
-            updates = _updates_of_a_step(problem, optimizer, fresh)
+            updates = _updates_of_a_step(measured, optimizer, unseen)
         else:
             stack.enter_context(before_last_update(parts.parameters, updates, groups))
         directions: list[Direction] = []
-        for index, batch in enumerate(islice(fresh, max_batches)):
-            predictions = problem.predict(batch)
-            directions = directions or _directions(parts, updates, move or _move(predictions))
-            draws.append(slope_and_curvature(problem, batch, predictions, updates, directions))
+        for index, batch in enumerate(islice(unseen, max_batches)):
+            predictions = measured.predict(batch)
+            directions = directions or _directions(parts, updates, move or _default_move(predictions))
+            draws.append(slope_and_curvature(measured, batch, predictions, updates, directions))
             if hessian:
-                hessians.append(_hessian(problem, batch, updates, directions) / draws[-1][3])
+                hessians.append(_hessian(measured, batch, updates, directions) / draws[-1][3])
             if on_batch is not None:
                 on_batch(index + 1)
     if not draws:
@@ -140,14 +143,15 @@ def measure_directional(
         noise=torch.stack([draw[2] for draw in draws]),
         samples=[draw[3] for draw in draws],
         hessians=torch.stack(hessians) if hessians else None,
-        lrs=[_mean(direction, groups, "lr") for direction in directions],
-        ratios=[_mean(direction, groups, "lr_ratio") for direction in directions],
-        numels=[_numel(direction, parts) for direction in directions],
+        lrs=[_mean_setting(direction, groups, "lr") for direction in directions],
+        ratios=[_mean_setting(direction, groups, "lr_ratio") for direction in directions],
+        numels=[_block_numel(direction, parts) for direction in directions],
         step=step,
     )
 
 
 def _check(parts: ParameterParts, hessian: bool, move: float | None, max_batches: int | None) -> None:
+    """Raise ValueError unless the arguments of measure_directional are valid for this model."""
     if move is not None and not move > 0:
         raise ValueError(f"move is {move}; expected a number above 0")
     if max_batches is not None and max_batches < 1:
@@ -168,7 +172,7 @@ def _check(parts: ParameterParts, hessian: bool, move: float | None, max_batches
         )
 
 
-def _move(predictions: Predictions) -> float:
+def _default_move(predictions: Predictions) -> float:
     """Return the default of `move` for the least precise dtype of the forward pass."""
     if predictions.kinds & HALF:
         raise ValueError(
@@ -176,59 +180,66 @@ def _move(predictions: Predictions) -> float:
             "model, or fully_shard with MixedPrecisionPolicy or half-precision weights): its rounding would drown the "
             "curvature"
         )
-    return max(size for kind, size in _MOVE.items() if kind in predictions.kinds | {predictions.logits.dtype})
+    return max(
+        size
+        for kind, size in _DEFAULT_MOVES.items()
+        if kind in predictions.kinds | {predictions.logits.dtype}
+    )
 
 
 def _hessian(
-    problem: MeasuredModel, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
+    measured: MeasuredModel, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
 ) -> Tensor:
-    """Return u_a' H u_b of the summed loss, computed by Hessian-vector products: (k, k) float64."""
+    """Return u_a' H u_b of the summed loss, computed by Hessian-vector products.
+
+    Its shape is (k, k) for k directions; its dtype is float64.
+    """
     rows = []
     for direction in directions:
         vector = [torch.zeros_like(update) for update in updates]
         for i, piece in direction.pieces:
             cut(vector[i], piece).copy_(cut(updates[i], piece))
         try:
-            products, _ = double_backward(problem, [batch], vector, strict=True)
+            products, _ = double_backward(measured, [batch], vector, strict=True)
         except NoDoubleBackwardError as error:
             raise ValueError(f"hessian=True needs a double backward pass: {error}; leave it out") from None
-        rows.append(dots(problem.parts, problem.parts.sum_over_processes(products), updates, directions))
+        rows.append(dots(measured.parts, measured.parts.sum_over_processes(products), updates, directions))
     return torch.stack(rows)
 
 
-def _updates_of_a_step(problem: MeasuredModel, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+def _updates_of_a_step(measured: MeasuredModel, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
     """Return the update that the optimizer makes in one step on the first batch."""
     batch = next(batches, None)
     if batch is None:
         raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
-    predictions = problem.predict(batch)
-    summed = problem.parts.sum_over_processes(gradients_of_sum(problem, summed_loss(predictions)))
-    samples = problem.samples(predictions)
+    predictions = measured.predict(batch)
+    summed = measured.parts.sum_over_processes(gradients_of_sum(measured, summed_loss(predictions)))
+    samples = measured.samples(predictions)
     gradients = [None if g is None else g / samples for g in summed]
-    return stepped_updates(optimizer, problem.parts.parameters, gradients)
+    return stepped_updates(optimizer, measured.parts.parameters, gradients)
 
 
 def _directions(parts: ParameterParts, updates: Sequence[Tensor], move: float) -> list[Direction]:
-    """Return the direction of each block that the optimizer moves, scaled so that its root mean square is `move`."""
+    """Return the direction of each block that the optimizer moves, scaled to a root mean square of `move`."""
     found: dict[Block, list[tuple[int, PartSlice | None]]] = {}
     for i, pieces in enumerate(parts.blocks_and_slices()):
         for block, piece in pieces:
             found.setdefault(block, []).append((i, piece))
-    whole = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
-    squares = dots(parts, updates, updates, whole)
+    unscaled = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
+    squares = dots(parts, updates, updates, unscaled)
     return [
-        replace(direction, move=move * math.sqrt(_numel(direction, parts) / float(square)))
-        for direction, square in zip(whole, squares)
+        replace(direction, scale=move * math.sqrt(_block_numel(direction, parts) / float(square)))
+        for direction, square in zip(unscaled, squares)
         if square > 0  # blocks that the optimizer does not move are left out
     ]
 
 
-def _mean(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
+def _mean_setting(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
     """Return the mean of a group setting over the parameters of a block."""
     return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
 
 
-def _numel(direction: Direction, parts: ParameterParts) -> int:
+def _block_numel(direction: Direction, parts: ParameterParts) -> int:
     return sum(part.numel for part in parts.parts if part.block is direction.block)
 
 

@@ -142,7 +142,7 @@ class DirectionalReport(Mapping[Block, Slope]):
 
     @property
     def joint_best_lr(self) -> dict[Block, float]:
-        """C^-1 s: the learning rates that minimise the local quadratic when all blocks move at once.
+        """C^-1 s: the learning rates that minimise the local quadratic model when all blocks move at once.
 
         The value is below 0 for a block whose update raises the loss after the other blocks have moved.
         """

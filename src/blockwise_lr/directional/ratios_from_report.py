@@ -39,9 +39,10 @@ def ratios_from_sharpness(
 
         log r(b) = mean of log(f(b)) - log(f(FFN)),    f(b) = r_now(b) * (C^-1 s)_b / lr_b,  bounded as above
 
-    C^-1 s are the learning rates that lower the loss most when all blocks move together. The geometric mean over
-    reports is relative to FFN, so the base learning rate is that of FFN. This is the one rule here that was found to
-    help (studies/2026-11-ratio-rules). Reports are most informative at a learning rate well below the best uniform one.
+    C^-1 s are the learning rates that lower the loss most when all blocks move together
+    (:func:`blockwise_lr.measure_directional` defines C and s). The geometric mean over reports is relative to FFN, so
+    the base learning rate is that of FFN. Of the three rules, only this one was found to help
+    (studies/2026-11-ratio-rules). Reports are most informative at a learning rate well below the best uniform one.
 
     Args:
         report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of

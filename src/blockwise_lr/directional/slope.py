@@ -15,7 +15,7 @@ class Slope(NamedTuple):
         signal_stderr: standard error of `signal`.
         curvature: C_bb = u_b' G u_b.
         curvature_stderr: standard error of `curvature`.
-        best_lr: s_b / C_bb, the learning rate that minimises the local quadratic if all other blocks are fixed.
+        best_lr: s_b / C_bb, the learning rate that minimises the local quadratic model if all other blocks are fixed.
         best_lr_stderr: standard error of `best_lr`; it accounts for signal and curvature coming from the same batches.
         noise: contribution of rounding to the curvature.
         numel: number of elements of the block.

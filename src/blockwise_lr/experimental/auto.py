@@ -116,7 +116,7 @@ class AutoRatios:
         return {block: float(groups[0]["lr_ratio"]) for block, groups in self._groups.items()}
 
     def due(self, step: int) -> bool:
-        """Return whether the ratios change before the update that follows `step` updates. False once closed."""
+        """Return whether the ratios change before update number `step` + 1. False once closed."""
         if self.closed:
             return False
         # A measurement compares a gradient with the update before it, and an update at learning rate 0 changes nothing.
@@ -127,7 +127,7 @@ class AutoRatios:
         return interval > 0 and step % interval == 0
 
     def guards(self, step: int) -> bool:
-        """Return whether :meth:`watch` needs the loss of the update that follows `step` updates. False once closed.
+        """Return whether :meth:`watch` needs the loss of update number `step` + 1. False once closed.
 
         The guard is active from `rule.start` to the end of the run, because ratios can also be too high after they have
         stopped changing. Reading a loss causes a host sync, so it is read only about `rule.measurements` times per run.
@@ -146,7 +146,7 @@ class AutoRatios:
         return self._measurement_interval if moves else self.rule.re_measure
 
     def watch(self, loss: float) -> bool:
-        """Report the training loss of a step. If the loss has risen for long, every ratio above 1 is reduced.
+        """Report the training loss of a step. If the loss has risen for a long time, every ratio above 1 is reduced.
 
         The logarithm of each of these ratios is halved.
 

@@ -29,16 +29,16 @@ class AutoRule:
             the same weight as others; or "cosine", the cosine itself.
         start: fraction of the run at which the ratios begin to change.
         stop: fraction of the run at which the ratios stop changing.
-        anchor: what keeps its ratio. "ffn": the base learning rate is that of FFN, or of the largest block if there is
-            no FFN. "mean": the geometric mean of all blocks.
+        anchor: the reference, whose ratio does not change. "ffn": FFN, or the largest block if there is no FFN. The
+            base learning rate is that of this block. "mean": the geometric mean of all blocks.
         measurements: approximate number of measurements in a whole run, at most one per step. The guard reads the loss
             equally often.
-        re_measure: number of steps between measurements after `stop`; 0: none.
+        re_measure: number of steps between measurements after `stop`. 0: no such measurements.
         low, high: bounds of a ratio.
         guard: rise of the smoothed training loss above its minimum, in nats, at which the ratios are reduced.
 
     Raises:
-        ValueError: a value is out of range. The message names it.
+        ValueError: a value is out of range. The message names the setting.
     """
 
     begin: Begin = "measured"

@@ -48,19 +48,19 @@ class BlockwiseTrainer(Trainer):
     The base learning rate, weight decay, betas, warm-up and clipping are Trainer's own arguments: ``learning_rate``,
     ``weight_decay``, ``adam_beta1`` ..., ``warmup_steps`` and ``max_grad_norm``. ``optim`` selects the optimizer.
 
-    The log gets the learning rate of every block as ``lr/<block>``, as the update of the logged step used it.
-    ``learning_rate`` in the log is the base learning rate of that step, which is that of a block with ratio 1. The
-    measurements of a :class:`SharpnessCallback` among the callbacks are logged as well.
+    The log contains the learning rate that each block had in the logged step, as ``lr/<block>``. ``learning_rate`` in
+    the log is the base learning rate of that step, which is that of a block with ratio 1. The measurements of a
+    :class:`SharpnessCallback` among the callbacks are logged as well.
 
     Args:
         ratios: learning-rate ratio by block, or one of the names "paper", "measured", "uniform" and "auto". With an
             :class:`blockwise_lr.AutoRule` ("auto"), the run determines the ratios itself; see :attr:`auto`.
             Default: the paper's ratios.
         schedule: "cosine" or "wsd" for this library's schedules (:func:`blockwise_lr.cosine_schedule`,
-            :func:`blockwise_lr.wsd_schedule`), or "trainer" for the one of ``args.lr_scheduler_type`` and
-            ``args.lr_scheduler_kwargs``. With "trainer", every block gets its ratio times transformers' own learning
-            rate, to the end. Default: None, which means "trainer" if one of these two arguments differs from its
-            default ("linear", no kwargs) and "cosine" otherwise. A "linear" that you set yourself therefore needs
+            :func:`blockwise_lr.wsd_schedule`), or "trainer" for the schedule that ``args.lr_scheduler_type`` and
+            ``args.lr_scheduler_kwargs`` select. With "trainer", every block gets its ratio times the learning rate of
+            that schedule, until the end of the run. Default: None, which means "trainer" if one of these two arguments
+            differs from its default ("linear", no kwargs), and "cosine" otherwise. To use "linear", set
             ``schedule="trainer"``.
         floor: final learning rate of a block with ratio 1, for this library's schedules only.
             Default: learning_rate / 20.
@@ -69,29 +69,30 @@ class BlockwiseTrainer(Trainer):
             other groups. "error" (default) raises ValueError, which names the difference. "use_new" loads only the
             optimizer's moments and keeps the settings of this trainer. A different number of steps is no error: the
             run follows this trainer's schedule, and a warning names the change.
-        weight_decay: as in :func:`blockwise_lr.param_groups`, with ``args.weight_decay`` as the value for blocks that
-            it does not name, and for "coupled" and "constant". Default: ``args.weight_decay`` for all blocks.
+        weight_decay: as in :func:`blockwise_lr.param_groups`, but ``args.weight_decay`` replaces its default value of
+            0.1. Default: ``args.weight_decay`` for all blocks.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike in Trainer, norms and biases are decayed by
             default, as in the paper.
         clip_by_block: largest gradient norm of each block, as ``max_norm`` of
             :func:`blockwise_lr.clip_grad_norm_by_block`. It replaces ``max_grad_norm``, which is then ignored. The
-            norm of every block is logged as ``grad_norm/<block>``. A warning names the step, blocks and parameters of
-            a gradient that was not finite, except under fp16, whose loss scaling produces some. Default: None, which
-            keeps Trainer's own clipping.
+            norm of every block is logged as ``grad_norm/<block>``. If a gradient is not finite, a warning names the
+            step, blocks and parameters. Under fp16 there is no warning, because loss scaling produces such gradients.
+            Default: None, which keeps Trainer's own clipping.
         blocks: a BlockMap, if the model needs overrides. If adapters are added later, give a function that builds the
             BlockMap from the model that is trained. Default: ``classify(model)``.
         optimizer_cls_and_kwargs: the optimizer class and its keyword arguments without ``params``, for an optimizer
             that ``args.optim`` cannot name.
 
     Raises:
-        ValueError: as :func:`blockwise_lr.param_groups`, such as for a fused QKV weight that was not split (call
-            ``split_fused(model)`` first). Also if ``optimizers`` is given, since this class builds both; if
-            `clip_by_block` is out of range, or used with DeepSpeed, FSDP version 1 or XLA; if `schedule` and
-            ``lr_scheduler_type`` contradict each other; if ``lr_scheduler_kwargs`` would have no effect; and for a
-            schedule that is no function of the step (``reduce_lr_on_plateau``, ``greedy``). At the first step of
-            ``train()``, if the optimizer's parameters are not the trainable ones of the model.
+        ValueError: ``optimizers`` is given, although this class builds both; `clip_by_block` is out of range, or is
+            used with DeepSpeed, FSDP version 1 or XLA; `schedule` and ``lr_scheduler_type`` contradict each other;
+            ``lr_scheduler_kwargs`` would have no effect; or the schedule is not a function of the step
+            (``reduce_lr_on_plateau``, ``greedy``). Also the errors of :func:`blockwise_lr.param_groups`, such as for a
+            fused QKV weight that is not split (call ``split_fused(model)`` first). ``train()`` raises it at the first
+            step if the optimizer's parameters are not the trainable ones of the model.
 
-    To combine it with another subclass of Trainer, inherit from both: ``class SFT(BlockwiseTrainer, SFTTrainer)``.
+    To combine this class with another subclass of Trainer, inherit from both:
+    ``class SFT(BlockwiseTrainer, SFTTrainer)``.
 
     Unlike in Trainer, ``torch_compile`` does not switch TF32 on; set ``tf32=True`` in the arguments for that.
 
@@ -126,7 +127,7 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
-        rule = parse_auto(ratios) if isinstance(ratios, str) else ratios
+        rule = parse_auto(ratios) if isinstance(ratios, str) else ratios  # "auto" gives an AutoRule
         self._rule = rule if isinstance(rule, AutoRule) else None
         self._ratios = given_ratios(self._rule or ratios, more=("auto",))
         self.auto: AutoRatios | None = None
@@ -151,7 +152,8 @@ class BlockwiseTrainer(Trainer):
         finally:
             before.restore()  # accelerate also switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
-            replace(before, root="none").restore()  # the setting before transformers changed it
+            # TrainingArguments switched TF32 on for torch_compile, before this constructor was called.
+            replace(before, root="none").restore()
         if self._clipping is not None:
             check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self._lr_record = _LearningRateRecord()
@@ -169,7 +171,7 @@ class BlockwiseTrainer(Trainer):
                 each.detach()
             if self.auto is not None:
                 self.auto.close()
-            if self._clipping is not None:  # warn about steps after the last log entry
+            if self._clipping is not None:  # steps after the last log entry may need a warning
                 self._clipping.read(warn=self._warns_of_gradients)
 
     def add_callback(self, callback: Any) -> None:
@@ -182,7 +184,7 @@ class BlockwiseTrainer(Trainer):
             each.attach(self.log, self.compute_loss_context_manager)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Run Trainer's step on a micro-batch; after the last one, measure from the unclipped gradients."""
+        """Run Trainer's step on a micro-batch. After the last one of a step, measure from the unclipped gradients."""
         loss = super().training_step(*args, **kwargs)
         if self.auto is not None:
             # Trainer has already divided the loss of each micro-batch by their number, or by the tokens of all of
@@ -299,7 +301,7 @@ class BlockwiseTrainer(Trainer):
         return self.accelerator.scaler is None and self.is_world_process_zero()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as Trainer does, and add the learning rates of all blocks to entries with a loss."""
+        """Log as Trainer does, and add learning rates, gradient norms and ratios by block to entries with a loss."""
         if "loss" in logs:
             if self._lr_record.base is not None:
                 # Trainer would log the learning rate of the first group, NORM.

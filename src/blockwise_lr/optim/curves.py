@@ -138,7 +138,7 @@ def wsd(
     floor: float,
     warmup_start: WarmupStart = "above_zero",
 ) -> float:
-    """Return the learning rate of one block at `step` under the paper's warm-up, stable, decay schedule.
+    """Return the learning rate of one block at `step` under the paper's warm-up-stable-decay (WSD) schedule.
 
     The schedule has three phases of equal length:
 

@@ -51,9 +51,9 @@ def scale_by_block(scheduler: S) -> S:
         before or after that of the optimizer.
 
     Raises:
-        ValueError: `scheduler` is not a scheduler, is one of this library, contains one that is already wrapped, or has
-            already changed the ratios between the groups. The ``load_state_dict`` of the result raises ValueError for
-            the state of a scheduler that was not wrapped.
+        ValueError: `scheduler` is not a scheduler, is one of this library's, contains one that is already wrapped, or
+            has already changed the ratios between the groups. The ``load_state_dict`` of the result raises ValueError
+            for the state of a scheduler that was not wrapped.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Torch schedulers with a peak learning rate per block, built on the pure functions of curves.py."""
+"""torch schedulers with a peak learning rate per block, built on the functions of curves.py."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class BlockwiseSchedule(LRScheduler):
     of an added group is its peak.
 
     The state of a schedule holds its progress and its settings. :meth:`load_state_dict` restores only the progress. The
-    settings remain those that the schedule was created with, and one warning names the differences.
+    schedule keeps its own settings, and one warning names those that differ.
 
     While the schedule exists, it also checks what its optimizer loads. ``optimizer.load_state_dict`` compares the saved
     base learning rate and ratios with those of the current groups, then sets every learning rate to the schedule's
@@ -113,8 +113,8 @@ class BlockwiseSchedule(LRScheduler):
                 ``last_epoch`` is used.
 
         Raises:
-            ValueError: the state has no ``last_epoch``; its step is beyond ``total_steps``, which has changed; or the
-                schedule is invalid for a block, because the ratios or ``total_steps`` have changed.
+            ValueError: the state has no ``last_epoch``; ``total_steps`` has changed and is below the saved step; or
+                the schedule is invalid for a block, because the ratios or ``total_steps`` have changed.
         """
         step = state_dict.get("last_epoch")
         if not isinstance(step, int):
@@ -189,6 +189,7 @@ class BlockwiseSchedule(LRScheduler):
             return []
         saved = {"warmup_start": "zero", **state}  # earlier versions always started at zero
         changed = [key for key in _SETTINGS if key in saved and saved[key] != getattr(self, key)]
+        # The start of a finished warm-up has no effect.
         if step >= max(saved["warmup_steps"], self.warmup_steps):
             changed = [key for key in changed if key != "warmup_start"]
         return [f"{key} {saved[key]} -> {getattr(self, key)}" for key in changed] + self._moved_peaks(saved)
@@ -229,20 +230,22 @@ class BlockwiseSchedule(LRScheduler):
         peak, own_ratio = float(group["initial_lr"]), float(group.get("lr_ratio", 1.0))
         if ratio is not None:
             peak = ratio * peak / own_ratio
+        # The step can be -1: SequentialLR undoes the first step of the schedules that start later.
         return block_lr(
-            max(
-                step, 0
-            ),  # -1 occurs in SequentialLR, which undoes the first step of the schedules that start later
+            max(step, 0),
             peak=peak,
             ratio=own_ratio if ratio is None else ratio,
             **self.settings(),
         )
 
     def _decay_factor(self, group: dict[str, Any], step: int) -> float:
-        """Return the factor on the weight decay at the peak that keeps the shrinkage per step independent of the ratio.
+        """Return the factor by which ``decay="constant"`` multiplies the peak weight decay of a group at `step`.
 
-        The condition is lr_b(t) * weight_decay_b(t) = lr_base(t) * weight_decay, where the weight decay of block b at
-        the peak is weight_decay / ratio.
+        Every block then shrinks per step as a block at the base learning rate does:
+
+            lr_b(t) * weight_decay_b(t) = lr_base(t) * weight_decay
+
+        At the peak, weight_decay_b is weight_decay / ratio.
         """
         own, base = self._lr(group, step), self._lr(group, step, ratio=1.0)
         return float(group["lr_ratio"]) * base / own if own > 0 else 1.0
@@ -320,14 +323,14 @@ def wsd_schedule(
     last_epoch: int = -1,
     on_change: OnChange = "error",
 ) -> BlockwiseSchedule:
-    """Return the paper's warm-up, stable, decay schedule, where each block has its own peak.
+    """Return the paper's warm-up-stable-decay (WSD) schedule, where each block has its own peak.
 
-    The schedule is a torch LRScheduler. :func:`wsd` gives the formula.
+    The schedule is a torch LRScheduler. :func:`blockwise_lr.optim.wsd` gives the formula.
 
     Args:
         optimizer, warmup_steps, total_steps, floor, last_epoch, on_change: as in :func:`cosine_schedule`.
         floor_mode: "shared" (default): every block ends at ``min(floor, its peak)``. "proportional": each block stays
-            at its peak until 2T/3, with no decay to the base learning rate before that, and then decays to
+            at its peak for two thirds of the run, without an earlier decay to the base learning rate. It then decays to
             ``ratio * floor``.
         warmup, warmup_start: as in :func:`cosine_schedule`.
 

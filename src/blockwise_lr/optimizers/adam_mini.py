@@ -31,10 +31,10 @@ class AdamMini(Optimizer):
     Head sizes, grouped queries, latent attention, split fused weights, Conv1D and stacks of experts are therefore
     handled.
 
-    The state has one number per element of a parameter (m) and about one per row (v). For float32 parameters this is
-    half of AdamW's state: 4 bytes per element in place of 8. For bf16 and fp16 parameters it is as much as in torch's
-    AdamW, 4 bytes, because the moments are float32 here and have the parameters' dtype there. The memory of weights,
-    gradients and activations is unchanged.
+    The state has one number per element of a parameter (m) and about one per row (v), always in float32. For float32
+    parameters this is half of AdamW's state. For bf16 and fp16 parameters it is as large as the state of torch's AdamW,
+    which keeps two moments in the parameters' dtype: 4 bytes per element. The memory of weights, gradients and
+    activations is unchanged.
 
     Args:
         params: groups of :func:`blockwise_lr.param_groups`. Groups from elsewhere need the key ``partitions``: for each

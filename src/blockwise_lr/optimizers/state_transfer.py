@@ -1,6 +1,7 @@
 """Transfer the state of an optimizer to a new one.
 
-The new optimizer may have other groups, split weights in place of fused ones (or the reverse), or be of another class.
+The new optimizer may have other groups or another class. It may have split weights in place of fused ones, or the
+reverse.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from blockwise_lr.optimizers.state_conversion import State, convert_state, copy_
 from blockwise_lr.optimizers.state_template import learn_state_template, second_moment_shape, unwrap_optimizer
 
 _UNSPLITTABLE = object()
+Trials = dict[Any, Any]  # the cache of learn_state_template
 
 
 def adopt_state(
@@ -35,11 +37,11 @@ def adopt_state(
 ) -> None:
     """Copy the moments of an old optimizer into a new one, so that a run can continue with a learning rate per block.
 
-    The old state may differ from the new optimizer in three ways:
+    The old optimizer may differ from the new one in three ways:
 
     - other groups: one for all parameters, Trainer's pair with and without weight decay, or those of
       :func:`param_groups`;
-    - fused weights where the model is now split, or the reverse;
+    - fused weights where the model is now split, or split weights where it is now fused;
     - another class of optimizer. Moments with the same meaning are converted. The second moment v is converted between
       the Adam variants: it is averaged over the pieces of :class:`AdamMini`, or repeated over them. Averages of the
       gradient are also copied to Lion and Muon.
@@ -48,23 +50,23 @@ def adopt_state(
     the old state lacks a value that the new optimizer needs; a warning names these parameters.
 
     If all ratios are 1 and the optimizer has the same class, training continues exactly, to the bit. Learning rates and
-    weight decays are those of the new groups. To continue a schedule, create it with ``last_epoch``.
+    weight decays are those of the new groups. To continue a schedule, create the new one with ``last_epoch``.
 
     Args:
         old: ``state_dict()`` of the old optimizer (the content of Trainer's optimizer.pt), or that optimizer.
         model: the trained model, split or merged as for the new optimizer.
         optimizer: the new optimizer, on groups of :func:`param_groups`, before its first step. It is changed in place.
         names: names of the parameters in each of the old groups, in order. Default: the names that the groups contain
-            (``names``, torch's ``param_names``, or names in place of parameters). If there are none, one group is taken
-            in the model's order, and two groups in the order of transformers' Trainer.
-        changed: what to do if other parameters are trained than before. "error" (default) raises ValueError and names
-            them. "adopt" drops the moments of parameters that are now frozen, and starts newly trained parameters
-            without state.
+            (``names``, torch's ``param_names``, or names in place of parameters). If the groups contain no names, the
+            order is assumed: that of the model for one group, and that of transformers' Trainer for two.
+        changed: what to do if parameters have been frozen or unfrozen since. "error" (default) raises ValueError and
+            names them. "adopt" drops the moments of parameters that are now frozen, and starts newly trained
+            parameters without state.
 
     Raises:
         ValueError: the names are unknown or do not fit the model; a moment does not fit its parameter; a tensor is
-            sharded; a group of the new optimizer has no ``names``; or other parameters are trained than before. The new
-            optimizer is then unchanged.
+            sharded; a group of the new optimizer has no ``names``; or parameters have been frozen or unfrozen since. In
+            all these cases, the new optimizer is unchanged.
 
     Example:
         >>> from blockwise_lr import param_groups, split_fused
@@ -86,7 +88,7 @@ def adopt_state(
     counts: dict[int, int] = {}
     used: set[str] = set()
     without_state: dict[str, list[str]] = {}
-    trials: dict[Any, Any] = {}
+    trials: Trials = {}
     for name, (parameter, group, partition) in _parameters_by_name(optimizer).items():
         entry, sources = _source_of(name, old_states, fused, changed)
         used.update(sources)
@@ -105,7 +107,7 @@ def adopt_state(
     for parameter, state in new_states.items():
         optimizer.state[parameter] = state
     for group in optimizer.param_groups:
-        # trial[1] states whether the optimizer counts steps in the group.
+        # trial[1] is True if the optimizer counts its steps in the group, and not in the state.
         if id(group) in counts and any(
             trial and trial[1] for key, trial in trials.items() if key[0] == id(group)
         ):
@@ -127,7 +129,7 @@ def _convert_entry(
     group: Mapping[str, Any],
     parameter: nn.Parameter,
     partition: list[int] | None,
-    trials: dict[Any, Any],
+    trials: Trials,
 ) -> tuple[State, list[str]]:
     """Return the state of one parameter in the form of the new optimizer, and the names of missing values."""
     template = learn_state_template(optimizer, group, parameter, trials)
@@ -135,14 +137,14 @@ def _convert_entry(
         if template is None:
             return copy_state(entry.state, group, parameter), []
         second = second_moment_shape(optimizer, parameter, partition)
-        new_state = convert_state(entry.state, entry.steps, entry.group, template, group, parameter, second)
+        converted = convert_state(entry.state, entry.steps, entry.group, template, group, parameter, second)
     except ValueError as error:
-        key, _, rest = str(error).partition(" ")
+        key, _, rest = str(error).partition(" ")  # the message begins with the name of the moment
         raise ValueError(f"{key} of {name} {rest}") from None
-    return ({}, new_state) if isinstance(new_state, list) else (new_state, [])
+    return ({}, converted) if isinstance(converted, list) else (converted, [])  # a list names missing values
 
 
-def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
+def _check_unused(unused: Mapping[str, Entry], model: nn.Module, changed: str) -> None:
     """Check the old moments that no parameter of the new optimizer uses.
 
     Raises:
@@ -151,16 +153,16 @@ def _check_unused(left: Mapping[str, Entry], model: nn.Module, changed: str) -> 
     own = {
         name_before_split(canonical_name(name)) for name, _ in model.named_parameters(remove_duplicate=False)
     }
-    strange = [name for name in left if name_before_split(name) not in own]
-    frozen = [name for name, entry in left.items() if entry.state and changed == "error"]
-    if strange or frozen:
-        shown = strange or frozen
+    unknown = [name for name in unused if name_before_split(name) not in own]
+    frozen = [name for name, entry in unused.items() if entry.state and changed == "error"]
+    if unknown or frozen:
+        shown = unknown or frozen
         raise ValueError(
             f"the old state has moments of {len(shown)} parameters that the new optimizer does not train "
             f"({listed(sorted(shown))}): "
             + (
                 "is it this model's?"
-                if strange
+                if unknown
                 else 'if they were frozen since, adopt_state(..., changed="adopt") leaves them out'
             )
         )
@@ -176,8 +178,8 @@ def _parameters_by_name(
             raise ValueError(
                 "a group of the new optimizer has no names: make the groups with param_groups(model, lr)"
             )
-        cut = group.get("partitions") or [None] * len(group["params"])
-        for name, parameter, partition in zip(group["names"], group["params"], cut):
+        partitions = group.get("partitions") or [None] * len(group["params"])
+        for name, parameter, partition in zip(group["names"], group["params"], partitions):
             found[canonical_name(name)] = (parameter, group, partition)
     return found
 
@@ -201,17 +203,21 @@ def _fused_layouts(model: nn.Module) -> dict[str, FusedWeight]:
 def _source_of(
     name: str, old_states: Mapping[str, Entry], fused: Mapping[str, FusedWeight], changed: str
 ) -> tuple[Entry, list[str]]:
-    """Return the old state of a parameter in its present layout, and the names of the parameters it came from."""
+    """Return the old state of a parameter, split or fused as the parameter is now.
+
+    Returns:
+        The state, and the names of the old parameters that it comes from.
+    """
     if name in old_states:
         return old_states[name], [name]
     part, layout = PART.fullmatch(name), fused.get(name_before_split(name))
     if part and layout and name_before_split(name) in old_states:
         whole = old_states[name_before_split(name)]
-        cut = {
+        moments = {
             key: _split_moment(key, value, layout, int(part["index"])) for key, value in whole.state.items()
         }
         return whole._replace(
-            state={key: value for key, value in cut.items() if value is not _UNSPLITTABLE}
+            state={key: value for key, value in moments.items() if value is not _UNSPLITTABLE}
         ), [name_before_split(name)]
     if layout:
         path, _, leaf = name.rpartition(".")
@@ -224,12 +230,12 @@ def _source_of(
         return Entry({}, None, {}), []
     raise ValueError(
         f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: is it this model's? If {name} was "
-        'frozen then, adopt_state(..., changed="adopt") starts it without state'
+        'frozen in the old run, adopt_state(..., changed="adopt") starts it without state'
     )
 
 
 def _split_moment(key: str, value: Any, layout: FusedWeight, index: int) -> Any:
-    """Return the share of one part in a moment of a fused weight, or _UNSPLITTABLE for other kinds of values."""
+    """Return one part's share of a moment of a fused weight; _UNSPLITTABLE if the moment has no such shares."""
     if isinstance(value, (list, tuple)):  # SOAP's matrices belong to the whole weight
         return _UNSPLITTABLE
     if not isinstance(value, Tensor) or value.ndim == 0:

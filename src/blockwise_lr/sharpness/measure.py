@@ -1,4 +1,4 @@
-"""measure_sharpness: measure a SharpnessReport with standard errors on batches, and leave the model unchanged."""
+"""Measure the average sharpness of every block on batches, with standard errors."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def measure_sharpness(
     r"""Measure the average sharpness of every block, S(b) = tr(H_b) / #(b), with its standard error.
 
     This is the paper's average sharpness (arXiv 2502.19002, section 3). The model is measured in eval mode. Its
-    parameters, gradients and modes, and the global random state, are unchanged afterwards. The precision is the
-    model's and that of the caller's autocast; sums are in float64. Fused QKV weights need not be split: their parts
-    are measured separately.
+    parameters, gradients and modes, and the global random state, are unchanged afterwards. The passes run in the
+    model's dtype and under the caller's autocast; sums are in float64. Fused QKV weights need not be split: their
+    parts are measured separately.
 
     Args:
         model: a model whose loss is a cross-entropy: a causal or masked language model, or a classifier. If it is
             wrapped in DDP or sharded by ``fully_shard``, S is that of the global batch. Every process calls this
-            function with its share of the batch: equally many batches, of any sizes. Under tensor parallelism (a
+            function with its share of the batch: the same number of batches, of any sizes. Under tensor parallelism (a
             ``tp_plan`` of transformers), every process calls it with the same batches.
         batches: an iterable of batches, or one mapping. A batch is a mapping for ``model(**batch)`` that contains
             labels, or a pair (inputs, labels). Rows with label -100 do not count. "optimizer" needs no batches.
@@ -69,9 +69,9 @@ def measure_sharpness(
             its bias, is in :mod:`blockwise_lr.sharpness.estimators`.
         seed: seed of the sampled labels and random signs. Nothing else is random. Default: 0.
         probes: number of draws per batch, for "fisher" and "hutchinson". Default: 1.
-        accumulate: number of consecutive batches that form one: their gradients are added before they are squared.
-            Remaining batches at the end are not measured. Default: 1.
-        max_batches: maximal number of (accumulated) batches. Default: all.
+        accumulate: number of consecutive batches that count as one: their gradients are added before they are
+            squared. An incomplete group at the end is not measured. Default: 1.
+        max_batches: largest number of (accumulated) batches. Default: all.
         loss_fn: ``loss_fn(model, batch)``, for a model that does not compute its loss. It computes one
             cross-entropy, or returns ``(logits, labels)`` with the classes in the last dimension. It gets the model
             without its DDP and torch.compile wrappers.
@@ -81,7 +81,7 @@ def measure_sharpness(
             and is not available for "hutchinson". Default: False.
         hvp: how "hutchinson" computes Hessian-vector products: "auto" (default), "double-backward" or
             "finite-differences".
-        optimizer: for "optimizer": the Adam-like optimizer of a running training.
+        optimizer: for "optimizer": the Adam-like optimizer that trains the model.
         samples: for "optimizer": the number of predicted tokens (samples) in one optimizer step.
         step: the training step, for the report. Default: none.
         on_batch: called with the number of finished batches, for progress. Default: none.
@@ -92,8 +92,8 @@ def measure_sharpness(
 
     Raises:
         ValueError: an unknown estimator; a number out of range; nothing to measure; an argument that the estimator
-            does not take; processes with different numbers of batches; or a model that is sharded otherwise than by
-            ``fully_shard``, or by tensor parallelism over all processes. Also the errors of
+            does not take; processes with different numbers of batches; or a model that is sharded, but neither by
+            ``fully_shard`` nor by tensor parallelism over all processes. Also the errors of
             :func:`blockwise_lr.classify` and :func:`blockwise_lr.sharpness.predictions.predict`.
 
     Example:
@@ -115,12 +115,12 @@ def measure_sharpness(
             draws.append(estimators.optimizer(parts, optimizer, samples))
     else:
         with measurement_mode(inner):
-            for index, batch in enumerate(in_step(_accumulated(batches, accumulate, max_batches), parts)):
-                done, how = _draw(measured, estimator, batch, [seed, index], probes, hvp)
-                method = f"{_MEANINGS[estimator]} ({how})" if how else method
-                draws.append(done)
+            for index, batch in enumerate(in_lockstep(_accumulated(batches, accumulate, max_batches), parts)):
+                batch_draws, products = _draw(measured, estimator, batch, [seed, index], probes, hvp)
+                method = f"{_MEANINGS[estimator]} ({products})" if products else method
+                draws.append(batch_draws)
                 if histograms is not None:
-                    histograms.add(done)
+                    histograms.add(batch_draws)
                 if on_batch is not None:
                     on_batch(index + 1)
         if not draws:
@@ -227,15 +227,15 @@ def _accumulated(
         if len(group) < accumulate:
             if taken == 0:
                 raise ValueError(f"accumulate is {accumulate}, but there are only {len(group)} batches")
-            return  # with estimator="empirical", a smaller batch has another expectation
+            return  # with estimator="empirical", the expected value depends on the batch size
         taken += 1
         yield group
 
 
-def in_step(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[list[Any]]:
-    """Yield the batches, and check before each that all processes have one.
+def in_lockstep(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[list[Any]]:
+    """Yield the batches; before each, check that every process has one.
 
-    Processes with different numbers of batches raise an error instead of waiting for each other.
+    If the processes have different numbers of batches, all of them raise an error, and none waits for another.
 
     Args:
         batches: this process's batches.
@@ -249,8 +249,9 @@ def in_step(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[lis
         batch, failed = None, None
         try:
             batch = next(batches, None)
-        except Exception as error:  # for example of a data loader: report it to the other processes first
+        except Exception as error:  # an error of the data loader: report it to the other processes first
             failed = error
+        # A process that failed adds more than all others can together.
         found = processes.sum_over_ranks(int(batch is not None) + (world + 1 if failed else 0), device)
         if failed is not None:
             raise failed
@@ -279,7 +280,7 @@ def measurement_mode(model: nn.Module) -> Iterator[None]:
     devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        stack.enter_context(fp32_precision("ieee"))  # the rounding of TF32 is larger than finite differences
+        stack.enter_context(fp32_precision("ieee"))  # rounding to TF32 exceeds the finite differences
         if any(map(_is_compiled, model.modules())):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         model.eval()

@@ -50,19 +50,20 @@ class SharpnessMonitor:
         seed: seed of the sampled labels and random signs. It is the same at every step, so that steps are comparable.
         probes: number of draws per batch, for "fisher" and "hutchinson". Default: 1.
         tokens_per_step: number of predicted tokens (samples) in one optimizer step, over all processes and
-            micro-batches. A window of n tokens has n - 1. Required if the gradients of the training or Adam's
+            micro-batches. A window of n tokens has n - 1 of them. Required if the gradients of the training or Adam's
             moments are read.
-        optimizer: the running optimizer, for "optimizer".
+        optimizer: the optimizer that trains the model, for "optimizer".
         loss_fn, hvp: as in :func:`blockwise_lr.measure_sharpness`.
         blocks: a BlockMap, if the model needs overrides. Default: ``classify(model)``.
-        context: makes the context of a forward pass, such as ``lambda: torch.autocast("cuda", torch.bfloat16)``.
+        context: returns the context manager for a forward pass, such as
+            ``lambda: torch.autocast("cuda", torch.bfloat16)``.
         resume_step: the step from which the training resumes. Earlier reports in the file are kept. Default 0: the
             file is replaced.
 
     Raises:
         ValueError: the estimator lacks an argument that it needs, or a number is out of range. Also the errors of
             :func:`blockwise_lr.classify`.
-        TypeError: a batch contains something else than tensors, so several processes cannot share it.
+        TypeError: a batch contains something other than tensors, so several processes cannot share it.
 
     Example:
         >>> monitor = SharpnessMonitor(model, batches, every=100, path="run/sharpness.jsonl")  # doctest: +SKIP
@@ -152,7 +153,7 @@ class SharpnessMonitor:
         ``optimizer.step()``. Under DDP the gradients are then the mean over all processes.
 
         Args:
-            step: number of optimizer steps taken so far: 0 at the first gradient of a training.
+            step: number of optimizer steps taken so far: 0 at the first gradient of a run.
             scale: the factor between these gradients and those of the mean loss, such as ``GradScaler.get_scale()``.
                 Default: 1.
 

@@ -56,7 +56,7 @@ def read_reports(path: str | Path, *, estimator: str | None = None) -> list[Shar
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a line, or the file, is not a report. The message names it.
+        ValueError: a line, or the file, is not a report. The message names the line or the file.
 
     Example:
         >>> from blockwise_lr.sharpness.plot import plot_evolution  # doctest: +SKIP

@@ -34,8 +34,8 @@ class SharpnessReport(Mapping[Block, Estimate]):
         blocks: block -> estimate, in the order of :class:`Block`.
         per_parameter: name -> estimate. The parts of a fused weight that is not split are ``name:q`` and so on.
         per_layer: layer ("model.layers.3", or "outside" for parameters outside all layers) -> block -> estimate.
-        draws: block -> its independent draws, in the order of measurement.
-        weights: weights of these draws: their batch's share of all samples. They add up to 1.
+        draws: block -> its independent measurements (draws), in the order of measurement.
+        weights: the weight of each draw, which is its batch's share of all samples. They add up to 1.
         estimator: "fisher", "empirical", "hutchinson" or "optimizer".
         method: the estimator in words.
         samples: number of predicted tokens (samples).
@@ -86,7 +86,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
             traces: a (probes, parts) tensor for each batch.
             samples: number of samples of each batch. Batches are weighted in proportion.
             estimator, method, seed, step: as in :class:`SharpnessReport`.
-            histograms: the same; None: none were measured.
+            histograms: as in :class:`SharpnessReport`. None: not measured.
         """
         probes = len(traces[0])
         over: str | None
@@ -224,7 +224,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
         """Return the report from the values of :meth:`to_dict`.
 
         Raises:
-            ValueError: the values are not a report, or a damaged one.
+            ValueError: the values are not a report, or are damaged.
         """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             kind = content.get("format") if isinstance(content, Mapping) else type(content).__name__
@@ -253,7 +253,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
         return report
 
     def to_json(self, path: str | Path) -> None:
-        """Write the report to `path`. The file is complete, or left as it was."""
+        """Write the report to `path`. An interrupted write leaves no partial file."""
         write_json_atomic(Path(path), self.to_dict())
 
     @classmethod
@@ -261,7 +261,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
         """Read a report that :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the file is not a report. The message has the path.
+            ValueError: the file is not a report. The message contains the path.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

@@ -1,4 +1,4 @@
-"""Run one training on transformers' Trainer: start it, resume it, or leave it alone if it is finished."""
+"""Run one training with transformers' Trainer: start it, resume it, or leave it alone if it is finished."""
 
 from __future__ import annotations
 
@@ -53,19 +53,20 @@ _LOCK = ".lock"  # in the run's folder; rank 0 holds it until it exits
 def train(
     config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
 ) -> dict[str, Any]:
-    """Train `config` in the folder `out` to its last step, and return the content of result.json.
+    """Train the run of `config` in the folder `out` to its last step, and return the content of result.json.
 
     If the folder holds an unfinished run of the same configuration, the run resumes from its newest complete
-    checkpoint. On the CPU, every logged loss is then bit-equal to an uninterrupted run. A finished run is left alone.
+    checkpoint. On the CPU, every logged loss is then bit-equal to that of an uninterrupted run. A finished run is left
+    alone.
 
-    If only the number of steps differs, the run continues to the new number with the schedule of that number.
-    ``changes`` in config.json and result.json records this.
+    If only the number of steps differs, the run continues to the new number of steps, with the schedule for that
+    number. ``changes`` in config.json and result.json records this.
 
     Under torchrun, every rank calls this function.
 
     Args:
-        config: the run.
-        out: its folder, created if missing.
+        config: the configuration of the run.
+        out: the run's folder, created if missing.
         command: the command line, recorded in config.json.
         console: prints progress. Default: a console on stderr.
 
@@ -75,6 +76,7 @@ def train(
     Raises:
         UserError: the configuration, the data or the folder is not usable; the message says what to change.
         NonFiniteLossError: the loss or the gradient became NaN or infinite. result.json then has ``"diverged": true``.
+            A later call on the same run raises the error again.
         Terminated: SIGTERM was received. A checkpoint was saved, and the run is not finished.
         LostProcessError: another process of the run has exited.
         StorageError: a file cannot be written.
@@ -88,7 +90,7 @@ def train(
     _refuse_fsdp(config)
     notices = optimizer_notices(config.optim)
     config = replace(config, optim=config.optim.resolved())
-    made = missing_paths(out / _LOCK)
+    created = missing_paths(out / _LOCK)
     make_folder(out)
     try:
         lock = take_lock(out / _LOCK) if _is_main() else None
@@ -100,23 +102,21 @@ def train(
         forget_report(out)
     try:
         config = keep_original_warmup(config, out, notify)
-        done = finished_result(config, out)
-        if done is not None:
-            if done.get("diverged"):
-                raise NonFiniteLossError(done["diverged_at_step"], **done.get("not_finite", {}))
+        result = finished_result(config, out)
+        if result is not None:
+            if result.get("diverged"):
+                raise NonFiniteLossError(result["diverged_at_step"], **result.get("not_finite", {}))
             text = f"{out} holds this run, finished: nothing to do"
             if is_measured(config) and not (out / SHARPNESS).exists():
-                text += (
-                    f" (its sharpness was not measured: blockwise-lr sharpness {out} does its checkpoints)"
-                )
+                text += f" (its sharpness was not measured: blockwise-lr sharpness {out} measures its checkpoints)"
             notify(text)
-            return done
+            return result
         for notice in notices:
             notify(notice)
         return _train(config, out, command, console, notify)
     except UserError:
         if _is_main():
-            remove_created(made)
+            remove_created(created)
         raise
     finally:
         if lock is not None:
@@ -124,7 +124,7 @@ def train(
 
 
 def _main_process_printer(console: Console) -> Callable[[str], None]:
-    """Return a function that prints one line on rank 0, without markup, so that file names may have brackets."""
+    """Return a function that prints one line on rank 0. Markup is off, because file names may have brackets."""
 
     def notify(text: str) -> None:
         if _is_main():
@@ -134,9 +134,12 @@ def _main_process_printer(console: Console) -> Callable[[str], None]:
 
 
 def _refuse_fsdp(config: TrainConfig) -> None:
-    """Refuse FSDP, whose checkpoints cannot be resumed, and which accelerate silently replaces by DDP on the CPU."""
-    asked = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
-    if not asked:
+    """Raise UserError if FSDP is requested where it does not work.
+
+    A run under FSDP cannot be resumed from its checkpoints. On the CPU, accelerate silently replaces FSDP by DDP.
+    """
+    requested = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true", "yes", "y", "t", "on")
+    if not requested:
         return
     what = "FSDP was asked for (ACCELERATE_USE_FSDP, accelerate launch --use_fsdp)"
     if config.device == "cpu" or not torch.cuda.is_available():
@@ -160,6 +163,7 @@ def _is_main() -> bool:
 def _train(
     config: TrainConfig, out: Path, command: str, console: Console, notify: Callable[[str], None]
 ) -> dict[str, Any]:
+    """Start or resume a run that is not finished, evaluate it at the end, and write its result.json."""
     settings = Settings.of(config)
     arguments = training_arguments(config, settings, out)  # starts torch.distributed under torchrun
     if arguments.n_gpu > 1:
