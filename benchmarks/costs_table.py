@@ -55,21 +55,25 @@ SHOWN = {
 HEAD = """# Benchmarks: what a thing costs
 
 Each script measures one cost in time or memory and writes a dated file to [results](results).
-`make bench` runs them all. What a thing is worth is in [studies](../studies/README.md).
+`make bench` runs them all. What blockwise rates are worth is in [studies](../studies/README.md).
 
 The table shows the latest result of each script: the median of its repeats, with the smallest and
-largest in brackets. Smaller is better. The exceptions are tokens/s, MB/s and the time to 5 % error,
-where a larger ratio speaks for `fisher`. `python benchmarks/costs_table.py` makes this table; a
-test compares it with the results.
+largest in brackets. "A over B" is the ratio A / B. Smaller is better, with three exceptions: for
+tokens/s, for MB/s, and for the time to 5 % error of other methods over that of `fisher`, larger is
+better. `fisher`, `empirical` and `hutchinson` are
+[estimators of sharpness](../docs/concepts/sharpness.md#which-estimator).
+[Costs](../docs/reference/costs.md) explains the results.
+
+`python benchmarks/costs_table.py` makes this table, and a test compares it with the results.
 
 """
 TAIL = """
-- Ratios are taken repeat by repeat: both sides are measured in turns, on 2 CPU cores of a shared
-  machine. Their spread shows how much the machine varies.
+- Each repeat measures both sides of a ratio in turn, on 2 CPU cores of a shared machine. The spread
+  of the ratios shows how much the machine varies.
 - Each file in [results](results) holds the command and the hardware, and every repeat where there
   are repeats.
-- [gpu.sh](gpu.sh) and [gpu_checks.py](gpu_checks.py) hold what is to be checked on a GPU. They have
-  no committed results.
+- [gpu.sh](gpu.sh) and [gpu_checks.py](gpu_checks.py) hold the checks for a GPU. Only those of
+  sharpness have [results](results/gpu_checks-sharpness-2026-11-27.json).
 """
 
 
