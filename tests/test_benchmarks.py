@@ -67,7 +67,7 @@ SCRIPTS = {
         "evaluation / training: gpt2-small (computed)",
     },
 }
-SLOW = {"train_throughput"}  # compiles
+SLOW = {"train_throughput", "train_parts"}  # the first compiles
 
 
 def run_script(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -153,6 +153,7 @@ def test_a_part_inside_another_has_its_own_seconds_only(monkeypatch):
     assert clock.seconds == {"before and after": 5, "outer": 3, "inner": 20, "failing": 0}
 
 
+@pytest.mark.slow
 def test_the_sharpness_benchmark_compares_every_method_on_the_same_blocks(tmp_path):
     done = run_script(BENCHMARKS / "sharpness.py", "--quick", "--repeats", "3", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -284,6 +285,7 @@ def test_the_gpu_checks_say_that_there_is_no_gpu(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_parts_of_the_gpu_checks_run_alone_and_one_that_fails_does_not_stop_the_others(tmp_path):
     data = ("--data", tmp_path / "data", "--out", tmp_path, *ON_THE_CPU)
     done = gpu_checks("compare", "fsdp2", *data)  # the first needs text, and there is none yet

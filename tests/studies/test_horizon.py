@@ -133,6 +133,7 @@ def pretend(arm: Any) -> dict[str, Any]:
     return {"tune_loss": loss, "val_loss": loss}
 
 
+@pytest.mark.slow
 def test_the_queue_brackets_the_best_rate_of_every_rule_and_ends() -> None:
     from plan import Results, queue, tuning
 
