@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Being here also puts tests/ on sys.path, so that `from cases import CASES` works."""
+"""Fixtures of all tests. Being here also puts tests/ on sys.path, so that `from support.cases import CASES` works."""
 
 from __future__ import annotations
 
