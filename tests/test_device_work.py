@@ -14,7 +14,8 @@ def test_kernels_and_waits_are_counted_outside_forward_and_backward() -> None:
         loss.backward()
         torch.autograd.grad(model(input_ids=tokens).logits.sum(), list(model.parameters()))
     # The sum runs outside the model's forward pass, the rest inside one or the other.
-    assert work.kernels <= 2 and work.waits == 0
+    assert work.kernels <= 2, work
+    assert work.waits == 0, work
 
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     with counted_work(model) as work:
