@@ -93,6 +93,16 @@ def test_no_modules_import_each_other_in_a_circle():
         pytest.fail(" -> ".join(error.args[1]))
 
 
+def test_one_module_stands_between_experimental_methods_and_the_rest():
+    users = {
+        module
+        for module, others in GRAPH.items()
+        if any(other.startswith("blockwise_lr.experimental") for other in others)
+        and not module.startswith("blockwise_lr.experimental")
+    }
+    assert users == {"blockwise_lr.integrations.moving_ratios"}
+
+
 def test_the_graph_was_read():
     assert "blockwise_lr.blocks.classify" in GRAPH["blockwise_lr.optim.groups"]
     assert sum(map(len, GRAPH.values())) > 300

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
-from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
+from blockwise_lr import AdamMini, AutoRatios, AutoRule, cosine_schedule, param_groups, scale_by_block
 from blockwise_lr.checkpoints.manifest import seal
 from blockwise_lr.checkpoints.sharded_folder import load_sharded, save_sharded
 from blockwise_lr.errors import StorageError, UserError
@@ -158,10 +158,11 @@ def test_partitions_stay_with_their_parameters_in_whatever_order_these_are(tmp_p
     assert steps(model, optimizer, schedule, range(3, 6)) == expected
 
 
-def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["consistency", "cosine"])
+def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path, signal: Any) -> None:
     def with_auto(seed: int) -> tuple[Any, Any, Any, AutoRatios]:
         model, optimizer, schedule = started("llama", "adamw", seed=seed)
-        return model, optimizer, schedule, AutoRatios(optimizer, schedule)
+        return model, optimizer, schedule, AutoRatios(optimizer, schedule, AutoRule(signal=signal))
 
     model, optimizer, schedule, auto = with_auto(0)
     steps(model, optimizer, schedule, range(8))

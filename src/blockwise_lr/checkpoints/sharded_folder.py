@@ -26,8 +26,8 @@ from blockwise_lr.checkpoints.dcp_reader import SafeReader
 from blockwise_lr.checkpoints.manifest import problem_with, seal
 from blockwise_lr.distributed import is_sharded
 from blockwise_lr.errors import StorageError, UserError
-from blockwise_lr.experimental.auto import auto_of
 from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.optim.saved_groups import has_moving_ratios
 from blockwise_lr.optim.scheduler_scaling import is_scaled
 from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optimizers.adam_mini import AdamMini
@@ -182,9 +182,7 @@ def _check_schedule(schedule: object) -> None:
 def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
     reported: set[str] = set()
     names = set()
-    moved = auto_of(optimizer) is not None and any(
-        "auto_loss" in group or "auto_mean" in group for group in saved.values()
-    )
+    moved = has_moving_ratios(optimizer.param_groups) and has_moving_ratios(list(saved.values()))
     for group in _named_groups(optimizer):
         for name in map(canonical_name, group["names"]):
             names.add(name)

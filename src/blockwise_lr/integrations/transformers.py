@@ -18,11 +18,10 @@ try:
 except ModuleNotFoundError as error:
     raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
-from blockwise_lr.experimental import AutoRatios, AutoRule
-from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.carry_over import carry_over_moments, use_optimizer_peaks
 from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
+from blockwise_lr.integrations.moving_ratios import MOVING_NAMES, MovingRatios, RatioMover, moving_rule
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
@@ -127,10 +126,9 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
-        rule = parse_auto(ratios) if isinstance(ratios, str) else ratios  # "auto" gives an AutoRule
-        self._rule = rule if isinstance(rule, AutoRule) else None
-        self._ratios = given_ratios(self._rule or ratios, more=("auto",))
-        self.auto: AutoRatios | None = None
+        rule = moving_rule(ratios)
+        self._moving = None if rule is None else MovingRatios(rule)
+        self._ratios = given_ratios(rule or ratios, more=MOVING_NAMES)
         self._schedule = schedule
         self._floor = floor
         self._floor_mode = floor_mode
@@ -143,8 +141,6 @@ class BlockwiseTrainer(Trainer):
         self._decay = decay
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
         self._blocks = blocks
-        # Sum over the micro-batches of the current step, for the guard of `auto`.
-        self._step_loss: torch.Tensor | None = None
         before = Fp32Settings.now()
         try:
             super().__init__(*args, **kwargs)
@@ -161,6 +157,11 @@ class BlockwiseTrainer(Trainer):
         hidden = hides_parameters(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
 
+    @property
+    def auto(self) -> RatioMover | None:
+        """The object that changes the ratios during training; None for fixed ratios and before training."""
+        return None if self._moving is None else self._moving.mover
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Trainer does, and remove all hooks at the end, also after an error or Ctrl-C."""
         self._attach_callbacks()
@@ -169,8 +170,8 @@ class BlockwiseTrainer(Trainer):
         finally:
             for each in self._sharpness_callbacks():
                 each.detach()
-            if self.auto is not None:
-                self.auto.close()
+            if self._moving is not None:
+                self._moving.stop()
             if self._clipping is not None:  # steps after the last log entry may need a warning
                 self._clipping.read(warn=self._warns_of_gradients)
 
@@ -186,17 +187,16 @@ class BlockwiseTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run Trainer's step on a micro-batch. After the last one of a step, measure from the unclipped gradients."""
         loss = super().training_step(*args, **kwargs)
-        if self.auto is not None:
-            # Trainer has already divided the loss of each micro-batch by their number, or by the tokens of all of
-            # them. The loss of the step is therefore their sum, as in Trainer's own log.
-            self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        if self._moving is not None:
+            self._moving.add_loss(loss)
         if self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler  # only fp16 has one
             for each in self._sharpness_callbacks():
                 each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
-            step_loss, self._step_loss = self._step_loss, None
-            if self.auto is not None and self.auto.guards(self.state.global_step):
-                self.auto.watch(float(self.accelerator.reduce(step_loss, "mean")))
+            if self._moving is not None:
+                self._moving.end_step(
+                    self.state.global_step, lambda total: self.accelerator.reduce(total, "mean")
+                )
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
@@ -239,7 +239,7 @@ class BlockwiseTrainer(Trainer):
                 blocks=resolve_blocks(target, self._blocks),
             )
             self.optimizer = optimizer_cls(groups, **kwargs)
-            carry_over_moments(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
+            carry_over_moments(self.optimizer, target, self._on_change, ratios_move=self._moving is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
@@ -265,10 +265,8 @@ class BlockwiseTrainer(Trainer):
                     on_change=self._on_change,
                 )
             self._created_lr_scheduler = True
-            if self._rule is not None:
-                schedule = cast("BlockwiseSchedule", self.lr_scheduler)
-                self._step_loss = None
-                self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
+            if self._moving is not None:
+                self._moving.start(cast("BlockwiseSchedule", self.lr_scheduler))
         return cast("LRScheduler", self.lr_scheduler)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -310,8 +308,8 @@ class BlockwiseTrainer(Trainer):
             if self._clipping is not None:
                 norms = self._clipping.read(warn=self._warns_of_gradients)
                 logs.update({f"grad_norm/{block.value}": norm for block, norm in norms.items()})
-            if self.auto is not None:
-                logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})
+            if self._moving is not None:
+                logs.update(self._moving.logged())
         super().log(logs, start_time)
 
 
