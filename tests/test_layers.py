@@ -14,7 +14,18 @@ import blockwise_lr
 
 SOURCE = Path(blockwise_lr.__file__).parent
 LAYERS = [
-    {"arguments", "errors", "estimator_names", "extras", "files", "fp32", "json_values", "locks", "reason"},
+    {
+        "arguments",
+        "dtypes",
+        "errors",
+        "estimator_names",
+        "extras",
+        "files",
+        "fp32",
+        "json_values",
+        "locks",
+        "reason",
+    },
     {"blocks"},
     {"distributed", "drawing"},
     {"sharpness"},
