@@ -107,7 +107,7 @@ def test_export_gives_a_folder_that_transformers_loads(
     (saved / "sharded.json").write_text("{}")
     code, _, errors = call(capsys, "export", saved, "--out", tmp_path / "other")
     assert code == 2
-    assert "is not whole: sharded.json has 2 bytes" in errors
+    assert "is not a complete checkpoint: sharded.json has 2 bytes" in errors
     assert not (tmp_path / "other").exists()
 
 
@@ -268,7 +268,7 @@ class TestChanges:
         with pytest.raises(UserError, match=r"is of another model: .* has shape"):
             load_sharded(folder, model, optimizer, changed="adopt")
         next(folder.glob("*.distcp")).unlink()
-        with pytest.raises(UserError, match=r"is not whole: .*distcp is missing"):
+        with pytest.raises(UserError, match=r"is not a complete checkpoint: .*distcp is missing"):
             load_sharded(folder, *started("llama", "adamw")[:2])
 
     def test_names(self, folder: Path) -> None:

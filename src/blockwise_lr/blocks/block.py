@@ -150,7 +150,10 @@ class BlockMap(Mapping[str, Block]):
         """
         found = self._assignments.get(name) or self._canonical.get(canonical_name(name))
         if found is None:
-            raise KeyError(f"no parameter named {name!r} was classified")
+            raise KeyError(
+                f"no parameter named {name!r} was classified; expected the name of a trainable parameter, one of "
+                "list(blocks)"
+            )
         return found
 
     def __getitem__(self, name: str) -> Block:

@@ -45,7 +45,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         raise UserError(f"{out} is a file; expected the name of a new folder: choose another --out")
     sharded = (checkpoint / LAYOUT).exists()
     if sharded and (problem := problem_with(checkpoint)):
-        raise UserError(f"{checkpoint} is not whole: {problem}; choose another checkpoint")
+        raise UserError(f"{checkpoint} is not a complete checkpoint: {problem}; choose another checkpoint")
     source = checkpoint if sharded else find_checkpoint(checkpoint)
     if not (source / "config.json").exists():
         raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")

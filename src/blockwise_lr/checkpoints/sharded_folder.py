@@ -136,7 +136,7 @@ def load_sharded(
     folder = Path(folder)
     _check_schedule(schedule)
     if problem := problem_with(folder):
-        raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint")
+        raise UserError(f"{folder} is not a complete checkpoint: {problem}; choose another checkpoint")
     layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
     saved = {name: group for group in layout["groups"] for name in map(canonical_name, group["names"])}
     differences = list(group_differences(saved, optimizer))

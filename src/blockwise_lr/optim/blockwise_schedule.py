@@ -119,8 +119,8 @@ class BlockwiseSchedule(LRScheduler):
         step = state_dict.get("last_epoch")
         if not isinstance(step, int):
             raise ValueError(
-                f"the state of a schedule has last_epoch={step!r}; expected the number of steps done: is it the "
-                "state_dict() of a schedule?"
+                f"the state of a schedule has last_epoch={step!r}; expected the number of steps done: load the "
+                "state_dict() of a torch schedule"
             )
         if step > self.total_steps != state_dict.get("total_steps"):
             raise ValueError(

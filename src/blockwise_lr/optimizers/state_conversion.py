@@ -126,7 +126,8 @@ def _fit_moment(key: str, value: Any, template: Any, shape: torch.Size | None, p
         )
         if not fits or key not in _AVERAGED:
             raise ValueError(
-                f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: is it this model's?"
+                f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}; expected equal "
+                "shapes: load the state that was saved with this model"
             )
         wide = value.float() if value.dtype in HALF else value
         value = _average_pieces(spread(wide, parameter.shape), shape)

@@ -161,7 +161,7 @@ def _check_unused(unused: Mapping[str, Entry], model: nn.Module, changed: str) -
             f"the old state has moments of {len(shown)} parameters that the new optimizer does not train "
             f"({listed(sorted(shown))}): "
             + (
-                "is it this model's?"
+                "expected a state of this model: load the one that was saved with it"
                 if unknown
                 else 'if they were frozen since, adopt_state(..., changed="adopt") leaves them out'
             )
