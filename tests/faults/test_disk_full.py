@@ -1,4 +1,4 @@
-"""A disk that is full: one clear line, what was complete stays complete, and with room again the run goes on to the bit."""
+"""A disk that is full: one clear line, complete files stay complete, and with room again the run goes on to the bit."""
 
 import os
 import subprocess
