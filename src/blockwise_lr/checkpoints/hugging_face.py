@@ -10,7 +10,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
 from blockwise_lr.checkpoints.manifest import find_checkpoint, problem_with
-from blockwise_lr.checkpoints.sharded_folder import LAYOUT, check_model, weights_of
+from blockwise_lr.checkpoints.sharded_contents import check_model, weights_of
+from blockwise_lr.checkpoints.sharded_folder import LAYOUT
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
 from blockwise_lr.files import check_name, make_folder

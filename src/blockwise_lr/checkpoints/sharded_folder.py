@@ -35,8 +35,8 @@ from blockwise_lr.checkpoints.sharded_contents import (
 )
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.scheduler_scaling import is_scaled
-from blockwise_lr.optim.schedules import BlockwiseSchedule
 
 __all__ = ["load_sharded", "save_sharded"]
 

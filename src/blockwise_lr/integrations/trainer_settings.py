@@ -18,11 +18,11 @@ from blockwise_lr.integrations.trainer_schedules import (
     base_lr,
     choose_schedule,
 )
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change
-from blockwise_lr.optim.schedules import BlockwiseSchedule
 
 
 @dataclass(frozen=True)

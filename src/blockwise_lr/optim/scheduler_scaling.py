@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from torch.optim.lr_scheduler import CyclicLR
 
-from blockwise_lr.optim.schedules import BlockwiseSchedule
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.set_lr import ratio_of, restore_peak_decay, write_lr
 from blockwise_lr.optim.stored_rates import (
     all_equal,
