@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwise_lr.dtypes import HALF
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.optimizers.adam_mini_kernel import spread
 from blockwise_lr.optimizers.state_template import StateTemplate
 

@@ -13,10 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.dtypes import HALF
 from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import add
-from blockwise_lr.sharpness.predictions import summed_loss
+from blockwise_lr.sharpness.predictions import HALF, summed_loss
 
 # Relative step of the central difference. The truncation error grows as its square and the rounding error as its
 # inverse. They balance at about the cube root of a gradient's precision.

@@ -23,7 +23,6 @@ from blockwise_lr.distributed import (
     local,
     own_elements,
 )
-from blockwise_lr.dtypes import HALF
 from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
 
 _CHUNK = 1 << 20  # elements multiplied at a time
@@ -278,4 +277,4 @@ def _squares(tensor: Tensor) -> Tensor:
 
 def accumulation_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype in which to add such tensors: float32 for half precision, otherwise their own."""
-    return torch.float32 if tensor.dtype in HALF else tensor.dtype
+    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from blockwise_lr.dtypes import HALF
 from blockwise_lr.sharpness.sampling import classes_at
 
 LossFunction = Callable[[nn.Module, Any], Any]
 """``loss_fn(model, batch)`` computes one cross-entropy, or returns ``(logits, labels)``."""
 
 IGNORED = -100
+HALF = frozenset((torch.float16, torch.bfloat16))
 NO_LABELS = (
     f"no label of the batch counts (all are {IGNORED} or the loss's ignore_index), so there is nothing to measure: "
     "leave such batches out"

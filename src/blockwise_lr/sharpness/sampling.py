@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from blockwise_lr.dtypes import HALF
-
 _CHUNK = 1 << 20  # number of logits processed at a time, so that they stay in the cache
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def classes_at(logits: Tensor, u: Tensor) -> Tensor:
@@ -35,7 +34,7 @@ def classes_at(logits: Tensor, u: Tensor) -> Tensor:
     size = 8 * math.ceil(math.sqrt(classes) / 8)
     groups = math.ceil(classes / size)
     rows = max(1, min(_CHUNK // classes, count))
-    kind = torch.float32 if logits.dtype in HALF else logits.dtype
+    kind = torch.float32 if logits.dtype in _HALF else logits.dtype
     weights = torch.zeros(rows, groups * size, dtype=kind, device=logits.device)
     drawn = []
     for start in range(0, count, rows):
