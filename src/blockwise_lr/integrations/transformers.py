@@ -141,9 +141,8 @@ class BlockwiseTrainer(Trainer):
         before = Fp32Settings.now()
         try:
             super().__init__(*args, **kwargs)
-            self._settings.choose_schedule(
-                self.args
-            )  # report contradictory settings before the data is loaded
+            # Report contradictory settings before the data is loaded.
+            self._settings.choose_schedule(self.args)
         finally:
             before.restore()  # accelerate also switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
