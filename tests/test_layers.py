@@ -14,7 +14,18 @@ import blockwise_lr
 
 SOURCE = Path(blockwise_lr.__file__).parent
 LAYERS = [
-    {"arguments", "errors", "estimator_names", "extras", "files", "fp32", "json_values", "locks", "reason"},
+    {
+        "arguments",
+        "dtypes",
+        "errors",
+        "estimator_names",
+        "extras",
+        "files",
+        "fp32",
+        "json_values",
+        "locks",
+        "reason",
+    },
     {"blocks"},
     {"distributed", "drawing"},
     {"sharpness"},
@@ -91,6 +102,16 @@ def test_no_modules_import_each_other_in_a_circle():
         TopologicalSorter(GRAPH).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_one_module_stands_between_experimental_methods_and_the_rest():
+    users = {
+        module
+        for module, others in GRAPH.items()
+        if any(other.startswith("blockwise_lr.experimental") for other in others)
+        and not module.startswith("blockwise_lr.experimental")
+    }
+    assert users == {"blockwise_lr.integrations.moving_ratios"}
 
 
 def test_the_graph_was_read():

@@ -46,7 +46,7 @@ class NonFiniteLossError(RuntimeError):
         culprits = f"; {where}" if where else ""
         super().__init__(
             f"the {what} was no longer finite at step {step}: the run diverged; lower --base-lr or the largest ratio, "
-            f"or warm up for longer (the last whole checkpoint is kept){culprits}"
+            f"or warm up for longer (the last complete checkpoint is kept){culprits}"
         )
         self.step = step
         self.what = what

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from blockwise_lr.compare.speedup import loss_gap
+from blockwise_lr.compare.over_seeds import loss_gap
 from blockwise_lr.drawing import figure, save, series_style
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))

@@ -30,14 +30,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.compare.over_seeds import loss_gap, speedup_over_seeds
 from blockwise_lr.compare.results import read_run
-from blockwise_lr.compare.speedup import (
-    UNDEFINED,
-    decayed_speedup,
-    loss_gap,
-    paper_speedup,
-    speedup_over_seeds,
-)
+from blockwise_lr.compare.speedup import UNDEFINED, decayed_speedup, paper_speedup
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment

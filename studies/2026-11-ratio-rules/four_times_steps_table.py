@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.compare.speedup import decayed_speedup, loss_gap
+from blockwise_lr.compare.over_seeds import loss_gap
+from blockwise_lr.compare.speedup import decayed_speedup
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
+import textwrap
+from itertools import pairwise
 
 import pytest
 import torch
@@ -27,6 +31,19 @@ def test_every_parameter_is_in_its_block_exactly_once(case: Case) -> None:
     assert as_text(blocks) == case.blocks
     assert list(blocks) == [name for name, _ in model.named_parameters()]
     assert sum(blocks.counts().values()) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_description_of_every_block_names_a_parameter_in_it() -> None:
+    body = ast.parse(textwrap.dedent(inspect.getsource(Block))).body[0].body  # type: ignore[attr-defined]
+    described = {
+        Block[member.targets[0].id]: re.findall("``(.*?)``", line.value.value)
+        for member, line in pairwise(body)
+        if isinstance(member, ast.Assign) and isinstance(line, ast.Expr)
+    }
+    assert list(described) == list(Block)
+    for block, names in described.items():
+        assert len(names) == 1
+        assert {case.blocks[names[0]] for case in CASES if names[0] in case.blocks} == {block.value}
 
 
 @by_name

@@ -15,7 +15,8 @@ from torch.nn.utils import parametrizations, parametrize
 
 from blockwise_lr.blocks import classify, merge_fused, split_fused
 from blockwise_lr.blocks.fused import ModelFacts
-from blockwise_lr.blocks.split_weights import FusedWeight, merge_module, split_module
+from blockwise_lr.blocks.split_weights import merge_module, split_module
+from blockwise_lr.blocks.weight_parts import FusedWeight
 from support.case import VOCAB, WIDTH, Case
 from support.cases import FUSED_CASES, gpt2, llama
 from support.nano import NanoAttention, NanoGPT

@@ -48,7 +48,7 @@ def _here(tmp_path, cache, monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, text, cache):
-    """A finished run with three whole checkpoints and one that is not."""
+    """A finished run with three complete checkpoints and one that is not."""
     from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
 
     config = TrainConfig(
@@ -122,7 +122,7 @@ def test_a_run_gives_every_whole_checkpoint_and_the_figure_of_its_evolution(run,
         "all: density.png, evolution.png, layers.png, sharpness.json, sharpness.png"
     )
     said = done.stderr.splitlines()
-    assert said[0].startswith("checkpoint-16 is not whole (manifest.json is missing")
+    assert said[0].startswith("checkpoint-16 is not complete (manifest.json is missing")
     assert said[1:] == [f"measured tiny, step {step}" for step in (4, 8, 12)]
     assert all((tmp_path / "all" / f"{name}.png").stat().st_size > 5000 for name in
                ("sharpness", "layers", "density", "evolution"))  # fmt: skip
@@ -295,13 +295,18 @@ class TestBadInput:
     def test_a_run_without_whole_checkpoints(self, refused, run, tmp_path):
         _, out = run
         shutil.copytree(out, tmp_path / "run")
-        refused("checkpoint-16 is not whole: manifest.json is missing", tmp_path / "run" / "checkpoint-16")
+        refused(
+            "checkpoint-16 is not a complete checkpoint: manifest.json is missing",
+            tmp_path / "run" / "checkpoint-16",
+        )
         for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
             (checkpoint / "manifest.json").unlink(missing_ok=True)
-        refused("no whole checkpoint in run; checkpoint-4 is not whole (manifest.json is missing", "run")
+        refused(
+            "no complete checkpoint in run; checkpoint-4 is not complete (manifest.json is missing", "run"
+        )
         for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
-        refused("no whole checkpoint in run", "run")
+        refused("no complete checkpoint in run", "run")
 
     def test_a_run_whose_text_has_changed(self, refused, run, text, tmp_path):
         _, out = run

@@ -5,14 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockwise_lr.compare.speedup import (
-    SpeedUp,
-    SpeedUpOverSeeds,
-    decayed_speedup,
-    loss_gap,
-    paper_speedup,
-    speedup_over_seeds,
-)
+from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.speedup import SpeedUp, decayed_speedup, paper_speedup
 
 N = 100
 STEPS = [50, 100, 150, 200]

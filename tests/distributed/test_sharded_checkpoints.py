@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
-from blockwise_lr import AdamMini, AutoRatios, cosine_schedule, param_groups, scale_by_block
+from blockwise_lr import AdamMini, AutoRatios, AutoRule, cosine_schedule, param_groups, scale_by_block
 from blockwise_lr.checkpoints.manifest import seal
 from blockwise_lr.checkpoints.sharded_folder import load_sharded, save_sharded
 from blockwise_lr.errors import StorageError, UserError
@@ -107,7 +107,7 @@ def test_export_gives_a_folder_that_transformers_loads(
     (saved / "sharded.json").write_text("{}")
     code, _, errors = call(capsys, "export", saved, "--out", tmp_path / "other")
     assert code == 2
-    assert "is not whole: sharded.json has 2 bytes" in errors
+    assert "is not a complete checkpoint: sharded.json has 2 bytes" in errors
     assert not (tmp_path / "other").exists()
 
 
@@ -158,10 +158,11 @@ def test_partitions_stay_with_their_parameters_in_whatever_order_these_are(tmp_p
     assert steps(model, optimizer, schedule, range(3, 6)) == expected
 
 
-def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("signal", ["consistency", "cosine"])
+def test_ratios_that_auto_has_moved_go_on_to_the_bit(tmp_path: Path, signal: Any) -> None:
     def with_auto(seed: int) -> tuple[Any, Any, Any, AutoRatios]:
         model, optimizer, schedule = started("llama", "adamw", seed=seed)
-        return model, optimizer, schedule, AutoRatios(optimizer, schedule)
+        return model, optimizer, schedule, AutoRatios(optimizer, schedule, AutoRule(signal=signal))
 
     model, optimizer, schedule, auto = with_auto(0)
     steps(model, optimizer, schedule, range(8))
@@ -267,7 +268,7 @@ class TestChanges:
         with pytest.raises(UserError, match=r"is of another model: .* has shape"):
             load_sharded(folder, model, optimizer, changed="adopt")
         next(folder.glob("*.distcp")).unlink()
-        with pytest.raises(UserError, match=r"is not whole: .*distcp is missing"):
+        with pytest.raises(UserError, match=r"is not a complete checkpoint: .*distcp is missing"):
             load_sharded(folder, *started("llama", "adamw")[:2])
 
     def test_names(self, folder: Path) -> None:

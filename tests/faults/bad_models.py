@@ -118,7 +118,7 @@ EVALUATING = [
         ("tiny.json is a file; expected the name of a new folder",)),
     Bad("export below a file", "export run --out tiny.json/x", ("the folder tiny.json cannot be made",
         "choose another --out")),
-    Bad("export no run", "export text --out out", ("no whole checkpoint in text",)),
+    Bad("export no run", "export text --out out", ("no complete checkpoint in text",)),
     Bad("export to what", "export run --out out --to onnx", ("invalid choice 'onnx'", "huggingface")),
     Bad("export no weights", "export run/checkpoint-4 --out out",
         ("has no weights (model.safetensors): choose another",),

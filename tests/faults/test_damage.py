@@ -1,4 +1,4 @@
-"""Files that are cut short, changed in one bit or gone: seen by checksums, and the last whole checkpoint is taken."""
+"""Files that are cut short, changed in one bit or gone: seen by checksums; the last complete checkpoint is taken."""
 
 import random
 import shutil
@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from blockwise_lr.checkpoints.manifest import checkpoints, newest_whole, seal
+from blockwise_lr.checkpoints.manifest import checkpoints, newest_complete, seal
 from blockwise_lr.checkpoints.manifest import remove as delete
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.metrics import read_metrics
@@ -53,9 +53,9 @@ def test_any_damaged_file_of_a_checkpoint_is_seen(stopped, tmp_path, record_prop
         copy = tmp_path / "copy"
         shutil.copytree(run, copy)
         DAMAGES[damage](copy / "checkpoint-24" / name)
-        found, (reason,) = newest_whole(copy)
+        found, (reason,) = newest_complete(copy)
         assert found == copy / "checkpoint-20", name
-        assert reason.startswith("checkpoint-24 is not whole (")
+        assert reason.startswith("checkpoint-24 is not complete (")
         assert name in reason
         shutil.rmtree(copy)
     report(
@@ -109,12 +109,12 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_one_line(stopped, record_
 
 
 @pytest.mark.slow
-def test_the_run_goes_on_from_the_last_whole_one_to_the_bit(stopped, tmp_path, record_property):
+def test_the_run_goes_on_from_the_last_complete_one_to_the_bit(stopped, tmp_path, record_property):
     config, run, whole = stopped
     flip(run / "checkpoint-24" / "model.safetensors")
     done = run_command("train", written(config, tmp_path), "--out", run)
     assert done.returncode == 0, done.stderr
-    assert "checkpoint-24 is not whole (model.safetensors does not have the checksum" in done.stderr
+    assert "checkpoint-24 is not complete (model.safetensors does not have the checksum" in done.stderr
     assert f"resuming from {run / 'checkpoint-20'}" in done.stderr
     assert rows(run) == rows(whole)
     assert result(run) == result(whole)
@@ -123,13 +123,13 @@ def test_the_run_goes_on_from_the_last_whole_one_to_the_bit(stopped, tmp_path, r
     (run / "result.json").unlink()
     done = run_command("train", written(config, tmp_path), "--out", run)
     assert done.returncode == 0, done.stderr
-    assert "holds no whole checkpoint: starting again from step 0" in done.stderr
+    assert "holds no complete checkpoint: starting again from step 0" in done.stderr
     assert rows(run) == rows(whole)
     report(
         record_property,
         "the newest checkpoint damaged, then all of them",
         2,
-        "says so, resumes from the last whole one, or starts again where there is none; bit-equal either way",
+        "says so, resumes from the last complete one, or starts again where there is none; bit-equal either way",
     )
 
 

@@ -1,4 +1,4 @@
-"""A disk that is full: one clear line, what was whole stays whole, and with room again the run goes on to the bit."""
+"""A disk that is full: one clear line, complete files stay complete, and with room again the run goes on to the bit."""
 
 import os
 import subprocess
@@ -69,7 +69,7 @@ def test_one_line_says_which_file(tiny, tmp_path, record_property, what, size, n
 
 
 @pytest.mark.slow
-def test_metrics_and_the_checkpoints_before_stay_whole(tiny, tmp_path, record_property):
+def test_metrics_and_the_checkpoints_before_stay_complete(tiny, tmp_path, record_property):
     # The limit is above every file of the first checkpoint, and the metrics reach it before the second.
     config = replace(tiny, steps=620, log_every=1, eval_every=0, save_every=300)
     arguments = ("train", written(config, tmp_path), "--out")
@@ -87,7 +87,7 @@ def test_metrics_and_the_checkpoints_before_stay_whole(tiny, tmp_path, record_pr
         record_property,
         "disk full while writing metrics",
         1,
-        "one line that names the file; the checkpoint before it whole; resumed to the bit",
+        "one line that names the file; the checkpoint before it complete; resumed to the bit",
     )
 
 
@@ -115,7 +115,7 @@ def test_a_file_system_without_room(tiny, tmp_path, record_property):
         record_property,
         "a real file system of 1 MiB that fills up with checkpoints",
         2,
-        "one line; no checkpoint half-written; those before whole; finished once there was room",
+        "one line; no checkpoint half-written; those before complete; finished once there was room",
     )
 
 

@@ -160,7 +160,7 @@ def test_an_adopted_state_is_a_copy() -> None:
         (lambda s: s["param_groups"][0]["params"].pop(), "and have [13] parameters where the model has 14: exp"),
         (
             lambda s: s["state"][0].update(exp_avg=torch.ones(3, 8)),
-            "exp_avg of transformer.wte.weight has shape (3, 8), and its parameter (40, 8): is it this model's?",
+            "exp_avg of transformer.wte.weight has shape (3, 8), and its parameter (40, 8); expected equal shapes",
         ),
     ],
 )  # fmt: skip

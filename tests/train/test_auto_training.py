@@ -11,6 +11,7 @@ import torch
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.run import train
+from blockwise_lr.train.settings import OptimSettings
 from support.commands import run_command
 
 
@@ -52,6 +53,14 @@ def test_a_run_that_is_cut_goes_on_with_its_ratios_to_the_bit(tiny_gpt2, tmp_pat
             (checkpoint / "manifest.json").unlink()
     train(config, tmp_path / "run")
     assert rows(tmp_path / "run") == whole
+
+
+def test_the_interval_after_the_first_half_is_a_setting_of_the_rule_or_a_flag(tiny):
+    moving = [
+        OptimSettings.of(auto(tiny, ratios=text, re_measure=flag)).moving
+        for text, flag in (("auto:re_measure=5", 0), ("auto", 5), ("auto:re_measure=9", 5))
+    ]
+    assert [rule.re_measure for rule in moving] == [5, 5, 5]
 
 
 def test_the_guard_watches_the_loss_after_the_ratios_rest(tiny, tmp_path, caplog):

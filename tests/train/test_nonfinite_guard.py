@@ -63,7 +63,7 @@ def test_it_stops_at_the_step_itself_with_block_and_parameter_and_keeps_what_was
         record_property,
         f"NaN in a gradient ({', '.join(f'{name} {value}' for name, value in clip.items()) or 'clipped as a whole'})",
         1,
-        "stops at that step, block and parameter named; the last whole checkpoint stays",
+        "stops at that step, block and parameter named; the last complete checkpoint stays",
     )
 
 

@@ -13,7 +13,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from blockwise_lr.analysis.evaluate import evaluate_run
-from blockwise_lr.checkpoints.manifest import checkpoints, newest_whole, problem_with, rotate, seal
+from blockwise_lr.checkpoints.manifest import checkpoints, newest_complete, problem_with, rotate, seal
 from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.write_report import compare
 from blockwise_lr.data.prepare import FixedWindows, prepare_data
@@ -54,7 +54,7 @@ def test_a_runs_folder_is_as_specified_and_its_checkpoint_gives_the_logged_loss(
     assert {"versions", "git_commit", "hardware", "data", "command", "date", "ratios"} <= set(about)
     assert about["data"]["splits"]["train"]["tokens"] > 0
 
-    checkpoint, skipped = newest_whole(out)
+    checkpoint, skipped = newest_complete(out)
     assert checkpoint is not None
     assert checkpoint.name == "checkpoint-24"
     assert not skipped
@@ -186,12 +186,12 @@ def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(tiny_gpt2, whole)
     train(tiny_gpt2, cut)
-    # As if killed while saving step 24: the newest whole one is that of step 20.
+    # As if killed while saving step 24: the newest complete one is that of step 20.
     (cut / "result.json").unlink()
     (cut / "checkpoint-24" / "manifest.json").unlink()
     train(tiny_gpt2, cut)
     assert (
-        "checkpoint-24 is not whole (manifest.json is missing, so saving it was interrupted): passed over"
+        "checkpoint-24 is not complete (manifest.json is missing, so saving it was interrupted): passed over"
         in (capsys.readouterr().err)
     )
     assert losses(cut) == losses(whole)
@@ -228,11 +228,11 @@ def test_a_damaged_checkpoint_is_seen(tiny, tmp_path, damage, said):
     assert problem_with(checkpoint) is None
     damage(checkpoint / "model.safetensors")
     assert said in problem_with(checkpoint)
-    with pytest.raises(UserError, match="no whole checkpoint in .*; checkpoint-4 is not whole"):
+    with pytest.raises(UserError, match="no complete checkpoint in .*; checkpoint-4 is not whole"):
         evaluate_run(tmp_path / "run")
 
 
-def test_only_the_newest_whole_checkpoints_are_kept(tiny, tmp_path):
+def test_only_the_newest_complete_checkpoints_are_kept(tiny, tmp_path):
     train(tiny, tmp_path / "run")
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-20", "checkpoint-24"]
 
@@ -262,7 +262,7 @@ def test_a_run_that_went_back_behind_damaged_checkpoints_keeps_what_it_saves_nex
     rotate(tmp_path, keep=2, newest=tmp_path / "checkpoint-21")
     assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-21"]
     rotate(tmp_path, keep=1, newest=tmp_path / "checkpoint-21")
-    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-21", [])
+    assert newest_complete(tmp_path) == (tmp_path / "checkpoint-21", [])
 
 
 def test_a_non_finite_loss_stops_the_run_with_what_to_do(tiny, tmp_path):
@@ -393,7 +393,9 @@ class TestBadInput:
         with pytest.raises(UserError, match=r"the model in .*checkpoint-4 cannot be loaded: .*model_type"):
             evaluate_run(tmp_path / "checkpoint-4")
         (tmp_path / "checkpoint-4" / "manifest.json").write_text("{")
-        with pytest.raises(UserError, match=r"checkpoint-4 is not whole: manifest.json cannot be read"):
+        with pytest.raises(
+            UserError, match=r"checkpoint-4 is not a complete checkpoint: manifest.json cannot be read"
+        ):
             evaluate_run(tmp_path / "checkpoint-4")
         with pytest.raises(UserError, match=r"holds neither a run nor a model .*such as .*checkpoint-4"):
             evaluate_run(tmp_path)

@@ -90,7 +90,7 @@ def test_an_interrupted_and_resumed_run_leaves_the_same_lines(tiny_gpt2, tmp_pat
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(config, whole)
     train(config, cut)
-    # As if killed while a line after step 20, the newest whole checkpoint, was written.
+    # As if killed while a line after step 20, the newest complete checkpoint, was written.
     (cut / "result.json").unlink()
     (cut / "checkpoint-24" / "manifest.json").unlink()
     path = cut / "sharpness.jsonl"

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from blockwise_lr.checkpoints.manifest import checkpoint_step, newest_whole
+from blockwise_lr.checkpoints.manifest import checkpoint_step, newest_complete
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.sigterm import StopOnSigterm
 from faults.processes import report
@@ -47,7 +47,7 @@ def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_t
     code, said = terminated(out, *arguments, out, processes=processes, after_step=40)
     if processes == 1:  # torchrun, which was sent the signal and passed it on, has an exit code of its own
         assert code == 143
-    checkpoint, skipped = newest_whole(out)
+    checkpoint, skipped = newest_complete(out)
     assert checkpoint is not None
     assert not skipped
     step = checkpoint_step(checkpoint)

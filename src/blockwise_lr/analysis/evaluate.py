@@ -75,7 +75,8 @@ def evaluate_run(
     if data is None:
         if context is not None or overlap or tokenizer:
             raise UserError(
-                "--context, --overlap and --tokenizer are for --data; a run's own windows are fixed"
+                "--context, --overlap and --tokenizer are for --data; a run's own windows are fixed: "
+                "leave them out, or name a text"
             )
         losses = _own_losses(named, windows, device)
         _check_finite(losses["val_loss"] + losses["tune_loss"], path)

@@ -74,8 +74,9 @@ def model_loader(name: str, *, masked: bool) -> Callable[[], PreTrainedModel]:
             )
         if missing := sorted(info["missing_keys"]):
             raise UserError(
-                f"{name} has no weights for {missing[0]} and {len(missing) - 1} others of {type(model).__name__}: "
-                "measured at random, they would say nothing about the model"
+                f"{name} has no weights for {missing[0]} and {len(missing) - 1} others of {type(model).__name__}; "
+                "expected all of them, because random ones would say nothing about the model: choose a folder that was "
+                "saved from this class"
             )
         loaded: PreTrainedModel = model
         return loaded

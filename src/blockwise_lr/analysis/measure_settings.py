@@ -70,11 +70,19 @@ class MeasureConfig:
                 raise UserError(f"--{name} is {value}; expected {least} or more")
         _ = self.overrides
         if self.probes > 1 and self.estimator == "empirical":
-            raise UserError(f"--probes is {self.probes}, but --estimator empirical draws nothing at random")
+            raise UserError(
+                f"--probes is {self.probes}, but --estimator empirical draws nothing at random: leave --probes out, "
+                "or choose another estimator"
+            )
         if self.directional:
             default = MeasureConfig()
             for name in ("estimator", "probes", "histogram", "blocks"):
                 if (given := getattr(self, name)) != getattr(default, name):
-                    raise UserError(f"--{name} {given} is about average sharpness; --directional has none")
+                    raise UserError(
+                        f"--{name} {given} is about average sharpness; --directional has none: leave out one of them"
+                    )
         if self.histogram and self.estimator == "hutchinson":
-            raise UserError("--histogram is for squared gradients; --estimator hutchinson has none")
+            raise UserError(
+                "--histogram is for squared gradients; --estimator hutchinson has none: leave --histogram out, or "
+                "choose another estimator"
+            )

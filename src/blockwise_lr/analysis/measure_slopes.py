@@ -96,7 +96,9 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
     except FileNotFoundError:
         raise UserError(f"{checkpoint} holds no optimizer ({OPTIMIZER}): choose another checkpoint") from None
     except Exception as error:  # torch raises various errors for damaged files and for other optimizers
-        raise UserError(f"{path} is not this model's optimizer: {reason(error)}") from None
+        raise UserError(
+            f"{path} is not this model's optimizer: {reason(error)}; choose another checkpoint"
+        ) from None
     return optimizer
 
 

@@ -81,7 +81,10 @@ def _hugging_face(path: Path, name: str, trust_remote_code: bool) -> nn.Module:
     from transformers import AutoConfig
 
     if path.is_dir() and not (path / CONFIG).exists():
-        raise UserError(f"{path} holds neither a run nor a model (no {CONFIG})")
+        raise UserError(
+            f"{path} holds neither a run nor a model (no {CONFIG}): name a folder with one, a preset, or "
+            "module:function"
+        )
     where = str(path) if path.is_dir() else name
     config = from_hub(where, lambda: AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code))
     with torch.device("meta"):

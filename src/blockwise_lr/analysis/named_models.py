@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.analysis.hub_models import from_hub, is_masked, model_loader
-from blockwise_lr.checkpoints.manifest import checkpoint_step, checkpoints, problem_with
+from blockwise_lr.checkpoints.manifest import (
+    checkpoint_step,
+    checkpoints,
+    no_complete_checkpoint,
+    problem_with,
+)
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.vocabulary import holds_tokenizer
 from blockwise_lr.errors import UserError
@@ -21,6 +26,7 @@ from blockwise_lr.train.run_folder import CONFIG, holds_run, read_run_config
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_WHAT_TO_NAME = ": name the folder of a run, of a checkpoint or of a Hugging Face model"
 _CONTEXT, _BATCH_SIZE = 512, 4  # for models without a training configuration
 
 
@@ -83,7 +89,7 @@ def find_named_model(model: str, *, seed: int) -> NamedModel:
     if path.is_dir() and not (path / CONFIG).exists():
         inside = [p.name for p in checkpoints(path)]
         hint = f"; name one of its checkpoints, such as {path / inside[-1]}" if inside else ""
-        raise UserError(f"{path} holds neither a run nor a model (no {CONFIG}){hint}")
+        raise UserError(f"{path} holds neither a run nor a model (no {CONFIG}){hint or _WHAT_TO_NAME}")
     return _hugging_face(model)
 
 
@@ -102,17 +108,17 @@ def _preset(name: str, seed: int) -> NamedModel:
 
 def _run(folder: Path) -> NamedModel:
     found = [(checkpoint, problem_with(checkpoint)) for checkpoint in checkpoints(folder)]
-    whole = [checkpoint for checkpoint, problem in found if problem is None]
-    skipped = [f"{checkpoint.name} is not whole ({problem})" for checkpoint, problem in found if problem]
-    if not whole:
-        raise UserError(f"no whole checkpoint in {folder}" + "".join(f"; {reason}" for reason in skipped))
+    complete = [checkpoint for checkpoint, problem in found if problem is None]
+    skipped = [f"{checkpoint.name} is not complete ({problem})" for checkpoint, problem in found if problem]
+    if not complete:
+        raise no_complete_checkpoint(folder, skipped)
     config = read_run_config(folder)
     return NamedModel(
         **_training_defaults(config),
         name=folder.resolve().name,
         out=folder / "sharpness",
-        models=[(checkpoint_step(each), model_loader(str(each), masked=False)) for each in whole],
-        tokenizer=_tokenizer_of(config, whole[-1]),
+        models=[(checkpoint_step(each), model_loader(str(each), masked=False)) for each in complete],
+        tokenizer=_tokenizer_of(config, complete[-1]),
         run=folder,
         skipped=skipped,
     )
@@ -120,7 +126,9 @@ def _run(folder: Path) -> NamedModel:
 
 def _checkpoint(folder: Path) -> NamedModel:
     if problem := problem_with(folder):
-        raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint of the run")
+        raise UserError(
+            f"{folder} is not a complete checkpoint: {problem}; choose another checkpoint of the run"
+        )
     folder = folder.resolve()
     run = folder.parent
     config = read_run_config(run)

@@ -36,7 +36,9 @@ def find_model(path: Path) -> tuple[NamedModel, Path, int | None]:
     if (path / MANIFEST).exists() and (
         problem := problem_with(path)
     ):  # also for a checkpoint outside its run
-        raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
+        raise UserError(
+            f"{path} is not a complete checkpoint: {problem}; choose another checkpoint of the run"
+        )
     # The full path is needed because a folder may have the name of a preset.
     named = find_named_model(str(path.resolve()), seed=0)
     if named.masked:

@@ -169,7 +169,10 @@ def text_loss(
         model.train(was_training)
         reshard(model)
     if not n_tokens:
-        raise UserError("there is no text in any of the documents: nothing to predict")
+        raise UserError(
+            "there is no text in any of the documents: nothing to predict; expected at least one token, so name "
+            "another --data"
+        )
     return TextLoss(n_documents, n_tokens, n_bytes, float(nats))
 
 

@@ -5,39 +5,15 @@ The parts are q, k, v, the output, and the output's gate.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import permutations
 
 from torch import nn
 
+from blockwise_lr.blocks.attention_names import ATTENTION_NAMES, INDEXER, STACKED, role_of
 from blockwise_lr.blocks.known_layouts import known_layout
 from blockwise_lr.blocks.layout import Layout, Projection
 from blockwise_lr.blocks.topology import Tree, has_heads, output_dim
-
-# Role of a linear layer -> its names. Shapes cannot tell three square matrices apart, so names decide.
-_NAMES = {
-    "q": "q wq c_q query q_proj query_proj to_q project_q projection_query q_lin q_attn q_head query_key query_global "
-    "pos_q_proj pos_query_proj q_a_proj q_b_proj wq_a wq_b q_gate_proj "
-    "add_q_proj linear_q",
-    "k": "k wk c_k key k_proj key_proj to_k project_k projection_key k_lin k_attn k_head key_global "
-    "pos_k_proj pos_key_proj add_k_proj",
-    "v": "v wv c_v value v_proj value_proj to_v project_v projection_value v_lin v_attn v_head value_global "
-    "v_proj_current v_proj_delayed add_v_proj",
-    "kv": "kv wkv kv_proj to_kv key_value linear_kv",
-    "latent": "kv_a_proj kv_a_proj_with_mqa wkv_a kv_b_proj wkv_b",
-    "qkv": "qkv wqkv qkv_proj c_attn in_proj in_proj_qkv in_proj_qkvz query_key_value w_pack to_qkv linear_qkv",
-    "o": "o wo o_proj out_proj o_a_proj o_b_proj out_lin to_out dense attention_out c_proj proj post_proj "
-    "to_add_out linear_proj",
-    "gate": "g gate g_proj gate_proj g_a_proj g_b_proj output_gate in_proj_z ogate_preact",
-}
-ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
-# The name of one parameter with all matrices of an attention, as in modded-nanogpt.
-_STACKED = re.compile(r"(qkvo?)_w(eight)?")
-# A module without a number of heads is an attention only if its class or attribute name matches.
-ATTENTION_NAMES = re.compile(r"attn|attention|qkv", re.IGNORECASE)
-# An indexer chooses the keys that an attention sees. It has queries and keys of its own but is a router.
-INDEXER = re.compile(r"\w*Indexer\w*")
 
 _Layouts = dict[str, Layout]
 
@@ -73,17 +49,12 @@ def find_projections(tree: Tree) -> dict[tuple[str, str], Projection]:
     return found
 
 
-def role_of(path: str) -> str | None:
-    """Return what a linear layer in an attention makes, by its name alone; None if the name is unknown."""
-    return ROLES.get(path.rpartition(".")[2].lower())
-
-
 def _stacked(
     tree: Tree, path: str, matrices: Mapping[str, tuple[int, int]]
 ) -> dict[tuple[str, str], Projection] | None:
     """Return the projections of an attention with all matrices stacked in one parameter; None for another module."""
     for leaf, (rows, *others) in _own_shapes(tree.modules[path]):
-        stacked = _STACKED.fullmatch(leaf)
+        stacked = STACKED.fullmatch(leaf)
         if stacked is None or not others:
             continue
         parts = tuple(stacked[1])
@@ -159,7 +130,7 @@ def _layout(
     Args:
         module: the attention.
         path: path of the linear layer.
-        role: what the layer makes, a key of `_NAMES`.
+        role: what the layer makes, a value of `ROLES`.
         width: its number of outputs.
         roles: the roles of all linear layers of the attention.
         queries: the number of query outputs, 0 if unknown.
@@ -271,10 +242,3 @@ def _torch_attention(path: str, module: nn.MultiheadAttention) -> dict[tuple[str
     found |= {(path, leaf): Projection(path, Layout(((part, width),)), 0) for leaf, part in singles.items()}
     found |= _of_linear(path, output, module.out_proj, Layout((("o", width),)))
     return found
-
-
-def is_attention_like(tree: Tree, path: str) -> bool:
-    """Return whether a module looks like an attention, known or unknown: it contains nothing feed-forward."""
-    module = tree.modules[path]
-    named = (type(module).__name__, path.rpartition(".")[2])
-    return has_heads(module) or any(ATTENTION_NAMES.search(name) for name in named)

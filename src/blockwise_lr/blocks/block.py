@@ -20,37 +20,35 @@ class Block(StrEnum):
     The first five are those of the paper (The Sharpness Disparity Principle in Transformers, arXiv 2502.19002,
     Figure 1). A value is a ``str``, so it works in JSON, ``torch.load(weights_only=True)`` and on command lines.
 
-    Attributes:
-        EMB: token embedding, also when the output head shares its weight.
-        QK: query and key projections.
-        VO: value and output projections, and output gates.
-        FFN: feed-forward layers.
-        NORM: normalization layers.
-        HEAD: output head with a weight of its own.
-        POS: position embeddings.
-        QKV: a fused attention weight that is not split.
-        ROUTER: routers that choose experts, and indexers that choose the keys that an attention sees.
-        SSM: sequence mixers other than attention, such as state-space and recurrent layers.
-        CONV: convolutions.
-        OTHER: everything else, at the base learning rate.
-
     Example:
         >>> Block("qk") is Block.QK, Block.QK == "qk"
         (True, True)
     """
 
     EMB = "emb"
+    """Token embedding, also when the output head shares its weight: ``model.embed_tokens.weight``."""
     QK = "qk"
+    """Query and key projections: ``model.layers.0.self_attn.q_proj.weight``."""
     VO = "vo"
+    """Value and output projections, and output gates: ``model.layers.0.self_attn.o_proj.weight``."""
     FFN = "ffn"
+    """Feed-forward layers: ``model.layers.0.mlp.up_proj.weight``."""
     NORM = "norm"
+    """Normalization layers: ``model.layers.0.input_layernorm.weight``."""
     HEAD = "head"
+    """Output head with a weight of its own: ``lm_head.weight``."""
     POS = "pos"
+    """Position embeddings: ``transformer.wpe.weight``."""
     QKV = "qkv"
+    """Fused attention weight that is not split: ``transformer.h.0.attn.c_attn.weight``."""
     ROUTER = "router"
+    """Routers that choose experts, such as ``model.layers.0.mlp.gate.weight``, and indexers that choose keys."""
     SSM = "ssm"
+    """State-space layers, recurrences and other mixers without attention: ``layers.0.mixer.in_proj.weight``."""
     CONV = "conv"
+    """Convolutions: ``patch_embed.proj.weight``."""
     OTHER = "other"
+    """Everything else, at the base learning rate, such as nanochat's ``resid_lambdas``."""
 
 
 class PartSlice(NamedTuple):
@@ -150,7 +148,10 @@ class BlockMap(Mapping[str, Block]):
         """
         found = self._assignments.get(name) or self._canonical.get(canonical_name(name))
         if found is None:
-            raise KeyError(f"no parameter named {name!r} was classified")
+            raise KeyError(
+                f"no parameter named {name!r} was classified; expected the name of a trainable parameter, one of "
+                "list(blocks)"
+            )
         return found
 
     def __getitem__(self, name: str) -> Block:

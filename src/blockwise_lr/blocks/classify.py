@@ -123,7 +123,7 @@ def _first_rule(site: Site, facts: ModelFacts) -> Assignment | None:
         type=site.type_name,
         leaf=site.leaf,
         attention=(projection.attention or "that is the model itself") if projection else "",
-        layer=facts.layer_of(site.path) or "the layer",
+        layer=facts.layers.around(site.path) or "the layer",
         parts=", ".join(PART_WORDS[part] for part in parts),
     )
     if site.parametrized:

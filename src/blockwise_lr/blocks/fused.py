@@ -12,15 +12,9 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks.layout import PART_WORDS, Projection
 from blockwise_lr.blocks.model_facts import ModelFacts
-from blockwise_lr.blocks.split_weights import (
-    FusedWeight,
-    any_sharded,
-    merge_module,
-    parts_of,
-    split_module,
-    split_state,
-)
+from blockwise_lr.blocks.split_weights import merge_module, split_module
 from blockwise_lr.blocks.user_layouts import LayoutArgument
+from blockwise_lr.blocks.weight_parts import FusedWeight, any_sharded, parts_of, split_state
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -6,7 +6,7 @@ These notions describe a fused weight:
 - A :class:`Layout` lists the parts of a weight in order, with their widths. It is independent of a model.
 - A :class:`Projection` is a parameter of one attention in one model: its attention, its layout, and its dimension.
 - A :class:`~blockwise_lr.blocks.block.PartSlice` is the position of a single part, as arguments of `torch.narrow`.
-- A :class:`~blockwise_lr.blocks.split_weights.FusedWeight` computes a split weight from its parts in forward passes.
+- A :class:`~blockwise_lr.blocks.weight_parts.FusedWeight` computes a split weight from its parts in forward passes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ModelFacts: facts about a whole model that the rules use: its embeddings, heads, attentions and layers."""
+"""ModelFacts: facts about a whole model that the rules use: its embeddings, heads and attentions."""
 
 from __future__ import annotations
 
@@ -10,21 +10,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from blockwise_lr.blocks.attention import find_projections, is_attention_like
+from blockwise_lr.blocks.attention import find_projections
+from blockwise_lr.blocks.layers import Layers
 from blockwise_lr.blocks.layout import Projection
+from blockwise_lr.blocks.mixers import find_mixers
 from blockwise_lr.blocks.nesting import Nesting
 from blockwise_lr.blocks.output_heads import find_heads, without_adapter
 from blockwise_lr.blocks.resolved_layouts import LayoutResolver
 from blockwise_lr.blocks.split_weights import split_layout
-from blockwise_lr.blocks.topology import (
-    CONTAINERS,
-    CONVOLUTIONS,
-    Site,
-    Tree,
-    ancestors,
-    matrix_shape,
-    table_shape,
-)
+from blockwise_lr.blocks.topology import Site, Tree, ancestors, matrix_shape, table_shape
 from blockwise_lr.blocks.user_layouts import LayoutArgument, UserLayouts
 
 _POSITION_SIZES = (
@@ -37,7 +31,6 @@ _POSITION_SIZES = (
 )
 _POSITION_NAME = re.compile(r"(^|_)(wpe|pe|pos)(_|$)|pos_?emb|position")
 _ADAPTER = re.compile(r"(?P<adapted>.+)\.lora_(embedding_)?(A|B|magnitude_vector)\.[^.]+(\.\w+)?")
-_STATE = re.compile(r"A_log|dt_bias|time_decay|recurrent_param")
 _SEGMENT_NAME = re.compile(r"token_type|segment")
 
 
@@ -224,7 +217,7 @@ class ModelFacts:
     def heads(self) -> set[str]:
         """Modules that hold the declared output head and no attention or embedding: all in them is the head's."""
         found: set[str] = set()
-        taken = {*self._around_attention, *(p for path in self.embeddings for p in ancestors(path))}
+        taken = {*self.nesting.around_attention, *(p for path in self.embeddings for p in ancestors(path))}
         for path, module in self.tree.modules.items():
             if self.is_declared(module, "get_output_embeddings"):
                 found.update(p for p in ancestors(path) if p and p not in taken)
@@ -234,75 +227,11 @@ class ModelFacts:
     # -----------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _layers(self) -> set[str]:
-        """Modules that hold an attention, with no container between: Transformer layers, not stacks."""
-        layers: set[str] = set()
-        for attention in self.attentions:
-            for path in ancestors(attention):
-                layers.add(path)
-                if isinstance(self.tree.modules[path], CONTAINERS):
-                    break
-        return layers
-
-    @cached_property
     def mixers(self) -> set[str]:
-        """Paths of the sequence mixers with a state or a convolution: Mamba, RWKV, linear attention, Hyena and others.
-
-        A recurrence without a matrix, and the gate of a linear attention, belong to the mixer that contains them. A
-        module that contains an attention is a layer or a stack, not a mixer.
-        """
-        found: set[str] = set()
-        for path, module in self.tree.modules.items():
-            if any(_STATE.fullmatch(name) for name in module._parameters):
-                found.add(path)
-                around = path.rpartition(".")[0]
-                if around in self.attentions or not self.tree.matrices(path):
-                    found.add(around)
-            elif any(isinstance(m, CONVOLUTIONS) for m in module._modules.values()):
-                children = {child.rpartition(".")[2] for child in self.tree.children.get(path, ())}
-                if {"in_proj", "out_proj"} <= children:
-                    found.add(path)
-        return found - self._around_attention - self.nesting.around_table
+        """Paths of the sequence mixers with a state or a convolution."""
+        return find_mixers(self.tree, self.attentions, self.nesting)
 
     @cached_property
-    def _around_attention(self) -> set[str]:
-        return {path for attention in self.attentions for path in ancestors(attention)}
-
-    def layer_of(self, path: str) -> str | None:
-        """Return the nearest module around `path` that contains an attention, if it is a layer and not a stack."""
-        nearest = next((p for p in ancestors(path) if p in self._around_attention), None)
-        return nearest if nearest in self._layers else None
-
-    @cached_property
-    def _layer_matrices(self) -> dict[str, set[tuple[int, int]]]:
-        """Layer -> the shapes of the matrices in it that may be feed-forward."""
-        shapes: dict[str, set[tuple[int, int]]] = {}
-        for path, module in self.tree.modules.items():
-            layer, shape = self.layer_of(path), matrix_shape(module)
-            if layer is not None and shape is not None and self._may_feed_forward(path, layer):
-                shapes.setdefault(layer, set()).add(shape)
-        return shapes
-
-    def _may_feed_forward(self, path: str, layer: str) -> bool:
-        """Return whether a matrix is neither in a module like an attention nor in one with a mixer's state."""
-        inside = [path]
-        for p in ancestors(path):
-            if p == layer:
-                break
-            inside.append(p)
-        parent = next(ancestors(path))
-        return self.tree.is_plain(parent) and not any(is_attention_like(self.tree, p) for p in inside)
-
-    def widens_and_narrows(self, site: Site) -> bool:
-        """Return whether a matrix is feed-forward by its shape.
-
-        It is if it lies in a layer outside attention and widens d to m (or to 2m if gated), while another matrix of the
-        layer narrows m to d; or the reverse.
-        """
-        layer, shape = self.layer_of(site.path), matrix_shape(site.module)
-        if layer is None or shape is None or not self._may_feed_forward(site.path, layer):
-            return False
-        (a, b), group = shape, self._layer_matrices[layer]
-        up = a < b and ((b, a) in group or (b % 2 == 0 and a < b // 2 and (b // 2, a) in group))
-        down = b < a and ((b, a) in group or (b, 2 * a) in group)
-        return up or down
+    def layers(self) -> Layers:
+        """The Transformer layers, and which matrices in them are feed-forward."""
+        return Layers(self.tree, self.attentions)

@@ -15,44 +15,39 @@ from one of these sources, which are tried in this order:
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from blockwise_lr.blocks.attention_run import rows_of_attention
 from blockwise_lr.blocks.autograd_layouts import (
     NotSeenError,
     Rows,
     UnresolvedWeight,
     layout_of,
-    rows_of_attention,
     rows_of_run,
 )
 from blockwise_lr.blocks.layout import Layout, Projection
+from blockwise_lr.blocks.layout_cache import cache_results, cached_results, settings_of
+from blockwise_lr.blocks.model_runs import (
+    call_with_example,
+    has_forward,
+    is_distributed,
+    random_batch,
+    real_device,
+)
 from blockwise_lr.blocks.topology import Tree, ancestors
 from blockwise_lr.blocks.trusted_classes import is_trusted
 from blockwise_lr.blocks.user_layouts import UserLayouts, registered_layout
-
-_WRAPPERS = {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule"}
 
 Key = tuple[str, str]
 """A parameter: the path of the module that owns it, and its attribute name in this module."""
 
 Unresolved = dict[str, dict[str, list[Key]]]
 """Path of an attention -> name of a fused layer -> its parameters, such as weight and bias, which share a layout."""
-
-# Cached results of runs, by attention: its settings, and for each of its linear layers the layout, or the reason why a
-# run did not show the layout.
-_RESULTS_OF_RUNS: weakref.WeakKeyDictionary[nn.Module, tuple[Any, dict[str, Layout | str]]] = (
-    weakref.WeakKeyDictionary()
-)
-# Models that have already run on a random batch. One run is enough.
-_MODELS_RUN: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class LayoutResolver:
@@ -132,7 +127,7 @@ class LayoutResolver:
         if self._example is not None:
             self._by_model_run(
                 remaining,
-                lambda: _call(self._tree.modules[""], self._example),
+                lambda: call_with_example(self._tree.modules[""], self._example),
                 reasons,
                 is_users_example=True,
             )
@@ -164,9 +159,9 @@ class LayoutResolver:
                 for keys in layers.values():
                     reasons.setdefault(keys[0], f"its attention {why}")
                 continue
-            settings = _settings(attention)
-            results = _cached_results(attention, settings) or by_settings.setdefault(settings, {})
-            _RESULTS_OF_RUNS[attention] = settings, results
+            settings = settings_of(attention)
+            results = cached_results(attention, settings) or by_settings.setdefault(settings, {})
+            cache_results(attention, settings, results)
             owners = {name: keys[0][0] for name, keys in layers.items()}
             # Paths relative to the attention, so that attentions with equal settings can share the results. The path
             # is empty for a bare parameter of the attention.
@@ -198,24 +193,9 @@ class LayoutResolver:
     def _by_random_batch(self, remaining: Unresolved, reasons: dict[Key, str]) -> None:
         """Resolve the layouts that a run on random tokens or images shows, if the model accepts either."""
         model = self._tree.modules[""]
-        parameter = next(model.parameters(), None)
-        if not any(remaining.values()) or parameter is None or parameter.is_meta or is_distributed(model):
-            return
-        vocabulary = min(self._vocabularies(), default=0)
-        images = getattr(model, "default_cfg", None)  # timm's models keep the image size here
-        generator = torch.Generator().manual_seed(0)
-        if vocabulary:
-            batch = torch.randint(vocabulary, (2, 6), generator=generator, device="cpu")
-        elif isinstance(images, Mapping) and "input_size" in images:
-            batch = torch.randn(1, *images["input_size"], generator=generator, device="cpu").to(
-                parameter.dtype
-            )
-        else:
-            return
-        if model not in _MODELS_RUN:
-            _MODELS_RUN.add(model)
+        if any(remaining.values()) and (batch := random_batch(model, self._vocabularies)) is not None:
             with real_device():
-                self._by_model_run(remaining, lambda: model(batch.to(parameter.device)), reasons)
+                self._by_model_run(remaining, lambda: model(batch), reasons)
 
     def _by_model_run(
         self,
@@ -257,12 +237,9 @@ class LayoutResolver:
                 layout = self._read(found.get(".".join(keys[0])), self.projections[keys[0]])
                 if isinstance(layout, Layout):
                     self._set_layout(keys, layout)
-                    settings = _settings(modules[path])
-                    results = _cached_results(modules[path], settings)
-                    _RESULTS_OF_RUNS[modules[path]] = (
-                        settings,
-                        results | {_relative(keys[0][0], path): layout},
-                    )
+                    settings = settings_of(modules[path])
+                    results = cached_results(modules[path], settings) | {_relative(keys[0][0], path): layout}
+                    cache_results(modules[path], settings, results)
                     del layers[name]
                 elif is_users_example or keys[0] not in reasons or ".".join(keys[0]) in found:
                     reasons[keys[0]] = layout  # otherwise an earlier run has a better reason
@@ -286,17 +263,6 @@ class LayoutResolver:
             return str(why)
 
 
-def has_forward(module: nn.Module) -> bool:
-    """Return whether a module can be called. Containers such as nn.ModuleList cannot."""
-    return type(module).forward is not nn.Module.forward or "forward" in module.__dict__
-
-
-def is_distributed(module: nn.Module) -> bool:
-    """Return whether the module is wrapped or sharded, so that a run or a copy involves other processes."""
-    classes = {cls.__name__ for each in module.modules() for cls in type(each).__mro__}
-    return bool(classes & _WRAPPERS) or any(hasattr(p, "placements") for p in module.parameters())
-
-
 def _layer_name(key: Key) -> str:
     """Return the name of a parameter's fused layer: a linear layer, or the parameter itself if it is in none."""
     path, leaf = key
@@ -316,37 +282,3 @@ def owner_of(tree: Tree, path: str) -> nn.Module:
 def _relative(path: str, attention: str) -> str:
     """Return the path of a module relative to its attention."""
     return path[len(attention) + 1 if attention else 0 :]
-
-
-def _cached_results(attention: nn.Module, settings: Any) -> dict[str, Layout | str]:
-    """Return the cached results of an attention, unless its settings have changed since the run."""
-    before, results = _RESULTS_OF_RUNS.get(attention, (None, {}))
-    return results if before == settings else {}
-
-
-def _settings(attention: nn.Module) -> Any:
-    """Return what determines the layouts of an attention. Two attentions with equal settings have equal layouts."""
-    own = {
-        name: value for name, value in attention.__dict__.items() if name != "training" and name[:1] != "_"
-    }
-    plain = (bool, int, float, str, type(None))
-    values = tuple(
-        (name, repr(value) if isinstance(value, plain) else id(value)) for name, value in own.items()
-    )
-    shapes = tuple((name, tuple(p.shape), p.dtype) for name, p in attention.named_parameters())
-    inside = tuple((name, type(module)) for name, module in attention.named_modules())
-    return type_before_parametrizations(attention), values, shapes, inside
-
-
-def real_device() -> AbstractContextManager[object]:
-    """Return a context in which new tensors have memory, even if the default device is meta."""
-    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
-
-
-def _call(model: nn.Module, example: Any) -> object:
-    """Run the model on an example: a mapping as keywords, a sequence as arguments, anything else as one argument."""
-    if isinstance(example, Mapping):
-        return model(**example)
-    if isinstance(example, (tuple, list)) and not isinstance(example, Tensor):
-        return model(*example)
-    return model(example)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from blockwise_lr.blocks.attention import ATTENTION_NAMES
+from blockwise_lr.blocks.attention_names import ATTENTION_NAMES
 from blockwise_lr.blocks.block import Block
 from blockwise_lr.blocks.model_facts import ModelFacts
 from blockwise_lr.blocks.topology import CONVOLUTIONS, NORMS, Site, ancestors, matrix_shape
@@ -112,7 +112,7 @@ def _is_head(site: Site, facts: ModelFacts) -> bool:
 
 
 def _is_feed_forward(site: Site, facts: ModelFacts) -> bool:
-    return facts.widens_and_narrows(site) and not _is_head_by_name(site, facts)
+    return facts.layers.widens_and_narrows(site) and not _is_head_by_name(site, facts)
 
 
 def _is_convolution(site: Site, facts: ModelFacts) -> bool:

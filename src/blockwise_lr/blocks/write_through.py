@@ -9,20 +9,15 @@ write into weights: PEFT merges an adapter by `layer.weight.data += delta`, init
 from __future__ import annotations
 
 import re
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
-from types import CodeType, FrameType, FunctionType
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
-# in_forward() looks for the call of a module on the stack.
-_CALL: CodeType = nn.Module._call_impl.__code__
-_INSIDE_CALL = {constant for constant in _CALL.co_consts if isinstance(constant, CodeType)}
 _IN_PLACE = re.compile(r"__(i(add|sub|mul|truediv|floordiv|mod|pow|and|or|xor|lshift|rshift)|setitem)__")
 _BASE = Tensor._base.__get__  # type: ignore[union-attr]  # its result stays a plain tensor
 _REGISTERS_HOOK = {Tensor.register_hook, Tensor.register_post_accumulate_grad_hook}
@@ -126,28 +121,6 @@ def write_through(value: Tensor, parts: WeightParts, *, parameter: bool) -> Tens
     with torch.inference_mode(False), torch.set_grad_enabled(value.requires_grad):
         weight = value.as_subclass(WriteThroughWeight)
     return _attach_parts(weight, parts, value.data, parameter=parameter, view=False)
-
-
-def in_forward() -> bool:
-    """Return whether the caller's caller is inside a module's forward pass, where weights are only read.
-
-    A hook that runs before or after a forward pass counts as outside.
-    """
-    frame: FrameType | None = sys._getframe(2)
-    callee: FrameType | None = None
-    while frame is not None:
-        if frame.f_code is _CALL:
-            return callee is None or callee.f_code.co_name == "forward" or not _is_hook(callee, frame)
-        if frame.f_code not in _INSIDE_CALL:
-            callee = frame
-        frame = frame.f_back
-    return False
-
-
-def _is_hook(callee: FrameType, call: FrameType) -> bool:
-    module = call.f_locals["self"]
-    hooks = chain(module._forward_pre_hooks.values(), module._forward_hooks.values())
-    return any(getattr(hook, "__code__", None) is callee.f_code for hook in hooks)
 
 
 # Functions that need special treatment --------------------------------------------------------------------

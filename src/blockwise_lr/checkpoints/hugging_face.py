@@ -10,7 +10,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
 from blockwise_lr.checkpoints.manifest import find_checkpoint, problem_with
-from blockwise_lr.checkpoints.sharded_folder import LAYOUT, check_model, weights_of
+from blockwise_lr.checkpoints.sharded_contents import check_model, weights_of
+from blockwise_lr.checkpoints.sharded_folder import LAYOUT
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
 from blockwise_lr.files import check_name, make_folder
@@ -45,7 +46,7 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         raise UserError(f"{out} is a file; expected the name of a new folder: choose another --out")
     sharded = (checkpoint / LAYOUT).exists()
     if sharded and (problem := problem_with(checkpoint)):
-        raise UserError(f"{checkpoint} is not whole: {problem}; choose another checkpoint")
+        raise UserError(f"{checkpoint} is not a complete checkpoint: {problem}; choose another checkpoint")
     source = checkpoint if sharded else find_checkpoint(checkpoint)
     if not (source / "config.json").exists():
         raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")

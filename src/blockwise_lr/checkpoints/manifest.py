@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from blockwise_lr.errors import UserError
@@ -63,15 +64,29 @@ def checkpoint_step(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+def newest_complete(run: Path) -> tuple[Path | None, list[str]]:
     """Return the newest complete checkpoint of a run, or None, and why each newer one was skipped."""
     skipped: list[str] = []
     for checkpoint in reversed(checkpoints(run)):
         problem = problem_with(checkpoint)
         if problem is None:
             return checkpoint, skipped
-        skipped.append(f"{checkpoint.name} is not whole ({problem})")
+        skipped.append(f"{checkpoint.name} is not complete ({problem})")
     return None, skipped
+
+
+def no_complete_checkpoint(run: Path, skipped: Sequence[str]) -> UserError:
+    """Return the error for a run without a complete checkpoint.
+
+    Args:
+        run: the run's folder.
+        skipped: why each of its checkpoints is not complete.
+    """
+    reasons = "".join(f"; {reason}" for reason in skipped)
+    return UserError(
+        f"no complete checkpoint in {run}{reasons}: expected a run that has saved one; train it further, or choose "
+        "another"
+    )
 
 
 def rotate(run: Path, keep: int, *, newest: Path) -> None:
@@ -114,9 +129,11 @@ def find_checkpoint(path: Path) -> Path:
     if (path / "config.json").exists() and not checkpoints(path) and path.name.startswith("checkpoint-"):
         problem = problem_with(path)
         if problem:
-            raise UserError(f"{path} is not whole: {problem}; choose another checkpoint of the run")
+            raise UserError(
+                f"{path} is not a complete checkpoint: {problem}; choose another checkpoint of the run"
+            )
         return path
-    newest, skipped = newest_whole(path)
+    newest, skipped = newest_complete(path)
     if newest is None:
-        raise UserError(f"no whole checkpoint in {path}" + "".join(f"; {reason}" for reason in skipped))
+        raise no_complete_checkpoint(path, skipped)
     return newest

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,14 +24,19 @@ from torch.optim import Optimizer
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
 from blockwise_lr.checkpoints.manifest import problem_with, seal
-from blockwise_lr.distributed import is_sharded
+from blockwise_lr.checkpoints.sharded_contents import (
+    check_model,
+    group_differences,
+    group_settings,
+    load_target,
+    named_groups,
+    parameters_of,
+    weights_of,
+)
 from blockwise_lr.errors import StorageError, UserError
-from blockwise_lr.experimental.auto import auto_of
 from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.scheduler_scaling import is_scaled
-from blockwise_lr.optim.schedules import BlockwiseSchedule
-from blockwise_lr.optimizers.adam_mini import AdamMini
-from blockwise_lr.optimizers.adam_mini_sharded import sharded_zeros
 
 __all__ = ["load_sharded", "save_sharded"]
 
@@ -65,9 +70,9 @@ def save_sharded(
             f"the folder is named {folder.name}; expected checkpoint-STEP, such as checkpoint-100"
         )
     _check_schedule(schedule)
-    groups = [_settings(group) for group in _named_groups(optimizer)]
+    groups = [group_settings(group) for group in named_groups(optimizer)]
     tensors = {f"model.{name}": value for name, value in weights_of(model)}
-    for name, parameter in _parameters(optimizer):
+    for name, parameter in parameters_of(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     hidden = folder.with_name(f".{folder.name}")
@@ -131,10 +136,10 @@ def load_sharded(
     folder = Path(folder)
     _check_schedule(schedule)
     if problem := problem_with(folder):
-        raise UserError(f"{folder} is not whole: {problem}; choose another checkpoint")
+        raise UserError(f"{folder} is not a complete checkpoint: {problem}; choose another checkpoint")
     layout = json.loads((folder / LAYOUT).read_text(encoding="utf-8"))
     saved = {name: group for group in layout["groups"] for name in map(canonical_name, group["names"])}
-    differences = list(_differences(saved, optimizer))
+    differences = list(group_differences(saved, optimizer))
     if differences and changed == "error":
         raise UserError(
             f"{folder} was saved with other groups: {'; '.join(differences[:3])}"
@@ -145,12 +150,12 @@ def load_sharded(
     targets: dict[str, Any] = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(folder, targets, stored)
     states: dict[Tensor, Any] = {}
-    known = dict(_parameters(optimizer))
+    known = dict(parameters_of(optimizer))
     for full, about in stored.items():
         if full.startswith("optimizer."):
             _, key, name = full.split(".", 2)
             if name in known and isinstance(about, TensorStorageMetadata):
-                target = _load_target(key, about, known[name], optimizer)
+                target = load_target(key, about, known[name], optimizer)
                 states.setdefault(known[name], {})[key] = targets[full] = target
     load(targets, storage_reader=SafeReader(folder), no_dist=not dist.is_initialized())
     optimizer.state.update(states)
@@ -177,103 +182,6 @@ def _check_schedule(schedule: object) -> None:
             "a schedule of scale_by_block has more to save than its step; expected one of this library, or None: "
             "leave the schedule out here, and save its state_dict() with torch.save"
         )
-
-
-def _differences(saved: Mapping[str, Mapping[str, Any]], optimizer: Optimizer) -> Iterator[str]:
-    reported: set[str] = set()
-    names = set()
-    moved = auto_of(optimizer) is not None and any(
-        "auto_loss" in group or "auto_mean" in group for group in saved.values()
-    )
-    for group in _named_groups(optimizer):
-        for name in map(canonical_name, group["names"]):
-            names.add(name)
-            if name not in saved:
-                yield f"{name} ({group['block']}) was not trained there and is here"
-                continue
-            old = saved[name]
-            if old["block"] != group["block"]:
-                yield f"{name} was in block {old['block']} there and is in {group['block']} here"
-            for key in ("decay",) if moved else ("lr_ratio", "initial_lr", "decay"):
-                if old[key] != group.get(key):
-                    text = f"{key} of {group['block']} is {old[key]} there and {group.get(key)} here"
-                    if text not in reported:
-                        reported.add(text)
-                        yield text
-    for name in saved:
-        if name not in names:
-            yield f"{name} ({saved[name]['block']}) was trained there and is not here"
-
-
-def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str, Any]) -> None:
-    """Check that a model's tensors have the names and shapes of a checkpoint's.
-
-    Args:
-        folder: the checkpoint, for messages.
-        targets: the model's tensors under their stored names ``model.NAME``.
-        stored: the descriptions of the checkpoint's tensors.
-
-    Raises:
-        UserError: a name or a shape differs.
-    """
-    there = {name: tuple(about.size) for name, about in stored.items() if name.startswith("model.")}
-    here = {name: tuple(value.shape) for name, value in targets.items()}
-    for name in sorted(there | here):
-        if there.get(name) != here.get(name):
-            raise UserError(
-                f"{folder} is of another model: {name.removeprefix('model.')} has shape "
-                f"{there.get(name, 'none')} there and {here.get(name, 'none')} here; expected the same model, and "
-                "split_fused called as it was then"
-            )
-
-
-def _load_target(
-    key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer
-) -> Tensor:
-    """Allocate the tensor that a moment is loaded into, sharded as the optimizer keeps it."""
-    dtype = about.properties.dtype
-    if isinstance(optimizer, AdamMini) and key == "exp_avg_sq" and is_sharded(parameter):
-        return sharded_zeros(parameter, about.size, dtype)
-    if about.size == parameter.shape and about.size:
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
-    counts = not about.size and not (group.get("fused") or group.get("capturable"))
-    return torch.empty(about.size, dtype=dtype, device="cpu" if counts else parameter.device)
-
-
-def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and persistent buffers with their canonical names; of tied parameters, only the first."""
-    for name, parameter in model.named_parameters():
-        yield canonical_name(name), parameter.detach()
-    skipped = {
-        f"{path}.{leaf}" if path else leaf
-        for path, module in model.named_modules()
-        for leaf in module._non_persistent_buffers_set
-    }
-    for name, buffer in model.named_buffers():
-        if name not in skipped:
-            yield canonical_name(name), buffer
-
-
-def _named_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    if not all("names" in group for group in optimizer.param_groups):
-        raise UserError("a group of the optimizer has no names: make the groups with param_groups(model, lr)")
-    return optimizer.param_groups
-
-
-def _parameters(optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    for group in _named_groups(optimizer):
-        for name, parameter in zip(group["names"], group["params"]):
-            yield canonical_name(name), parameter
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a group's names and scalar hyperparameters, without lists by position such as Adam-mini's partitions."""
-    plain = {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
-    hyperparameters = {
-        key: value for key, value in plain.items() if isinstance(value, str | float | int | tuple | None)
-    }
-    return {**hyperparameters, "names": group["names"]}
 
 
 def _run_on_rank_0(job: Callable[[], None], path: Path) -> None:

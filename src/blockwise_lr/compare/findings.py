@@ -10,17 +10,10 @@ from typing import Any
 from blockwise_lr.compare import wording
 from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.caveats import series_at_edge, warnings_about
+from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, loss_gap, speedup_over_seeds
 from blockwise_lr.compare.plan import Run
 from blockwise_lr.compare.results import Results, RunResult
-from blockwise_lr.compare.speedup import (
-    UNDEFINED,
-    SpeedUp,
-    SpeedUpOverSeeds,
-    decayed_speedup,
-    loss_gap,
-    paper_speedup,
-    speedup_over_seeds,
-)
+from blockwise_lr.compare.speedup import UNDEFINED, SpeedUp, decayed_speedup, paper_speedup
 
 
 def build_content(results: Results, out: Path, *, command: str, date: str) -> dict[str, Any]:

@@ -18,11 +18,10 @@ from typing import Any
 
 from blockwise_lr.compare.arms import HORIZONS, Arm, Series, resolve_arm
 from blockwise_lr.errors import UserError
-from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.config import TrainConfig, config_from_dict, identity
 from blockwise_lr.train.presets import Setting
-from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.ratio_text import parse_moving, parse_ratios
 
 
 @dataclass(frozen=True)
@@ -230,7 +229,8 @@ def _check_values(plan: Plan) -> None:
         except UserError as error:
             raise UserError(f"arm {arm.name!r}: {error}") from None
     contents = [
-        (arm.optimizer, resolve_ratios(parse_ratios(arm.ratios)), parse_auto(arm.ratios)) for arm in plan.arms
+        (arm.optimizer, resolve_ratios(parse_ratios(arm.ratios)), parse_moving(arm.ratios))
+        for arm in plan.arms
     ]
     for i, arm in enumerate(plan.arms):
         if contents[i] in contents[:i]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blockwise_lr.compare.speedup import ALL_EQUAL, DIVERGED
+from blockwise_lr.compare.over_seeds import ALL_EQUAL
+from blockwise_lr.compare.speedup import DIVERGED
 
 ONE_SEED = "One seed cannot separate an effect from noise"
 

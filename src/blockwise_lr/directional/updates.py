@@ -139,7 +139,7 @@ def groups_by_parameter(optimizer: Optimizer, parameters: Sequence[nn.Parameter]
         shapes = ", ".join(str(tuple(parameters[i].shape)) for i in missing[:3])
         raise ValueError(
             f"{len(missing)} of the model's {len(parameters)} trainable parameters are not in the optimizer (shapes "
-            f"{shapes} ...): is it this model's optimizer?"
+            f"{shapes} ...); expected all of them: pass the optimizer that trains this model"
         )
     return [group_of[id(parameter)] for parameter in parameters]
 

@@ -17,8 +17,8 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.directional.updates import READABLE, unit_updates
 from blockwise_lr.distributed import is_sharded, is_split, local, sharded_like
 from blockwise_lr.experimental.auto_rule import AutoRule
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.saved_groups import MOVES
-from blockwise_lr.optim.schedules import BlockwiseSchedule
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # weight of the previous smoothed loss in the guard

@@ -11,7 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from blockwise_lr.optim.load_hooks import is_attached
-from blockwise_lr.optim.saved_groups import OnChange, describe_other_parameters, has_moving_ratios, reconcile
+from blockwise_lr.optim.saved_groups import (
+    OnChange,
+    describe_other_parameters,
+    has_moving_ratios,
+    reconcile,
+    without_moving_state,
+)
 from blockwise_lr.optimizers.state_transfer import adopt_state
 
 
@@ -45,7 +51,7 @@ def carry_over_moments(
                     "the checkpoint's ratios were moved by AutoRatios, and the ratios here are fixed: give the "
                     'same ratios=AutoRule(...) again, or keep the fixed ones with on_change="use_new"'
                 )
-            state = {**state, "param_groups": [_without_auto(group) for group in saved]}
+            state = {**state, "param_groups": [without_moving_state(group) for group in saved]}
         if problem and on_change == "error":
             raise ValueError(
                 f'{problem}: make the groups as they were, or go on with the new ones by on_change="use_new"'
@@ -77,8 +83,3 @@ def use_optimizer_peaks(scheduler: LambdaLR) -> None:
         else:
             group["lr"] = lr
     scheduler._last_lr = list(lrs)
-
-
-def _without_auto(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a copy of the group without the settings of AutoRatios."""
-    return {key: value for key, value in group.items() if not key.startswith("auto_")}

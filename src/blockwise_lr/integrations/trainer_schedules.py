@@ -15,9 +15,9 @@ from transformers import TrainingArguments
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.trainer_utils import SchedulerType
 
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.curves import Shape, WarmupMode
 from blockwise_lr.optim.saved_groups import OnChange
-from blockwise_lr.optim.schedules import BlockwiseSchedule
 from blockwise_lr.optim.set_lr import all_groups, ratio_of, restore_peak_decay
 
 ScheduleName = Literal["cosine", "wsd", "trainer"]

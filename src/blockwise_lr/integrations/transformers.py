@@ -14,30 +14,25 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from blockwise_lr.extras import check, explained
 
 try:
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer
 except ModuleNotFoundError as error:
     raise explained(error, "BlockwiseTrainer and blockwise_optimizer need") from None
 
-from blockwise_lr.experimental import AutoRatios, AutoRule
-from blockwise_lr.experimental.auto_rule import parse_auto
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.carry_over import carry_over_moments, use_optimizer_peaks
-from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer, resolve_blocks
+from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer
+from blockwise_lr.integrations.moving_ratios import MOVING_NAMES, MovingRatios, RatioMover, moving_rule
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
-from blockwise_lr.integrations.trainer_schedules import (
-    ScheduleName,
-    TrainerSchedule,
-    base_lr,
-    choose_schedule,
-)
-from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.integrations.trainer_schedules import ScheduleName
+from blockwise_lr.integrations.trainer_settings import LearningRateRecord, TrainerSettings
+from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
-from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
+from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay
 from blockwise_lr.optim.ratios import given_ratios
-from blockwise_lr.optim.saved_groups import OnChange, check_on_change
+from blockwise_lr.optim.saved_groups import OnChange
 
 __all__ = ["BlockwiseTrainer", "SharpnessCallback", "blockwise_optimizer"]
 
@@ -127,28 +122,27 @@ class BlockwiseTrainer(Trainer):
                 "BlockwiseTrainer makes the optimizer and the scheduler itself: leave out `optimizers`, or use "
                 "transformers.Trainer with param_groups(...) and cosine_schedule(...) of your own"
             )
-        rule = parse_auto(ratios) if isinstance(ratios, str) else ratios  # "auto" gives an AutoRule
-        self._rule = rule if isinstance(rule, AutoRule) else None
-        self._ratios = given_ratios(self._rule or ratios, more=("auto",))
-        self.auto: AutoRatios | None = None
-        self._schedule = schedule
-        self._floor = floor
-        self._floor_mode = floor_mode
-        self._warmup = warmup
-        self._warmup_start = warmup_start
-        check_on_change(on_change)
-        self._on_change: OnChange = on_change
-        self._weight_decay = weight_decay
-        self._no_decay = no_decay
-        self._decay = decay
+        rule = moving_rule(ratios)
+        self._moving = None if rule is None else MovingRatios(rule)
+        self._settings = TrainerSettings(
+            ratios=given_ratios(rule or ratios, more=MOVING_NAMES),
+            schedule=schedule,
+            floor=floor,
+            floor_mode=floor_mode,
+            warmup=warmup,
+            warmup_start=warmup_start,
+            on_change=on_change,
+            weight_decay=weight_decay,
+            no_decay=no_decay,
+            decay=decay,
+            blocks=blocks,
+        )
         self._clipping = None if clip_by_block is None else TrainerClipping(clip_by_block)
-        self._blocks = blocks
-        # Sum over the micro-batches of the current step, for the guard of `auto`.
-        self._step_loss: torch.Tensor | None = None
         before = Fp32Settings.now()
         try:
             super().__init__(*args, **kwargs)
-            self._choose_schedule()  # report contradictory settings before the data is loaded
+            # Report contradictory settings before the data is loaded.
+            self._settings.choose_schedule(self.args)
         finally:
             before.restore()  # accelerate also switches TF32 on for torch_compile
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
@@ -156,10 +150,15 @@ class BlockwiseTrainer(Trainer):
             replace(before, root="none").restore()
         if self._clipping is not None:
             check_engine(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
-        self._lr_record = _LearningRateRecord()
+        self._lr_record = LearningRateRecord()
         self.add_callback(self._lr_record)
         hidden = hides_parameters(self.accelerator.distributed_type, fsdp2=self.accelerator.is_fsdp2)
         self.add_callback(CheckTrainable(lambda: cast("nn.Module", self.model), skip=hidden))
+
+    @property
+    def auto(self) -> RatioMover | None:
+        """The object that changes the ratios during training; None for fixed ratios and before training."""
+        return None if self._moving is None else self._moving.mover
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as Trainer does, and remove all hooks at the end, also after an error or Ctrl-C."""
@@ -169,8 +168,8 @@ class BlockwiseTrainer(Trainer):
         finally:
             for each in self._sharpness_callbacks():
                 each.detach()
-            if self.auto is not None:
-                self.auto.close()
+            if self._moving is not None:
+                self._moving.stop()
             if self._clipping is not None:  # steps after the last log entry may need a warning
                 self._clipping.read(warn=self._warns_of_gradients)
 
@@ -186,17 +185,16 @@ class BlockwiseTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Run Trainer's step on a micro-batch. After the last one of a step, measure from the unclipped gradients."""
         loss = super().training_step(*args, **kwargs)
-        if self.auto is not None:
-            # Trainer has already divided the loss of each micro-batch by their number, or by the tokens of all of
-            # them. The loss of the step is therefore their sum, as in Trainer's own log.
-            self._step_loss = loss if self._step_loss is None else self._step_loss + loss
+        if self._moving is not None:
+            self._moving.add_loss(loss)
         if self.accelerator.sync_gradients:
             scaler = self.accelerator.scaler  # only fp16 has one
             for each in self._sharpness_callbacks():
                 each.gradients(self.state, self.control, scale=scaler.get_scale() if scaler else 1.0)
-            step_loss, self._step_loss = self._step_loss, None
-            if self.auto is not None and self.auto.guards(self.state.global_step):
-                self.auto.watch(float(self.accelerator.reduce(step_loss, "mean")))
+            if self._moving is not None:
+                self._moving.end_step(
+                    self.state.global_step, lambda total: self.accelerator.reduce(total, "mean")
+                )
         return loss
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor | None:
@@ -226,49 +224,22 @@ class BlockwiseTrainer(Trainer):
                     )
             else:
                 optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
-            base = self.args.weight_decay
-            given = base if self._weight_decay is None else self._weight_decay
-            decays, decay = resolve_decay(given, self._decay, base)
-            groups = param_groups(
-                target,
-                self.args.learning_rate,
-                self._ratios,
-                weight_decay=decays,
-                no_decay=self._no_decay,
-                decay=decay,
-                blocks=resolve_blocks(target, self._blocks),
+            self.optimizer = optimizer_cls(self._settings.groups(target, self.args), **kwargs)
+            carry_over_moments(
+                self.optimizer, target, self._settings.on_change, ratios_move=self._moving is not None
             )
-            self.optimizer = optimizer_cls(groups, **kwargs)
-            carry_over_moments(self.optimizer, target, self._on_change, ratios_move=self._rule is not None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> LRScheduler:
         """Build the blockwise schedule of the optimizer's groups."""
         if self.lr_scheduler is None:
-            inner = _torch_optimizer(self.optimizer if optimizer is None else optimizer)
-            shape = self._choose_schedule()
-            # Trainer annotates a LambdaLR, but accepts any LRScheduler.
-            if shape == "trainer":
-                self.lr_scheduler = TrainerSchedule(  # type: ignore[assignment]
-                    inner, self.args, num_training_steps, on_change=self._on_change
-                )
-            else:
-                self.lr_scheduler = BlockwiseSchedule(  # type: ignore[assignment]
-                    inner,
-                    shape=shape,
-                    warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                    total_steps=num_training_steps,
-                    floor=self.args.learning_rate / 20 if self._floor is None else self._floor,
-                    floor_mode=self._floor_mode,
-                    warmup=self._warmup,
-                    warmup_start=self._warmup_start,
-                    on_change=self._on_change,
-                )
+            built = self._settings.make_schedule(
+                self.optimizer if optimizer is None else optimizer, self.args, num_training_steps
+            )
+            self.lr_scheduler = built  # type: ignore[assignment]  # Trainer annotates a LambdaLR
             self._created_lr_scheduler = True
-            if self._rule is not None:
-                schedule = cast("BlockwiseSchedule", self.lr_scheduler)
-                self._step_loss = None
-                self.auto = AutoRatios(schedule.optimizer, schedule, self._rule)
+            if self._moving is not None:
+                self._moving.start(built)
         return cast("LRScheduler", self.lr_scheduler)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -292,9 +263,6 @@ class BlockwiseTrainer(Trainer):
     def _warn(self, text: str) -> None:
         warnings.warn(text, stacklevel=3)
 
-    def _choose_schedule(self) -> ScheduleName:
-        return choose_schedule(self._schedule, self.args, floor=self._floor, warmup=self._warmup)
-
     @property
     def _warns_of_gradients(self) -> bool:
         # fp16 loss scaling produces some gradients that are not finite, which need no warning.
@@ -310,29 +278,6 @@ class BlockwiseTrainer(Trainer):
             if self._clipping is not None:
                 norms = self._clipping.read(warn=self._warns_of_gradients)
                 logs.update({f"grad_norm/{block.value}": norm for block, norm in norms.items()})
-            if self.auto is not None:
-                logs.update({f"ratio/{block.value}": ratio for block, ratio in self.auto.ratios.items()})
+            if self._moving is not None:
+                logs.update(self._moving.logged())
         super().log(logs, start_time)
-
-
-class _LearningRateRecord(TrainerCallback):
-    """Record the learning rates that each update uses; the scheduler advances before Trainer logs them."""
-
-    def __init__(self) -> None:
-        self.base: float | None = None
-        self.by_block: dict[str, float] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.base = base_lr(kwargs["optimizer"], kwargs.get("lr_scheduler"))
-        self.by_block = {g["block"]: float(g["lr"]) for g in kwargs["optimizer"].param_groups if "block" in g}
-
-
-def _torch_optimizer(optimizer: Any) -> Optimizer:
-    """Return the optimizer inside accelerate's wrapper, because torch's schedulers patch its ``step`` method."""
-    inner = getattr(optimizer, "optimizer", optimizer)
-    if not isinstance(inner, Optimizer):
-        warnings.warn(
-            f"{type(inner).__name__} is not a torch optimizer; its learning rates may not be scheduled",
-            stacklevel=2,
-        )
-    return inner  # type: ignore[no-any-return]

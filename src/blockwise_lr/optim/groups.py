@@ -107,7 +107,8 @@ def param_groups(
         members.setdefault((entry.block, own_decay), []).append((name, parameter))
     if not members:
         raise ValueError(
-            f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train"
+            f"{type(model).__name__} has no parameter with requires_grad=True, so there is nothing to train: "
+            "call requires_grad_(True) on the parameters to train first"
         )
 
     groups = []

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from blockwise_lr.optim.saved_groups import reconcile
 
 if TYPE_CHECKING:
-    from blockwise_lr.optim.schedules import BlockwiseSchedule
+    from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 
 _HOOKS: weakref.WeakKeyDictionary[Optimizer, _LoadHooks] = weakref.WeakKeyDictionary()
 

@@ -18,7 +18,8 @@ from blockwise_lr.blocks import canonical_name
 OnChange = Literal["error", "use_new"]
 Group = Mapping[str, Any]
 
-MOVES = "auto_moves"  # the key that AutoRatios sets in every group
+_MOVING = "auto_"  # prefix of the keys under which a rule that moves ratios keeps its state in the groups
+MOVES = f"{_MOVING}moves"  # the key that such a rule sets in every group
 _OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
 _RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
 _OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
@@ -116,8 +117,13 @@ def reconcile(
 
 
 def has_moving_ratios(groups: Sequence[Group]) -> bool:
-    """Return whether AutoRatios moves the ratios of these groups, or has moved them."""
-    return any(key.startswith("auto_") for group in groups for key in group if isinstance(key, str))
+    """Return whether a rule such as AutoRatios moves the ratios of these groups, or has moved them."""
+    return any(key.startswith(_MOVING) for group in groups for key in group if isinstance(key, str))
+
+
+def without_moving_state(group: Group) -> dict[str, Any]:
+    """Return a copy of the group without the state of a rule that moves ratios."""
+    return {key: value for key, value in group.items() if not key.startswith(_MOVING)}
 
 
 def describe_other_parameters(saved: Sequence[Group], groups: Sequence[Group]) -> str | None:

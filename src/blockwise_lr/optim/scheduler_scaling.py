@@ -7,21 +7,24 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from torch import Tensor
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR
 
-from blockwise_lr.optim.schedules import BlockwiseSchedule
+from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.set_lr import ratio_of, restore_peak_decay, write_lr
+from blockwise_lr.optim.stored_rates import (
+    all_equal,
+    divide_stored_rates,
+    lr_of,
+    overwrites,
+    ratios_differ,
+    refuse_moved,
+    same_lr,
+)
 
 S = TypeVar("S")
 
 _STATE = "_by_block"
 _INSIDE = "_by_block_inside"
-# Attributes of a scheduler that hold one learning rate per group, in addition to base_lrs.
-_RATE_LISTS = ("max_lrs", "min_lrs", "_init_lrs")
-# Keys under which a scheduler stores learning rates in the groups.
-_GROUP_RATES = {OneCycleLR: ("initial_lr", "max_lr", "min_lr")}
-_ROUNDING = 1e-6
 
 
 def scale_by_block(scheduler: S) -> S:
@@ -90,19 +93,19 @@ def scale_by_block(scheduler: S) -> S:
         )
     ratios = [ratio_of(group) for group in groups]
     # All leaves are checked before any is changed: OneCycleLR in a sequence also overwrites the groups of the others.
-    overwritten = [_overwrites(leaf, groups, ratios) for leaf in leaves]
+    overwritten = [overwrites(leaf, groups, ratios) for leaf in leaves]
     for leaf, over in zip(leaves, overwritten):
-        _divide_stored_rates(leaf, groups, ratios, over)
+        divide_stored_rates(leaf, groups, ratios, over)
     if isinstance(scheduler, CyclicLR):
         # The groups hold `initial_lr` from param_groups, which is not a rate of the cycle. Compute the first rate here.
         scheduler._get_lr_called_within_step = True
         rates = list(scheduler.get_lr())
         scheduler._get_lr_called_within_step = False
     else:
-        current = [_lr_of(group) for group in groups]
-        shared = _all_equal(current) and (_ratios_differ(ratios) or any(overwritten))
+        current = [lr_of(group) for group in groups]
+        shared = all_equal(current) and (ratios_differ(ratios) or any(overwritten))
         rates = current if shared else [lr / ratio for lr, ratio in zip(current, ratios)]
-    _refuse_moved(scheduler, leaves, groups, rates)
+    refuse_moved(scheduler, leaves, groups, rates)
     cast("Any", scheduler).__class__ = _scaled_class(cast("type", type(scheduler)))
     cast("_ScaledScheduler", scheduler)._set_base_rates(rates)
     return scheduler
@@ -163,15 +166,15 @@ class _ScaledScheduler:
             return
         known = self.__dict__[_STATE]
         for i, group in enumerate(self.optimizer.param_groups):
-            ours = i < len(known["rates"]) and _same(group["lr"], known["written"][i])
+            ours = i < len(known["rates"]) and same_lr(group["lr"], known["written"][i])
             # If other code has set the rate since the last step, continue from that rate.
-            write_lr(group, known["rates"][i] if ours else _lr_of(group) / ratio_of(group))
+            write_lr(group, known["rates"][i] if ours else lr_of(group) / ratio_of(group))
         self.__dict__[_INSIDE] = True
         try:
             yield
         finally:
             del self.__dict__[_INSIDE]
-            self._set_base_rates([_lr_of(group) for group in self.optimizer.param_groups])
+            self._set_base_rates([lr_of(group) for group in self.optimizer.param_groups])
 
     def _set_base_rates(self, rates: Sequence[Any]) -> None:
         """Set the learning rate of every group to its base rate times its ratio."""
@@ -179,7 +182,7 @@ class _ScaledScheduler:
         for group, rate in zip(groups, rates):
             write_lr(group, rate * ratio_of(group))
             restore_peak_decay(group)
-        written = [_lr_of(group) for group in groups]
+        written = [lr_of(group) for group in groups]
         cycles = any(getattr(leaf, "cycle_momentum", False) for leaf in _leaves(self))
         momentum = [{k: g[k] for k in ("betas", "momentum") if k in g} for g in groups] if cycles else []
         # A new dictionary each time, because a saved state must not change with the scheduler.
@@ -210,80 +213,3 @@ def _leaves(scheduler: Any) -> Iterator[Any]:
     else:
         for each in nested:
             yield from _leaves(each) if not isinstance(each, _ScaledScheduler) else (each,)
-
-
-def _overwrites(leaf: Any, groups: Sequence[Mapping[str, Any]], ratios: Sequence[float]) -> bool:
-    """Return whether the scheduler started from its own rate, not from the ``initial_lr`` of each group."""
-    base = getattr(leaf, "base_lrs", None)
-    if not base or not _all_equal(base):
-        return False
-    if _ratios_differ(ratios) or isinstance(leaf, (CyclicLR, OneCycleLR)):
-        return True
-    return not all(_same(lr, group.get("initial_lr", lr)) for lr, group in zip(base, groups))
-
-
-def _divide_stored_rates(
-    leaf: Any, groups: Sequence[dict[str, Any]], ratios: Sequence[float], overwritten: bool
-) -> None:
-    """Divide the learning rates that the scheduler stores by the ratios.
-
-    Rates that are equal for all groups are already base learning rates and are not changed.
-    """
-    if getattr(leaf, "base_lrs", None) and not overwritten:
-        leaf.base_lrs = [lr / ratio for lr, ratio in zip(leaf.base_lrs, ratios)]
-    for name in _RATE_LISTS:
-        values = getattr(leaf, name, None)
-        if values and not (_all_equal(values) and (_ratios_differ(ratios) or name != "_init_lrs")):
-            setattr(leaf, name, [lr / ratio for lr, ratio in zip(values, ratios)])
-    keys = next((keys for kind, keys in _GROUP_RATES.items() if isinstance(leaf, kind)), ())
-    for key in (*keys, "swa_lr"):
-        values = [group.get(key) for group in groups]
-        if None not in values and not _all_equal(values):
-            for group, ratio in zip(groups, ratios):
-                group[key] = group[key] / ratio
-
-
-def _refuse_moved(
-    scheduler: Any, leaves: Sequence[Any], groups: Sequence[Mapping[str, Any]], rates: Sequence[Any]
-) -> None:
-    """Raise ValueError if the scheduler has changed the groups by different factors.
-
-    The ratios and the schedule can then no longer be separated.
-    """
-    base = getattr(leaves[0], "base_lrs", None) or ()
-    shares = [(float(rate) / float(lr), group) for rate, lr, group in zip(rates, base, groups) if lr > 0]
-    if not shares:
-        return
-    low, one = min(shares, key=lambda pair: pair[0])
-    high, other = max(shares, key=lambda pair: pair[0])
-    if high - low > _ROUNDING * high:
-        raise ValueError(
-            f"this {type(scheduler).__name__} has moved the blocks apart already ({one.get('block', 'a group')} is at "
-            f"{low:.3g} of its first rate, {other.get('block', 'a group')} at {high:.3g}): wrap it when it is made, "
-            "scheduler = scale_by_block(scheduler), and load_state_dict afterwards"
-        )
-
-
-def _lr_of(group: Mapping[str, Any]) -> Any:
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        return lr.detach().clone()
-    return float(lr)
-
-
-def _same(one: Any, other: Any) -> bool:
-    """Return whether two learning rates are equal.
-
-    Tensors on a device count as equal, because comparing them would cause a host sync.
-    """
-    if any(isinstance(each, Tensor) and each.device.type != "cpu" for each in (one, other)):
-        return True
-    return float(one) == float(other)
-
-
-def _all_equal(values: Sequence[Any]) -> bool:
-    return len({float(value) for value in values}) == 1
-
-
-def _ratios_differ(ratios: Sequence[float]) -> bool:
-    return len(set(ratios)) > 1

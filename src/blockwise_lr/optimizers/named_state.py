@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from blockwise_lr.blocks import canonical_name
-from blockwise_lr.blocks.split_weights import split_state
+from blockwise_lr.blocks.weight_parts import split_state
 from blockwise_lr.extras import is_installed
 
 State = dict[str, Any]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.optimizers.adam_mini_kernel import spread
 from blockwise_lr.optimizers.state_template import StateTemplate
 
@@ -125,9 +126,10 @@ def _fit_moment(key: str, value: Any, template: Any, shape: torch.Size | None, p
         )
         if not fits or key not in _AVERAGED:
             raise ValueError(
-                f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}: is it this model's?"
+                f"{key} has shape {tuple(value.shape)}, and its parameter {tuple(parameter.shape)}; expected equal "
+                "shapes: load the state that was saved with this model"
             )
-        wide = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        wide = value.float() if value.dtype in HALF else value
         value = _average_pieces(spread(wide, parameter.shape), shape)
     target = template if isinstance(template, Tensor) else parameter
     return _empty_like(parameter, target, value.shape).copy_(value.detach())

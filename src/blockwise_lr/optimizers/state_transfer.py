@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.blocks.model_facts import ModelFacts
-from blockwise_lr.blocks.split_weights import FusedWeight, any_sharded
+from blockwise_lr.blocks.weight_parts import FusedWeight, any_sharded
 from blockwise_lr.optimizers.adam_mini_kernel import spread
 from blockwise_lr.optimizers.named_state import PART, Entry, listed, name_before_split, state_by_name
 from blockwise_lr.optimizers.state_conversion import State, convert_state, copy_state
@@ -161,7 +161,7 @@ def _check_unused(unused: Mapping[str, Entry], model: nn.Module, changed: str) -
             f"the old state has moments of {len(shown)} parameters that the new optimizer does not train "
             f"({listed(sorted(shown))}): "
             + (
-                "is it this model's?"
+                "expected a state of this model: load the one that was saved with it"
                 if unknown
                 else 'if they were frozen since, adopt_state(..., changed="adopt") leaves them out'
             )

@@ -90,7 +90,7 @@ def make_trainer(
         processing_class=data.tokenizer,
         data_collator=default_data_collator,  # all windows have one length, so none needs padding
         optimizer_cls_and_kwargs=optimizer_of_run(optim),
-        ratios=settings.optim.auto or settings.optim.ratios,
+        ratios=settings.optim.moving or settings.optim.ratios,
         schedule=optim.schedule,
         floor=optim.base_lr * optim.floor_fraction,
         floor_mode=optim.floor,

@@ -79,7 +79,7 @@ def _check_settings(config: TrainConfig) -> Settings:
     check_optimizer(optim)
     try:
         settings = Settings.of(config)
-        if settings.optim.auto is not None and optimizer_entry(optim.optimizer).load() not in READABLE:
+        if settings.optim.moving is not None and optimizer_entry(optim.optimizer).load() not in READABLE:
             raise ValueError(
                 "--ratios auto reads the last update from the state of Adam, AdamW or Adam-mini; --optimizer is "
                 f"{optim.optimizer}: give it ratios that do not move, such as measured"

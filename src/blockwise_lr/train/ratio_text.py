@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.directional.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.directional.directional_report import DirectionalReport, reports_of
-from blockwise_lr.experimental.auto_rule import parse_auto
+from blockwise_lr.integrations.moving_ratios import MOVING_NAMES, MovingRule, moving_rule
 from blockwise_lr.optim.block_values import parse_pairs
 from blockwise_lr.optim.ratios import NAMED_RATIOS, is_file, resolve_ratios, spell_ratios
 from blockwise_lr.sharpness import SharpnessReport
@@ -21,7 +22,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
 
     Args:
         text: a name, pairs, or the path of a file. For "auto", the result is the ratios that a run starts with;
-            ``parse_auto`` reads the rule. A file holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
+            :func:`parse_moving` reads the rule. A file holds ``{"emb": 4, ...}``, a SharpnessReport (sharpness.json) or
             DirectionalReports (directional.json), all of which are used.
 
     Returns:
@@ -37,7 +38,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
     """
     if text in NAMED_RATIOS:
         return dict(NAMED_RATIOS[text])
-    if (rule := parse_auto(text)) is not None:
+    if (rule := moving_rule(text)) is not None:
         return dict(rule.ratios())
     if is_file(text):
         try:
@@ -54,7 +55,7 @@ def parse_ratios(text: str) -> dict[Block, float]:
         return _from_report(text, values) if measured else _named(values)
     if "=" not in text:
         raise ValueError(
-            f"ratios: {text!r} is no file and none of {', '.join(NAMED_RATIOS)}, auto; "
+            f"ratios: {text!r} is no file and none of {', '.join((*NAMED_RATIOS, *MOVING_NAMES))}; "
             f'expected one of these, a JSON file, or pairs such as "emb=4,vo=0.5"'
         )
     return _named(parse_pairs(text, "ratios"))
@@ -70,8 +71,35 @@ def canonical_ratios(text: str) -> str:
         >>> canonical_ratios("vo=.5"), canonical_ratios("paper"), canonical_ratios("auto")
         ('vo=0.5', 'paper', 'auto')
     """
-    by_name = text in NAMED_RATIOS or parse_auto(text) is not None
-    return text if by_name else spell_ratios(parse_ratios(text))
+    return text if is_named(text) else spell_ratios(parse_ratios(text))
+
+
+def is_named(text: str) -> bool:
+    """Return whether the text is a name, of fixed ratios or of a rule that changes them during the run."""
+    return text in NAMED_RATIOS or moving_rule(text) is not None
+
+
+def parse_moving(text: str, re_measure: int = 0) -> MovingRule | None:
+    """Parse the rule that changes the ratios during the run; None for fixed ratios.
+
+    Args:
+        text: ratios, as for :func:`parse_ratios`.
+        re_measure: replaces the rule's own `re_measure`, unless it is 0. Only such a rule can have it.
+
+    Raises:
+        ValueError: a setting of the rule is unknown or out of range, or `re_measure` is given with fixed ratios.
+
+    Example:
+        >>> parse_moving("auto:stop=0.25", re_measure=100).re_measure, parse_moving("paper")
+        (100, None)
+    """
+    rule = moving_rule(text)
+    if re_measure < 0 or (re_measure and rule is None):
+        raise ValueError(
+            f"--re-measure is {re_measure} with --ratios {text}; expected 0, or a number of steps "
+            f"with --ratios {' or '.join(MOVING_NAMES)}"
+        )
+    return replace(rule, re_measure=re_measure) if rule is not None and re_measure else rule
 
 
 def _from_report(path: str, values: Mapping[str, Any]) -> dict[Block, float]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.checkpoints.manifest import checkpoint_step, newest_whole
+from blockwise_lr.checkpoints.manifest import checkpoint_step, newest_complete
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import TrainConfig, config_from_dict, identity
@@ -127,11 +127,11 @@ def begin_run(
             f"the data order would change; start as many, or choose another --out"
         )
     check_same_text(out, about["data"])
-    checkpoint, skipped = newest_whole(out)
+    checkpoint, skipped = newest_complete(out)
     for reason in skipped:
         notify(f"{reason}: passed over")
     if checkpoint is None:
-        notify(f"{out} holds no whole checkpoint: starting again from step 0")
+        notify(f"{out} holds no complete checkpoint: starting again from step 0")
     else:
         _check_model(config, checkpoint)
         notify(f"resuming from {checkpoint}")
@@ -228,7 +228,7 @@ def _check_steps(config: TrainConfig, before: TrainConfig, out: Path, result: di
             f"the run of {before.steps} steps in {out} diverged at step {result['diverged_at_step']}: choose another "
             f"--out for {config.steps} steps"
         )
-    checkpoint, _ = newest_whole(out)
+    checkpoint, _ = newest_complete(out)
     done = 0 if checkpoint is None else checkpoint_step(checkpoint)
     if done >= config.steps:
         raise UserError(

@@ -10,15 +10,15 @@ import torch
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.errors import UserError
-from blockwise_lr.experimental.auto_rule import AutoRule, parse_auto
+from blockwise_lr.integrations.moving_ratios import MovingRule
 from blockwise_lr.optim.block_values import digits, format_pairs, parse_pairs
 from blockwise_lr.optim.clipping import resolve_max_norm
 from blockwise_lr.optim.decay import NoDecay, check_weight_decays
-from blockwise_lr.optim.ratios import NAMED_RATIOS, spell_ratios
+from blockwise_lr.optim.ratios import spell_ratios
 from blockwise_lr.optim.warmup import warmup_in_steps
 from blockwise_lr.optimizers.registry import resolve_weight_decay
 from blockwise_lr.train.config import OptimConfig, TrainConfig
-from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.ratio_text import is_named, parse_moving, parse_ratios
 
 Device = Literal["cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
@@ -30,7 +30,7 @@ class OptimSettings:
 
     Args:
         ratios: the learning-rate ratio of each block that the configuration names; all other blocks have ratio 1.
-        auto: the rule that moves the ratios during the run; None for fixed ratios.
+        moving: the rule that moves the ratios during the run; None for fixed ratios.
         weight_decay: the weight decay of each block that `weight_decay_by_block` does not name.
         weight_decay_by_block: the weight decay of each block that the configuration names.
         no_decay: the blocks without weight decay, or "1d" for all vectors.
@@ -40,7 +40,7 @@ class OptimSettings:
     """
 
     ratios: Mapping[Block, float]
-    auto: AutoRule | None
+    moving: MovingRule | None
     weight_decay: float
     weight_decay_by_block: Mapping[Block, float]
     no_decay: NoDecay
@@ -60,15 +60,10 @@ class OptimSettings:
             4.0
         """
         optim = config.optim
-        auto = parse_auto(optim.ratios)
-        if optim.re_measure < 0 or (optim.re_measure and auto is None):
-            raise ValueError(
-                f"--re-measure is {optim.re_measure} with --ratios {optim.ratios}; expected 0, or a number of steps "
-                "with --ratios auto"
-            )
+        moving = parse_moving(optim.ratios, optim.re_measure)
         return cls(
             ratios=parse_ratios(optim.ratios),
-            auto=auto and replace(auto, re_measure=optim.re_measure),
+            moving=moving,
             weight_decay=resolve_weight_decay(optim.optimizer, optim.weight_decay),
             weight_decay_by_block=_parse_weight_decay(optim.weight_decay_by_block),
             no_decay=_parse_no_decay(optim.no_decay),
@@ -81,10 +76,9 @@ class OptimSettings:
 
         The contents of a ratios file replace its path.
         """
-        by_name = optim.ratios in NAMED_RATIOS or self.auto is not None
         return replace(
             optim,
-            ratios=optim.ratios if by_name else spell_ratios(self.ratios),
+            ratios=optim.ratios if is_named(optim.ratios) else spell_ratios(self.ratios),
             weight_decay_by_block=format_pairs(self.weight_decay_by_block),
             clip_by_block=_spell_clip(self.clip_by_block),
         )
