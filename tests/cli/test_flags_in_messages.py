@@ -116,3 +116,19 @@ def test_every_command_answers_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert "usage: blockwise-lr" in out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["train", "compare", "eval", "sharpness"])
+def test_help_is_wrapped_at_the_width_of_the_terminal(capsys, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = call(capsys, command, "--help")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= width
+    (column,) = {line.index("show this help") for line in lines if "show this help" in line}
+    for line, after in zip(lines, lines[1:]):
+        if not line[column:].strip("│ ") or after[1:column].strip() or after[column:].startswith("─"):
+            continue  # `after` does not continue the help of the same flag
+        if line.startswith("│") and line[column] not in " ─" and after.startswith("│"):
+            text, word = line[column:-1].strip(), after[column:-1].split()[0]
+            assert column + len(text) + 1 + len(word) > width - 2, f"{text!r} ends early"
