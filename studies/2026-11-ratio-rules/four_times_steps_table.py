@@ -69,7 +69,7 @@ def row(run: dict[str, Any], name: str) -> list[str]:
 def row_won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any]) -> list[str]:
     """Return the row of a rule: what it wins, and after how many steps it reaches uniform's loss."""
     gap = loss_gap(*([run["val_loss"] for run in chosen[of]] for of in ("uniform", rule)))
-    interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
+    interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} to {gap.ci95[1]:+.3f})"
     cells = [f"`{rule}`", f"{gap.mean:+.3f}{interval}"]
     same = chosen[rule][0]["point"].get("ratios", rule) == rule
     few = before["arms"].get(rule) if same else None

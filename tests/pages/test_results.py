@@ -88,7 +88,7 @@ def test_the_numbers_on_the_page_are_those_of_the_data():
         gap = comparison["loss_gap"]
         assert f"{abs(gap['mean']):.3f}" in text
         low, high = gap["ci95"]
-        assert f"({low:.3f} .. {high:.3f})" in text
+        assert f"({low:.3f} to {high:.3f})" in text
         assert f"{comparison['speedup']['value']:.2f}x" in text
     for arm in COMPARE["arms"].values():
         losses = [seed["terminal_val_loss"] for seed in arm["seeds"]]
