@@ -167,7 +167,7 @@ def ratio_table(runs: Sequence[dict[str, Any]]) -> str:
 
 def draw_principle(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
     """Sharpness over training, a panel a case; the first seed as lines, all seeds as points."""
-    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+    with figure((6.4, 0.4 + 2.9 * ((len(cases) + 1) // 2))) as made:
         panels = panels_of(made, len(cases))
         for axes, name in zip(panels, cases):
             chosen = of_case(runs, name)
@@ -180,18 +180,14 @@ def draw_principle(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: P
             axes.set_title(f"{TITLES[name]}\nKendall's tau at the end {tau:+.1f}", fontsize=9, loc="left")
             if axes not in panels[::2]:
                 axes.set_ylabel("")
-        handles = {}
-        for axes in panels:
-            for handle, label in zip(*axes.get_legend_handles_labels()):
-                handles[label] = handle
-        order = [b.name for b in reversed(in_paper_order(Block(name.lower()) for name in handles))]
-        made.legend([handles[n] for n in order], order, loc="outside right center")
+            axes.tick_params(axis="x", labelsize=8)
+        add_legend(made, panels)
         save(made, path)
 
 
 def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
     """Measured sharpness of every parameter against the theory's prediction, at the end of the first seed's run."""
-    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+    with figure((6.4, 0.4 + 2.9 * ((len(cases) + 1) // 2))) as made:
         panels = panels_of(made, len(cases))
         for axes, name in zip(panels, cases):
             point = of_case(runs, name)[0]["points"][-1]
@@ -206,13 +202,23 @@ def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path
             axes.set_yscale("log")
             log_ticks(axes.xaxis)
             log_ticks(axes.yaxis)
-            axes.set_xlabel("1 / (# ||theta||^2), the theory's bound without Psi^2")
+            axes.set_xlabel("predicted: 1 / (# ||theta||^2)")
             rank = parameter_correlation(point)
             axes.set_title(f"{TITLES[name]}\nSpearman {rank:+.2f} over parameters", fontsize=9, loc="left")
-            axes.legend(fontsize=8, loc="upper left")
         for axes in panels[::2]:
             axes.set_ylabel("measured S of each parameter")
+        add_legend(made, panels)
         save(made, path)
+
+
+def add_legend(made: Any, panels: Sequence[Any]) -> None:
+    """Add one legend of all panels' blocks below them."""
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            handles[label] = handle
+    order = [b.name for b in in_paper_order(Block(name.lower()) for name in handles)]
+    made.legend([handles[n] for n in order], order, loc="outside lower center", ncols=4)
 
 
 def panels_of(made: Any, count: int) -> list[Any]:

@@ -229,10 +229,14 @@ def tables_of_cheaper_rules(tried: list[dict[str, Any]]) -> tuple[str, str]:
 
 
 def draw_gaps(studies: dict[str, Any], path: Path) -> None:
-    """One panel a setting, one row a rule: the gap with its interval, right of the line where it wins."""
-    arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
-    with figure((2.0 + 1.9 * len(studies), 1.0 + 0.28 * len(arms))) as made:
-        panels = made.subplots(1, len(studies), sharex=True, sharey=True, squeeze=False)[0]
+    """One panel a setting, one row a rule: the gap with its interval, right of the line where it wins.
+
+    The figure shows the rules that at least three settings compare, so that it can be read on a phone.
+    """
+    arms = [arm for arm in rules_of(studies) if sum(arm in comparisons(s) for s in studies.values()) >= 3]
+    rows = (len(studies) + 1) // 2
+    with figure((5.0, 0.5 + rows * (0.6 + 0.24 * len(arms)))) as made:
+        panels = made.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
         for axes, (name, study) in zip(panels, studies.items()):
             for row, arm in enumerate(arms):
                 gap = comparisons(study).get(arm, {}).get("loss_gap", {})
@@ -242,9 +246,8 @@ def draw_gaps(studies: dict[str, Any], path: Path) -> None:
                 colour = WINS if gap["mean"] > error else LOSES if gap["mean"] < -error else UNDECIDED
                 axes.errorbar(gap["mean"], row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
             axes.axvline(0, color="#333333", linewidth=0.8)
-            axes.set_title(f"{name}\n(fitted)" if name in FITTED else f"{name}\n", fontsize=9)
-        panels[0].set_yticks(range(len(arms)), arms)
-        panels[0].invert_yaxis()
-        label = f"nats won against {baseline_of(studies)} (95 % intervals over seeds)"
-        made.supxlabel(label, fontsize=9)
+            axes.set_title(f"{name} (fitted)" if name in FITTED else name, fontsize=10)
+            axes.set_yticks(range(len(arms)), arms)
+        panels[0].set_ylim(len(arms) - 0.5, -0.5)
+        made.supxlabel(f"nats won against {baseline_of(studies)} (95 % intervals)", fontsize=10)
         save(made, path)
