@@ -70,7 +70,7 @@ def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property
         record_property,
         f"kill -9 of rank {lost} of two",
         1,
-        "the other rank exits within a minute with a one-line error; torchrun names the killed one; resumed bit-exactly",
+        "the other exits within a minute with a one-line error; torchrun names the killed one; resumes bit-exactly",
     )
 
 
