@@ -140,7 +140,7 @@ def row(script: str, words: str, result: str, target: str, met: str, date: str) 
 def spread(ratio: dict[str, Any]) -> str:
     """The median, with the smallest and largest value where they differ."""
     middle, low, high = (f"{ratio[key]:.3g}" for key in ("median", "min", "max"))
-    return middle if low == high else f"{middle} ({low} .. {high})"
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def write_report(study: Path) -> None:
     draw_nats(studies, study / "nats-won-by-optimizer.png")
     tables = {
         "nats_won": table_of_nats(studies),
-        "optimizers": table_of_optimizers(studies, read(data / "state.json")),
+        "optimizers": table_of_optimizers(studies),
+        "against_adamw": table_against_adamw(studies, read(data / "state.json")),
         "decay_and_clipping": table_of_settings(settings["runs"]),
         "commands": commands(studies, settings),
     }
@@ -54,14 +55,12 @@ def table_of_nats(studies: dict[str, Any]) -> str:
     return table(("optimizer", *(f"`{rule}`" for rule in RULES)), rows)
 
 
-def table_of_optimizers(studies: dict[str, Any], state: dict[str, int]) -> str:
-    """One row an optimizer and rule: against its own uniform baseline, and against AdamW's."""
+def table_of_optimizers(studies: dict[str, Any]) -> str:
+    """One row an optimizer and rule: against the optimizer's own uniform baseline."""
     header = (
-        "optimizer", "ratios", "base LR", "warm-up", "val loss", "nats won against its own uniform rate",
-        "speed-up, the paper's", "speed-up, both decayed", "nats won against uniform AdamW", "seconds a run",
-        "state / AdamW's",
+        "optimizer", "ratios", "base LR", "warm-up", "val loss", "nats won", "speed-up, the paper's",
+        "speed-up, both decayed",
     )  # fmt: skip
-    reference = losses(studies["adamw"]["arms"]["uniform"])
     rows = []
     for name, study in studies.items():
         for rule in ("uniform", *RULES):
@@ -71,17 +70,29 @@ def table_of_optimizers(studies: dict[str, Any], state: dict[str, int]) -> str:
             own = [nats_won(found), speedup_of(found, "speedup"), speedup_of(found, "speedup_decayed")]
             if rule == "uniform":
                 own = ["0", speedup(study["baseline_against_itself"]), "1x"]
-            against = "" if arm is studies["adamw"]["arms"]["uniform"] else gap(reference, losses(arm))
+            tuned = [f"{arm['base_lr']:g}", f"{arm['warmup_fraction']:.0%}", f"{mean(losses(arm)):.3f}"]
+            rows.append([TITLES[name], rule, *tuned, *own])
+    return table(header, rows)
+
+
+def table_against_adamw(studies: dict[str, Any], state: dict[str, int]) -> str:
+    """One row an optimizer and rule: nats won against uniform AdamW, seconds and optimizer state."""
+    reference = studies["adamw"]["arms"]["uniform"]
+    rows = []
+    for name, study in studies.items():
+        for rule in ("uniform", *RULES):
+            if (arm := study["arms"].get(rule)) is None:
+                continue
+            won = "" if arm is reference else gap(losses(reference), losses(arm))
             seconds = median(seed["seconds"] for seed in arm["seeds"])
             share = f"{state[arm['optimizer']] / state['adamw']:.2f}" if arm["optimizer"] in state else ""
-            tuned = [f"{arm['base_lr']:g}", f"{arm['warmup_fraction']:.0%}", f"{mean(losses(arm)):.3f}"]
-            rows.append([TITLES[name], rule, *tuned, *own, against, f"{seconds:.0f}", share])
-    return table(header, rows)
+            rows.append([TITLES[name], rule, won, f"{seconds:.0f}", share])
+    return table(("optimizer", "ratios", "nats won", "seconds a run", "state over AdamW's"), rows)
 
 
 def draw_nats(studies: dict[str, Any], path: Path) -> None:
     """One row an optimizer, one mark a rule: nats won against its own uniform rate, with the interval."""
-    with figure((7.0, 3.2)) as made:
+    with figure((5.0, 3.4)) as made:
         axes = made.add_subplot()
         for i, rule in enumerate(RULES):
             gaps = [comparisons(study).get(rule, {}).get("loss_gap") for study in studies.values()]
@@ -94,10 +105,8 @@ def draw_nats(studies: dict[str, Any], path: Path) -> None:
         axes.axvline(0, color="#333333", linewidth=0.8)
         axes.set_yticks(range(len(studies)), [TITLES[name] for name in studies])
         axes.invert_yaxis()
-        axes.set_xlabel(
-            "nats won against the optimizer's own uniform rate (95 % intervals over seeds)", fontsize=9
-        )
-        axes.legend(fontsize=9)
+        axes.set_xlabel("nats won against its own uniform rate (95 % intervals)")
+        axes.legend(loc="lower right")
         save(made, path)
 
 
@@ -112,7 +121,7 @@ def gap(baseline: Sequence[float], other: Sequence[float]) -> str:
     if float("inf") in other:
         return "diverged"
     found = loss_gap(baseline, other)
-    interval = "" if found.ci95 is None else f" ({found.ci95[0]:+.3f} .. {found.ci95[1]:+.3f})"
+    interval = "" if found.ci95 is None else f" ({found.ci95[0]:+.3f} to {found.ci95[1]:+.3f})"
     return f"{found.mean:+.3f}{interval}"
 
 
@@ -134,18 +143,18 @@ def table_of_settings(runs: list[dict[str, Any]]) -> str:
 
 def commands(studies: dict[str, Any], settings: dict[str, Any] | None) -> str:
     """List how, when and on what each comparison was run, with its warnings about the grid's edge."""
-    lines = []
+    parts = []
     for name, study in studies.items():
         folder = "../2026-11-ratio-rules/data/llama-2m" if name == "adamw" else f"data/{name}"
-        lines.append(
-            f"- {TITLES[name]} ([figures]({folder}/report.md)): {study['steps']} steps, "
-            f"seeds {', '.join(map(str, study['seeds']))}, {on(study)}"
-        )
-        lines += [f"  - {warning}" for warning in study["warnings"] if "edge" in warning and name != "adamw"]
+        seeds = ", ".join(map(str, study["seeds"]))
+        about = f"**{TITLES[name]}** ([figures]({folder}/report.md)): {study['steps']} steps, seeds {seeds}"
+        parts.append(f"{about}, {on(study)}")
+        parts += [warning for warning in study["warnings"] if "edge" in warning and name != "adamw"]
     if settings:
-        lines.append(f"- Decay and clipping: {on(settings)}")
-    return "\n".join(lines)
+        parts.append(f"**Decay and clipping**: {on(settings)}")
+    return "\n\n".join(parts)
 
 
 def on(study: dict[str, Any]) -> str:
-    return f"{study['date'][:10]}, {study['hardware'].get('cpu')}: `{study['command']}`"
+    """When and where something was run, and its command in a block of its own."""
+    return f"on {study['date'][:10]} on {study['hardware'].get('cpu')}.\n\n```\n{study['command']}\n```"

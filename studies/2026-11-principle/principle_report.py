@@ -73,7 +73,7 @@ def table_at_the_end(cases: Sequence[Sequence[dict[str, Any]]]) -> str:
         last = reports_at(runs, -1)
         held = sum(r[Block.QK].mean < r[Block.FFN].mean < r[Block.VO].mean for r in last)
         norm = sorted(r[Block.NORM].mean / r[Block.VO].mean for r in last)
-        middle, ends = statistics.median(norm), f" ({norm[0]:.2f} .. {norm[-1]:.2f})" if len(norm) > 1 else ""
+        middle, ends = statistics.median(norm), f" ({norm[0]:.2f} to {norm[-1]:.2f})" if len(norm) > 1 else ""
         rows.append(
             [
                 TITLES[runs[0]["case"]],
@@ -94,25 +94,12 @@ def of_case(runs: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 def case_section(runs: Sequence[dict[str, Any]]) -> str:
     """Write the tables of one case."""
-    name, seeds = runs[0]["case"], ", ".join(str(run["seed"]) for run in runs)
-    losses = ", ".join(f"{run['terminal_val_loss']:.3f}" for run in runs)
-    blocks = in_paper_order(reports_at(runs, 0)[0])
-    head = (
-        "| step | "
-        + " | ".join(b.name for b in blocks)
-        + " | tau, fisher | tau, empirical | theory: blocks | theory: parameters |"
+    name, blocks = runs[0]["case"], in_paper_order(reports_at(runs, 0)[0])
+    seeds = table(
+        ("seed", "validation loss at the end"),
+        [[str(run["seed"]), f"{run['terminal_val_loss']:.3f}"] for run in runs],
     )
-    lines = [
-        f"## {TITLES[name]}",
-        "",
-        f"Seeds {seeds}; validation loss at the end {losses}. Sharpness by `fisher`, mean over the seeds; "
-        "Kendall's tau to the paper's order (1: the same, -1: reversed) with sampled labels and with the data's, and "
-        "Spearman's rank correlation with the theory's prediction over blocks and over parameters: median "
-        "(smallest .. largest) over the seeds.",
-        "",
-        head,
-        "| --- " * (len(blocks) + 5) + "|",
-    ]
+    sharpness, agreement = [], []
     for i, point in enumerate(runs[0]["points"]):
         reports = reports_at(runs, i)
         means = [f"{statistics.mean(r[b].mean for r in reports):.1e}" for b in blocks]
@@ -122,20 +109,27 @@ def case_section(runs: Sequence[dict[str, Any]]) -> str:
             spread(block_correlation(run["points"][i]) for run in runs),
             spread(parameter_correlation(run["points"][i]) for run in runs),
         ]
-        lines.append(f"| {point['step']} | " + " | ".join([*means, *columns]) + " |")
-    lines += ["", *estimator_lines(runs), "", ratio_line(runs)]
-    return "\n".join(lines)
-
-
-def estimator_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
-    """Write the table of the other estimators, relative to `fisher`."""
-    blocks = in_paper_order(reports_at(runs, 0)[0])
-    lines = [
-        "The other estimators divided by `fisher`, median over the seeds:",
-        "",
-        "| step | estimator | " + " | ".join(b.name for b in blocks) + " |",
-        "| --- " * (len(blocks) + 2) + "|",
+        sharpness.append([str(point["step"]), *means])
+        agreement.append([str(point["step"]), *columns])
+    names = [block.name for block in blocks]
+    parts = [
+        f"## {TITLES[name]}",
+        seeds,
+        "Sharpness by `fisher`:",
+        table(("step", *names), sharpness),
+        "Agreement with the paper's order and with the theory:",
+        table(("step", "tau, fisher", "tau, empirical", "theory: blocks", "theory: parameters"), agreement),
+        "The other estimators, divided by `fisher`:",
+        estimator_table(runs),
+        "Ratios from sharpness at the end:",
+        ratio_table(runs),
     ]
+    return "\n\n".join(parts)
+
+
+def estimator_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The other estimators relative to `fisher`: one row a step and estimator, median over the seeds."""
+    blocks, rows = in_paper_order(reports_at(runs, 0)[0]), []
     take: dict[str, Callable[[Any], float]] = {
         "empirical": float,
         "optimizer": float,
@@ -153,25 +147,27 @@ def estimator_lines(runs: Sequence[dict[str, Any]]) -> list[str]:
                 )
                 for b in blocks
             ]
-            lines.append(
-                f"| {point['step']} | {estimator} | " + " | ".join(f"{r:.2g}" for r in relative) + " |"
-            )
-    return lines
+            rows.append([str(point["step"]), estimator, *map(two_digits, relative)])
+    return table(("step", "estimator", *(block.name for block in blocks)), rows)
 
 
-def ratio_line(runs: Sequence[dict[str, Any]]) -> str:
-    """Write the ratios that ratios_from_sharpness gives at the last step."""
+def two_digits(value: float) -> str:
+    """A number with two significant digits, without an exponent above 1."""
+    return f"{float(f'{value:.2g}'):.0f}" if abs(value) >= 10 else f"{value:.2g}"
+
+
+def ratio_table(runs: Sequence[dict[str, Any]]) -> str:
+    """The ratios that ratios_from_sharpness gives at the last step, without limits: mean over the seeds."""
     last = reports_at(runs, -1)
     ratios = [ratios_from_sharpness(report, low=1e-3, high=1e3) for report in last]
-    shown = ", ".join(
-        f"{block.name} {statistics.mean(r[block] for r in ratios):.2g}" for block in in_paper_order(last[0])
-    )
-    return f"`ratios_from_sharpness` (power 2/3, unbounded) at the end, mean over the seeds: {shown}."
+    blocks = in_paper_order(last[0])
+    means = [f"{statistics.mean(r[block] for r in ratios):.2g}" for block in blocks]
+    return table([block.name for block in blocks], [means])
 
 
 def draw_principle(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
     """Sharpness over training, a panel a case; the first seed as lines, all seeds as points."""
-    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+    with figure((6.4, 0.4 + 2.9 * ((len(cases) + 1) // 2))) as made:
         panels = panels_of(made, len(cases))
         for axes, name in zip(panels, cases):
             chosen = of_case(runs, name)
@@ -184,18 +180,14 @@ def draw_principle(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: P
             axes.set_title(f"{TITLES[name]}\nKendall's tau at the end {tau:+.1f}", fontsize=9, loc="left")
             if axes not in panels[::2]:
                 axes.set_ylabel("")
-        handles = {}
-        for axes in panels:
-            for handle, label in zip(*axes.get_legend_handles_labels()):
-                handles[label] = handle
-        order = [b.name for b in reversed(in_paper_order(Block(name.lower()) for name in handles))]
-        made.legend([handles[n] for n in order], order, loc="outside right center")
+            axes.tick_params(axis="x", labelsize=8)
+        add_legend(made, panels)
         save(made, path)
 
 
 def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path) -> None:
     """Measured sharpness of every parameter against the theory's prediction, at the end of the first seed's run."""
-    with figure((10.0, 4.2 * ((len(cases) + 1) // 2))) as made:
+    with figure((6.4, 0.4 + 2.9 * ((len(cases) + 1) // 2))) as made:
         panels = panels_of(made, len(cases))
         for axes, name in zip(panels, cases):
             point = of_case(runs, name)[0]["points"][-1]
@@ -210,13 +202,23 @@ def draw_theory(runs: Sequence[dict[str, Any]], cases: Sequence[str], path: Path
             axes.set_yscale("log")
             log_ticks(axes.xaxis)
             log_ticks(axes.yaxis)
-            axes.set_xlabel("1 / (# ||theta||^2), the theory's bound without Psi^2")
+            axes.set_xlabel("predicted: 1 / (# ||theta||^2)")
             rank = parameter_correlation(point)
             axes.set_title(f"{TITLES[name]}\nSpearman {rank:+.2f} over parameters", fontsize=9, loc="left")
-            axes.legend(fontsize=8, loc="upper left")
         for axes in panels[::2]:
             axes.set_ylabel("measured S of each parameter")
+        add_legend(made, panels)
         save(made, path)
+
+
+def add_legend(made: Any, panels: Sequence[Any]) -> None:
+    """Add one legend of all panels' blocks below them."""
+    handles = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            handles[label] = handle
+    order = [b.name for b in in_paper_order(Block(name.lower()) for name in handles)]
+    made.legend([handles[n] for n in order], order, loc="outside lower center", ncols=4)
 
 
 def panels_of(made: Any, count: int) -> list[Any]:
@@ -272,7 +274,7 @@ def reports_at(runs: Sequence[dict[str, Any]], i: int) -> list[SharpnessReport]:
 def spread(values: Iterable[float]) -> str:
     found = sorted(values)
     middle = statistics.median(found)
-    return f"{middle:+.2f}" if len(found) == 1 else f"{middle:+.2f} ({found[0]:+.2f} .. {found[-1]:+.2f})"
+    return f"{middle:+.2f}" if len(found) == 1 else f"{middle:+.2f} ({found[0]:+.2f} to {found[-1]:+.2f})"
 
 
 def provenance(runs: Sequence[dict[str, Any]]) -> str:

@@ -32,20 +32,19 @@ def section_on_four_times_steps(found: dict[str, Any], before: dict[str, Any]) -
     )  # fmt: skip
     won = table(header, [row_won(rule, chosen, steps, before) for rule in rules if rule != "uniform"])
     runs = table(
-        ("ratios", "base LR", "warm-up", "seed", "tune loss", "val loss"),
+        ("rule", "base LR", "warm-up", "seed", "tune loss", "val loss"),
         [row(run, rule) for rule, runs in rules.items() for run in runs],
     )
-    own = chosen["own"][0]["point"]["ratios"] if "own" in chosen else ""
     text = (
-        f"`llama-2m` over {steps} steps, {found['date'][:10]}, {found['hardware'].get('cpu')} "
-        f"(`{found['command']}`). The nats are won against tuned uniform at equal steps, with 95 % intervals over "
-        f"seeds. The speed-ups are between fully decayed runs. The one over {steps} steps reads the number of steps "
-        f"off a straight line in the logarithm of the steps, between the rule's own runs of {few} and {steps} steps. "
-        "Losses fall less with every doubling. The straight lines therefore make the speed-up over more steps a "
+        f"`llama-2m` over {steps} steps, on {found['date'][:10]} on {found['hardware'].get('cpu')} "
+        f"(`{found['command']}`). Nats are won against tuned uniform at equal steps, with 95 % intervals over seeds. "
+        "Speed-ups are between fully decayed runs; a rule that was not trained over "
+        f"{few} steps has none.\n\n"
+        f"The speed-up over {steps} steps comes from a straight line in the logarithm of the steps, between the "
+        f"rule's own runs of {few} and {steps} steps. It shows after how many steps the rule has uniform's loss. "
+        "Losses fall less with every doubling. The straight line therefore makes the speed-up over more steps a "
         "little too low, and the one over fewer steps a little too high."
     )
-    if own:
-        text += f" `own` is {own}; it was not trained over {few} steps, so it has no speed-up."
     return f"{text}\n\n{won}\n\nAll runs, the chosen ones of each rule first:\n\n{runs}"
 
 
@@ -71,7 +70,7 @@ def row(run: dict[str, Any], name: str) -> list[str]:
 def row_won(rule: str, chosen: dict[str, Runs], steps: int, before: dict[str, Any]) -> list[str]:
     """Return the row of a rule: what it wins, and after how many steps it reaches uniform's loss."""
     gap = loss_gap(*([run["val_loss"] for run in chosen[of]] for of in ("uniform", rule)))
-    interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} .. {gap.ci95[1]:+.3f})"
+    interval = "" if gap.ci95 is None else f" ({gap.ci95[0]:+.3f} to {gap.ci95[1]:+.3f})"
     cells = [f"`{rule}`", f"{gap.mean:+.3f}{interval}"]
     same = chosen[rule][0]["point"].get("ratios", rule) == rule
     few = before["arms"].get(rule) if same else None

@@ -18,6 +18,8 @@ from pages import write_pages
 
 WINS, LOSES, UNDECIDED = "#009E73", "#D55E00", "#555555"
 FITTED = ("llama-2m",)
+BLOCKS = ("emb", "qk", "ffn", "vo", "norm", "head", "pos")
+FAMILIES = {"gpt2": "GPT-2", "llama": "LLaMA"}
 SEARCHLESS, WARMUP = ("measured", "auto", "own"), 0.15
 
 
@@ -26,17 +28,19 @@ def write_report(study: Path) -> None:
     data = study / "data"
     studies = {path.parent.name: read_study(path) for path in sorted(data.glob("*/compare.json"))}
     draw_gaps(studies, study / "nats-won-by-rule.png")
+    cheaper = tables_of_cheaper_rules(json.loads((data / "cheaper-rules.json").read_text())["tried"])
     longer = json.loads((data / "four-times-steps.json").read_text())
     tables = {
         "nats_won": table_of_nats(studies),
-        "nats_and_speedups": table_of_nats_and_speedups(studies),
+        "speedups": table_of_speedups(studies, "speedup"),
+        "decayed_speedups": table_of_speedups(studies, "speedup_decayed"),
+        "ratios": table_of_ratios(studies, longer),
         "without_a_search": table_without_search(studies),
         "settings": "\n\n".join(section(name, study) for name, study in studies.items()),
         "four_times_steps": section_on_four_times_steps(longer, studies["llama-2m"]),
         "trials": table_of_trials(json.loads((data / "trials.json").read_text())),
-        "cheaper_rules": table_of_cheaper_rules(
-            json.loads((data / "cheaper-rules.json").read_text())["tried"]
-        ),
+        "cheaper_rules": cheaper[0],
+        "rules_during_training": cheaper[1],
     }
     write_pages(study, tables)
 
@@ -82,17 +86,10 @@ def table_of_nats(studies: dict[str, Any]) -> str:
     return table(header_of(studies), rows)
 
 
-def table_of_nats_and_speedups(studies: dict[str, Any]) -> str:
-    """Nats won with both speed-ups in square brackets, as the README of the repository shows them."""
-
-    def cell(found: dict[str, Any] | None) -> str:
-        won = nats_won(found)
-        return (
-            f"{won} [{speedup_of(found, 'speedup')}, {speedup_of(found, 'speedup_decayed')}]" if won else ""
-        )
-
+def table_of_speedups(studies: dict[str, Any], kind: str) -> str:
+    """One row a rule, one column a setting: `kind` is "speedup" (the paper's) or "speedup_decayed"."""
     rows = [
-        [rule, *(cell(comparisons(study).get(rule)) for study in studies.values())]
+        [rule, *(speedup_of(comparisons(study).get(rule), kind) for study in studies.values())]
         for rule in rules_of(studies)
     ]
     return table(header_of(studies), rows)
@@ -137,36 +134,61 @@ def tuning_of(study: dict[str, Any], arm: str) -> list[tuple[float, float, float
 
 
 def section(name: str, study: dict[str, Any]) -> str:
-    """A setting's own table: every series with its ratios, chosen learning rate and loss."""
-    model = study["config"]["model"]
-    lines = [
-        f"### {name}",
-        "",
-        f"{model['family']}, {model['layers']} layers of width {model['hidden_size']}, {study['steps']} steps, seeds "
-        f"{', '.join(map(str, study['seeds']))}, {study['date'][:10]}, {study['hardware'].get('cpu')}. "
-        f"`{study['command']}`",
-        "",
-        "| series | ratios | base LR | warm-up | val loss |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    """A setting's own table: every rule with its chosen learning rate, warm-up and loss; how it was run."""
+    model, cpu = study["config"]["model"], study["hardware"].get("cpu")
+    rows = []
     for arm, found in study["arms"].items():
         losses = [seed["terminal_val_loss"] for seed in found["seeds"]]
         mean = "diverged" if None in losses else f"{sum(losses) / len(losses):.3f}"
         warmup = found.get("warmup_fraction") or study["config"]["optim"]["warmup_fraction"]
-        tuned = f"{found['base_lr']:g} | {warmup:.0%}"
-        lines.append(f"| {arm} | {found['ratios']} | {tuned} | {mean} |")
+        rows.append([arm, f"{found['base_lr']:g}", f"{warmup:.0%}", mean])
+    parts = [
+        f"### {name}",
+        f"{FAMILIES[model['family']]}, {model['layers']} layers of width {model['hidden_size']}, "
+        f"{study['steps']} steps, seeds {', '.join(map(str, study['seeds']))}. "
+        f"Run on {study['date'][:10]} on {cpu}:",
+        shell(study["command"]),
+        table(("rule", "base LR", "warm-up", "val loss"), rows),
+        *(warning for warning in study["warnings"] if "edge" in warning),
+    ]
     if added := study.get("added"):
         again = added["again"]
-        commands = dict.fromkeys(arm["command"] for arm in added["arms"].values())
-        made = ", ".join(f"`{command}`" for command in commands)
-        lines += [
-            "",
+        parts += [
             f"Added on {added['date'][:10]} on {added['hardware'].get('cpu')}, against the same runs of uniform: "
-            f"{', '.join(added['arms'])} ({made}). `measured` at seed 0 was trained again there. It ended at "
+            f"{'; '.join(added['arms'])}. As a check, `measured` was trained again there at seed 0. It ended at "
             f"{again['here']:.4f}, before at {again['committed']:.4f}.",
+            shell(*dict.fromkeys(arm["command"] for arm in added["arms"].values())),
         ]
-    edges = [warning for warning in study["warnings"] if "edge" in warning]
-    return "\n".join([*lines, *(f"\n{warning}" for warning in edges)])
+    return "\n\n".join(parts)
+
+
+def shell(*commands: str) -> str:
+    """A block of commands."""
+    return "\n".join(["```", *commands, "```"])
+
+
+def ratio_cells(setting: str, ratios: str) -> list[str]:
+    """Return one cell a block of BLOCKS for pairs such as "emb=16,vo=0.5"; empty if the model lacks the block.
+
+    A block without a pair has the ratio 1.
+    """
+    pairs = dict(pair.split("=") for pair in ratios.split(","))
+    lacking = "head" if setting.startswith("gpt2") else "pos"
+    return ["" if block == lacking else pairs.get(block, "1") for block in BLOCKS]
+
+
+def table_of_ratios(studies: dict[str, Any], longer: dict[str, Any]) -> str:
+    """The ratios of the rules that have other ratios in every setting: the `own` rules and those by sharpness."""
+    found = [
+        (name, rule, arm["ratios"])
+        for name, study in studies.items()
+        for rule, arm in study["arms"].items()
+        if rule.startswith(("own", "S^"))
+    ]
+    four_times = {run["point"]["ratios"] for run in longer["runs"] if run["point"]["rule"] == "own"}
+    found += [(f"llama-2m, {longer['steps']} steps", "own", ratios) for ratios in four_times]
+    header = ("setting", "rule", *(block.upper() for block in BLOCKS))
+    return table(header, [[name, rule, *ratio_cells(name, ratios)] for name, rule, ratios in found])
 
 
 def table_of_trials(trials: dict[str, Any]) -> str:
@@ -174,31 +196,47 @@ def table_of_trials(trials: dict[str, Any]) -> str:
     rows = []
     for tried in sorted(trials["tried"], key=lambda t: (t["point"]["setting"], t["tune_loss"])):
         p = tried["point"]
-        chosen = [p["setting"], p["ratios_from"], p["ratios"], f"{p['base_lr']:g}", f"{p['warmup']:.0%}"]
-        rows.append([*chosen, f"{tried['tune_loss']:.3f}"])
-    return table(("setting", "ratios from", "ratios", "base LR", "warm-up", "tune loss"), rows)
+        chosen = [*ratio_cells(p["setting"], p["ratios"]), f"{p['base_lr']:g}", f"{p['warmup']:.0%}"]
+        rows.append([p["setting"], p["ratios_from"], *chosen, f"{tried['tune_loss']:.3f}"])
+    header = ("setting", "ratios from", *(b.upper() for b in BLOCKS), "base LR", "warm-up", "tune loss")
+    return table(header, rows)
 
 
-def table_of_cheaper_rules(tried: list[dict[str, Any]]) -> str:
-    """One row a setting and rule: its tune loss at every base learning rate."""
+def tables_of_cheaper_rules(tried: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the table of rules with fixed ratios, and the table of rules that find their ratios during the run.
+
+    Both have one row a setting and rule, and its tune loss at every base learning rate.
+    """
     losses: dict[tuple[str, str, str], dict[float, float | None]] = {}
     for each in tried:
         point = each["point"]
         row = losses.setdefault((point["setting"], point["rule"], point["ratios"]), {})
         row[point["base_lr"]] = each["tune_loss"]
     lrs = sorted({each["point"]["base_lr"] for each in tried})
-    rows = [
-        [*of, *("diverged" if (loss := row[lr]) is None else f"{loss:.3f}" for lr in lrs)]
-        for of, row in losses.items()
-    ]
-    return table(("setting", "rule", "ratios", *(f"tune loss at {lr:g}" for lr in lrs)), rows)
+    fixed, moving = [], []
+    for (setting, rule, ratios), row in losses.items():
+        cells = ["diverged" if (loss := row[lr]) is None else f"{loss:.3f}" for lr in lrs]
+        if "=" in ratios and not ratios.startswith("auto"):
+            fixed.append([setting, rule, *ratio_cells(setting, ratios), *cells])
+        else:
+            spec = f"`{ratios}`" if ratios.startswith("auto") else ""
+            moving.append([setting, rule, spec, *cells])
+    at = tuple(f"tune loss at {lr:g}" for lr in lrs)
+    return (
+        table(("setting", "rule", *(block.upper() for block in BLOCKS), *at), fixed),
+        table(("setting", "rule", "`--ratios`", *at), moving),
+    )
 
 
 def draw_gaps(studies: dict[str, Any], path: Path) -> None:
-    """One panel a setting, one row a rule: the gap with its interval, right of the line where it wins."""
-    arms = list(dict.fromkeys(arm for study in studies.values() for arm in comparisons(study)))
-    with figure((2.0 + 1.9 * len(studies), 1.0 + 0.28 * len(arms))) as made:
-        panels = made.subplots(1, len(studies), sharex=True, sharey=True, squeeze=False)[0]
+    """One panel a setting, one row a rule: the gap with its interval, right of the line where it wins.
+
+    The figure shows the rules that at least three settings compare, so that it can be read on a phone.
+    """
+    arms = [arm for arm in rules_of(studies) if sum(arm in comparisons(s) for s in studies.values()) >= 3]
+    rows = (len(studies) + 1) // 2
+    with figure((5.0, 0.5 + rows * (0.6 + 0.24 * len(arms)))) as made:
+        panels = made.subplots(rows, 2, sharex=True, sharey=True, squeeze=False).flat
         for axes, (name, study) in zip(panels, studies.items()):
             for row, arm in enumerate(arms):
                 gap = comparisons(study).get(arm, {}).get("loss_gap", {})
@@ -208,9 +246,8 @@ def draw_gaps(studies: dict[str, Any], path: Path) -> None:
                 colour = WINS if gap["mean"] > error else LOSES if gap["mean"] < -error else UNDECIDED
                 axes.errorbar(gap["mean"], row, xerr=error, fmt="o", color=colour, capsize=2, markersize=4)
             axes.axvline(0, color="#333333", linewidth=0.8)
-            axes.set_title(f"{name}\n(fitted)" if name in FITTED else f"{name}\n", fontsize=9)
-        panels[0].set_yticks(range(len(arms)), arms)
-        panels[0].invert_yaxis()
-        label = f"nats won against {baseline_of(studies)} (95 % intervals over seeds)"
-        made.supxlabel(label, fontsize=9)
+            axes.set_title(f"{name} (fitted)" if name in FITTED else name, fontsize=10)
+            axes.set_yticks(range(len(arms)), arms)
+        panels[0].set_ylim(len(arms) - 0.5, -0.5)
+        made.supxlabel(f"nats won against {baseline_of(studies)} (95 % intervals)", fontsize=10)
         save(made, path)

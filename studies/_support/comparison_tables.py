@@ -22,7 +22,7 @@ def nats_won(found: dict[str, Any] | None) -> str:
     if found is None or found["loss_gap"]["mean"] is None:
         return ""
     gap = found["loss_gap"]
-    interval = "" if gap["ci95"] is None else f" ({gap['ci95'][0]:+.3f} .. {gap['ci95'][1]:+.3f})"
+    interval = "" if gap["ci95"] is None else f" ({gap['ci95'][0]:+.3f} to {gap['ci95'][1]:+.3f})"
     return f"{gap['mean']:+.3f}{interval}"
 
 

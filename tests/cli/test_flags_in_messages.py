@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,3 +117,20 @@ def test_every_command_answers_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
     assert "usage: blockwise-lr" in out
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("command", ["train", "compare", "eval", "sharpness"])
+def test_help_is_wrapped_at_the_width_of_the_terminal(capsys, monkeypatch, command, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = call(capsys, command, "--help")
+    lines = out.splitlines()
+    assert max(map(len, lines)) <= width
+    (column,) = {line.index("show this help") for line in lines if "show this help" in line}
+    continued = 0
+    for line, after in itertools.pairwise(line.replace("│", " ") for line in lines):
+        text, more = line[column:].split(), after[column:].split()
+        if text and more and not after[:column].strip() and not line[column - 2 : column].strip():
+            continued += 1
+            assert column + len(" ".join([*text, more[0]])) >= width - 2, f"{text} ends early"
+    assert continued > 2

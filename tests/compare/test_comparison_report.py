@@ -141,10 +141,20 @@ def test_one_seed_is_said_to_tell_nothing_from_noise(tmp_path):
     (comparison,) = content["comparisons"]
     assert comparison["loss_gap"]["ci95"] is None
     assert comparison["loss_gap"]["significant"] is None
-    assert "One seed cannot separate an effect from noise" in comparison["statement"]
-    assert (
-        "One seed cannot separate an effect from noise" in Page((tmp_path / "report.html").read_text()).text
-    )
+    assert "with one seed" in comparison["statement"]
+    said = "One seed cannot separate an effect from noise"
+    assert content["answer"][-1].startswith(said)
+    assert Page((tmp_path / "report.html").read_text()).text.count(said) == 1
+    assert (tmp_path / "report.md").read_text().count(said) == 1
+    console = Console(file=StringIO(), width=200)
+    print_summary(content, tmp_path, console)
+    assert console.file.getvalue().count(said) == 1
+
+
+def test_one_seed_that_diverged_is_not_said_to_be_noise(tmp_path):
+    arms = ["adamw:uniform", "adamw:paper"]
+    content = synthetic_compare(tmp_path, arms, tuned=TUNED | {"adamw:paper:N": Setting(0.1)})
+    assert not any("noise" in sentence for sentence in [*content["answer"], *content["warnings"]])
 
 
 def test_a_gap_within_the_noise_is_said_to_be_none(tmp_path):

@@ -62,7 +62,7 @@ def test_any_damaged_file_of_a_checkpoint_is_seen(stopped, tmp_path, record_prop
         record_property,
         f"a file of the newest checkpoint {damage}",
         len(names),
-        "seen every time and named; the one before is taken",
+        "detected every time; the error names the file, and the previous checkpoint is used",
     )
 
 
@@ -129,7 +129,7 @@ def test_the_run_goes_on_from_the_last_complete_one_to_the_bit(stopped, tmp_path
         record_property,
         "the newest checkpoint damaged, then all of them",
         2,
-        "says so, resumes from the last complete one, or starts again where there is none; bit-equal either way",
+        "reported; resumes from the last complete checkpoint, or starts again if there is none; bit-equal in both",
     )
 
 
@@ -149,4 +149,6 @@ def test_tokens_that_are_damaged_under_a_run(tiny, tmp_path, record_property, ca
     assert str(file) in last
     assert "to build it again" in last
     assert read_metrics(tmp_path / "run" / "metrics.jsonl") == before
-    report(record_property, f"a file of tokens {damage} under a run", 1, "refused, with what to delete")
+    report(
+        record_property, f"a file of tokens {damage} under a run", 1, "refused; the error says what to delete"
+    )

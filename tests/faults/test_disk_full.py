@@ -64,7 +64,7 @@ def test_one_line_says_which_file(tiny, tmp_path, record_property, what, size, n
         record_property,
         f"disk full while writing {what}",
         1,
-        "one line that names the file; with room again the same command finishes",
+        "a one-line error names the file; once there is room, the same command finishes",
     )
 
 
@@ -87,7 +87,7 @@ def test_metrics_and_the_checkpoints_before_stay_complete(tiny, tmp_path, record
         record_property,
         "disk full while writing metrics",
         1,
-        "one line that names the file; the checkpoint before it complete; resumed to the bit",
+        "a one-line error names the file; the previous checkpoint is intact; resumed bit-exactly",
     )
 
 
@@ -115,7 +115,7 @@ def test_a_file_system_without_room(tiny, tmp_path, record_property):
         record_property,
         "a real file system of 1 MiB that fills up with checkpoints",
         2,
-        "one line; no checkpoint half-written; those before complete; finished once there was room",
+        "a one-line error; no half-written checkpoint; earlier ones are intact; finished once there was room",
     )
 
 

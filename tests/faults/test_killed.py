@@ -48,6 +48,6 @@ def test_killed_twenty_times_half_of_them_while_it_saves(tiny, tmp_path, record_
         record_property,
         "kill -9 at a random moment, every second time while a checkpoint is written",
         TIMES,
-        f"resumed every time; every logged loss, norm and rate bit-equal to a run that was left alone ({inside} of "
-        f"the kills left a checkpoint half-written)",
+        f"resumed every time; every logged loss, norm and rate is bit-equal to an uninterrupted run ({inside} of "
+        f"the kills left a half-written checkpoint)",
     )

@@ -70,7 +70,7 @@ def test_all_end_within_a_minute_and_one_says_so(tiny, tmp_path, record_property
         record_property,
         f"kill -9 of rank {lost} of two",
         1,
-        "the other ended within a minute with one line, and torchrun names the killed one; resumed to the bit",
+        "the other exits within a minute with a one-line error; torchrun names the killed one; resumes bit-exactly",
     )
 
 
@@ -93,5 +93,5 @@ def test_torchrun_starts_them_again_and_they_go_on(tiny, tmp_path, record_proper
         record_property,
         "kill -9 of rank 1 of two under torchrun --max-restarts=1",
         1,
-        "torchrun starts both again, and they go on from the last checkpoint, to the bit",
+        "torchrun restarts both ranks; they resume from the last checkpoint, bit-exactly",
     )

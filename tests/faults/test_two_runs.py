@@ -31,7 +31,7 @@ def test_a_second_run_is_refused_and_a_dead_one_holds_nothing(tiny, tmp_path, re
     third.communicate()
     report(
         record_property,
-        "a second run in the folder of one that lives, then of one that was killed",
+        "a second run in the folder of a running run, then of a killed run",
         2,
-        "refused; not refused",
+        "refused in the first case, accepted in the second",
     )

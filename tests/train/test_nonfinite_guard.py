@@ -63,7 +63,7 @@ def test_it_stops_at_the_step_itself_with_block_and_parameter_and_keeps_what_was
         record_property,
         f"NaN in a gradient ({', '.join(f'{name} {value}' for name, value in clip.items()) or 'clipped as a whole'})",
         1,
-        "stops at that step, block and parameter named; the last complete checkpoint stays",
+        "stops at that step and names block and parameter; the last complete checkpoint stays",
     )
 
 
@@ -190,7 +190,7 @@ def test_two_processes_skip_the_same_step_though_one_alone_saw_it(tiny, tmp_path
         record_property,
         "NaN in the gradient of one of two processes, --on-nonfinite skip",
         1,
-        "both leave the step out; named by block and parameter; counted",
+        "both skip the step, name block and parameter, and count it",
     )
 
 

@@ -69,7 +69,7 @@ def test_a_run_that_was_sent_sigterm_saves_its_step_exits_with_143_and_resumes_t
         record_property,
         f"SIGTERM, {processes} process{'es' * (processes - 1)}",
         1,
-        "the running step ends, a checkpoint is saved, exit code 143; resumed to the bit",
+        "the running step is finished and saved, exit code 143; resumed bit-exactly",
     )
 
 

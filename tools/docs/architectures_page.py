@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+import textwrap
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -42,20 +44,20 @@ def main() -> None:
         proved += not ours and bool(proof.attentions)
         rows.append(row(model_type, task, whole, proof))
         print(rows[-1], flush=True)
-    counts = (
-        f"Of transformers {transformers.__version__}: {len(CAUSAL)} types of causal language model, of which "
-        f"{len(CAUSAL) - len(UNBUILDABLE)} can be built and are claimed completely, and {len(OTHERS)} other models, "
-        f"claimed completely; {proved} of these {len(every)} proved by function. {len(CASES) + len(BY_HAND)} models "
-        "with the block of every parameter written out by hand."
-    )
+    counts = {
+        "types of causal language model": len(CAUSAL),
+        "of these, built with every parameter assigned": len(CAUSAL) - len(UNBUILDABLE),
+        "other models, with every parameter assigned": len(OTHERS),
+        f"of these {len(every)}, checked by running their attention": proved,
+        "models with the block of every parameter written out by hand": len(CASES) + len(BY_HAND),
+    }
     print(counts)
-    counts += " " + without_names()
     PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page(counts, rows), encoding="utf-8")
+    PAGE.write_text(page(counts, without_names(), rows), encoding="utf-8")
 
 
 def without_names() -> str:
-    """What is left of the labels when every module of every causal model has a name that means nothing."""
+    """Count the parameters that keep their block when every module of every causal model has a meaningless name."""
     kept = unknown = elsewhere = 0
     for model_type in CAUSAL:
         if model_type in UNBUILDABLE:
@@ -74,10 +76,12 @@ def without_names() -> str:
             kept += same
             elsewhere += not same and not isinstance(found, str)
     total = kept + unknown + elsewhere
-    return (
-        f"With every module renamed to nonsense, {kept} of the causal models' {total} parameters keep their block, "
-        f"which topology, types and leaves decide, {unknown} become an error, and {elsewhere} are in another block."
+    text = (
+        f"Names decide little. If every module has a meaningless name, {kept} of the causal models' {total} parameters "
+        f"keep their block, because structure and types decide it. {unknown} become an error, and {elsewhere} get "
+        "another block."
     )
+    return textwrap.fill(text, 100)
 
 
 def rename_modules(model: nn.Module) -> None:
@@ -89,11 +93,18 @@ def rename_modules(model: nn.Module) -> None:
                 module._modules[f"x{next(count)}"] = module._modules.pop(name)
 
 
-def page(counts: str, rows: list[str]) -> str:
+def page(counts: Mapping[str, int], renamed: str, rows: list[str]) -> str:
     unbuilt = "\n".join(f"- `{name}`: {why}." for name, why in UNBUILDABLE.items())
+    counted = "\n".join(f"| {what} | {number} |" for what, number in counts.items())
     return f"""# Architectures
 
-{counts}
+The rules of `classify` are checked on these architectures of transformers {transformers.__version__}:
+
+| | number |
+| --- | --- |
+{counted}
+
+{renamed}
 
 For each architecture a tiny model is built, with a layer of every kind that the type has. It is
 classified, split and run. Its outputs stay bit-equal, and autograd shows which parameters move

@@ -1,7 +1,7 @@
-"""docs/reference/reliability.md, out of the tests of tests/faults: `python tools/docs/reliability_page.py` (minutes).
+"""Write docs/reference/reliability.md: `python tools/docs/reliability_page.py` (15 to 20 minutes on 2 cores).
 
-Runs them, and writes what each that passed has reported: fault, times tried, outcome. A fault whose test failed or was
-skipped is in the table as such.
+Run the tests named below and write what each passed test has reported: fault, times tried, outcome. A test that failed
+or was skipped has a row that says so.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ TESTS = (
 HEAD = """\
 # Reliability
 
-This page lists the faults that tests inflict on runs of `blockwise-lr train`, and the outcome of each.
-Most runs are processes of their own. The page is written by
-`python tools/docs/reliability_page.py`, which runs the tests ({passed} passed, {failed} failed, {skipped} skipped) on
-{hardware}, PyTorch {torch}, {date}.
+This page lists the faults that tests inflict on runs of `blockwise-lr train`, and the outcome of
+each. Most of these runs are separate processes. `python tools/docs/reliability_page.py` runs the
+tests and writes the page.
+
+| tests passed | failed | skipped | hardware | PyTorch | date |
+| --- | --- | --- | --- | --- | --- |
+| {passed} | {failed} | {skipped} | {hardware} | {torch} | {date} |
 
 | fault | times | outcome | test |
 | --- | --- | --- | --- |
@@ -58,7 +61,7 @@ def main() -> None:
 
 
 def page(cases: list[ET.Element]) -> str:
-    """The page, of the test cases of a junit report."""
+    """Return the page for the test cases of a junit report."""
     states = [state(case) for case in cases]
     about = describe_environment("cpu")
     lines = []

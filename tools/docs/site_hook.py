@@ -33,6 +33,7 @@ FOLDERS = ("studies", "benchmarks")
 _FENCED = re.compile(r"^(```|~~~).*?^\1[ \t]*$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"""(?P<open>\]\(<?|\b(?:src|href)=")(?P<target>[^)\s"#>]*)(?P<anchor>#[^)\s">]*)?""")
 _FOLDER_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s#:]+)\)")
+_INTERVAL = re.compile(r"(?<=<td>)([^<()]+) (\([^<()]+ to [^<()]+\))(?=</td>)")
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 
 
@@ -160,6 +161,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if "<!-- public names -->" in markdown:
         markdown = markdown.replace("<!-- public names -->", names_table())
     return rewrite_links(markdown, sources.get(own, f"docs/{own}"), own, files, config)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark the interval after a number in a table's cell, so that the style sheet keeps it on one line."""
+    return _INTERVAL.sub(r'\1 <span class="interval">\2</span>', html)
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from blockwise_lr.train.presets import arms_of, tuned_settings
 class CompareCommand:
     """Train the baseline for N and 2N steps and every other arm for N steps; report loss gaps and speed-ups.
 
-    --steps is N. Finished runs are kept, so the same command resumes an interrupted comparison.
+    N is --steps. Finished runs are kept, so the same command resumes an interrupted comparison.
     """
 
     out: Path

@@ -6,6 +6,9 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,10 +63,12 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
     Raises:
         UserError: a flag is unknown or has a bad value; the message is one line.
     """
-    given: dict[str, Any] = {} if default is None else {"default": default}
+    given: dict[str, Any] = {"description": _wrapped_description(cls)}
+    if default is not None:
+        given["default"] = default
     complaints = io.StringIO()
     try:
-        with contextlib.redirect_stderr(complaints):
+        with contextlib.redirect_stderr(complaints), _joined_help_lines():
             parsed: T = tyro.cli(cls, prog=f"blockwise-lr {command}", args=arguments, **given)
             return parsed
     except SystemExit as exit:
@@ -74,6 +79,44 @@ def parse(cls: type[T], command: str, arguments: list[str], default: T | None = 
         untitled = re.sub(r"^[╭+].*$|\A *[^\n]*\n *-{5,} *$", "", plain, flags=re.MULTILINE)
         text = re.sub(r"[─-╿]|-{5,}|[|+]", " ", untitled)
         raise UserError(" ".join(text.split())) from None
+
+
+def _wrapped_description(cls: type) -> str:
+    """Return a command's docstring, wrapped at the terminal's width with a hanging indent.
+
+    tyro prints a description without wrapping it, and keeps only the line breaks before an indented line.
+    """
+    width = shutil.get_terminal_size().columns
+    wrap = textwrap.TextWrapper(width, subsequent_indent="  ", break_on_hyphens=False)
+    return "\n\n".join(wrap.fill(paragraph) for paragraph in _paragraphs(cls.__doc__))
+
+
+@contextlib.contextmanager
+def _joined_help_lines() -> Iterator[None]:
+    """Join the lines of each field's docstring while tyro reads it, so that --help wraps whole paragraphs.
+
+    tyro keeps a line break before an indented line, and every line of a field's docstring but the first is indented.
+    """
+    import docstring_parser  # tyro imports it anyway, and calls this function through the module
+
+    original = docstring_parser.parse_from_object
+
+    def parse_from_object(*args: Any, **kwargs: Any) -> docstring_parser.Docstring:
+        docstring = original(*args, **kwargs)
+        for field in docstring.params:
+            field.description = "\n\n".join(_paragraphs(field.description)) or None
+        return docstring
+
+    docstring_parser.parse_from_object = parse_from_object
+    try:
+        yield
+    finally:
+        docstring_parser.parse_from_object = original
+
+
+def _paragraphs(text: str | None) -> list[str]:
+    """Return the paragraphs of a docstring, each as one line."""
+    return [" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text or "")]
 
 
 def needs(command: str, *packages: str) -> None:

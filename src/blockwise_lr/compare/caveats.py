@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from blockwise_lr.compare import wording
 from blockwise_lr.compare.results import Results
 
 
@@ -17,8 +16,6 @@ def warnings_about(results: Results, content: Mapping[str, Any]) -> list[str]:
         content: the content of compare.json so far.
     """
     plan, found = results.plan, []
-    if len(plan.seeds) == 1:
-        found.append(wording.ONE_SEED + ".")
     if plan.base_lrs is None and plan.tuned is None:
         found.append(
             f"No base learning rate was tuned: every arm ran at {plan.base.optim.base_lr:g}, "

@@ -8,7 +8,7 @@ from typing import Any
 from blockwise_lr.compare.over_seeds import ALL_EQUAL
 from blockwise_lr.compare.speedup import DIVERGED
 
-ONE_SEED = "One seed cannot separate an effect from noise"
+ONE_SEED = "One seed cannot separate an effect from noise."
 
 _SIGNS = {"exact": "", "at_least": "at least ", "at_most": "at most "}
 _SYMBOLS = {"exact": "", "at_least": "≥ ", "at_most": "≤ "}
@@ -70,7 +70,7 @@ def statement(comparison: Mapping[str, Any], content: Mapping[str, Any]) -> str:
     size = f"{abs(gap['mean']):.3f} nats"
     if seeds == 1:
         side = "below" if gap["mean"] > 0 else "above"
-        first = f"{arm} ends {size} {side} {baseline} after {steps:,} steps. {ONE_SEED}."
+        first = f"{arm} ends {size} {side} {baseline} after {steps:,} steps, with one seed."
     elif gap["significant"] is None:
         side = "below" if gap["mean"] > 0 else "above"
         first = (
@@ -116,10 +116,17 @@ def _diverged_statement(comparison: Mapping[str, Any], content: Mapping[str, Any
 
 
 def answer(content: Mapping[str, Any]) -> list[str]:
-    """Return the first sentences of the report: one per arm, the best arm first, diverged arms last."""
+    """Return the first sentences of the report: one per arm, the best arm first, diverged arms last.
+
+    With one seed, a last sentence says once what holds for every arm.
+    """
 
     def rank(comparison: Mapping[str, Any]) -> float:
         mean = comparison["loss_gap"]["mean"]
         return float("inf") if mean is None else -float(mean)
 
-    return [str(comparison["statement"]) for comparison in sorted(content["comparisons"], key=rank)]
+    ranked = sorted(content["comparisons"], key=rank)
+    found = [str(comparison["statement"]) for comparison in ranked]
+    if len(content["seeds"]) == 1 and ranked[0]["loss_gap"]["mean"] is not None:
+        found.append(ONE_SEED)
+    return found
