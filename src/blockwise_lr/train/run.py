@@ -22,11 +22,11 @@ from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.assembly import make_trainer, training_arguments
 from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.deferred_guard import DeferredGuard
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.lost_process import forget_report, is_lost_connection
 from blockwise_lr.train.metrics import MetricsFile, read_metrics
-from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.resuming import check_same_start
@@ -197,7 +197,7 @@ def _train(
         if _is_main()
         else None
     )
-    guard = NonFiniteGuard(config.optim.on_nonfinite, notify, skipped=metrics.skipped if metrics else 0)
+    guard = DeferredGuard(config.optim.on_nonfinite, notify, skipped=metrics.skipped if metrics else 0)
     trainer = make_trainer(config, settings, out, arguments, data, metrics, sharpness, guard)
     report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
