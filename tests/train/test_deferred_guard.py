@@ -56,7 +56,8 @@ def test_a_run_stops_at_the_next_row_and_names_the_step_with_its_block_and_param
 ):
     spoil(monkeypatch, 6)
     as_on_a_gpu(monkeypatch)
-    message = f"the gradient was no longer finite at step 6: .*; gradients that are not finite: ffn: {poisoned.POISONED}$"
+    named = f"gradients that are not finite: ffn: {poisoned.POISONED}"
+    message = f"the gradient was no longer finite at step 6: .*; {named}$"
     with pytest.raises(NonFiniteLossError, match=message):
         train(replace(tiny, **BEFORE_THE_NEXT_ROW), tmp_path / "run")
     assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-4"]

@@ -32,7 +32,8 @@ def as_on_a_gpu(monkeypatch):
 def waits_by_step(config, out, monkeypatch) -> dict[int, int]:
     """Train, and count the waits of each step. Forward passes are counted too, and backward passes are not.
 
-    Copies by ``Tensor.to`` are left out: the run's device is the CPU, so every ``to(device)`` looks like one to the host.
+    Copies by ``Tensor.to`` are left out: the run's device is the CPU, so every ``to(device)`` looks like one to the
+    host.
     """
     found, before = {}, 0
     end_of_step = PretrainTrainer._maybe_log_save_evaluate

@@ -12,8 +12,9 @@ def use_unmasked_attention(model: PreTrainedModel) -> None:
     """Let a model compute transformers' "sdpa" attention without first deciding whether it needs a mask.
 
     To decide, transformers compares the positions of every batch on the device, which makes the host wait in each
-    forward pass. Under torch.compile it builds a mask instead, which rules out the fastest kernels. The windows of a run
-    never need a mask, and without one the results are the same to the bit. The setting is not saved with the model.
+    forward pass. Under torch.compile it builds a mask instead, which rules out the fastest kernels. The windows of a
+    run never need a mask, and without one the results are the same to the bit. The setting is not saved with the
+    model.
 
     Args:
         model: a causal language model. Another attention than "sdpa" stays as it is.
