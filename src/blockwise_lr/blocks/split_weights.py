@@ -254,23 +254,6 @@ def _give_own_class(module: nn.Module) -> None:
     module.__class__ = type(shared.__name__, shared.__bases__, own)
 
 
-def share_class(modules: Sequence[nn.Module]) -> None:
-    """Let split modules of one kind share a class, as deep copies of a split module do.
-
-    torch gives every parametrized module a class of its own, and `torch.compile` compiles every class apart. Afterwards
-    a parametrization of further tensors of one module would appear in all of them.
-
-    Args:
-        modules: modules that :func:`split_module` has split.
-    """
-    shared: dict[Any, type[nn.Module]] = {}
-    for module in modules:
-        state = split_state(module)
-        if state is not None:
-            kind = (type_before_parametrizations(module), state.leaves)
-            module.__class__ = shared.setdefault(kind, type(module))
-
-
 def parts_of(module: nn.Module, leaf: str) -> list[Tensor]:
     """Return the parameters that a split weight is computed from."""
     originals: Any = getattr(module, "parametrizations")[leaf]  # noqa: B009 (nn.Module types it as a Tensor)

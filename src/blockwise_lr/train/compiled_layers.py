@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-
-from blockwise_lr.blocks.split_weights import share_class
+from torch.nn.utils import parametrize
 
 
 def compile_layers(model: nn.Module, **options: Any) -> list[nn.Module]:
@@ -28,7 +27,7 @@ def compile_layers(model: nn.Module, **options: Any) -> list[nn.Module]:
         The compiled modules.
     """
     layers = repeated_layers(model)
-    share_class([module for layer in layers for module in layer.modules()])
+    _share_classes(layers)
     for layer in layers or [model]:
         layer.compile(**options)
     if layers and hasattr(model, "loss_function"):
@@ -59,3 +58,17 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
         alike = type(child) is nn.ModuleList and len({type(layer) for layer in child}) == 1
         found += list(child) if alike else repeated_layers(child)
     return found
+
+
+def _share_classes(layers: Sequence[nn.Module]) -> None:
+    """Let split modules of one kind share a class, as deep copies of a split module do.
+
+    torch gives every parametrized module a class of its own, and the compiler would compile each class again. After
+    this call, no further tensor of a single module can be parametrized.
+    """
+    shared: dict[Any, type[nn.Module]] = {}
+    for module in (module for layer in layers for module in layer.modules()):
+        if parametrize.is_parametrized(module):
+            names = tuple(getattr(module, "parametrizations"))  # noqa: B009 (nn.Module types it as a Tensor)
+            kind = (parametrize.type_before_parametrizations(module), names)
+            module.__class__ = shared.setdefault(kind, type(module))
