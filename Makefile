@@ -71,6 +71,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/split_forward.py
 	$(BIN)/python benchmarks/train_throughput.py --repeats 3 --steps 80
 	$(BIN)/python benchmarks/train_parts.py
+	$(BIN)/python benchmarks/compile_start.py
 	$(BIN)/python benchmarks/tokenizing.py
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/sharpness_cost.py

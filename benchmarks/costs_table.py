@@ -37,6 +37,12 @@ SHOWN = {
         "evaluation / training: quickstart": "time of evaluation over time of training, quickstart",
         "checkpoint / training: quickstart": "time of checkpoints over time of training, quickstart",
     },
+    "compile_start": {
+        "CPU time of compiling: layers / whole": (
+            "CPU time of compiling GPT-2 small, `train --compile` over the whole model"
+        ),
+        "step: layers / whole": "forward and backward of GPT-2 small, `train --compile` over the whole model",
+    },
     "sharpness": {
         "all blocks time: curvlinops GGN hutchinson / fisher": "time to 5 % error, curvlinops over ours (`fisher`)",
         "all blocks time: hutchinson / fisher": "time to 5 % error, `hutchinson` over `fisher`",

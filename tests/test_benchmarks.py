@@ -57,6 +57,12 @@ SCRIPTS = {
         "peak memory: train / bare",
         "whole process: train / bare",
     },
+    "compile_start": {
+        "start: layers / whole",
+        "CPU time of compiling: layers / whole",
+        "step: layers / whole",
+        "step: layers / eager",
+    },
     "train_parts": {
         "imports to first step / 10 s: text in the cache",
         "imports to first step / 10 s: text to tokenize",
@@ -67,7 +73,7 @@ SCRIPTS = {
         "evaluation / training: gpt2-small (computed)",
     },
 }
-SLOW = {"train_throughput", "train_parts"}  # the first compiles
+SLOW = {"train_throughput", "compile_start", "train_parts"}  # the first two compile
 
 
 def run_script(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

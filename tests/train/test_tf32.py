@@ -18,6 +18,7 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.fp32 import kept_fp32_precision
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.train.config import config_from_dict
+from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.run import train
 from integrations.test_transformers import Tokens, arguments, gpt2
 
@@ -81,7 +82,58 @@ def test_tf32_is_for_the_training_steps_alone_where_it_is_asked_for(tiny, tmp_pa
     assert seen.training == {True}
     assert seen.evaluation == {False}
     assert not reads_tf32()
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["tf32"] is True
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert about["train"]["tf32"] is True
+    assert about["precision"]["training"] == {"matmul": "tf32", "autocast": None}
+
+
+@pytest.mark.parametrize(("precision", "autocast"), [("fp32", None), ("bf16", "bfloat16")])
+def test_a_run_records_its_precision_and_takes_none_from_the_process(tiny, tmp_path, precision, autocast):
+    config = replace(tiny, precision=precision, steps=2, log_every=1, eval_every=1, save_every=0)
+    train(config, tmp_path / "alone")
+    torch.set_float32_matmul_precision("high")
+    with torch.autocast("cpu", torch.bfloat16):
+        train(config, tmp_path / "inside")
+        assert torch.is_autocast_enabled("cpu")
+    about = json.loads((tmp_path / "inside" / "config.json").read_text())
+    assert about["precision"] == {
+        "training": {"matmul": "ieee", "autocast": autocast},
+        "evaluation": {"matmul": "ieee", "autocast": None},
+    }
+    alone, inside = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("alone", "inside"))
+    for row, other in zip(alone, inside, strict=True):
+        assert {**row, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_an_error_in_a_run_leaves_the_precision_of_the_process_as_it_was(tiny, tmp_path, monkeypatch):
+    torch.set_float32_matmul_precision("high")
+    seen = []
+
+    def interrupted(self, *args, **kwargs):
+        seen.append((torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu")))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BlockwiseTrainer, "training_step", interrupted)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(tiny, precision="fp32"), tmp_path / "run")
+        assert torch.is_autocast_enabled("cpu")
+    assert seen == [("highest", False)]
+    assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_a_run_from_before_its_precision_was_recorded_goes_on(tiny, tmp_path):
+    config = replace(tiny, steps=4, eval_every=2, save_every=2)
+    train(config, tmp_path / "run")
+    whole = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    about = json.loads((tmp_path / "run" / "config.json").read_text())
+    del about["precision"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(about))
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "checkpoint-4" / "manifest.json").unlink()
+    train(config, tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["train_loss"] for row in rows] == [row["train_loss"] for row in whole]
 
 
 def test_an_older_configuration_has_none(tiny):

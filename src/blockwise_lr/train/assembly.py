@@ -13,18 +13,21 @@ from blockwise_lr.data.prepare import FixedWindows, TokenData, TrainingStream
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.checks import report_names
+from blockwise_lr.train.compiled_layers import compile_layers
 from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.deferred_guard import DeferredGuard
 from blockwise_lr.train.metrics import MetricsFile
-from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.pretrain_trainer import PretrainTrainer
 from blockwise_lr.train.run_optimizer import optimizer_of_run
 from blockwise_lr.train.settings import Settings
+from blockwise_lr.train.unmasked_attention import use_unmasked_attention
 
 
 def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> TrainingArguments:
     """Return Trainer's arguments. Building them starts torch.distributed under torchrun."""
     optim = config.optim
     data_seed = config.seed if config.data_seed is None else config.data_seed
+    on_gpu = settings.device == "cuda"
     return TrainingArguments(
         output_dir=str(out),
         max_steps=config.steps,
@@ -38,7 +41,9 @@ def training_arguments(config: TrainConfig, settings: Settings, out: Path) -> Tr
         seed=data_seed,
         use_cpu=settings.device == "cpu",
         bf16=False,  # PretrainTrainer enters autocast by itself
-        torch_compile=config.compile,
+        torch_compile=False,  # make_trainer compiles the layers
+        dataloader_pin_memory=on_gpu,
+        accelerator_config={"non_blocking": on_gpu},  # copies from pinned memory need not wait for the device
         tf32=False,  # PretrainTrainer enables TF32 by itself, for training steps only
         logging_steps=config.log_every,
         logging_nan_inf_filter=False,  # the filter hides NaN losses
@@ -64,7 +69,7 @@ def make_trainer(
     data: TokenData,
     metrics: MetricsFile | None,
     sharpness: SharpnessCallback | None,
-    guard: NonFiniteGuard,
+    guard: DeferredGuard,
 ) -> PretrainTrainer:
     """Build the trainer of a run, with its model, its data and its optimizer settings.
 
@@ -82,6 +87,9 @@ def make_trainer(
     sequences = config.batch_size * config.accumulation * arguments.world_size
     init_seed = config.seed if config.init_seed is None else config.init_seed
     model: PreTrainedModel = split_fused(build_model(config.model, seed=init_seed))
+    use_unmasked_attention(model)
+    if config.compile:
+        compile_layers(model)
     trainer = PretrainTrainer(
         model=model,
         args=arguments,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.errors import UserError
 from blockwise_lr.estimator_names import Estimator
+from blockwise_lr.train.config_fields import flatten, from_mapping
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class TrainConfig:
     """With --precision fp32 on a GPU: compute the matrix products of the training steps in TF32, which keeps 10 bits of
     the mantissa. Evaluation and measurements stay in full fp32."""
     compile: bool = False
-    """Compile the model with torch.compile. TF32 stays off unless tf32 is set."""
+    """Compile the repeated layers and the loss with torch.compile. TF32 stays off unless tf32 is set."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to train on; "auto": a GPU if there is one, otherwise the CPU."""
     log_every: int = 10
@@ -216,21 +216,12 @@ def identity(config: TrainConfig) -> dict[str, Any]:
     """
     # config_from_dict makes 1 and 1.0 equal; `resolved` replaces None by the value that it stands for.
     same = config_from_dict(config.to_dict())
-    fields = _flatten(dataclasses.replace(same, optim=same.optim.resolved()).to_dict())
+    fields = flatten(dataclasses.replace(same, optim=same.optim.resolved()).to_dict())
     return {
         name: value
         for name, value in fields.items()
         if name not in FREE_FIELDS and not (name in _LATER_FIELDS and value == _LATER_FIELDS[name])
     }
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat.update(
-            _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return flat
 
 
 def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
@@ -254,51 +245,4 @@ def config_from_dict(values: Mapping[str, Any]) -> TrainConfig:
     if isinstance(optim, Mapping) and optim.keys() >= _SAVED_FIELDS:
         # The default has changed since: when this run was trained, its warm-up began at 0.
         values = {**values, "optim": {"warmup_start": "zero", **optim}}
-    return _from_dict(TrainConfig, values, "")
-
-
-T = TypeVar("T")
-
-
-def _from_dict(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    hints = get_type_hints(cls)
-    unknown = sorted(map(str, set(values) - set(hints)))
-    if unknown:
-        name = unknown[0] if unknown[0].isidentifier() else repr(unknown[0])
-        raise UserError(f"configuration: no field named {where}{name}; the fields are {', '.join(hints)}")
-    fields = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            if not isinstance(value, Mapping):
-                raise UserError(f"configuration: {where}{name} is {value!r}; expected an object of fields")
-            fields[name] = _from_dict(cast("type[Any]", hint), value, f"{where}{name}.")
-        elif not _fits(value, hint):
-            raise UserError(f"configuration: {where}{name} is {value!r}; expected {_spell(hint)}")
-        elif get_origin(hint) is tuple:
-            fields[name] = tuple(value)
-        else:
-            is_number = hint is float or (float in get_args(hint) and value is not None)
-            fields[name] = float(value) if is_number else value
-    return cls(**fields)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Literal:
-        return value in get_args(hint)
-    if get_origin(hint) is tuple:  # a tuple of any length, which JSON stores as a list
-        return isinstance(value, (list, tuple)) and all(_fits(each, get_args(hint)[0]) for each in value)
-    options = get_args(hint) or (hint,)  # `int | None` has its alternatives as arguments
-    if isinstance(value, bool):
-        return bool in options
-    if float in options and isinstance(value, int):
-        return abs(value) <= sys.float_info.max
-    return any(isinstance(value, option) for option in options)
-
-
-def _spell(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return " or ".join(map(repr, get_args(hint)))
-    if get_origin(hint) is tuple:
-        return f"a list of {_spell(get_args(hint)[0])}"
-    return hint.__name__ if isinstance(hint, type) else str(hint)
+    return from_mapping(TrainConfig, values)

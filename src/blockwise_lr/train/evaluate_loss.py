@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 from blockwise_lr.distributed import is_tensor_parallel, reshard
 from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.train.compiled_layers import run_eagerly
 
 
 @torch.no_grad()
@@ -16,7 +17,8 @@ from blockwise_lr.fp32 import fp32_precision
 def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *, batch_size: int) -> float:
     """Return the mean cross-entropy, in nats, over every predicted token of `windows`.
 
-    The model runs in its own precision: without autocast, and in fp32 without TF32, whatever the process has set.
+    The model runs uncompiled and in its own precision: without autocast, and in fp32 without TF32, whatever the process
+    has set.
 
     Each batch is weighted by the number of tokens that it predicts, so the batch size changes only rounding. Under
     torch.distributed, each rank evaluates its share of the windows and all ranks return the same number. DDP and
@@ -50,14 +52,15 @@ def evaluate_loss(model: nn.Module, windows: Dataset[dict[str, torch.Tensor]], *
     model.eval()
     total = torch.zeros(2, dtype=torch.float64, device=device)
     try:
-        for batch in DataLoader(share, batch_size=batch_size) if len(share) else ():
-            batch = {name: tensor.to(device) for name, tensor in batch.items()}
-            predicted = int((batch["labels"][:, 1:] != -100).sum())
-            total += torch.tensor(
-                [model(**batch).loss.item() * predicted, predicted], dtype=torch.float64, device=device
-            )
-        for batch in uncounted:
-            model(**{name: tensor.to(device) for name, tensor in batch.items()})
+        with torch.autocast(device.type, enabled=False), run_eagerly(model):
+            for batch in DataLoader(share, batch_size=batch_size) if len(share) else ():
+                predicted = (batch["labels"][:, 1:] != -100).sum()
+                loss = model(**{name: tensor.to(device) for name, tensor in batch.items()}).loss
+                # The sums stay on the device: the host waits for it once, at the end.
+                total[0] += loss.double() * predicted
+                total[1] += predicted
+            for batch in uncounted:
+                model(**{name: tensor.to(device) for name, tensor in batch.items()})
     finally:
         model.train(was_training)
         # fully_shard's outermost module keeps unsharded parameters after a forward pass without a backward pass.

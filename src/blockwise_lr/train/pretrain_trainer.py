@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from blockwise_lr.checkpoints import manifest
@@ -22,9 +23,9 @@ from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from blockwise_lr.optim.gradients import reduce_sharded
 from blockwise_lr.train import resuming
+from blockwise_lr.train.deferred_guard import DeferredGuard, can_defer
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.metrics import MetricsFile
-from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
 from blockwise_lr.train.unlogged import UnloggedSteps
 
 
@@ -51,7 +52,7 @@ class PretrainTrainer(BlockwiseTrainer):
         tokens_per_step: int,
         autocast_bf16: bool,
         tf32: bool,
-        guard: NonFiniteGuard,
+        guard: DeferredGuard,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -105,10 +106,14 @@ class PretrainTrainer(BlockwiseTrainer):
         """Clip the gradient, and return its norm from before clipping.
 
         torch's ``clip_grad_norm_`` first computes the norm and then scales. Scaling by a NaN would spread it over all
-        parameters, so the guard looks at the norm in between. This check causes one host sync a step.
+        parameters, so the guard looks at the norm in between. On a GPU, a fused optimizer skips the step by itself, and
+        the host learns of it when the run logs. For other optimizers, this check causes one host sync a step.
         """
         self._row_before = self._globalstep_last_logged
-        groups = cast("torch.optim.Optimizer", self.optimizer).param_groups
+        optimizer = self._inner_optimizer
+        groups = optimizer.param_groups
+        if self.auto is None and can_defer(optimizer, self.args.device, self.accelerator.distributed_type):
+            return self._defer(model, optimizer)
         if self._clipping is not None:
             norm = self._clipping.clip(model, groups, self.state.global_step, leave_nonfinite=True)
             finite = math.isfinite(norm)
@@ -126,6 +131,31 @@ class PretrainTrainer(BlockwiseTrainer):
             self._guard.stop_or_skip(model, groups, self._tr_loss, self.state.global_step + 1)
             self.skipped_since_row += 1
         return norm
+
+    @property
+    def _inner_optimizer(self) -> Optimizer:
+        """The optimizer inside accelerate's wrapper."""
+        return cast("Optimizer", getattr(self.optimizer, "optimizer", self.optimizer))
+
+    def _defer(self, model: nn.Module, optimizer: Optimizer) -> torch.Tensor:
+        """Do the same without waiting for the device."""
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = self._guard.defer(optimizer, parameters, self._tr_loss, self.state.global_step + 1)
+        if self._clipping is not None:
+            self._clipping.clip(model, optimizer.param_groups, self.state.global_step)
+        elif self.args.max_grad_norm > 0:
+            nn.utils.clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        control = self.control
+        if control.should_log or control.should_evaluate or control.should_save or self._guard.is_full:
+            self.skipped_since_row += self._guard.read(self._inner_optimizer.param_groups)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @property
+    def _warns_of_gradients(self) -> bool:
+        return False  # the guard reports them
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Compute the validation loss in fp32, and write the pending row of metrics.jsonl with it."""

@@ -15,34 +15,26 @@ from rich.console import Console
 from blockwise_lr.checkpoints.manifest import checkpoint_step
 from blockwise_lr.data.prepare import FixedWindows, prepare_data
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
-from blockwise_lr.files import make_folder, write_json_atomic
-from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.files import make_folder
 from blockwise_lr.locks import HeldError, take_lock
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.assembly import make_trainer, training_arguments
 from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.deferred_guard import DeferredGuard
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.lost_process import forget_report, is_lost_connection
-from blockwise_lr.train.metrics import MetricsFile, read_metrics
-from blockwise_lr.train.nonfinite_guard import NonFiniteGuard
-from blockwise_lr.train.pretrain_trainer import PretrainTrainer
+from blockwise_lr.train.metrics import MetricsFile
+from blockwise_lr.train.precision import describe_precision, precision_of_run
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.resuming import check_same_start
-from blockwise_lr.train.run_folder import (
-    CHANGES,
-    RESULT,
-    begin_run,
-    changes_of,
-    finished_result,
-    keep_original_warmup,
-    missing_paths,
-    remove_created,
-)
+from blockwise_lr.train.run_folder import missing_paths, remove_created
 from blockwise_lr.train.run_optimizer import optimizer_notices
+from blockwise_lr.train.run_result import write_result
 from blockwise_lr.train.run_sharpness import SHARPNESS, is_measured, sharpness_callback
-from blockwise_lr.train.settings import Settings
+from blockwise_lr.train.same_run import begin_run, finished_result, keep_original_warmup
+from blockwise_lr.train.settings import Device, Settings
 from blockwise_lr.train.sigterm import StopOnSigterm
 from blockwise_lr.train.trackers import report_failures
 from blockwise_lr.train.training_progress import TrainingProgress
@@ -113,7 +105,8 @@ def train(
             return result
         for notice in notices:
             notify(notice)
-        return _train(config, out, command, console, notify)
+        with precision_of_run(cast("Device", config.device)):
+            return _train(config, out, command, console, notify)
     except UserError:
         if _is_main():
             remove_created(created)
@@ -159,7 +152,6 @@ def _is_main() -> bool:
 
 
 @quiet_libraries()
-@fp32_precision("ieee")  # torch_compile would enable TF32 for evaluation and for the rest of the process
 def _train(
     config: TrainConfig, out: Path, command: str, console: Console, notify: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -185,6 +177,7 @@ def _train(
             "command": command,
             "processes": arguments.world_size,
             "ratios": {b.value: r for b, r in resolve_ratios(settings.optim.ratios).items()},
+            "precision": describe_precision(settings, tf32=config.tf32),
             **describe_environment(settings.device),
             "data": data.describe(),
         },
@@ -197,13 +190,24 @@ def _train(
         if _is_main()
         else None
     )
-    guard = NonFiniteGuard(config.optim.on_nonfinite, notify, skipped=metrics.skipped if metrics else 0)
+    guard = DeferredGuard(config.optim.on_nonfinite, notify, skipped=metrics.skipped if metrics else 0)
     trainer = make_trainer(config, settings, out, arguments, data, metrics, sharpness, guard)
     report_failures(trainer)
     sigterm, progress_shown = StopOnSigterm(), TrainingProgress(trainer.tokens_per_step, console)
     trainer.add_callback(sigterm)
     if _is_main():
         trainer.add_callback(progress_shown)
+
+    def finish(**how_it_ended: Any) -> dict[str, Any]:
+        return write_result(
+            out,
+            steps=config.steps,
+            tokens_per_step=trainer.tokens_per_step,
+            seconds=trainer.seconds,
+            main=_is_main(),
+            **how_it_ended,
+        )
+
     try:
         if resume and checkpoint_step(resume) == config.steps:
             # The run was killed between its last checkpoint and result.json: only the final evaluation is missing.
@@ -217,7 +221,7 @@ def _train(
         if not math.isfinite(tune_loss):
             raise NonFiniteLossError(config.steps)
     except NonFiniteLossError as error:
-        _write_result(config, out, trainer, diverged=error)
+        finish(diverged=error)
         raise
     except RuntimeError as error:
         if not is_lost_connection(error):
@@ -227,34 +231,4 @@ def _train(
     finally:
         sigterm.close()
         progress_shown.close()
-    return _write_result(config, out, trainer, tune_loss=tune_loss)
-
-
-def _write_result(
-    config: TrainConfig,
-    out: Path,
-    trainer: PretrainTrainer,
-    *,
-    tune_loss: float | None = None,
-    diverged: NonFiniteLossError | None = None,
-) -> dict[str, Any]:
-    """Write result.json, the last file of a run, and return its content. The losses of a diverged run are null."""
-    rows = read_metrics(out / "metrics.jsonl")
-    result: dict[str, Any] = {
-        "finished": True,
-        "steps": config.steps,
-        "tokens": (diverged.step if diverged else config.steps) * trainer.tokens_per_step,
-        "terminal_val_loss": None if diverged else rows[-1]["val_loss"],
-        "terminal_tune_loss": tune_loss,
-        "seconds": round(trainer.seconds, 3),
-    }
-    if skipped := sum(row.get("skipped", 0) for row in rows):
-        result["skipped_steps"] = skipped
-    if changes := changes_of(out):
-        result[CHANGES] = changes
-    if diverged:
-        result |= {"diverged": True, "diverged_at_step": diverged.step}
-        result["not_finite"] = {"what": diverged.what, "where": diverged.where}
-    if _is_main():
-        write_json_atomic(out / RESULT, result)
-    return result
+    return finish(tune_loss=tune_loss)
