@@ -13,6 +13,9 @@ from typing import Any, Literal
 
 import torch
 
+HALF = frozenset((torch.float16, torch.bfloat16))
+"""The dtypes of half precision."""
+
 Precision = Literal["ieee", "tf32"]
 """The precision of fp32 matrix products and convolutions on a GPU. "ieee" is full fp32."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator_names import Estimator as Estimator
 from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators
-from blockwise_lr.sharpness.estimators import Draws, HessianProducts, MeasuredModel
+from blockwise_lr.sharpness.estimators import Draws, HessianProducts, MeasuredModel, traces_on_host
 from blockwise_lr.sharpness.histogram import Histograms
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
@@ -112,25 +113,29 @@ def measure_sharpness(
     draws: list[Draws] = []
     if estimator == "optimizer":
         if optimizer is not None and samples is not None:  # always true after _check
-            draws.append(estimators.optimizer(parts, optimizer, samples))
+            draws.append(estimators.optimizer(parts, optimizer, samples, keep_gradients=histogram))
     else:
         with measurement_mode(inner):
             for index, batch in enumerate(in_lockstep(_accumulated(batches, accumulate, max_batches), parts)):
-                batch_draws, products = _draw(measured, estimator, batch, [seed, index], probes, hvp)
+                batch_draws, products = _draw(
+                    measured, estimator, batch, [seed, index], probes, hvp, histogram
+                )
                 method = f"{_MEANINGS[estimator]} ({products})" if products else method
-                draws.append(batch_draws)
                 if histograms is not None:
                     histograms.add(batch_draws)
+                draws.append(replace(batch_draws, gradients=None))
+                del batch_draws  # and its gradients, before those of the next batch
                 if on_batch is not None:
                     on_batch(index + 1)
         if not draws:
             raise ValueError("batches is empty; expected at least one batch")
     if histograms is not None and estimator == "optimizer":
         histograms.add(draws[0])
+    traces, counts = traces_on_host(draws, may_be_empty=parts.distributed)
     return SharpnessReport.from_draws(
         parts.parts,
-        [draw.traces for draw in draws],
-        [draw.samples for draw in draws],
+        traces,
+        counts,
         estimator=estimator,
         method=method,
         seed=seed,
@@ -146,13 +151,15 @@ def _draw(
     seed: Sequence[int],
     probes: int,
     hvp: HessianProducts,
+    keep_gradients: bool,
 ) -> tuple[Draws, str]:
     """Return the draws from one batch, and the kind of Hessian-vector products ("" if the estimator has none)."""
     with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
-            return estimators.fisher(measured, batch, seed=seed, probes=probes), ""
+            options = {"seed": seed, "probes": probes, "keep_gradients": keep_gradients}
+            return estimators.fisher(measured, batch, **options), ""
         if estimator == "empirical":
-            return estimators.empirical(measured, batch), ""
+            return estimators.empirical(measured, batch, keep_gradients=keep_gradients), ""
         return estimators.hutchinson(measured, batch, seed=seed, probes=probes, products=hvp)
 
 
