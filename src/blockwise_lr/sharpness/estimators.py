@@ -6,26 +6,20 @@ The sharpness of b is tr(H_b) / #(b) (arXiv 2502.19002, section 3). Sums are in 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from blockwise_lr.distributed import local
 from blockwise_lr.sharpness import hessian
+from blockwise_lr.sharpness.adam_moments import optimizer
+from blockwise_lr.sharpness.draws import Draws
 from blockwise_lr.sharpness.gradient_sums import GradientSum, SquareSums
 from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum, stream_gradients
-from blockwise_lr.sharpness.parameter_parts import ParameterParts
-from blockwise_lr.sharpness.predictions import check_counts, sampled_labels, summed_loss
+from blockwise_lr.sharpness.predictions import sampled_labels, summed_loss
 from blockwise_lr.sharpness.sampling import SampleNumbers
-from blockwise_lr.sharpness.tensor_sums import accumulation_dtype, to_device
 
 __all__ = [
     "ESTIMATORS",
@@ -42,56 +36,14 @@ __all__ = [
 HessianProducts = Literal["auto", "double-backward", "finite-differences"]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The draws from one batch, on the model's device.
-
-    Args:
-        sums: (probes, parts) float64, estimates of tr(H_b) times the number of samples.
-        rows: (micro-batches, 2) float64, as :meth:`Predictions.row_counts`, over all processes.
-        gradients: gradients of the loss summed over the samples, from the last probe, for histograms of elements.
-            None if they were not kept.
-    """
-
-    sums: Tensor
-    rows: Tensor
-    gradients: Sequence[Tensor | None] | None = None
-
-    @property
-    def samples(self) -> Tensor:
-        """B, the number of samples over all processes and micro-batches, as a tensor on the device."""
-        return self.rows[:, 0].sum()
-
-
-def traces_on_host(
-    draws: Sequence[Draws], *, may_be_empty: bool
-) -> tuple[list[npt.NDArray[np.float64]], list[int]]:
-    """Return the (probes, parts) traces and the number of samples of every batch.
-
-    The host waits for the device once.
-
-    Args:
-        draws: the draws of all batches.
-        may_be_empty: accept micro-batches without labels that count, if there are others.
-
-    Raises:
-        ValueError: no label of a batch counts, or the logits are not finite.
-    """
-    flat = torch.cat([each for draw in draws for each in (draw.sums.flatten(), draw.rows.flatten())])
-    values = np.array(flat.tolist())
-    traces, samples, at = [], [], 0
-    for draw in draws:
-        sums, at = values[at : at + draw.sums.numel()].reshape(draw.sums.shape), at + draw.sums.numel()
-        rows, at = values[at : at + draw.rows.numel()].reshape(draw.rows.shape), at + draw.rows.numel()
-        for counted, broken in rows:
-            check_counts(counted, broken, may_be_empty=may_be_empty)
-        samples.append(int(rows[:, 0].sum()))
-        check_counts(samples[-1], 0, may_be_empty=False)
-        traces.append(sums / samples[-1])
-    return traces, samples
-
-
-def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int], probes: int, keep_gradients: bool = False) -> Draws:
+def fisher(
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    *,
+    seed: Sequence[int],
+    probes: int,
+    keep_gradients: bool = False,
+) -> Draws:
     r"""Estimate the Gauss-Newton trace with labels sampled from the model's own softmax.
 
         tr(G_b) = E_y~softmax  B ||grad_b Lhat_B(y)||^2
@@ -126,8 +78,11 @@ def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int]
             if probe > 0 and measured.parts.sharded:
                 predictions = measured.predict(micro_batch, check_rows=False)
             labels = sampled_labels(predictions, drawn.of_micro_batch(predictions.counted, elsewhere))
-            more = probe + 1 < probes and not measured.parts.sharded
-            stream_gradients(measured, summed_loss(predictions, labels), collector.add, keep_graph=more)
+            loss, more = summed_loss(predictions, labels), probe + 1 < probes
+            if not more:
+                del predictions  # the logits, which the backward pass does not need
+            keep_graph = more and not measured.parts.sharded
+            stream_gradients(measured, loss, collector.add, keep_graph=keep_graph)
     sums, gradients = [], None
     while collected:  # releases the gradients of each probe
         found, gradients = _squares(measured, collected.pop(0), keep_gradients)
@@ -156,7 +111,9 @@ def empirical(measured: MeasuredModel, batch: Sequence[Any], *, keep_gradients: 
     for micro_batch in batch:
         predictions = measured.predict(micro_batch, check_rows=False)
         rows.append(measured.row_counts(predictions))
-        stream_gradients(measured, summed_loss(predictions), collected.add)
+        loss = summed_loss(predictions)
+        del predictions  # the logits, which the backward pass does not need
+        stream_gradients(measured, loss, collected.add)
     sums, gradients = _squares(measured, collected, keep_gradients)
     return Draws(sums.unsqueeze(0), torch.stack(rows), gradients)
 
@@ -212,61 +169,6 @@ def hutchinson(
     with hessian.no_autocast(measured):
         step = hessian.step_size(measured, batch)
     return draw(partial(hessian.finite_difference, step=step)), "finite-differences"
-
-
-def optimizer(
-    parts: ParameterParts, adam: Optimizer, samples: int, *, keep_gradients: bool = False
-) -> Draws:
-    r"""Read the estimate from Adam's second moment, for runs that cannot afford a backward pass.
-
-        tr(G_b) ~ B sum_i v_i / (1 - beta2^t)
-
-    This averages `empirical` over the last 1 / (1 - beta2) steps, with the labels of the data and after clipping.
-    Clipping reduces the weight of a step equally in all blocks.
-
-    Args:
-        parts: the parts of the model's parameters.
-        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), after any number of steps.
-        samples: B, the number of samples in the mean loss of one step.
-        keep_gradients: return the roots of the moments, scaled as gradients.
-
-    Raises:
-        ValueError: a parameter has no second moment: the optimizer is of another kind, has taken no step, or is not of
-            this model.
-    """
-    moments, steps = [], []
-    for i, parameter in enumerate(parts.parameters):
-        state = adam.state.get(parameter, {})
-        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != parameter.shape:
-            raise ValueError(
-                f"{type(adam).__name__} keeps no second moment (exp_avg_sq) of the model's parameter "
-                f"number {i}, {parts.names[i]}; its state has {sorted(state) or 'nothing'}: "
-                "expected an Adam-like optimizer of this model that has taken a step"
-            )
-        moments.append(state["exp_avg_sq"])
-        steps.append(state["step"])
-    beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
-    unbiased = [1 - beta2[id(p)] ** step for p, step in zip(parts.parameters, _numbers(steps))]
-    sums, kept = SquareSums(parts), []
-    for indices in parts.in_eighths():
-        # Treat the root of the moment as one gradient of the summed loss, B times that of the mean loss.
-        roots = [
-            torch.empty_like(local(moments[i]), dtype=accumulation_dtype(moments[i])) for i in indices
-        ]
-        torch._foreach_copy_(roots, [local(moments[i]) for i in indices])
-        torch._foreach_sqrt_(roots)
-        torch._foreach_mul_(roots, [samples / math.sqrt(unbiased[i]) for i in indices])
-        sums.add(indices, roots)
-        kept += roots if keep_gradients else []
-    rows = torch.tensor([[float(samples), 0.0]], dtype=torch.float64, device=sums.totals.device)
-    return Draws(parts.over_shards(sums.totals).unsqueeze(0), rows, kept or None)
-
-
-def _numbers(values: Sequence[Any]) -> list[float]:
-    """Return numbers and tensors as floats. The host waits once, however many tensors are on a device."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    on_host = iter(torch.stack([to_device(t.float(), tensors[0].device) for t in tensors]).tolist() if tensors else [])
-    return [next(on_host) if isinstance(value, Tensor) else float(value) for value in values]
 
 
 def _hutchinson(

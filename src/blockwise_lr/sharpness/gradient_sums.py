@@ -48,7 +48,9 @@ class GradientSum:
 
     def add(self, indices: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
         """Add the gradients of some parameters."""
-        alike: dict[tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[int, Tensor, Tensor]]] = {}
+        alike: dict[
+            tuple[torch.device, torch.dtype, torch.dtype, bool], list[tuple[int, Tensor, Tensor]]
+        ] = {}
         for i, gradient in zip(indices, gradients):
             if gradient is None:
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import local
-from blockwise_lr.sharpness.estimators import Draws
+from blockwise_lr.sharpness.draws import Draws
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 
 LOWEST, HIGHEST, WIDTH = -24.0, 8.0, 0.1

@@ -127,8 +127,8 @@ def stream_gradients(
 ) -> None:
     """Pass on the gradients of :func:`gradients_of_sum` in groups, as the backward pass computes them.
 
-    If `receive` keeps none of them, an eighth of the model's gradients exist at a time, or the largest. For a sharded
-    model, all of this process's shards do.
+    If `receive` keeps none of them, about a sixteenth of the gradients exist at a time, or the largest one. For a
+    sharded model, all of this process's shards do.
 
     Args:
         measured, loss, keep_graph: as in :func:`gradients_of_sum`.
@@ -158,7 +158,7 @@ class _Stream:
         self, parts: ParameterParts, receive: Callable[[Sequence[int], Sequence[Tensor | None]], None]
     ) -> None:
         self._parts, self._receive = parts, receive
-        self._limit = sum(parameter.numel() for parameter in parts.parameters) // 8
+        self._limit = parts.elements_at_a_time
         self._missing = len(parts.parameters)
         self._indices: list[int] = []
         self._gradients: list[Tensor] = []

@@ -31,6 +31,7 @@ from blockwise_lr.sharpness.part import layer_of as layer_of
 from blockwise_lr.sharpness.part import slices_of
 from blockwise_lr.sharpness.tensor_sums import sum_of_products, sums_of_squares, to_device
 
+
 class ParameterParts:
     """All trainable parameters of a model in parts, and sums over each part.
 
@@ -106,10 +107,19 @@ class ParameterParts:
         names = iter(self.parts)
         return [[(next(names).block, part_slice) for part_slice in slices] for slices in self._slices]
 
-    def in_eighths(self) -> list[list[int]]:
-        """Return the indices of the parameters in groups of about an eighth of all elements."""
+    def owners(self) -> Tensor:
+        """Return the index of each part's parameter, on the CPU."""
+        return torch.tensor([i for i, slices in enumerate(self._slices) for _ in slices])
+
+    @property
+    def elements_at_a_time(self) -> int:
+        """A sixteenth of all elements: what a measurement may keep of an update or a gradient at a time."""
+        return sum(parameter.numel() for parameter in self.parameters) // 16
+
+    def in_groups(self) -> list[list[int]]:
+        """Return the indices of the parameters in groups of :attr:`elements_at_a_time`, or one larger parameter."""
         groups: list[list[int]] = [[]]
-        limit, size = sum(parameter.numel() for parameter in self.parameters) / 8, 0
+        limit, size = self.elements_at_a_time, 0
         for i, parameter in enumerate(self.parameters):
             if groups[-1] and size + parameter.numel() > limit:
                 groups.append([])
@@ -165,9 +175,7 @@ class ParameterParts:
         for i, (tensor, other) in enumerate(zip(tensors, others)):
             for part, part_slice in enumerate(self._slices[i], start=self._first[i]):
                 if tensor is not None and other is not None:
-                    product = sum_of_products(
-                        self.own(i, tensor, part_slice), self.own(i, other, part_slice)
-                    )
+                    product = sum_of_products(self.own(i, tensor, part_slice), self.own(i, other, part_slice))
                     totals[part] += to_device(product, totals.device)
 
     def over_shards(self, totals: Tensor) -> Tensor:

@@ -40,7 +40,12 @@ def squared_gradients(parts: ParameterParts) -> npt.NDArray[np.float64]:
 
 
 def gradient_report(
-    parts: ParameterParts, squares: npt.NDArray[np.float64], *, samples: int, scale: float = 1.0, step: int | None = None
+    parts: ParameterParts,
+    squares: npt.NDArray[np.float64],
+    *,
+    samples: int,
+    scale: float = 1.0,
+    step: int | None = None,
 ) -> SharpnessReport:
     r"""Return the empirical sharpness from the gradient of one training step.
 
