@@ -181,14 +181,18 @@ def own_elements(parameter: Tensor, shard: Tensor, part_slice: PartSlice | None)
         return shard.flatten()[:0]
     if part_slice is None:
         return shard
-    size, first = parameter.shape[part_slice.dim], 0
-    if placement.is_shard(part_slice.dim):  # the size of every shard except the last ones
+    # Ranges are computed on the host: an index on the device would make the host wait for its length.
+    dim, start, length, repeats = part_slice
+    size, here, first = parameter.shape[dim], shard.shape[dim], 0
+    if placement.is_shard(dim):  # the size of every shard except the last ones
         first = mesh.get_local_rank(last) * -(-size // mesh.size(last))
-    places = (torch.arange(shard.shape[part_slice.dim], device=shard.device) + first) % (
-        size // part_slice.repeats
-    )
-    inside = (places >= part_slice.start) & (places < part_slice.start + part_slice.length)
-    return shard.index_select(part_slice.dim, inside.nonzero().flatten())
+    period = size // repeats
+    starts = [repeat * period + start - first for repeat in range(repeats)]
+    ranges = [(max(at, 0), min(at + length, here)) for at in starts]
+    pieces = [shard.narrow(dim, low, high - low) for low, high in ranges if low < high]
+    if not pieces:
+        return shard.flatten()[:0]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
 
 
 def gradient_divisor(model: nn.Module) -> float:

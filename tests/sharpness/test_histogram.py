@@ -20,7 +20,7 @@ def counted(values, samples=1):
     parts = ParameterParts(model, classify(model, {".": Block.FFN}), distributed=False)
     histograms = Histograms(parts)
     gradient = (torch.tensor([values], dtype=torch.float64) * samples).sqrt().float()  # B g^2 = (B g)^2 / B
-    histograms.add(Draws(torch.zeros(1, 1), samples, [gradient]))
+    histograms.add(Draws(torch.zeros(1, 1), torch.tensor([[samples, 0.0]]), [gradient]))
     return histograms.counts()[Block.FFN]
 
 

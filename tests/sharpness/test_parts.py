@@ -14,7 +14,8 @@ from torch import nn
 
 from blockwise_lr import Block, classify, split_fused
 from blockwise_lr.blocks.block import PartSlice
-from blockwise_lr.sharpness.parameter_parts import OUTSIDE, ParameterParts, add, cut, layer_of
+from blockwise_lr.sharpness.gradient_sums import GradientSum
+from blockwise_lr.sharpness.parameter_parts import OUTSIDE, ParameterParts, cut, layer_of
 from support.architectures import build
 from support.cases import CASES, gpt2, llama, mixtral
 
@@ -141,14 +142,31 @@ def test_sums_of_squares_agree_with_numpys(values):
         assert float(parts.sums([tensor], [tensor.clone()])[0]) == pytest.approx(exact, rel=1e-12)
 
 
-def test_tensors_are_added_one_by_one_and_half_precision_in_float32():
+def test_gradients_are_added_one_by_one_and_half_precision_in_float32():
     one, two = torch.tensor([1.0], dtype=torch.bfloat16), torch.tensor([2.0**-9], dtype=torch.bfloat16)
-    assert add(None, [one, None]) == [one, None]
-    total = add(add([one, None, one, None], [two, two, None, None]), [two, None, None, None])
-    assert total[0].tolist() == [1 + 2.0**-8]
-    assert total[1] is two
-    assert total[2] is one
-    assert total[3] is None
+    model = nn.ParameterList([torch.zeros(1)] * 4)
+    parts = ParameterParts(model, classify(model, {".": Block.OTHER}), distributed=False)
+    total = GradientSum(parts)
+    total.add(range(4), [one, None, one, None])
+    assert total.tensors == [one, None, one, None]
+    total.add(range(2), [two, two])
+    total.add([0], [two])
+    total.add(range(4), [None] * 4)
+    assert total.tensors[0].tolist() == [1 + 2.0**-8]
+    assert total.tensors[1] is two
+    assert total.tensors[2] is one
+    assert total.tensors[3] is None
+    assert one.item() == 1.0
+
+
+def test_two_parameters_with_one_gradient_tensor_are_added_up_apart():
+    shared = torch.ones(3)
+    model = nn.ParameterList([torch.zeros(3)] * 2)
+    total = GradientSum(ParameterParts(model, classify(model, {".": Block.OTHER}), distributed=False))
+    for _ in range(3):
+        total.add(range(2), [shared, shared])
+    assert [tensor.tolist() for tensor in total.tensors] == [[3.0] * 3] * 2
+    assert shared.tolist() == [1.0] * 3
 
 
 def test_what_is_cut_is_a_view():

@@ -8,8 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from blockwise_lr.extras import explained
 
@@ -113,7 +114,7 @@ class SharpnessCallback(TrainerCallback):
         self._unclipped = False
         self._monitors: list[SharpnessMonitor] = []
         self._gradient_monitor: SharpnessMonitor | None = None
-        self._pending: tuple[int, Tensor] | None = None
+        self._pending: tuple[int, npt.NDArray[np.float64]] | None = None
 
     def attach(
         self, log: Callable[[dict[str, float]], None], context: Callable[[], AbstractContextManager[Any]]
@@ -172,7 +173,7 @@ class SharpnessCallback(TrainerCallback):
         if self._unclipped or monitor is None or not monitor.due(state.global_step):
             return
         squares = squared_gradients(monitor.parts)
-        if args.max_grad_norm and not squares.sum().sqrt() < _CLIPPED * args.max_grad_norm:
+        if args.max_grad_norm and not np.sqrt(squares.sum()) < _CLIPPED * args.max_grad_norm:
             self._pending = (state.global_step, squares)
         else:
             self._log_report(control, monitor.record_gradients(squares, state.global_step, 1.0))

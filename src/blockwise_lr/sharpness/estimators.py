@@ -7,19 +7,19 @@ The sharpness of b is tr(H_b) / #(b) (arXiv 2502.19002, section 3). Sums are in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from blockwise_lr.sharpness import hessian
-from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
-from blockwise_lr.sharpness.parameter_parts import ParameterParts, accumulation_dtype, add
-from blockwise_lr.sharpness.predictions import NO_LABELS, sampled_labels, summed_loss
+from blockwise_lr.sharpness.adam_moments import optimizer
+from blockwise_lr.sharpness.draws import Draws
+from blockwise_lr.sharpness.gradient_sums import GradientSum, SquareSums
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum, stream_gradients
+from blockwise_lr.sharpness.predictions import sampled_labels, summed_loss
+from blockwise_lr.sharpness.sampling import SampleNumbers
 
 __all__ = [
     "ESTIMATORS",
@@ -36,23 +36,14 @@ __all__ = [
 HessianProducts = Literal["auto", "double-backward", "finite-differences"]
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The draws from one batch.
-
-    Args:
-        traces: (probes, parts) float64, estimates of tr(H_b).
-        samples: B, over all processes and micro-batches.
-        gradients: gradients of the loss summed over the samples, from the last probe, for histograms of elements.
-            None if the estimator has none.
-    """
-
-    traces: Tensor
-    samples: int
-    gradients: Sequence[Tensor | None] | None = None
-
-
-def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int], probes: int) -> Draws:
+def fisher(
+    measured: MeasuredModel,
+    batch: Sequence[Any],
+    *,
+    seed: Sequence[int],
+    probes: int,
+    keep_gradients: bool = False,
+) -> Draws:
     r"""Estimate the Gauss-Newton trace with labels sampled from the model's own softmax.
 
         tr(G_b) = E_y~softmax  B ||grad_b Lhat_B(y)||^2
@@ -70,36 +61,36 @@ def fisher(measured: MeasuredModel, batch: Sequence[Any], *, seed: Sequence[int]
         seed: numbers that seed the random labels of this batch.
         probes: draws of labels for the batch. All share one forward pass, and each has a backward pass. With several
             micro-batches, the gradients of all probes stay in memory until the last micro-batch.
+        keep_gradients: return the gradients of the last probe.
 
     Raises:
-        ValueError: no label of the batch counts; and the errors of :func:`predict`.
+        ValueError: the errors of :func:`predict`, but for those of :func:`check_counts`.
     """
-    generators = [np.random.default_rng([*seed, probe]) for probe in range(probes)]
-    totals: list[list[Tensor | None] | None] = [None] * probes
-    gradients: list[Tensor | None] = []
-    traces, samples = [], 0
-    for number, micro_batch in enumerate(batch, start=1):
-        predictions = measured.predict(micro_batch)
-        start, here, everywhere = measured.offset_and_counts(predictions)
-        samples += everywhere
-        for probe, generator in enumerate(generators):
+    numbers = [SampleNumbers([*seed, probe]) for probe in range(probes)]
+    collected = [_collector(measured, batch, keep_gradients) for _ in range(probes)]
+    rows: list[Tensor] = []
+    for micro_batch in batch:
+        predictions = measured.predict(micro_batch, check_rows=False)
+        elsewhere = measured.sample_range(predictions)
+        rows.append(measured.row_counts(predictions))
+        for probe, (drawn, collector) in enumerate(zip(numbers, collected)):
             # fully_shard allows one backward pass for each forward pass.
             if probe > 0 and measured.parts.sharded:
-                predictions = measured.predict(micro_batch)
-            labels = sampled_labels(predictions, generator.random(everywhere)[start : start + here])
-            more = probe + 1 < probes and not measured.parts.sharded
-            summed = add(
-                totals[probe], gradients_of_sum(measured, summed_loss(predictions, labels), keep_graph=more)
-            )
-            totals[probe] = summed
-            if number == len(batch):
-                totals[probe] = None
-                gradients = measured.parts.sum_over_processes(summed)
-                traces.append(measured.parts.sums(gradients))
-    return Draws(torch.stack(traces) / _nonzero(samples), samples, gradients)
+                predictions = measured.predict(micro_batch, check_rows=False)
+            labels = sampled_labels(predictions, drawn.of_micro_batch(predictions.counted, elsewhere))
+            loss, more = summed_loss(predictions, labels), probe + 1 < probes
+            if not more:
+                del predictions  # the logits, which the backward pass does not need
+            keep_graph = more and not measured.parts.sharded
+            stream_gradients(measured, loss, collector.add, keep_graph=keep_graph)
+    sums, gradients = [], None
+    while collected:  # releases the gradients of each probe
+        found, gradients = _squares(measured, collected.pop(0), keep_gradients)
+        sums.append(found)
+    return Draws(torch.stack(sums), torch.stack(rows), gradients)
 
 
-def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
+def empirical(measured: MeasuredModel, batch: Sequence[Any], *, keep_gradients: bool = False) -> Draws:
     r"""Estimate the trace with the labels of the data, from the gradient that training computes anyway.
 
         E[B ||g_b||^2] = tr(Cov_b) + B ||E g_b||^2
@@ -110,17 +101,21 @@ def empirical(measured: MeasuredModel, batch: Sequence[Any]) -> Draws:
     Args:
         measured: the model.
         batch: this process's micro-batches. Their gradients are added up.
+        keep_gradients: return the gradients.
 
     Raises:
-        ValueError: no label of the batch counts; and the errors of :func:`predict`.
+        ValueError: as :func:`fisher`.
     """
-    total, samples = None, 0
+    rows: list[Tensor] = []
+    collected = _collector(measured, batch, keep_gradients)
     for micro_batch in batch:
-        predictions = measured.predict(micro_batch)
-        samples += measured.samples(predictions)
-        total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
-    gradients = measured.parts.sum_over_processes(total or [])
-    return Draws(measured.parts.sums(gradients).unsqueeze(0) / _nonzero(samples), samples, gradients)
+        predictions = measured.predict(micro_batch, check_rows=False)
+        rows.append(measured.row_counts(predictions))
+        loss = summed_loss(predictions)
+        del predictions  # the logits, which the backward pass does not need
+        stream_gradients(measured, loss, collected.add)
+    sums, gradients = _squares(measured, collected, keep_gradients)
+    return Draws(sums.unsqueeze(0), torch.stack(rows), gradients)
 
 
 def hutchinson(
@@ -176,39 +171,6 @@ def hutchinson(
     return draw(partial(hessian.finite_difference, step=step)), "finite-differences"
 
 
-def optimizer(parts: ParameterParts, adam: Optimizer, samples: int) -> Draws:
-    r"""Read the estimate from Adam's second moment, for runs that cannot afford a backward pass.
-
-        tr(G_b) ~ B sum_i v_i / (1 - beta2^t)
-
-    This averages `empirical` over the last 1 / (1 - beta2) steps, with the labels of the data and after clipping.
-    Clipping reduces the weight of a step equally in all blocks.
-
-    Args:
-        parts: the parts of the model's parameters.
-        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), after any number of steps.
-        samples: B, the number of samples in the mean loss of one step.
-
-    Raises:
-        ValueError: a parameter has no second moment: the optimizer is of another kind, has taken no step, or is not of
-            this model.
-    """
-    beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
-    gradients: list[Tensor | None] = []
-    for i, parameter in enumerate(parts.parameters):
-        state = adam.state.get(parameter, {})
-        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != parameter.shape:
-            raise ValueError(
-                f"{type(adam).__name__} keeps no second moment (exp_avg_sq) of the model's parameter "
-                f"number {i}, {parts.names[i]}; its state has {sorted(state) or 'nothing'}: "
-                "expected an Adam-like optimizer of this model that has taken a step"
-            )
-        moment, unbiased = state["exp_avg_sq"], 1 - beta2[id(parameter)] ** float(state["step"])
-        # Treat the root of the moment as one gradient of the summed loss, B times that of the mean loss.
-        gradients.append((moment.to(accumulation_dtype(moment)) / unbiased).sqrt() * samples)
-    return Draws(parts.sums(gradients).unsqueeze(0) / samples, samples, gradients)
-
-
 def _hutchinson(
     measured: MeasuredModel,
     batch: Sequence[Any],
@@ -217,25 +179,45 @@ def _hutchinson(
     product: Callable[..., Any],
 ) -> Draws:
     """Draw from one batch with `product`, a function for Hessian-vector products."""
-    traces, samples = [], 0
+    parts, sums, samples = measured.parts, [], 0
     with hessian.no_autocast(measured):
         for probe in range(probes):
             signs = [
                 hessian.random_signs(parameter, [*seed, probe, i])
-                for i, parameter in enumerate(measured.parts.parameters)
+                for i, parameter in enumerate(parts.parameters)
             ]
             total, samples = product(measured, batch, signs)
-            traces.append(
-                measured.parts.sums(measured.parts.sum_over_processes(total), signs) / _nonzero(samples)
-            )
-    return Draws(torch.stack(traces), samples)
+            totals = torch.zeros(len(parts), dtype=torch.float64, device=parts.parameters[0].device)
+            parts.add_products(parts.sum_over_processes(total), signs, totals)
+            sums.append(parts.over_shards(totals))
+    return Draws(torch.stack(sums), sums[0].new_tensor([[samples, 0]]))
 
 
-def _nonzero(samples: int) -> int:
-    """Return the number of samples; raise ValueError if it is 0."""
-    if not samples:
-        raise ValueError(NO_LABELS)
-    return samples
+def _collector(
+    measured: MeasuredModel, batch: Sequence[Any], keep_gradients: bool
+) -> SquareSums | GradientSum:
+    """Return what takes the gradients of a batch: only their squares where they need not be added up first."""
+    parts = measured.parts
+    if len(batch) > 1 or parts.distributed or keep_gradients:
+        return GradientSum(parts)
+    return SquareSums(parts)
+
+
+def _squares(
+    measured: MeasuredModel, collected: SquareSums | GradientSum, keep_gradients: bool
+) -> tuple[Tensor, list[Tensor | None] | None]:
+    """Return the sum of squares of each part over all processes, and the gradients if they are kept."""
+    parts, kept = measured.parts, None
+    if isinstance(collected, SquareSums):
+        return parts.over_shards(collected.totals), None
+    sums = SquareSums(parts)
+    if keep_gradients:
+        kept = parts.sum_over_processes(collected.tensors)
+        sums.add(range(len(kept)), kept)
+    else:
+        for indices, group in parts.in_groups_over_processes(collected.tensors):
+            sums.add(indices, group)
+    return parts.over_shards(sums.totals), kept
 
 
 ESTIMATORS: dict[str, Callable[..., Any]] = {

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
-from blockwise_lr.sharpness.parameter_parts import add
-from blockwise_lr.sharpness.predictions import HALF, summed_loss
+from blockwise_lr.fp32 import HALF
+from blockwise_lr.sharpness.gradient_sums import GradientSum
+from blockwise_lr.sharpness.model_gradients import MeasuredModel, stream_gradients
+from blockwise_lr.sharpness.predictions import summed_loss
 
 # Relative step of the central difference. The truncation error grows as its square and the rounding error as its
 # inverse. They balance at about the cube root of a gradient's precision.
@@ -41,27 +42,31 @@ def double_backward(
     Raises:
         NoDoubleBackwardError: such a function with `strict`, or a function marked with @once_differentiable.
     """
-    parameters, total, samples = measured.parts.parameters, None, 0
+    parameters, total, samples = measured.parts.parameters, GradientSum(measured.parts), 0
     for micro_batch in batch:
+        # Checkpointed layers run forward again in the backward passes, so these need the same attention kernel.
         with sdpa_kernel(SDPBackend.MATH):
             predictions = measured.predict(micro_batch)
-        if strict and (own := {node.name() for node in _graph([predictions.logits]) if _is_own(node)}):
-            raise NoDoubleBackwardError(f"not known to have a double backward pass: {', '.join(sorted(own))}")
-        samples += measured.samples(predictions)
-        loss = summed_loss(predictions)
-        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        measured.parts.check_dense(first)
-        # once_differentiable ends the graph with a node that raises. No parameter lies beyond this node, so
-        # torch.autograd.grad would never reach it, and the products would silently lack terms.
-        if any(node.name() == "torch::autograd::Error" for node in _graph(first)):
-            raise NoDoubleBackwardError(
-                "the model computes with a function that is marked with @once_differentiable and so has no double "
-                'backward pass: use hvp="finite-differences", or "auto"'
-            )
-        slope = sum((g * v).sum() for g, v in zip(first, vector) if g is not None)
-        products = torch.autograd.grad(slope, parameters, allow_unused=True)  # type: ignore[arg-type]
-        total = add(total, products)
-    return total or [], samples
+            own = {node.name() for node in _graph([predictions.logits]) if strict and _is_own(node)}
+            if own:
+                raise NoDoubleBackwardError(
+                    f"not known to have a double backward pass: {', '.join(sorted(own))}"
+                )
+            samples += measured.samples(predictions)
+            loss = summed_loss(predictions)
+            first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+            measured.parts.check_dense(first)
+            # once_differentiable ends the graph with a node that raises. No parameter lies beyond this node, so
+            # torch.autograd.grad would never reach it, and the products would silently lack terms.
+            if any(node.name() == "torch::autograd::Error" for node in _graph(first)):
+                raise NoDoubleBackwardError(
+                    "the model computes with a function that is marked with @once_differentiable and so has no double "
+                    'backward pass: use hvp="finite-differences", or "auto"'
+                )
+            slope = sum((g * v).sum() for g, v in zip(first, vector) if g is not None)
+            products = torch.autograd.grad(slope, parameters, allow_unused=True)  # type: ignore[arg-type]
+        total.add(range(len(products)), products)
+    return total.tensors, samples
 
 
 def _graph(tensors: Sequence[Tensor | None]) -> set[Any]:
@@ -128,12 +133,12 @@ def finite_difference(
             with torch.no_grad():
                 for parameter, value, direction in zip(parameters, kept, vector):
                     local(parameter).copy_(value + sign * step * local(direction))
-            total, samples = None, 0
+            total, samples = GradientSum(measured.parts), 0
             for micro_batch in batch:
                 predictions = measured.predict(micro_batch)
                 samples += measured.samples(predictions)
-                total = add(total, gradients_of_sum(measured, summed_loss(predictions)))
-            sides.append(total or [])
+                stream_gradients(measured, summed_loss(predictions), total.add)
+            sides.append(total.tensors)
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, kept):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import local
-from blockwise_lr.sharpness.estimators import Draws
+from blockwise_lr.sharpness.draws import Draws
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 
 LOWEST, HIGHEST, WIDTH = -24.0, 8.0, 0.1
@@ -45,11 +45,11 @@ class Histograms:
     def __init__(self, parts: ParameterParts) -> None:
         self._parts = parts
         self._sums = [torch.zeros_like(local(p.detach()), dtype=torch.float32) for p in parts.parameters]
-        self._samples = 0
+        self._samples: Tensor | int = 0
 
     def add(self, draws: Draws) -> None:
         """Add a batch: B g^2 of each element, weighted by B."""
-        self._samples += draws.samples
+        self._samples = self._samples + draws.samples
         for total, gradient in zip(self._sums, draws.gradients or ()):
             # The gradient of the summed loss is B times that of the mean loss, so B (g / B)^2 B = g^2.
             if gradient is not None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,10 +14,14 @@ from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.estimator_names import Estimator as Estimator
-from blockwise_lr.fp32 import fp32_precision
 from blockwise_lr.sharpness import estimators
-from blockwise_lr.sharpness.estimators import Draws, HessianProducts, MeasuredModel
+from blockwise_lr.sharpness.draws import Draws, traces_on_host
+from blockwise_lr.sharpness.estimators import HessianProducts, MeasuredModel
 from blockwise_lr.sharpness.histogram import Histograms
+from blockwise_lr.sharpness.measured_batches import accumulated
+from blockwise_lr.sharpness.measured_batches import in_lockstep as in_lockstep
+from blockwise_lr.sharpness.measurement_mode import measurement_mode as measurement_mode
+from blockwise_lr.sharpness.measurement_mode import unwrapped as unwrapped
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
@@ -112,25 +114,29 @@ def measure_sharpness(
     draws: list[Draws] = []
     if estimator == "optimizer":
         if optimizer is not None and samples is not None:  # always true after _check
-            draws.append(estimators.optimizer(parts, optimizer, samples))
+            draws.append(estimators.optimizer(parts, optimizer, samples, keep_gradients=histogram))
     else:
         with measurement_mode(inner):
-            for index, batch in enumerate(in_lockstep(_accumulated(batches, accumulate, max_batches), parts)):
-                batch_draws, products = _draw(measured, estimator, batch, [seed, index], probes, hvp)
+            for index, batch in enumerate(in_lockstep(accumulated(batches, accumulate, max_batches), parts)):
+                batch_draws, products = _draw(
+                    measured, estimator, batch, [seed, index], probes, hvp, histogram
+                )
                 method = f"{_MEANINGS[estimator]} ({products})" if products else method
-                draws.append(batch_draws)
                 if histograms is not None:
                     histograms.add(batch_draws)
+                draws.append(replace(batch_draws, gradients=None))
+                del batch_draws  # and its gradients, before those of the next batch
                 if on_batch is not None:
                     on_batch(index + 1)
         if not draws:
             raise ValueError("batches is empty; expected at least one batch")
     if histograms is not None and estimator == "optimizer":
         histograms.add(draws[0])
+    traces, counts = traces_on_host(draws, may_be_empty=parts.distributed)
     return SharpnessReport.from_draws(
         parts.parts,
-        [draw.traces for draw in draws],
-        [draw.samples for draw in draws],
+        traces,
+        counts,
         estimator=estimator,
         method=method,
         seed=seed,
@@ -146,13 +152,15 @@ def _draw(
     seed: Sequence[int],
     probes: int,
     hvp: HessianProducts,
+    keep_gradients: bool,
 ) -> tuple[Draws, str]:
     """Return the draws from one batch, and the kind of Hessian-vector products ("" if the estimator has none)."""
     with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
-            return estimators.fisher(measured, batch, seed=seed, probes=probes), ""
+            options = {"seed": seed, "probes": probes, "keep_gradients": keep_gradients}
+            return estimators.fisher(measured, batch, **options), ""
         if estimator == "empirical":
-            return estimators.empirical(measured, batch), ""
+            return estimators.empirical(measured, batch, keep_gradients=keep_gradients), ""
         return estimators.hutchinson(measured, batch, seed=seed, probes=probes, products=hvp)
 
 
@@ -194,105 +202,3 @@ def _check(
         raise ValueError(f'probes is {probes}, but nothing is drawn at random with estimator="{estimator}"')
     if histogram and estimator == "hutchinson":
         raise ValueError('histogram=True is for squared gradients; estimator="hutchinson" has none')
-
-
-def unwrapped(model: nn.Module) -> tuple[nn.Module, bool]:
-    """Return the model inside DDP and torch.compile, with the same parameters, and whether DDP replicates it."""
-    replicated = False
-    while True:
-        # Compare the name, because importing torch.distributed.fsdp takes seconds.
-        if type(model).__name__ == "FullyShardedDataParallel":
-            raise ValueError(
-                "FullyShardedDataParallel (FSDP1) flattens parameters, so their blocks cannot be told apart: "
-                "use torch.distributed.fsdp.fully_shard (FSDP2)"
-            )
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            model, replicated = model.module, True
-        elif isinstance(inner := model.__dict__.get("_modules", {}).get("_orig_mod"), nn.Module):
-            model = inner
-        else:
-            return model, replicated
-
-
-def _accumulated(
-    batches: Iterable[Any] | Mapping[str, Any] | None, accumulate: int, limit: int | None
-) -> Iterator[list[Any]]:
-    """Yield groups of `accumulate` batches, at most `limit` of them."""
-    each = iter([batches] if isinstance(batches, Mapping) else batches or [])
-    taken = 0
-    while limit is None or taken < limit:
-        group = list(islice(each, accumulate))
-        if not group:
-            return
-        if len(group) < accumulate:
-            if taken == 0:
-                raise ValueError(f"accumulate is {accumulate}, but there are only {len(group)} batches")
-            return  # with estimator="empirical", the expected value depends on the batch size
-        taken += 1
-        yield group
-
-
-def in_lockstep(batches: Iterator[list[Any]], parts: ParameterParts) -> Iterator[list[Any]]:
-    """Yield the batches; before each, check that every process has one.
-
-    If the processes have different numbers of batches, all of them raise an error, and none waits for another.
-
-    Args:
-        batches: this process's batches.
-        parts: the parts of the model's parameters.
-    """
-    if not (parts.distributed or parts.tensor_parallel):
-        yield from batches
-        return
-    device, done, world = parts.parameters[0].device, 0, dist.get_world_size()
-    while True:
-        batch, failed = None, None
-        try:
-            batch = next(batches, None)
-        except Exception as error:  # an error of the data loader: report it to the other processes first
-            failed = error
-        # A process that failed adds more than all others can together.
-        found = processes.sum_over_ranks(int(batch is not None) + (world + 1 if failed else 0), device)
-        if failed is not None:
-            raise failed
-        if found > world:
-            raise ValueError(f"another process could not make batch {done + 1}: its error is printed there")
-        if 0 < found < world:
-            raise ValueError(
-                f"only {found} of {world} processes have more than {done} batches; expected as many "
-                "on each: set max_batches"
-            )
-        if batch is None:
-            return
-        if parts.tensor_parallel:
-            processes.check_same_batch(batch, device)
-        done += 1
-        yield batch
-
-
-@contextmanager
-def measurement_mode(model: nn.Module) -> Iterator[None]:
-    """Prepare a model for measuring, and restore it and the random state afterwards.
-
-    Inside the context, the model is in eval mode, matrix products are in full fp32, and compiled modules run eagerly.
-    """
-    modes = {module: module.training for module in model.modules()}
-    devices = {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(sorted(devices)))
-        stack.enter_context(fp32_precision("ieee"))  # rounding to TF32 exceeds the finite differences
-        if any(map(_is_compiled, model.modules())):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        model.eval()
-        try:
-            yield
-        except BaseException:
-            processes.reset_after_error(model)
-            raise
-        finally:
-            for module, training in modes.items():
-                module.training = training
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules

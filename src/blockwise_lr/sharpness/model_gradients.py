@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.distributed import is_sharded, sharded_like
+from blockwise_lr.sharpness.gradient_checks import check_gradient
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import LossFunction, Predictions, predict
 
@@ -30,7 +34,7 @@ class MeasuredModel:
     parts: ParameterParts
     loss_fn: LossFunction | None = None
 
-    def predict(self, batch: Any, *, needs_gradient: bool = True) -> Predictions:
+    def predict(self, batch: Any, *, needs_gradient: bool = True, check_rows: bool = True) -> Predictions:
         """Return the predictions on a batch, as :func:`predict`.
 
         If there are several processes, some may have no label that counts.
@@ -41,6 +45,7 @@ class MeasuredModel:
             self.loss_fn,
             needs_gradient=needs_gradient,
             may_be_empty=self.parts.distributed,
+            check_rows=check_rows,
         )
 
     def samples(self, predictions: Predictions) -> int:
@@ -49,12 +54,26 @@ class MeasuredModel:
             return predictions.samples
         return processes.sum_over_ranks(predictions.samples, self.parts.parameters[0].device)
 
-    def offset_and_counts(self, predictions: Predictions) -> tuple[int, int, int]:
-        """Return where this process's samples start in the global batch, how many it has, and how many all have."""
+    def row_counts(self, predictions: Predictions) -> Tensor:
+        """Return the numbers of rows that count, and of those that are not finite, over all processes.
+
+        Returns:
+            (2,) float64, on the model's device. The host does not wait for them.
+        """
+        counts = predictions.row_counts()
+        if self.parts.distributed:
+            dist.all_reduce(counts)
+        return counts
+
+    def sample_range(self, predictions: Predictions) -> tuple[int, int] | None:
+        """Return the numbers of samples on lower ranks and on all ranks.
+
+        Returns:
+            None on a single process, where only the device knows the number of samples.
+        """
         if not self.parts.distributed:
-            return 0, predictions.samples, predictions.samples
-        start, everywhere = processes.offset_and_total(predictions.samples, self.parts.parameters[0].device)
-        return start, predictions.samples, everywhere
+            return None
+        return processes.offset_and_total(predictions.samples, self.parts.parameters[0].device)
 
 
 def gradients_of_sum(
@@ -97,6 +116,72 @@ def gradients_of_sum(
         else gradient / divisor
         for parameter, gradient in zip(parameters, found)
     ]
+
+
+def stream_gradients(
+    measured: MeasuredModel,
+    loss: Tensor,
+    receive: Callable[[Sequence[int], Sequence[Tensor | None]], None],
+    *,
+    keep_graph: bool = False,
+) -> None:
+    """Pass on the gradients of :func:`gradients_of_sum` in groups, as the backward pass computes them.
+
+    If `receive` keeps none of them, about a sixteenth of the gradients exist at a time, or the largest one. For a
+    sharded model, all of this process's shards do.
+
+    Args:
+        measured, loss, keep_graph: as in :func:`gradients_of_sum`.
+        receive: takes indices of parameters and their gradients. A gradient may share memory with others.
+
+    Raises:
+        ValueError: as in :func:`gradients_of_sum`.
+    """
+    parts = measured.parts
+    if parts.sharded:
+        gradients = gradients_of_sum(measured, loss, keep_graph=keep_graph)
+        receive(range(len(gradients)), gradients)
+        return
+    stream = _Stream(parts, receive)
+    with ExitStack() as stack:
+        for i, parameter in enumerate(parts.parameters):
+            stack.callback(parameter.register_hook(partial(stream.arrive, i)).remove)
+        # Unlike backward(), it leaves .grad alone, and the hooks of DDP and of optimizers that run during backward().
+        torch.autograd.grad(loss, parts.parameters, retain_graph=keep_graph, allow_unused=True)
+    stream.flush()
+
+
+class _Stream:
+    """Gradients on their way from the backward pass to `receive`."""
+
+    def __init__(
+        self, parts: ParameterParts, receive: Callable[[Sequence[int], Sequence[Tensor | None]], None]
+    ) -> None:
+        self._parts, self._receive = parts, receive
+        self._limit = parts.elements_at_a_time
+        self._missing = len(parts.parameters)
+        self._indices: list[int] = []
+        self._gradients: list[Tensor] = []
+        self._elements = 0
+        self._lock = Lock()  # the backward pass of a model on several GPUs runs in a thread for each
+
+    def arrive(self, i: int, gradient: Tensor) -> Tensor:
+        """Take the gradient of a parameter, and return one without memory in its place."""
+        check_gradient(self._parts.names[i], gradient, "sharpness")
+        with self._lock:
+            self._indices.append(i)
+            self._gradients.append(gradient)
+            self._elements += gradient.numel()
+            self._missing -= 1
+            if self._elements >= self._limit or not self._missing:
+                self.flush()
+        return gradient.new_zeros(()).expand(gradient.shape)
+
+    def flush(self) -> None:
+        """Pass on the gradients that have arrived."""
+        if self._indices:
+            self._receive(self._indices, self._gradients)
+        self._indices, self._gradients, self._elements = [], [], 0
 
 
 @contextmanager

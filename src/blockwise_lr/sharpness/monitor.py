@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -174,7 +176,7 @@ class SharpnessMonitor:
             return None
         return self.record_gradients(squared_gradients(self.parts), step, scale)
 
-    def record_gradients(self, squares: Tensor, step: int, scale: float) -> SharpnessReport:
+    def record_gradients(self, squares: npt.NDArray[np.float64], step: int, scale: float) -> SharpnessReport:
         """Write and return the report of gradients that were squared earlier.
 
         Args:

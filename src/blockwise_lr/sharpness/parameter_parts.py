@@ -5,15 +5,14 @@ A fused weight that is not split consists of the parts q, k and v. Any other par
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
-from blockwise_lr.blocks.block import Assignment, PartSlice
+from blockwise_lr.blocks.block import PartSlice
 from blockwise_lr.distributed import (
     check_replicas,
     check_sharding,
@@ -23,28 +22,14 @@ from blockwise_lr.distributed import (
     local,
     own_elements,
 )
+from blockwise_lr.sharpness.exchanged_gradients import summed_in_groups
 from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
-
-_CHUNK = 1 << 20  # elements multiplied at a time
-OUTSIDE = "outside"
-"""The layer name of parameters outside all layers: embedding, head, final norm."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A parameter, or one of q, k and v in a fused weight that is not split.
-
-    Args:
-        name: the parameter's name without wrapper prefixes; ``:q``, ``:k`` or ``:v`` is appended in a fused weight.
-        block: the block of the part.
-        layer: the name of its layer ("model.layers.3"), or OUTSIDE.
-        numel: number of elements, over all processes.
-    """
-
-    name: str
-    block: Block
-    layer: str
-    numel: int
+from blockwise_lr.sharpness.part import OUTSIDE as OUTSIDE
+from blockwise_lr.sharpness.part import Part as Part
+from blockwise_lr.sharpness.part import cut as cut
+from blockwise_lr.sharpness.part import layer_of as layer_of
+from blockwise_lr.sharpness.part import slices_of
+from blockwise_lr.sharpness.tensor_sums import sum_of_products, sums_of_squares, to_device
 
 
 class ParameterParts:
@@ -77,6 +62,7 @@ class ParameterParts:
         self.names: list[str] = []
         self.parts: list[Part] = []
         self._slices: list[list[PartSlice | None]] = []
+        self._first: list[int] = []  # the index of each parameter's first part
         for name, parameter in model.named_parameters():
             if not (parameter.requires_grad and parameter.numel()):
                 continue
@@ -86,7 +72,7 @@ class ParameterParts:
             self.parameters.append(parameter)
             self.names.append(name)
             slices: list[PartSlice | None] = []
-            for suffix, block, part_slice in _slices(entry):
+            for suffix, block, part_slice in slices_of(entry):
                 share = (
                     part_slice.length * part_slice.repeats / parameter.shape[part_slice.dim]
                     if part_slice
@@ -95,6 +81,7 @@ class ParameterParts:
                 numel = round(parameter.numel() * share)
                 self.parts.append(Part(name + suffix, block, layer_of(name), numel))
                 slices.append(part_slice)
+            self._first.append(len(self.parts) - len(slices))
             self._slices.append(slices)
             check_real(name, parameter, "sharpness")
         if not self.parameters:
@@ -120,8 +107,31 @@ class ParameterParts:
         names = iter(self.parts)
         return [[(next(names).block, part_slice) for part_slice in slices] for slices in self._slices]
 
+    def owners(self) -> Tensor:
+        """Return the index of each part's parameter, on the CPU."""
+        return torch.tensor([i for i, slices in enumerate(self._slices) for _ in slices])
+
+    @property
+    def elements_at_a_time(self) -> int:
+        """A sixteenth of all elements: what a measurement may keep of an update or a gradient at a time."""
+        return sum(parameter.numel() for parameter in self.parameters) // 16
+
+    def in_groups(self) -> list[list[int]]:
+        """Return the indices of the parameters in groups of :attr:`elements_at_a_time`, or one larger parameter."""
+        groups: list[list[int]] = [[]]
+        limit, size = self.elements_at_a_time, 0
+        for i, parameter in enumerate(self.parameters):
+            if groups[-1] and size + parameter.numel() > limit:
+                groups.append([])
+                size = 0
+            groups[-1].append(i)
+            size += parameter.numel()
+        return groups
+
     def sums(self, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None] | None = None) -> Tensor:
         """Return the sum of squares of each part, or of products with `others`, over all shards.
+
+        The host waits for the device once.
 
         Args:
             tensors: one for each parameter, of its shape; None counts as zero.
@@ -130,22 +140,49 @@ class ParameterParts:
         Returns:
             (parts,) float64, on the CPU.
         """
-        totals = []
-        for i, slices in enumerate(self._slices):
-            tensor, other = tensors[i], tensors[i] if others is None else others[i]
-            for part_slice in slices:
-                if tensor is None or other is None:
-                    totals.append(torch.zeros((), dtype=torch.float64))
-                else:
-                    first = self.own(i, tensor, part_slice)
-                    totals.append(
-                        _product(first, first if others is None else self.own(i, other, part_slice))
-                    )
-        found = torch.stack([total.to("cpu") for total in totals])
+        totals = torch.zeros(len(self.parts), dtype=torch.float64, device=self.parameters[0].device)
+        if others is None:
+            self.add_squares(range(len(tensors)), tensors, totals)
+        else:
+            self.add_products(tensors, others, totals)
+        return self.over_shards(totals).cpu()
+
+    def add_squares(self, indices: Sequence[int], tensors: Sequence[Tensor | None], totals: Tensor) -> None:
+        """Add the sums of squares of some parameters to the totals of their parts, without a host sync.
+
+        Args:
+            indices: indices of the parameters.
+            tensors: one for each index, of the parameter's shape; None counts as zero.
+            totals: (parts,) float64, of the shards on this process. Changed in place.
+        """
+        views: list[Tensor] = []
+        owners: list[int] = []
+        for i, tensor in zip(indices, tensors):
+            if tensor is not None:
+                views += [self.own(i, tensor, part_slice) for part_slice in self._slices[i]]
+                owners += range(self._first[i], self._first[i] + len(self._slices[i]))
+        sums_of_squares(views, owners, totals)
+
+    def add_products(
+        self, tensors: Sequence[Tensor | None], others: Sequence[Tensor | None], totals: Tensor
+    ) -> None:
+        """Add the sums of products of all parameters to the totals of their parts, without a host sync.
+
+        Args:
+            tensors, others: as in :meth:`sums`.
+            totals: as in :meth:`add_squares`.
+        """
+        for i, (tensor, other) in enumerate(zip(tensors, others)):
+            for part, part_slice in enumerate(self._slices[i], start=self._first[i]):
+                if tensor is not None and other is not None:
+                    product = sum_of_products(self.own(i, tensor, part_slice), self.own(i, other, part_slice))
+                    totals[part] += to_device(product, totals.device)
+
+    def over_shards(self, totals: Tensor) -> Tensor:
+        """Return the totals of this process's shards, summed over all processes that hold shards."""
         if self.sharded:
-            found = found.to(self.parameters[0].device)
-            dist.all_reduce(found)
-        return found.cpu()
+            dist.all_reduce(totals)
+        return totals
 
     def own(self, i: int, tensor: Tensor, part_slice: PartSlice | None) -> Tensor:
         """Return the elements of one part that this process counts. No two processes count the same element.
@@ -185,96 +222,23 @@ class ParameterParts:
             if gradient is not None and not is_sharded(parameter)
         ]
         if pairs:
-            squares = torch.stack([_squares(gradient) for _, gradient in pairs])
-            check_replicas([name for name, _ in pairs], squares)
+            names, found = zip(*pairs)
+            squares = torch.zeros(len(pairs), dtype=torch.float64, device=found[0].device)
+            sums_of_squares(found, range(len(found)), squares)
+            check_replicas(names, squares)
 
     def sum_over_processes(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the gradients, summed over processes where the parameter is not sharded."""
-        if not self.distributed:
-            return list(tensors)
-        summed: list[Tensor | None] = []
-        for parameter, tensor in zip(self.parameters, tensors):
-            if is_sharded(parameter):
-                summed.append(tensor)
-                continue
-            # A parameter without gradient here (an expert that saw no token) may have one elsewhere.
-            whole = torch.zeros_like(parameter) if tensor is None else tensor
-            whole = whole.detach().to(accumulation_dtype(whole)).clone()
-            dist.all_reduce(whole)
-            summed.append(whole)
+        summed = list(tensors)
+        for indices, group in self.in_groups_over_processes(tensors):
+            for i, tensor in zip(indices, group):
+                summed[i] = tensor
         return summed
 
-
-def add(total: list[Tensor | None] | None, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Return `total` plus `tensors`, one by one. Half-precision gradients are added in float32."""
-    if total is None:
-        return list(tensors)
-    return [
-        b if a is None else a if b is None else a.to(accumulation_dtype(a)) + b
-        for a, b in zip(total, tensors)
-    ]
-
-
-def cut(tensor: Tensor, part_slice: PartSlice | None) -> Tensor:
-    """Return one part of a tensor, usually as a view.
-
-    Args:
-        tensor: a tensor of a parameter's shape. A sharded one is gathered first.
-        part_slice: the slice of the part; None returns the tensor. If the slice repeats, the view has an extra
-            dimension for the repeats.
-    """
-    if part_slice is None:
-        return tensor
-    if is_sharded(tensor):
-        tensor = tensor.full_tensor()  # type: ignore[attr-defined]
-    dim, start, length, repeats = part_slice
-    if repeats == 1:
-        return tensor.narrow(dim, start, length)
-    return torch.unflatten(tensor, dim, (repeats, -1)).narrow(dim + 1, start, length)
-
-
-def layer_of(name: str) -> str:
-    """Return the layer of a parameter: its name up to the first number, or OUTSIDE.
-
-    Example:
-        >>> layer_of("model.layers.3.mlp.experts.0.weight"), layer_of("lm_head.weight")
-        ('model.layers.3', 'outside')
-    """
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return OUTSIDE if number is None else ".".join(parts[: number + 1])
-
-
-def _slices(entry: Assignment) -> list[tuple[str, Block, PartSlice | None]]:
-    """Return (suffix, block, slice) of every part of a parameter."""
-    if entry.block is not Block.QKV or not entry.slices or not entry.parts:
-        return [("", entry.block, None)]
-    return [(f":{part}", entry.parts[part], part_slice) for part, part_slice in entry.slices.items()]
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return the float64 sum of products of two tensors."""
-    if a is b:
-        return _squares(a)
-    a, b = a.reshape(-1), b.reshape(-1)
-    chunks = [slice(start, start + _CHUNK) for start in range(0, len(a) or 1, _CHUNK)]
-    products = [(a[chunk].double() * b[chunk].double()).sum() for chunk in chunks]
-    return torch.stack(products).sum()
-
-
-def _squares(tensor: Tensor) -> Tensor:
-    """Return the sum of squares. In large tensors, 256 neighbours are added in float32, without a float64 copy.
-
-    The relative errors of these short sums are 1e-7 and of both signs, so the error of the total is 1e-8 or less.
-    """
-    flat = tensor.reshape(-1)
-    whole = len(flat) // 256 * 256 if len(flat) > 1 << 16 else 0
-    norms = torch.linalg.vector_norm(flat[:whole].view(-1, 256), dim=1, dtype=accumulation_dtype(tensor))
-    rest = torch.linalg.vector_norm(flat[whole:], dtype=torch.float64)
-    total: Tensor = norms.double().square().sum() + rest.square()
-    return total
-
-
-def accumulation_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype in which to add such tensors: float32 for half precision, otherwise their own."""
-    return torch.float32 if tensor.dtype in (torch.float16, torch.bfloat16) else tensor.dtype
+    def in_groups_over_processes(
+        self, tensors: Sequence[Tensor | None]
+    ) -> Iterator[tuple[Sequence[int], Sequence[Tensor | None]]]:
+        """Yield indices and gradients in groups, summed over processes where the parameter is not sharded."""
+        if self.distributed:
+            return summed_in_groups(self.parameters, tensors)
+        return iter([(range(len(tensors)), tensors)])

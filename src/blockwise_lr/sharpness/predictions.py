@@ -3,49 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
-from blockwise_lr.sharpness.sampling import classes_at
+from blockwise_lr.fp32 import HALF as HALF
+from blockwise_lr.sharpness.cross_entropies import IGNORED as IGNORED
+from blockwise_lr.sharpness.cross_entropies import CrossEntropies, are_logits_and_labels, flattened
+from blockwise_lr.sharpness.cross_entropies import Predictions as Predictions
+from blockwise_lr.sharpness.sampling import classes_at, numbers_of_rows
+from blockwise_lr.sharpness.tensor_sums import to_device
 
 LossFunction = Callable[[nn.Module, Any], Any]
 """``loss_fn(model, batch)`` computes one cross-entropy, or returns ``(logits, labels)``."""
 
-IGNORED = -100
-HALF = frozenset((torch.float16, torch.bfloat16))
 NO_LABELS = (
     f"no label of the batch counts (all are {IGNORED} or the loss's ignore_index), so there is nothing to measure: "
     "leave such batches out"
 )
-
-
-class Predictions(NamedTuple):
-    """The logits and labels of a batch, one row for each sample (in a language model: each predicted token).
-
-    Args:
-        logits: (rows, classes), with the graph to the parameters.
-        labels: (rows,) class indices, or (rows, classes) probabilities.
-        counted: (rows,) bool, False for rows that the loss ignores (padding, labels of ``ignore_index``).
-        label_smoothing: label smoothing of the model's own loss.
-        kinds: dtypes of all tensors that the forward pass computed.
-    """
-
-    logits: Tensor
-    labels: Tensor
-    counted: Tensor
-    label_smoothing: float = 0.0
-    kinds: frozenset[torch.dtype] = frozenset()
-
-    @property
-    def samples(self) -> int:
-        """The number of rows that count."""
-        return int(self.counted.sum())
 
 
 def predict(
@@ -55,6 +34,7 @@ def predict(
     *,
     needs_gradient: bool = True,
     may_be_empty: bool = False,
+    check_rows: bool = True,
 ) -> Predictions:
     """Run the model forward, and return the logits and labels of its cross-entropy.
 
@@ -69,6 +49,8 @@ def predict(
         loss_fn: computes the loss, for a model that does not. Default: none.
         needs_gradient: refuse logits without a graph. Default: True.
         may_be_empty: accept a batch without labels that count. Default: False.
+        check_rows: refuse a batch without labels that count, and logits that are not finite. The host waits for the
+            device. If False, the caller passes ``Predictions.row_counts`` to :func:`check_counts` later. Default: True.
 
     Returns:
         Predictions. If logits and labels are a pair, the classes are the last dimension of the logits, as in
@@ -81,44 +63,53 @@ def predict(
             not finite; or the logits have no graph.
         TypeError: the batch is neither a mapping nor a pair, and there is no `loss_fn`.
     """
-    with _CrossEntropies() as seen:
+    with CrossEntropies() as seen:
         output = _forward(model, batch) if loss_fn is None else loss_fn(model, batch)
     paired = loss_fn is not None or not isinstance(batch, Mapping)
-    if paired and isinstance(output, tuple) and len(output) == 2 and _are_logits_and_labels(*output):
-        found = _flat(output[0], output[1], dimensions=(-1, 1))
+    if paired and isinstance(output, tuple) and len(output) == 2 and are_logits_and_labels(*output):
+        found = flattened(output[0], output[1], dimensions=(-1, 1))
     elif len(seen.calls) == 1:
         found = seen.calls[0]
     else:
         raise ValueError(_no_single_loss(len(seen.calls), batch, loss_fn))
-    if not may_be_empty and not found.counted.any():
-        raise ValueError(NO_LABELS)
     if needs_gradient and not found.logits.requires_grad:
         raise ValueError(
             "the logits do not depend on the parameters (they carry no gradient): "
             "is the forward pass under torch.no_grad(), or the logits detached?"
         )
-    # The maximum of a row is NaN or inf if any logit is. A logit of -inf is valid: a class of probability 0.
-    if not found.logits.detach().amax(-1)[found.counted].isfinite().all():
-        raise ValueError(
-            "the logits are not finite (NaN or inf), so their softmax is not defined: has the model diverged?"
-        )
+    if check_rows:
+        check_counts(*found.row_counts().tolist(), may_be_empty=may_be_empty)
     return found._replace(kinds=frozenset(seen.kinds))
 
 
-def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64]) -> Tensor:
+def check_counts(samples: float, broken: float, *, may_be_empty: bool) -> None:
+    """Check the numbers of :meth:`Predictions.row_counts`.
+
+    Raises:
+        ValueError: no row counts, unless `may_be_empty`; or the logits of a row that counts are not finite.
+    """
+    if not samples and not may_be_empty:
+        raise ValueError(NO_LABELS)
+    if broken:
+        raise ValueError(
+            "the logits are not finite (NaN or inf), so their softmax is not defined: has the model diverged?"
+        )
+
+
+def sampled_labels(predictions: Predictions, uniforms: npt.NDArray[np.float64] | Tensor) -> Tensor:
     """Return labels drawn from the model's own softmax: the class at which its distribution function passes u.
 
     Args:
         predictions: predictions with `rows` rows.
-        uniforms: (samples,) values of u in [0, 1), one for each row that counts.
+        uniforms: values of u in [0, 1): (samples,) for the rows that count, or a tensor with one for each row.
 
     Returns:
         (rows,) class indices; IGNORED in the rows that do not count.
     """
-    logits = predictions.logits.detach()
-    u = torch.zeros(len(logits), dtype=torch.float64, device=logits.device)
-    u[predictions.counted] = torch.from_numpy(uniforms).to(logits.device)
-    return classes_at(logits, u).masked_fill_(~predictions.counted, IGNORED)
+    logits, counted = predictions.logits.detach(), predictions.counted
+    if not isinstance(uniforms, Tensor):
+        uniforms = numbers_of_rows(uniforms, counted, 0)
+    return classes_at(logits, uniforms).masked_fill_(~counted, IGNORED)
 
 
 def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tensor:
@@ -143,104 +134,6 @@ def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tenso
     )
 
 
-class _CrossEntropies(TorchFunctionMode):
-    """Record the inputs of every cross-entropy, and return 0 in its place, because its value is not needed.
-
-    Attributes:
-        calls: the inputs of each cross-entropy.
-        kinds: dtypes of all computed tensors. They show casts in a norm, autocast inside the model, and the mixed
-            precision of fully_shard.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Predictions] = []
-        self.kinds: set[torch.dtype] = set()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (functional.cross_entropy, functional.nll_loss):  # log-probabilities are logits too
-            return self._remember(*args, **(kwargs or {}))
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor):
-            self.kinds.add(result.dtype)
-        return result
-
-    def _remember(
-        self,
-        input: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        size_average: bool | None = None,
-        ignore_index: int = IGNORED,
-        reduce: bool | None = None,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-    ) -> Tensor:
-        if weight is not None:
-            raise ValueError(
-                "the loss has class weights, for which sharpness per sample is not defined here: "
-                "give a loss_fn that returns (logits, labels)"
-            )
-        classes = (0 if input.ndim == 1 else 1,)
-        self.calls.append(_flat(input, target, ignore_index, label_smoothing, dimensions=classes))
-        return input.new_zeros(target.shape if reduction == "none" else ())
-
-
-def _flat(
-    logits: Tensor,
-    labels: Tensor,
-    ignore_index: int = IGNORED,
-    label_smoothing: float = 0.0,
-    *,
-    dimensions: tuple[int, ...],
-) -> Predictions:
-    """Return predictions with one row for each sample.
-
-    Args:
-        dimensions: the dimensions of the logits that may count classes. The first that fits the labels is used.
-    """
-    probabilities = labels.is_floating_point()
-    for dimension in dimensions:
-        if dimension >= logits.ndim or (probabilities and labels.ndim != logits.ndim):
-            continue
-        rows = logits.movedim(dimension, -1)
-        answers = labels.movedim(dimension, -1) if probabilities else labels
-        if answers.shape == (rows.shape if probabilities else rows.shape[:-1]):
-            break
-    else:
-        raise ValueError(
-            f"logits of shape {tuple(logits.shape)} and labels of shape {tuple(labels.shape)} do not belong "
-            "together; expected labels of the logits' shape without its class dimension"
-        )
-    rows = rows.reshape(-1, rows.shape[-1])
-    if probabilities:
-        answers = answers.reshape(rows.shape)
-        sums = answers.sum(-1)
-        if (answers < 0).any() or (sums - 1).abs().max() > 0.02:  # bfloat16 rounds the sum to 1 +- 0.01
-            raise ValueError(
-                f"labels of type {labels.dtype} are probabilities of the {rows.shape[1]} classes, but these are "
-                f"negative or do not add up to 1 (they add up to {sums.min():.3g} to {sums.max():.3g}); class indices "
-                "are integers"
-            )
-        counted = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        return Predictions(rows, answers, counted, label_smoothing)
-    answers = answers.reshape(-1)
-    counted = answers != ignore_index
-    return Predictions(rows, answers.masked_fill(~counted, IGNORED), counted, label_smoothing)
-
-
-def _are_logits_and_labels(first: Any, second: Any) -> bool:
-    return (
-        isinstance(first, Tensor)
-        and isinstance(second, Tensor)
-        and first.ndim > 0
-        and first.is_floating_point()
-        and (not second.is_floating_point() or second.shape == first.shape)
-    )
-
-
 def _forward(model: nn.Module, batch: Any) -> Any:
     """Run the model on a batch that is a mapping or a pair, on the model's device."""
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -260,7 +153,7 @@ def _moved(value: Any, device: torch.device) -> Any:
     if not isinstance(value, Tensor):
         return value
     # A tensor made under torch.inference_mode() cannot be in a graph, but its copy can.
-    return value.clone().to(device) if value.is_inference() else value.to(device)
+    return to_device(value.clone() if value.is_inference() else value, device)
 
 
 def _no_single_loss(calls: int, batch: Any, loss_fn: LossFunction | None) -> str:

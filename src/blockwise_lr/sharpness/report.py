@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
@@ -70,7 +71,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
     def from_draws(
         cls,
         parts: Sequence[Part],
-        traces: Sequence[Tensor],
+        traces: Sequence[Tensor | npt.NDArray[np.float64]],
         samples: Sequence[int],
         *,
         estimator: str,
@@ -88,13 +89,14 @@ class SharpnessReport(Mapping[Block, Estimate]):
             estimator, method, seed, step: as in :class:`SharpnessReport`.
             histograms: as in :class:`SharpnessReport`. None: not measured.
         """
-        probes = len(traces[0])
+        by_batch = [np.asarray(batch, dtype=np.float64) for batch in traces]
+        probes = len(by_batch[0])
         over: str | None
         if len(traces) > 1:
-            over, independent = "batches", np.stack([batch.mean(0).numpy() for batch in traces])
+            over, independent = "batches", np.stack([batch.mean(0) for batch in by_batch])
             weights = np.asarray(samples, dtype=float) / sum(samples)
         else:
-            over, independent = ("probes" if probes > 1 else None), traces[0].numpy()
+            over, independent = ("probes" if probes > 1 else None), by_batch[0]
             weights = np.full(probes, 1 / probes)
 
         def estimate(indices: Sequence[int]) -> Estimate:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
 from blockwise_lr.distributed import sharded_like
+from blockwise_lr.sharpness.gradient_sums import SquareSums
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.report import SharpnessReport
 
@@ -12,14 +14,14 @@ METHOD = "squared gradient of the training step"
 """``SharpnessReport.method`` of reports from the gradients of training itself."""
 
 
-def squared_gradients(parts: ParameterParts) -> Tensor:
+def squared_gradients(parts: ParameterParts) -> npt.NDArray[np.float64]:
     """Return the sum of squares of each part's gradient in ``.grad``. The gradients are unchanged.
 
     Args:
         parts: the parts of the model's parameters. A parameter without a gradient counts as zero.
 
     Returns:
-        (parts,) float64, on the CPU.
+        (parts,) float64. The host waits for the device once.
 
     Raises:
         ValueError: no parameter has a gradient, or one has a sparse gradient.
@@ -32,11 +34,18 @@ def squared_gradients(parts: ParameterParts) -> Tensor:
         raise ValueError(
             "no parameter has a gradient: read them after loss.backward() and before optimizer.zero_grad()"
         )
-    return parts.sums(parts.check_dense(gradients))
+    sums = SquareSums(parts)
+    sums.add(range(len(gradients)), parts.check_dense(gradients))
+    return np.array(parts.over_shards(sums.totals).tolist())
 
 
 def gradient_report(
-    parts: ParameterParts, squares: Tensor, *, samples: int, scale: float = 1.0, step: int | None = None
+    parts: ParameterParts,
+    squares: npt.NDArray[np.float64],
+    *,
+    samples: int,
+    scale: float = 1.0,
+    step: int | None = None,
 ) -> SharpnessReport:
     r"""Return the empirical sharpness from the gradient of one training step.
 
@@ -52,7 +61,7 @@ def gradient_report(
         scale: the factor between these gradients and those of the mean loss. Default: 1.
         step: number of optimizer steps taken before this gradient. Default: none.
     """
-    traces = (squares * (samples / scale**2)).unsqueeze(0)
+    traces = squares[None] * (samples / scale**2)
     return SharpnessReport.from_draws(
         parts.parts,
         [traces],

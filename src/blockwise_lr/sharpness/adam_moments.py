@@ -1,0 +1,72 @@
+"""The estimator that reads Adam's second moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from blockwise_lr.distributed import local
+from blockwise_lr.sharpness.draws import Draws
+from blockwise_lr.sharpness.gradient_sums import SquareSums
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
+from blockwise_lr.sharpness.tensor_sums import accumulation_dtype, to_device
+
+
+def optimizer(parts: ParameterParts, adam: Optimizer, samples: int, *, keep_gradients: bool = False) -> Draws:
+    r"""Read the estimate from Adam's second moment, for runs that cannot afford a backward pass.
+
+        tr(G_b) ~ B sum_i v_i / (1 - beta2^t)
+
+    This averages `empirical` over the last 1 / (1 - beta2) steps, with the labels of the data and after clipping.
+    Clipping reduces the weight of a step equally in all blocks.
+
+    Args:
+        parts: the parts of the model's parameters.
+        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), after any number of steps.
+        samples: B, the number of samples in the mean loss of one step.
+        keep_gradients: return the roots of the moments, scaled as gradients.
+
+    Raises:
+        ValueError: a parameter has no second moment: the optimizer is of another kind, has taken no step, or is not of
+            this model.
+    """
+    moments, steps = [], []
+    for i, parameter in enumerate(parts.parameters):
+        state = adam.state.get(parameter, {})
+        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != parameter.shape:
+            raise ValueError(
+                f"{type(adam).__name__} keeps no second moment (exp_avg_sq) of the model's parameter "
+                f"number {i}, {parts.names[i]}; its state has {sorted(state) or 'nothing'}: "
+                "expected an Adam-like optimizer of this model that has taken a step"
+            )
+        moments.append(state["exp_avg_sq"])
+        steps.append(state["step"])
+    beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
+    sums, kept = SquareSums(parts), []
+    # Treat the root of the moment as one gradient of the summed loss, B times that of the mean loss.
+    scales = samples / (1 - _stacked([beta2[id(p)] for p in parts.parameters]) ** _stacked(steps)).sqrt()
+    scales = to_device(scales, sums.totals.device)
+    for indices in parts.in_groups():
+        roots = [torch.empty_like(local(moments[i]), dtype=accumulation_dtype(moments[i])) for i in indices]
+        torch._foreach_copy_(roots, [local(moments[i]) for i in indices])
+        torch._foreach_sqrt_(roots)
+        if keep_gradients:
+            torch._foreach_mul_(roots, [scales[i] for i in indices])
+            kept += roots
+        sums.add(indices, roots)
+    totals = parts.over_shards(sums.totals)
+    if not keep_gradients:
+        totals = totals * scales.square().index_select(0, to_device(parts.owners(), totals.device))
+    rows = torch.tensor([[float(samples), 0.0]], dtype=torch.float64)
+    return Draws(totals.unsqueeze(0), to_device(rows, totals.device), kept or None)
+
+
+def _stacked(numbers: Sequence[Any]) -> Tensor:
+    """Return numbers and tensors of shape () as one float64 vector, without a host sync."""
+    device = next((number.device for number in numbers if isinstance(number, Tensor)), torch.device("cpu"))
+    each = [to_device(torch.as_tensor(number), device) for number in numbers]
+    return torch.stack([number.reshape(()) for number in each]).double()
