@@ -29,7 +29,6 @@ from blockwise_lr import (
 from blockwise_lr.directional.directional_figure import directional_run_table, plot_directional, shown_report
 from blockwise_lr.directional.slope import Slope
 from blockwise_lr.directional.updates import (
-    before_last_update,
     groups_by_parameter,
     stepped_updates,
     unit_updates,
@@ -37,6 +36,7 @@ from blockwise_lr.directional.updates import (
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
+from directional.literal import before_last_update
 
 TINY = {
     "llama": ModelConfig(hidden_size=8, layers=1, heads=2, vocab_size=11, context=8),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.directional.run_ratios import log_ratios_along
@@ -20,7 +21,6 @@ from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, check_bounds
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
 
 FORMAT = 1
 KIND = "directional"
@@ -56,11 +56,11 @@ class DirectionalReport(Mapping[Block, Slope]):
         cls,
         blocks: Sequence[Block],
         *,
-        signals: Tensor,
-        curvatures: Tensor,
-        noise: Tensor,
+        signals: npt.ArrayLike,
+        curvatures: npt.ArrayLike,
+        noise: npt.ArrayLike,
         samples: Sequence[int],
-        hessians: Tensor | None,
+        hessians: npt.ArrayLike | None,
         lrs: Sequence[float],
         ratios: Sequence[float],
         numels: Sequence[int],
@@ -79,7 +79,7 @@ class DirectionalReport(Mapping[Block, Slope]):
             step: the training step, or None.
         """
         weights = np.asarray(samples, dtype=float) / sum(samples)
-        s, matrices, own = signals.numpy(), curvatures.numpy(), np.asarray(lrs, dtype=float)
+        s, matrices, own = np.asarray(signals), np.asarray(curvatures), np.asarray(lrs, dtype=float)
         c = np.diagonal(matrices, axis1=1, axis2=2)
         signal, curvature = weights @ s, weights @ c
         best = signal / curvature
@@ -97,7 +97,7 @@ class DirectionalReport(Mapping[Block, Slope]):
                 curvature_stderr=float(errors[1][i]),
                 best_lr=float(best[i]),
                 best_lr_stderr=float(errors[2][i]),
-                noise=float(weights @ noise.numpy()[:, i]),
+                noise=float(weights @ np.asarray(noise)[:, i]),
                 numel=numels[i],
                 ratio=ratios[i],
                 best_lr_beside=float(best_beside[i]),
@@ -108,7 +108,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         return cls(
             blocks=slopes,
             matrix=np.tensordot(weights, matrices, 1).tolist(),
-            hessian=None if hessians is None else np.tensordot(weights, hessians.numpy(), 1).tolist(),
+            hessian=None if hessians is None else np.tensordot(weights, np.asarray(hessians), 1).tolist(),
             samples=int(sum(samples)),
             batches=len(samples),
             step=step,
