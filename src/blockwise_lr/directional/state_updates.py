@@ -13,7 +13,7 @@ from blockwise_lr.directional.parameter_chunks import Chunk, stacked
 from blockwise_lr.distributed import local
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, local_second
-from blockwise_lr.sharpness.parameter_parts import accumulation_dtype
+from blockwise_lr.sharpness.predictions import HALF
 
 
 class StateUpdates:
@@ -109,7 +109,7 @@ def _bias_corrections(
         for moment in (0, 1):
             beta = torch.tensor([betas[i][moment] for i in indices], dtype=torch.float64)
             correction = 1 - _on_device_of(first, beta).pow_(t)
-            corrections.append(correction.to(accumulation_dtype(first)).unbind())
+            corrections.append(correction.to(_wide_dtype(first)).unbind())
         for i, *both in zip(indices, *corrections):
             found[i] = tuple(both)
     return found
@@ -145,4 +145,8 @@ def _spread_rows(second: Tensor, shape: Sequence[int], rows: tuple[int, int] | N
 
 def wide(tensor: Tensor) -> Tensor:
     """Return a half-precision tensor in float32, and any other tensor unchanged."""
-    return tensor.to(accumulation_dtype(tensor))
+    return tensor.to(_wide_dtype(tensor))
+
+
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.float32 if tensor.dtype in HALF else tensor.dtype
