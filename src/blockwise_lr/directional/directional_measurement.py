@@ -202,7 +202,7 @@ def _moved_parameters(
     parameters = measured.parts.parameters
     updates = state_updates(optimizer, parameters)
     if updates is None:
-        seen = StoredUpdates(_updates_of_a_step(measured, optimizer, batches))
+        seen = StoredUpdates(_updates_of_a_step(measured, optimizer, values, batches))
         return MovedParameters(parameters, values, seen, None)
     last_step = [
         (
@@ -214,16 +214,21 @@ def _moved_parameters(
     return MovedParameters(parameters, values, updates, last_step)
 
 
-def _updates_of_a_step(measured: MeasuredModel, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+def _updates_of_a_step(
+    measured: MeasuredModel, optimizer: Optimizer, values: Sequence[Tensor], batches: Iterator[Any]
+) -> list[Tensor]:
     """Return the update that the optimizer makes in one step on the first batch."""
     batch = next(batches, None)
     if batch is None:
         raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
     predictions = measured.predict(batch)
-    summed = measured.parts.sum_over_processes(gradients_of_sum(measured, summed_loss(predictions)))
-    samples = measured.samples(predictions)
-    gradients = [None if g is None else g / samples for g in summed]
-    return stepped_updates(optimizer, measured.parts.parameters, gradients)
+    mean_loss = summed_loss(predictions) / measured.samples(predictions)
+    return stepped_updates(
+        optimizer,
+        measured.parts.parameters,
+        measured.parts.sum_over_processes(gradients_of_sum(measured, mean_loss)),
+        values,
+    )
 
 
 def _chunks_by_block(parts: ParameterParts, updates: Updates) -> dict[Block, list[Chunk]]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from blockwise_lr.directional.parameter_chunks import Chunk
 from blockwise_lr.directional.state_updates import wide
 from blockwise_lr.directional.updates import Updates
-from blockwise_lr.distributed import local
+from blockwise_lr.distributed import is_sharded, local
 from blockwise_lr.sharpness.predictions import HALF
 
 
@@ -20,24 +20,39 @@ def restored_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[list[Ten
     """Yield the values of the parameters, which may be moved inside the context. On exit, restore them exactly.
 
     The context holds one copy in float32 or float64. Half-precision parameters are replaced by that copy, and the
-    tensors of the caller are the values. All other parameters are moved in place, and the copy is the values.
+    tensors of the caller are the values; their gradients are set aside. All other parameters are moved in place, and
+    the copy is the values.
 
     Args:
         parameters: parameters of the model, whole or sharded.
     """
-    half = {i: parameter.data for i, parameter in enumerate(parameters) if parameter.dtype in HALF}
-    values = [local(p.detach()) if i in half else local(p.detach()).clone() for i, p in enumerate(parameters)]
+    half = {i: (p.data, p.grad) for i, p in enumerate(parameters) if p.dtype in HALF and not is_sharded(p)}
+    whole = [p for i, p in enumerate(parameters) if i not in half]
+    copies = _copied([local(p.detach()) for p in whole])
+    remaining = iter(copies)
+    values = [half[i][0] if i in half else next(remaining) for i in range(len(parameters))]
     try:
-        for i, value in half.items():
-            parameters[i].data = value.float()
+        wide_copies = _copied([data for data, _ in half.values()], torch.float32)
+        for i, wide_copy in zip(half, wide_copies):
+            parameters[i].grad = None  # torch requires a gradient of the parameter's dtype
+            parameters[i].data = wide_copy
+        del wide_copies
         yield values
     finally:
-        with torch.no_grad():
-            for i, (parameter, value) in enumerate(zip(parameters, values)):
-                if i in half:
-                    parameter.data = half[i]
-                else:
-                    local(parameter.detach()).copy_(value)
+        for i, (data, gradient) in half.items():
+            parameters[i].grad = None
+            parameters[i].data, parameters[i].grad = data, gradient
+        if whole:
+            with torch.no_grad():
+                torch._foreach_copy_([local(p.detach()) for p in whole], copies)
+
+
+def _copied(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
+    """Return copies of the tensors, in the given dtype or in their own."""
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if copies:
+        torch._foreach_copy_(copies, list(tensors))
+    return copies
 
 
 class MovedParameters:

@@ -81,7 +81,10 @@ def whole_updates(updates: Updates, count: int) -> list[Tensor]:
 
 
 def stepped_updates(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+    optimizer: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    before: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     r"""Return the update of any optimizer, from the change of the parameters in one step that is then undone.
 
@@ -93,6 +96,7 @@ def stepped_updates(
         optimizer: any torch optimizer whose step is linear in ``lr``.
         parameters: parameters of the model.
         gradients: gradients for the step, from batches that are not used to measure the signal.
+        before: a copy of this process's shards of the parameters, if there is one. Default: a copy is made.
 
     Raises:
         ValueError: a parameter does not belong to the optimizer, or its learning rate is 0.
@@ -104,15 +108,19 @@ def stepped_updates(
                 f"a group of {type(optimizer).__name__} has learning rate {float(group['lr']):g}, so a step shows no "
                 "update: measure after the first warm-up step and before the schedule has ended"
             )
-    before = [local(parameter.detach()).clone() for parameter in parameters]
+    if before is None:
+        before = [local(parameter.detach()).clone() for parameter in parameters]
+    updates = []
     with _restored_afterwards(optimizer, parameters, before), torch.no_grad():
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
+        gradient = None
+        del gradients  # so that a gradient is freed before the update of its parameter is made
         optimizer.step()
-        return [
-            (wide(start) - wide(local(parameter.detach()))) / float(group["lr"])
-            for start, parameter, group in zip(before, parameters, groups)
-        ]
+        for start, parameter, group in zip(before, parameters, groups):
+            parameter.grad = None
+            updates.append((wide(start) - wide(local(parameter.detach()))).div_(float(group["lr"])))
+    return updates
 
 
 def groups_by_parameter(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
