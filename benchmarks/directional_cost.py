@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from blockwise_lr import measure_directional, param_groups, split_fused
 from blockwise_lr.blocks import Block
-from blockwise_lr.experimental.auto import agreement
+from blockwise_lr.experimental.agreement import agreement
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.presets import get_preset

@@ -29,7 +29,6 @@ from blockwise_lr import (
 from blockwise_lr.directional.directional_figure import directional_run_table, plot_directional, shown_report
 from blockwise_lr.directional.slope import Slope
 from blockwise_lr.directional.updates import (
-    before_last_update,
     groups_by_parameter,
     stepped_updates,
     unit_updates,
@@ -37,6 +36,7 @@ from blockwise_lr.directional.updates import (
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
+from directional.literal import before_last_update
 
 TINY = {
     "llama": ModelConfig(hidden_size=8, layers=1, heads=2, vocab_size=11, context=8),
@@ -410,18 +410,18 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 def test_verdicts_name_the_direction_and_the_factor() -> None:
-    def beside(best: float, error: float = 0.0, **more: float) -> dict[str, float]:
+    def moving(best: float, error: float = 0.0, **more: float) -> dict[str, float]:
         return {"best_lr_beside": best, "best_lr_beside_stderr": error, **more}
 
     report = report_of(
-        norm=beside(20.0, 1.0),
-        vo=beside(0.1, 0.01),
-        qk=beside(-1.0, 0.1),
-        ffn=beside(1.0, 0.1),
-        emb=beside(2.0, 2.0),
-        head=beside(1.0, math.nan),
-        pos=beside(0.35, 0.2),
-        other=beside(1.0, 0.1, noise=0.2),
+        norm=moving(20.0, 1.0),
+        vo=moving(0.1, 0.01),
+        qk=moving(-1.0, 0.1),
+        ffn=moving(1.0, 0.1),
+        emb=moving(2.0, 2.0),
+        head=moving(1.0, math.nan),
+        pos=moving(0.35, 0.2),
+        other=moving(1.0, 0.1, noise=0.2),
     )
     assert {block.value: slope.verdict for block, slope in report.items()} == {
         "norm": "could go up x20",
@@ -435,8 +435,8 @@ def test_verdicts_name_the_direction_and_the_factor() -> None:
     }
 
 
-def test_beside_the_others_a_block_has_the_signal_that_they_leave() -> None:
-    """C = [[2, 1], [1, 4]], s = (3, 6), each at 1/2: beside FFN's half a step, EMB's signal is 3 - 1/2."""
+def test_a_block_has_the_signal_that_the_moving_others_leave() -> None:
+    """C = [[2, 1], [1, 4]], s = (3, 6), each at 1/2: after FFN's half a step, EMB's signal is 3 - 1/2."""
     draws = {
         "signals": torch.tensor([[3.0, 6.0], [3.0, 6.0]]).double(),
         "curvatures": torch.tensor([[[2.0, 1.0], [1.0, 4.0]]] * 2).double(),
@@ -450,7 +450,7 @@ def test_beside_the_others_a_block_has_the_signal_that_they_leave() -> None:
     assert [slope.best_lr for slope in report.values()] == [1.5, 1.5]
     assert [slope.best_lr_beside for slope in report.values()] == [1.25, 1.375]
     assert [slope.best_lr_beside_stderr for slope in report.values()] == [0.0, 0.0]
-    # All together: where each, beside the others at theirs, is right.
+    # All together: where each is right while the others move at theirs.
     assert report.joint_best_lr == pytest.approx({Block.EMB: 6 / 7, Block.FFN: 9 / 7})
 
 
@@ -506,7 +506,8 @@ def test_the_table_fits_a_terminal_of_80_columns() -> None:
     shown = console.file.getvalue()
     assert "2.00e-04 │ 9.0e-02 │ 7.7e-02 ± 8.0e-03 │ could go up x380" in " ".join(shown.split())
     assert "│ raises the loss " in shown
-    assert len(shown.strip().splitlines()) == 8
+    assert len(shown.strip().splitlines()) == 10
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_table_of_a_run_fits_too_and_the_step_that_is_shown_has_the_highest_rate() -> None:

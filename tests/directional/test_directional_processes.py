@@ -11,7 +11,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from blockwise_lr import Block, DirectionalReport, measure_directional, param_groups, split_fused
-from blockwise_lr.experimental.auto import agreement
+from blockwise_lr.experimental.agreement import agreement
 from sharpness.references import gpt2, next_tokens
 from sharpness.test_distributed import fully_sharded, share_of, whole_batches
 from support.processes import free_port, spawn

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr import distributed as processes
 from blockwise_lr.blocks import Block
-from blockwise_lr.blocks.block import PartSlice
-from blockwise_lr.distributed import local
-from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
-from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
+from blockwise_lr.directional.moved_parameters import MovedParameters
+from blockwise_lr.directional.parameter_chunks import Chunk
+from blockwise_lr.directional.update_signals import on_device, update_signals
+from blockwise_lr.sharpness.model_gradients import MeasuredModel
 from blockwise_lr.sharpness.predictions import Predictions, summed_loss
 
-_CHUNK = 1 << 22  # number of logits, over all blocks, that are processed at a time
+# Number of logits, over all blocks, that are processed at a time. On a GPU, fewer would be lost in kernel launches.
+_CPU_LOGITS, _GPU_LOGITS = 1 << 22, 1 << 25
+_SMALL = 1e-3  # relative size of the move that shows the rounding
 
 
 @dataclass(frozen=True)
@@ -27,78 +31,108 @@ class Direction:
 
     Args:
         block: the block.
-        pieces: for each parameter of the block, its index and the part of it that belongs to the block (None: all).
+        chunks: the chunks that cover the block.
         scale: factor by which the update is added to the parameters in the central differences.
     """
 
     block: Block
-    pieces: tuple[tuple[int, PartSlice | None], ...]
+    chunks: tuple[Chunk, ...]
     scale: float
+
+
+class Draw(NamedTuple):
+    """What one batch shows along k directions.
+
+    Args:
+        signals: the slope along each direction, (k,).
+        curvature: C, (k, k).
+        noise: rounding noise in the diagonal of C, (k,).
+        samples: number of samples of the batch.
+    """
+
+    signals: npt.NDArray[np.float64]
+    curvature: npt.NDArray[np.float64]
+    noise: npt.NDArray[np.float64]
+    samples: int
 
 
 def slope_and_curvature(
     measured: MeasuredModel,
     batch: Any,
     predictions: Predictions,
-    updates: Sequence[Tensor],
+    moved: MovedParameters,
     directions: Sequence[Direction],
-) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Measure the slope and the curvature along each direction on one batch.
+) -> Draw:
+    """Measure the slope and the curvature along each direction on one batch, over all processes.
 
-    Returns:
-        The signals (k,), C (k, k) and the rounding noise in the diagonal of C (k,), all float64; and the number of
-        samples.
+    The parameters are at the start afterwards. The host waits for the device once.
     """
-    parts = measured.parts
-    gradients = parts.sum_over_processes(gradients_of_sum(measured, summed_loss(predictions)))
-    signal = dots(parts, gradients, updates, directions)
+    blocks = [direction.block for direction in directions]
+    signals = update_signals(measured, summed_loss(predictions), moved.updates, blocks)
     center = predictions._replace(logits=predictions.logits.detach())
     changes = []
     for direction in directions:
-        above, below = (
-            _logits_at(measured, batch, updates, [(direction, sign * direction.scale)]) for sign in (1, -1)
-        )
-        changes.append((above - below) / (2 * direction.scale))
+        above = _logits_at(measured, batch, moved, [direction], 1)
+        below = _logits_at(measured, batch, moved, [direction], -1)
+        changes.append(torch.sub(above, below).div_(2 * direction.scale))
+        del above, below
     curvature = _gauss_newton_products(center, changes)
     # The effect of a move a thousand times smaller is known from `changes`. The rest of the change is rounding.
-    small = 1e-3
-    moved = _logits_at(measured, batch, updates, [(d, small * d.scale) for d in directions])
-    known = sum(small * d.scale * change for d, change in zip(directions, changes))
-    rounding = _gauss_newton_products(center, [moved - center.logits - known])[0, 0] / 2
-    noise = torch.stack([rounding / (2 * d.scale**2) for d in directions])
-    if parts.distributed:
-        for tensor in (curvature, noise):
-            total = tensor.to(parts.parameters[0].device)
-            dist.all_reduce(total)
-            tensor.copy_(total)
-    samples = measured.samples(predictions)
-    return signal / samples, curvature / samples, noise / samples, samples
+    rest = _logits_at(measured, batch, moved, directions, _SMALL) - center.logits
+    for direction, change in zip(directions, changes):
+        rest.sub_(change, alpha=_SMALL * direction.scale)
+    rounding = _gauss_newton_products(center, [rest])[0, 0] / 2
+    found = torch.cat(
+        [
+            signals,
+            *(
+                on_device(tensor.reshape(-1).double(), signals.device)
+                for tensor in (center.counted.sum(), rounding, curvature)
+            ),
+        ]
+    )
+    if measured.parts.distributed:
+        dist.all_reduce(found)
+    return _draw(found.tolist(), directions)
+
+
+def _draw(found: Sequence[float], directions: Sequence[Direction]) -> Draw:
+    """Return the draw of the sums over all samples: signals, number of samples, rounding and curvature."""
+    k = len(directions)
+    samples, rounding = found[k], found[k + 1]
+    scales = np.array([direction.scale for direction in directions])
+    return Draw(
+        signals=np.array(found[:k]) / samples,
+        curvature=np.array(found[k + 2 :]).reshape(k, k) / samples,
+        noise=rounding / (2 * scales**2) / samples,
+        samples=round(samples),
+    )
 
 
 def _logits_at(
-    measured: MeasuredModel, batch: Any, updates: Sequence[Tensor], moves: Sequence[tuple[Direction, float]]
+    measured: MeasuredModel,
+    batch: Any,
+    moved: MovedParameters,
+    directions: Sequence[Direction],
+    factor: float,
 ) -> Tensor:
-    """Return the logits after moving the parameters along each direction by a factor. The moves are then undone."""
-    parameters = measured.parts.parameters
-    touched = sorted({i for direction, _ in moves for i, _ in direction.pieces})
-    kept = {i: local(parameters[i].detach()).clone() for i in touched}
-    try:
-        with torch.no_grad():
-            for direction, factor in moves:
-                for i, piece in direction.pieces:
-                    cut(local(parameters[i].detach()), piece).add_(cut(updates[i], piece), alpha=factor)
-            logits = measured.predict(batch, needs_gradient=False).logits
-        # Without this, the outermost module would keep the gathered, moved parameters.
-        processes.reshard(measured.model)
-        return logits
-    finally:
-        with torch.no_grad():
-            for i, value in kept.items():
-                local(parameters[i].detach()).copy_(value)
+    """Return the logits after moving the parameters along each direction by a factor of its scale.
+
+    The parameters are moved back afterwards. After an error, the caller restores all of them.
+    """
+    for direction in directions:
+        moved.move(direction.chunks, factor * direction.scale)
+    with torch.no_grad():
+        logits = measured.predict(batch, needs_gradient=False).logits
+    # Without this, the outermost module would keep the gathered, moved parameters.
+    processes.reshard(measured.model)
+    for direction in directions:
+        moved.move(direction.chunks, 0.0)
+    return logits
 
 
 def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
-    """Return the Gauss-Newton products of all pairs of changes, summed over samples: (k, k) float64 on the CPU.
+    """Return the Gauss-Newton products of all pairs of changes, summed over samples: (k, k) float64.
 
         sum over samples of dz_a' (diag p - p p') dz_b
 
@@ -106,33 +140,13 @@ def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor
     """
     k, classes = len(changes), at.logits.shape[1]
     total = torch.zeros(k, k, dtype=torch.float64, device=at.logits.device)
-    rows = max(1, _CHUNK // (k * classes))
+    rows = max(1, (_CPU_LOGITS if at.logits.device.type == "cpu" else _GPU_LOGITS) // (k * classes))
     for start in range(0, len(at.logits), rows):
         chunk = slice(start, start + rows)
-        counted = at.counted[chunk]
-        p = at.logits[chunk][counted].double().softmax(-1)
-        dz = torch.stack([change[chunk][counted] for change in changes]).double()
+        p = at.logits[chunk].double().softmax(-1)
+        dz = torch.stack([change[chunk] for change in changes]).double()
         dz -= (p * dz).sum(-1, keepdim=True)
-        weighted = (dz * p.sqrt()).reshape(k, -1)
+        # Rows that do not count may have logits that are not finite. An index by a mask would wait for the device.
+        weighted = dz.mul_(p.sqrt_()).masked_fill_(~at.counted[chunk, None], 0.0).reshape(k, -1)
         total += weighted @ weighted.T
-    return total.cpu()
-
-
-def dots(
-    parts: ParameterParts,
-    tensors: Sequence[Tensor | None],
-    updates: Sequence[Tensor],
-    directions: Sequence[Direction],
-) -> Tensor:
-    """Return <tensor, update> along each direction, over all shards: (k,) float64."""
-    totals = torch.zeros(len(directions), dtype=torch.float64)
-    for row, direction in enumerate(directions):
-        for i, piece in direction.pieces:
-            if (tensor := tensors[i]) is not None:
-                a, b = parts.own(i, tensor, piece), parts.own(i, updates[i], piece)
-                totals[row] += (a.double() * b.double()).sum().cpu()
-    if parts.sharded:
-        everywhere = totals.to(parts.parameters[0].device)
-        dist.all_reduce(everywhere)
-        totals = everywhere.cpu()
-    return totals
+    return total

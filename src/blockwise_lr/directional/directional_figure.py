@@ -23,8 +23,8 @@ COLUMNS = 6
 def directional_table(report: DirectionalReport) -> Table:
     """Return a table of one report, with one row per block.
 
-    The columns are the block's own learning rate, the best one if the others are fixed, and the best one if the others
-    move too, with its standard error. The last column is the verdict.
+    The columns are the current learning rate of the block, its best one if all other blocks are fixed, and its best one
+    if the other blocks move at their current learning rates, with its standard error. The last column is the verdict.
 
     Raises:
         ModuleNotFoundError: rich is missing. The message names the extra to install.
@@ -37,14 +37,15 @@ def directional_table(report: DirectionalReport) -> Table:
     batches = "1 batch" if report.batches == 1 else f"{report.batches} batches"
     step = "" if report.step is None else f"step {report.step:,}, "
     columns = [
-        from_rich.Column(name, justify="right", no_wrap=True) for name in ("own", "alone", "beside others")
+        from_rich.Column(name, justify="right", no_wrap=True)
+        for name in ("current", "others\nfixed", "others\nmoving")
     ]
     made: Table = from_rich.Table(
         "block",
         *columns,
         "verdict",
         title=f"{step}along the optimizer's update, {report.samples:,} samples in {batches}:\n"
-        "learning rates: its own, and what it could take",
+        "learning rate: current, and best if the other blocks\nare fixed or moving",
         title_justify="left",
         title_style="italic",
     )
@@ -88,8 +89,9 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
     made: Table = from_rich.Table(
         "block",
         *columns,
-        title="could take beside the others / own (-: raises the loss), by step;\n"
-        "ratio: best for all together, in the mean over FFN's",
+        title="best rate while the others move / current rate, by step\n"
+        "(-: raises the loss); ratio: best for all together,\n"
+        "in the mean over FFN's",
         title_justify="left",
         title_style="italic",
     )
@@ -118,7 +120,9 @@ def _with_error(value: float, stderr: float) -> str:
 
 
 def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> Path:
-    """Save a figure of the best learning rate of each block, divided by its own, over training.
+    """Save a figure of the best learning rate of each block, divided by the current one, over training.
+
+    One panel has the best rate if all other blocks are fixed, and one that if they move at their current rates.
 
     Args:
         reports: reports of one run, earliest first; at least one.
@@ -134,21 +138,21 @@ def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> 
     if not reports:
         raise ValueError("no reports; expected one or more")
     with figure((9.6, 4.4)) as made:
-        for axes, beside in zip(made.subplots(1, 2, sharex=True, sharey=True), (False, True)):
-            draw_directional(axes, reports, beside=beside)
+        for axes, others_move in zip(made.subplots(1, 2, sharex=True, sharey=True), (False, True)):
+            draw_directional(axes, reports, others_move=others_move)
         made.axes[1].set_ylabel("")
         made.axes[1].legend(ncols=2, fontsize=8)
         made.suptitle("▼: the update raises the loss at any learning rate", fontsize=9)
         return save(made, path)
 
 
-def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, beside: bool) -> None:
+def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, others_move: bool) -> None:
     """Draw one panel of :func:`plot_directional`.
 
     Args:
         axes: matplotlib axes to draw on.
         reports: reports of one run, earliest first.
-        beside: whether the other blocks move at their own learning rates (True) or are fixed (False).
+        others_move: whether the other blocks move at their current learning rates (True) or are fixed (False).
     """
     blocks = [block for block in Block if any(block in report for report in reports)]
     every = [s for r in reports for s in r.values()]
@@ -161,19 +165,23 @@ def draw_directional(axes: Any, reports: Sequence[DirectionalReport], *, beside:
         # Blocks are shifted sideways, so that error bars of the same step do not overlap.
         at = [_step(reports, x) + _nudge(reports, number, len(blocks)) for x, _ in found]
         slopes = [slope for _, slope in found]
-        shown = [slope.factor_beside if beside else slope.factor for slope in slopes]
-        errors = [slope.best_lr_beside_stderr if beside else slope.best_lr_stderr for slope in slopes]
+        shown = [slope.factor_beside if others_move else slope.factor for slope in slopes]
+        errors = [slope.best_lr_beside_stderr if others_move else slope.best_lr_stderr for slope in slopes]
         relative = [0.0 if math.isnan(e) or not s.lr else e / s.lr for s, e in zip(slopes, errors)]
         _draw_block(axes, block, at, shown, relative, strips * 1.35 ** (len(blocks) - number))
     axes.axhline(low, color="#BBBBBB", linewidth=0.6)
     axes.set_ylim(strips, high)
     log_ticks(axes.yaxis)
-    axes.set_ylabel("learning rate it could take / its own")
+    axes.set_ylabel("best learning rate / current one")
     if len(reports) > 1:
         axes.set_xlabel("step")
     else:
         axes.set_xticks([])
-    axes.set_title("beside the others" if beside else "alone, the others at rest", fontsize=9, loc="left")
+    axes.set_title(
+        "if the other blocks move at their current rates" if others_move else "if the other blocks are fixed",
+        fontsize=9,
+        loc="left",
+    )
 
 
 def _draw_block(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -16,19 +16,24 @@ from torch.optim import Optimizer
 from blockwise_lr import distributed as processes
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
-from blockwise_lr.blocks.block import PartSlice
-from blockwise_lr.directional.directional_derivatives import Direction, dots, slope_and_curvature
+from blockwise_lr.directional.directional_derivatives import Direction, Draw, slope_and_curvature
 from blockwise_lr.directional.directional_report import DirectionalReport
+from blockwise_lr.directional.moved_parameters import MovedParameters, restored_parameters
+from blockwise_lr.directional.parameter_chunks import Chunk, chunk_elements, chunks
+from blockwise_lr.directional.update_hessian import update_hessian
+from blockwise_lr.directional.update_signals import squared_lengths
 from blockwise_lr.directional.updates import (
-    before_last_update,
+    StoredUpdates,
+    Updates,
     groups_by_parameter,
+    state_updates,
     stepped_updates,
-    unit_updates,
 )
-from blockwise_lr.sharpness.hessian import NoDoubleBackwardError, double_backward, no_autocast
+from blockwise_lr.distributed import local
+from blockwise_lr.sharpness.hessian import no_autocast
 from blockwise_lr.sharpness.measure import in_lockstep, measurement_mode, unwrapped
 from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
-from blockwise_lr.sharpness.parameter_parts import ParameterParts, cut
+from blockwise_lr.sharpness.parameter_parts import ParameterParts
 from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
 
 # Default of `move`, by dtype of the forward pass. The rounding error of the central differences grows with the inverse
@@ -108,28 +113,27 @@ def measure_directional(
     groups = groups_by_parameter(optimizer, parts.parameters)
     single_batches = ([batch] for batch in ([batches] if isinstance(batches, Mapping) else batches))
     unseen = (batch for (batch,) in in_lockstep(single_batches, parts))
-    draws: list[tuple[Tensor, Tensor, Tensor, int]] = []
-    hessians: list[Tensor] = []
+    draws: list[Draw] = []
+    hessians: list[npt.NDArray[np.float64]] = []
     measured = MeasuredModel(inner, parts, loss_fn)
     with (
         measurement_mode(inner),
-        _parameters_in_float32(parts.parameters),
+        restored_parameters(parts.parameters) as values,
         no_autocast(measured),
         torch.enable_grad(),
-        ExitStack() as stack,
     ):
-        updates = unit_updates(optimizer, parts.parameters)
-        if updates is None:
-            updates = _updates_of_a_step(measured, optimizer, unseen)
-        else:
-            stack.enter_context(before_last_update(parts.parameters, updates, groups))
+        moved = _moved_parameters(measured, optimizer, groups, values, unseen)
+        blocks = _chunks_by_block(parts, moved.updates)
+        for chunks_of_block in blocks.values():
+            moved.move(chunks_of_block, 0.0)
+        lengths = squared_lengths(parts, moved.updates, blocks).tolist()
         directions: list[Direction] = []
         for index, batch in enumerate(islice(unseen, max_batches)):
             predictions = measured.predict(batch)
-            directions = directions or _directions(parts, updates, move or _default_move(predictions))
-            draws.append(slope_and_curvature(measured, batch, predictions, updates, directions))
+            directions = directions or _directions(parts, blocks, lengths, move or _default_move(predictions))
+            draws.append(slope_and_curvature(measured, batch, predictions, moved, directions))
             if hessian:
-                hessians.append(_hessian(measured, batch, updates, directions) / draws[-1][3])
+                hessians.append(update_hessian(measured, batch, moved, directions) / draws[-1].samples)
             if on_batch is not None:
                 on_batch(index + 1)
     if not draws:
@@ -138,14 +142,14 @@ def measure_directional(
         )
     return DirectionalReport.from_draws(
         [direction.block for direction in directions],
-        signals=torch.stack([draw[0] for draw in draws]),
-        curvatures=torch.stack([draw[1] for draw in draws]),
-        noise=torch.stack([draw[2] for draw in draws]),
-        samples=[draw[3] for draw in draws],
-        hessians=torch.stack(hessians) if hessians else None,
-        lrs=[_mean_setting(direction, groups, "lr") for direction in directions],
-        ratios=[_mean_setting(direction, groups, "lr_ratio") for direction in directions],
-        numels=[_block_numel(direction, parts) for direction in directions],
+        signals=np.stack([draw.signals for draw in draws]),
+        curvatures=np.stack([draw.curvature for draw in draws]),
+        noise=np.stack([draw.noise for draw in draws]),
+        samples=[draw.samples for draw in draws],
+        hessians=np.stack(hessians) if hessians else None,
+        lrs=[_mean_setting(direction, parts, groups, "lr") for direction in directions],
+        ratios=[_mean_setting(direction, parts, groups, "lr_ratio") for direction in directions],
+        numels=[_block_numel(direction.block, parts) for direction in directions],
         step=step,
     )
 
@@ -187,70 +191,75 @@ def _default_move(predictions: Predictions) -> float:
     )
 
 
-def _hessian(
-    measured: MeasuredModel, batch: Any, updates: Sequence[Tensor], directions: Sequence[Direction]
-) -> Tensor:
-    """Return u_a' H u_b of the summed loss, computed by Hessian-vector products.
+def _moved_parameters(
+    measured: MeasuredModel,
+    optimizer: Optimizer,
+    groups: Sequence[dict[str, Any]],
+    values: Sequence[Tensor],
+    batches: Iterator[Any],
+) -> MovedParameters:
+    """Return the parameters with the last update of a readable optimizer, or with the next one of any other."""
+    parameters = measured.parts.parameters
+    updates = state_updates(optimizer, parameters)
+    if updates is None:
+        seen = StoredUpdates(_updates_of_a_step(measured, optimizer, values, batches))
+        return MovedParameters(parameters, values, seen, None)
+    last_step = [
+        (
+            float(group["lr"]),
+            float(group["weight_decay"]) if group.get("decoupled_weight_decay", True) else 0.0,
+        )
+        for group in groups
+    ]
+    return MovedParameters(parameters, values, updates, last_step)
 
-    Its shape is (k, k) for k directions; its dtype is float64.
-    """
-    rows = []
-    for direction in directions:
-        vector = [torch.zeros_like(update) for update in updates]
-        for i, piece in direction.pieces:
-            cut(vector[i], piece).copy_(cut(updates[i], piece))
-        try:
-            products, _ = double_backward(measured, [batch], vector, strict=True)
-        except NoDoubleBackwardError as error:
-            raise ValueError(f"hessian=True needs a double backward pass: {error}; leave it out") from None
-        rows.append(dots(measured.parts, measured.parts.sum_over_processes(products), updates, directions))
-    return torch.stack(rows)
 
-
-def _updates_of_a_step(measured: MeasuredModel, optimizer: Optimizer, batches: Iterator[Any]) -> list[Tensor]:
+def _updates_of_a_step(
+    measured: MeasuredModel, optimizer: Optimizer, values: Sequence[Tensor], batches: Iterator[Any]
+) -> list[Tensor]:
     """Return the update that the optimizer makes in one step on the first batch."""
     batch = next(batches, None)
     if batch is None:
         raise ValueError("batches is empty; expected two batches or more, the first for the optimizer's step")
     predictions = measured.predict(batch)
-    summed = measured.parts.sum_over_processes(gradients_of_sum(measured, summed_loss(predictions)))
-    samples = measured.samples(predictions)
-    gradients = [None if g is None else g / samples for g in summed]
-    return stepped_updates(optimizer, measured.parts.parameters, gradients)
+    mean_loss = summed_loss(predictions) / measured.samples(predictions)
+    return stepped_updates(
+        optimizer,
+        measured.parts.parameters,
+        measured.parts.sum_over_processes(gradients_of_sum(measured, mean_loss)),
+        values,
+    )
 
 
-def _directions(parts: ParameterParts, updates: Sequence[Tensor], move: float) -> list[Direction]:
+def _chunks_by_block(parts: ParameterParts, updates: Updates) -> dict[Block, list[Chunk]]:
+    """Return the chunks of each block, in the order of :class:`Block`."""
+    tensors = [local(parameter.detach()) for parameter in parts.parameters]
+    found: dict[Block, list[Chunk]] = {}
+    for chunk in chunks(parts.blocks_and_slices(), tensors, updates.kinds, chunk_elements(tensors)):
+        found.setdefault(chunk.block, []).append(chunk)
+    blocks = {part.block for part in parts.parts}  # a process may have no element of a block
+    return {block: found.get(block, []) for block in Block if block in blocks}
+
+
+def _directions(
+    parts: ParameterParts, blocks: Mapping[Block, Sequence[Chunk]], lengths: Sequence[float], move: float
+) -> list[Direction]:
     """Return the direction of each block that the optimizer moves, scaled to a root mean square of `move`."""
-    found: dict[Block, list[tuple[int, PartSlice | None]]] = {}
-    for i, pieces in enumerate(parts.blocks_and_slices()):
-        for block, piece in pieces:
-            found.setdefault(block, []).append((i, piece))
-    unscaled = [Direction(block, tuple(found[block]), 0.0) for block in Block if block in found]
-    squares = dots(parts, updates, updates, unscaled)
     return [
-        replace(direction, scale=move * math.sqrt(_block_numel(direction, parts) / float(square)))
-        for direction, square in zip(unscaled, squares)
-        if square > 0  # blocks that the optimizer does not move are left out
+        Direction(block, tuple(found), move * math.sqrt(_block_numel(block, parts) / length))
+        for (block, found), length in zip(blocks.items(), lengths)
+        if length > 0  # blocks that the optimizer does not move are left out
     ]
 
 
-def _mean_setting(direction: Direction, groups: Sequence[dict[str, Any]], key: str) -> float:
+def _mean_setting(
+    direction: Direction, parts: ParameterParts, groups: Sequence[dict[str, Any]], key: str
+) -> float:
     """Return the mean of a group setting over the parameters of a block."""
-    return sum(float(groups[i].get(key, 1.0)) for i, _ in direction.pieces) / len(direction.pieces)
+    pieces = zip(groups, parts.blocks_and_slices())
+    found = [float(group.get(key, 1.0)) for group, each in pieces for b, _ in each if b is direction.block]
+    return sum(found) / len(found)
 
 
-def _block_numel(direction: Direction, parts: ParameterParts) -> int:
-    return sum(part.numel for part in parts.parts if part.block is direction.block)
-
-
-@contextmanager
-def _parameters_in_float32(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Replace half-precision parameters by float32 copies during the measurement."""
-    kept = {i: p.data for i, p in enumerate(parameters) if p.dtype in HALF}
-    try:
-        for i in kept:
-            parameters[i].data = kept[i].float()
-        yield
-    finally:
-        for i, value in kept.items():
-            parameters[i].data = value
+def _block_numel(block: Block, parts: ParameterParts) -> int:
+    return sum(part.numel for part in parts.parts if part.block is block)

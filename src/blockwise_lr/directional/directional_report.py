@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.directional.directional_values import FORMAT as FORMAT
+from blockwise_lr.directional.directional_values import KIND as KIND
+from blockwise_lr.directional.directional_values import read_values, report_values
 from blockwise_lr.directional.run_ratios import log_ratios_along
 from blockwise_lr.directional.slope import Slope, bounded
+from blockwise_lr.directional.slope_averages import average_slopes
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.json_values import number_or_nan, numbers, typed
 from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, check_bounds
 
 if TYPE_CHECKING:
     from rich.table import Table
-    from torch import Tensor
-
-FORMAT = 1
-KIND = "directional"
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,11 @@ class DirectionalReport(Mapping[Block, Slope]):
         cls,
         blocks: Sequence[Block],
         *,
-        signals: Tensor,
-        curvatures: Tensor,
-        noise: Tensor,
+        signals: npt.ArrayLike,
+        curvatures: npt.ArrayLike,
+        noise: npt.ArrayLike,
         samples: Sequence[int],
-        hessians: Tensor | None,
+        hessians: npt.ArrayLike | None,
         lrs: Sequence[float],
         ratios: Sequence[float],
         numels: Sequence[int],
@@ -79,36 +79,14 @@ class DirectionalReport(Mapping[Block, Slope]):
             step: the training step, or None.
         """
         weights = np.asarray(samples, dtype=float) / sum(samples)
-        s, matrices, own = signals.numpy(), curvatures.numpy(), np.asarray(lrs, dtype=float)
-        c = np.diagonal(matrices, axis1=1, axis2=2)
-        signal, curvature = weights @ s, weights @ c
-        best = signal / curvature
-        beside = s - matrices @ own + c * own  # the signals after the other blocks have moved
-        best_beside = (weights @ beside) / curvature
-        # First-order propagation of errors: lr* = s / c, so batch k changes it by (s_k - lr* c_k) / c.
-        deviations = (s, c, (s - best * c) / curvature, (beside - best_beside * c) / curvature)
-        errors = [_error(values, weights) for values in deviations]
-        slopes = {
-            block: Slope(
-                lr=lrs[i],
-                signal=float(signal[i]),
-                signal_stderr=float(errors[0][i]),
-                curvature=float(curvature[i]),
-                curvature_stderr=float(errors[1][i]),
-                best_lr=float(best[i]),
-                best_lr_stderr=float(errors[2][i]),
-                noise=float(weights @ noise.numpy()[:, i]),
-                numel=numels[i],
-                ratio=ratios[i],
-                best_lr_beside=float(best_beside[i]),
-                best_lr_beside_stderr=float(errors[3][i]),
-            )
-            for i, block in enumerate(blocks)
-        }
+        slopes = average_slopes(
+            np.asarray(signals), np.asarray(curvatures), np.asarray(noise), weights,
+            lrs=lrs, ratios=ratios, numels=numels,
+        )  # fmt: skip
         return cls(
-            blocks=slopes,
-            matrix=np.tensordot(weights, matrices, 1).tolist(),
-            hessian=None if hessians is None else np.tensordot(weights, hessians.numpy(), 1).tolist(),
+            blocks=dict(zip(blocks, slopes)),
+            matrix=np.tensordot(weights, np.asarray(curvatures), 1).tolist(),
+            hessian=None if hessians is None else np.tensordot(weights, np.asarray(hessians), 1).tolist(),
             samples=int(sum(samples)),
             batches=len(samples),
             step=step,
@@ -203,21 +181,7 @@ class DirectionalReport(Mapping[Block, Slope]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as values for JSON. Non-finite numbers become null."""
-        return {
-            "format": FORMAT,
-            "kind": KIND,
-            "step": self.step,
-            "samples": self.samples,
-            "batches": self.batches,
-            "blocks": {
-                block.value: {k: v if math.isfinite(v) else None for k, v in slope._asdict().items()}
-                for block, slope in self.blocks.items()
-            },
-            "matrix": [list(row) for row in self.matrix],
-            "eigenvalues": self.eigenvalues,
-            "joint_best_lr": {block.value: lr for block, lr in self.joint_best_lr.items()},
-            "hessian": None if self.hessian is None else [list(row) for row in self.hessian],
-        }
+        return report_values(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> DirectionalReport:
@@ -226,21 +190,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         Raises:
             ValueError: `content` is not such a report.
         """
-        if not isinstance(content, Mapping) or (content.get("kind"), content.get("format")) != (KIND, FORMAT):
-            raise ValueError(f'not a directional report; expected "kind": "{KIND}" and "format": {FORMAT}')
-        try:
-            blocks = {Block(block): _slope(**slope) for block, slope in content["blocks"].items()}
-            hessian = content["hessian"]
-            return cls(
-                blocks=blocks,
-                matrix=_square(content["matrix"], len(blocks)),
-                hessian=None if hessian is None else _square(hessian, len(blocks)),
-                samples=typed(content["samples"], int),
-                batches=typed(content["batches"], int),
-                step=None if content["step"] is None else typed(content["step"], int),
-            )
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise ValueError(f"not a directional report, or a damaged one: {error!r}") from None
+        return cls(**read_values(content))
 
     def table(self) -> Table:
         """Return a rich table.
@@ -277,21 +227,6 @@ class DirectionalReport(Mapping[Block, Slope]):
             raise ValueError(f"{path}: {error}") from None
 
 
-def _slope(numel: Any, **values: Any) -> Slope:
-    if "best_lr_beside" not in values:
-        raise ValueError(
-            "it has no best_lr_beside, because an earlier version measured after the update: measure again"
-        )
-    return Slope(numel=typed(numel, int), **{name: number_or_nan(value) for name, value in values.items()})
-
-
-def _square(rows: Any, size: int) -> list[list[float]]:
-    found = [numbers(row) for row in typed(rows, list)]
-    if not size or [len(row) for row in found] != [size] * size:
-        raise ValueError(f"expected a matrix of {size} rows of {size} numbers, for at least one block")
-    return found
-
-
 def _solve_scaled(matrix: Any, right: Any) -> Any:
     """Return C^-1 r, solved in units in which every block has curvature 1.
 
@@ -300,15 +235,6 @@ def _solve_scaled(matrix: Any, right: Any) -> Any:
     scale = np.sqrt(np.abs(np.diagonal(matrix)))
     scale[scale == 0] = 1.0  # a block without curvature
     return np.linalg.lstsq(matrix / np.outer(scale, scale), right / scale, rcond=None)[0] / scale
-
-
-def _error(values: Any, weights: Any) -> Any:
-    """Return the standard errors of weighted means over batches, column by column."""
-    n = len(values)
-    if n < 2:
-        return np.full(values.shape[1], math.nan)
-    deviations = weights[:, None] * (values - weights @ values)
-    return np.sqrt(n / (n - 1) * np.sum(deviations**2, axis=0))
 
 
 def reports_of(values: Mapping[str, Any]) -> list[DirectionalReport]:

@@ -10,7 +10,7 @@ class Slope(NamedTuple):
     """The loss along the update u_b of one block. Standard errors are over batches, and NaN for a single batch.
 
     Args:
-        lr: learning rate of the block in the measured step.
+        lr: the current learning rate: that of the block in the measured step.
         signal: s_b = <g, u_b>; above 0 if the update lowers the loss.
         signal_stderr: standard error of `signal`.
         curvature: C_bb = u_b' G u_b.
@@ -20,7 +20,7 @@ class Slope(NamedTuple):
         noise: contribution of rounding to the curvature.
         numel: number of elements of the block.
         ratio: learning-rate ratio of the block during the measurement (``lr_ratio`` of its group; 1 if it has none).
-        best_lr_beside: the same as `best_lr` if the other blocks move at their own learning rates,
+        best_lr_beside: the best learning rate of this block if the other blocks move at their current learning rates,
             (s_b - sum over others of C_ba lr_a) / C_bb. It is usually smaller, because the others lower the same loss.
         best_lr_beside_stderr: standard error of `best_lr_beside`.
     """
@@ -40,12 +40,12 @@ class Slope(NamedTuple):
 
     @property
     def factor(self) -> float:
-        """best_lr / lr; infinite or NaN at learning rate 0."""
+        """`best_lr` over the current learning rate; infinite or NaN at learning rate 0."""
         return self.best_lr / self.lr if self.lr else math.copysign(math.inf, self.best_lr)
 
     @property
     def factor_beside(self) -> float:
-        """best_lr_beside / lr; infinite or NaN at learning rate 0."""
+        """`best_lr_beside` over the current learning rate; infinite or NaN at learning rate 0."""
         return self.best_lr_beside / self.lr if self.lr else math.copysign(math.inf, self.best_lr_beside)
 
     @property

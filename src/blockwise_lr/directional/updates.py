@@ -3,65 +3,88 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from blockwise_lr.blocks import Block
+from blockwise_lr.directional.parameter_chunks import Chunk
+from blockwise_lr.directional.state_updates import StateUpdates, wide
 from blockwise_lr.distributed import local
 from blockwise_lr.optimizers.adam_mini import AdamMini
-from blockwise_lr.optimizers.adam_mini_sharded import local_second
 
 READABLE = (torch.optim.Adam, torch.optim.AdamW, AdamMini)
 """Optimizers whose last update can be read from their state, without their subclasses, which may
 step differently."""
 
 
-def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
-    r"""Return the last update of an Adam-like optimizer per unit of learning rate, read from its state.
+class Updates(Protocol):
+    """The updates of all parameters of a model, chunk by chunk.
 
-        u = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)         theta <- theta - lr (u + decay theta)
+    Attributes:
+        kinds: parameters of different kinds must not share a chunk.
+    """
 
-    Decoupled weight decay (AdamW) is not part of the update. Nothing is changed.
+    kinds: Sequence[Hashable]
+
+    def of(self, chunk: Chunk) -> Tensor:
+        """Return the update of a chunk, in at least float32: (number of parameters, *shape of a slice)."""
+
+
+class StoredUpdates:
+    """Updates that are kept as tensors.
 
     Args:
-        optimizer: torch.optim's Adam or AdamW, or AdamMini. Subclasses may step differently, so they are not read.
-        parameters: parameters of the model. Each must belong to the optimizer and must have been stepped.
+        tensors: the update of each parameter.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.kinds: Sequence[Hashable] = [None] * len(tensors)
+        self._tensors = tensors
+
+    def of(self, chunk: Chunk) -> Tensor:
+        """Return the update of a chunk."""
+        return chunk.stack(self._tensors)
+
+
+def unit_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[Tensor] | None:
+    """Return the last update of every parameter as one tensor, as :class:`StateUpdates` computes it.
 
     Returns:
-        One tensor of the shape of each parameter (for a sharded parameter, of its shard on this process), in at least
-        float32. None for other optimizers; :func:`stepped_updates` works for them.
+        One tensor of the shape of each parameter (for a sharded parameter, of its shard on this process). None for
+        optimizers that are not READABLE; :func:`stepped_updates` works for them.
+
+    Raises:
+        ValueError: a parameter does not belong to the optimizer, or has no state yet.
+    """
+    updates = state_updates(optimizer, parameters)
+    return None if updates is None else whole_updates(updates, len(parameters))
+
+
+def state_updates(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> StateUpdates | None:
+    """Return the updates that the state of an optimizer holds; None if the optimizer is not READABLE.
 
     Raises:
         ValueError: a parameter does not belong to the optimizer, or has no state yet.
     """
     groups = groups_by_parameter(optimizer, parameters)
-    if type(optimizer) not in READABLE:
-        return None
-    updates = []
-    for number, (parameter, group) in enumerate(zip(parameters, groups)):
-        state = optimizer.state.get(parameter, {})
-        if "exp_avg" not in state:
-            raise ValueError(
-                f"{type(optimizer).__name__} has no state for the model's parameter number {number} of shape "
-                f"{tuple(parameter.shape)}: its update is known after a step only; train first"
-            )
-        beta1, beta2 = group["betas"]
-        step = float(state["step"])
-        second = local(state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"])
-        if isinstance(optimizer, AdamMini):
-            place = next(i for i, each in enumerate(group["params"]) if each is parameter)
-            second = local_second(state["exp_avg_sq"], parameter, group["partitions"][place])
-        first = _wide(local(state["exp_avg"])) / (1 - beta1**step)
-        updates.append(first / ((_wide(second) / (1 - beta2**step)).sqrt() + group["eps"]))
-    return updates
+    return StateUpdates(optimizer, parameters, groups) if type(optimizer) in READABLE else None
+
+
+def whole_updates(updates: Updates, count: int) -> list[Tensor]:
+    """Return the updates of `count` parameters as one tensor each."""
+    return [updates.of(Chunk(Block.OTHER, (i,)))[0] for i in range(count)]
 
 
 def stepped_updates(
-    optimizer: Optimizer, parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+    optimizer: Optimizer,
+    parameters: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor | None],
+    before: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     r"""Return the update of any optimizer, from the change of the parameters in one step that is then undone.
 
@@ -73,6 +96,7 @@ def stepped_updates(
         optimizer: any torch optimizer whose step is linear in ``lr``.
         parameters: parameters of the model.
         gradients: gradients for the step, from batches that are not used to measure the signal.
+        before: a copy of this process's shards of the parameters, if there is one. Default: a copy is made.
 
     Raises:
         ValueError: a parameter does not belong to the optimizer, or its learning rate is 0.
@@ -84,47 +108,19 @@ def stepped_updates(
                 f"a group of {type(optimizer).__name__} has learning rate {float(group['lr']):g}, so a step shows no "
                 "update: measure after the first warm-up step and before the schedule has ended"
             )
-    before = [local(parameter.detach()).clone() for parameter in parameters]
+    if before is None:
+        before = [local(parameter.detach()).clone() for parameter in parameters]
+    updates = []
     with _restored_afterwards(optimizer, parameters, before), torch.no_grad():
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = None if gradient is None else gradient.to(parameter.dtype)
+        gradient = None
+        del gradients  # so that a gradient is freed before the update of its parameter is made
         optimizer.step()
-        return [
-            (_wide(start) - _wide(local(parameter.detach()))) / float(group["lr"])
-            for start, parameter, group in zip(before, parameters, groups)
-        ]
-
-
-@contextmanager
-def before_last_update(
-    parameters: Sequence[nn.Parameter], updates: Sequence[Tensor], groups: Sequence[dict[str, Any]]
-) -> Iterator[None]:
-    r"""Move the parameters back to where they were before the last update; restore them exactly on exit.
-
-        (theta + lr u) / (1 - lr decay)                                  with the decay only if it is decoupled
-
-    The state of an optimizer holds an update that has already been applied. Measured after that update, a slope shows
-    only the gain of a further update of the same kind. A block that has just reached the minimum along its update would
-    then seem to need no learning rate. The context holds a second copy of the parameters.
-
-    Args:
-        parameters: parameters of the model.
-        updates: the update of each parameter, from :func:`unit_updates`.
-        groups: the group of each parameter, from :func:`groups_by_parameter`. Their ``lr`` is taken as that of the last
-            step.
-    """
-    kept = [local(parameter.detach()).clone() for parameter in parameters]
-    try:
-        with torch.no_grad():
-            for parameter, update, group in zip(parameters, updates, groups):
-                lr = float(group["lr"])
-                decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay", True) else 0.0
-                local(parameter.detach()).add_(update, alpha=lr).div_(1 - lr * decay)
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, kept):
-                local(parameter.detach()).copy_(value)
+        for start, parameter, group in zip(before, parameters, groups):
+            parameter.grad = None
+            updates.append((wide(start) - wide(local(parameter.detach()))).div_(float(group["lr"])))
+    return updates
 
 
 def groups_by_parameter(optimizer: Optimizer, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
@@ -177,13 +173,9 @@ def _restored_afterwards(
 def _widened(value: Any) -> Any:
     """Return the state of an optimizer with its half-precision tensors converted to float32."""
     if isinstance(value, Tensor):
-        return _wide(value)
+        return wide(value)
     if isinstance(value, dict):
         return {key: _widened(each) for key, each in value.items()}
     if isinstance(value, list):
         return [_widened(each) for each in value]
     return value
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -7,15 +7,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.directional.updates import READABLE, unit_updates
-from blockwise_lr.distributed import is_sharded, is_split, local, sharded_like
+from blockwise_lr.directional.updates import READABLE
+from blockwise_lr.experimental.agreement import agreement
 from blockwise_lr.experimental.auto_rule import AutoRule
 from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.saved_groups import MOVES
@@ -242,39 +239,6 @@ def auto_of(optimizer: Optimizer) -> AutoRatios | None:
     """Return the AutoRatios of this optimizer that is not closed, or None."""
     owners = (getattr(hook, "__self__", None) for hook in optimizer._optimizer_step_pre_hooks.values())
     return next((owner for owner in owners if isinstance(owner, AutoRatios)), None)
-
-
-def agreement(groups: Mapping[Block, Sequence[dict[str, Any]]], optimizer: Optimizer) -> dict[Block, float]:
-    """Return cos(g_b, u_b), the cosine between the gradient of each block and its last update.
-
-    Blocks without gradient or without update are left out.
-    """
-    sums = torch.stack([_sums(groups[block], optimizer) for block in groups]).cpu()
-    return {
-        block: dot / math.sqrt(gg * uu)
-        for block, (dot, gg, uu) in zip(groups, sums.tolist())
-        if gg > 0 and uu > 0 and math.isfinite(dot)
-    }
-
-
-def _sums(groups: Sequence[dict[str, Any]], optimizer: Optimizer) -> Tensor:
-    """Return <g, u>, <g, g> and <u, u> over the groups of a block: (3,) float64."""
-    parameters = [
-        p for group in groups for p in group["params"] if p.grad is not None and optimizer.state.get(p)
-    ]
-    total = torch.zeros(3, dtype=torch.float64, device=groups[0]["params"][0].device)
-    updates = unit_updates(optimizer, parameters) or []
-    shared = 1 / dist.get_world_size() if dist.is_initialized() else 1.0
-    sharded = any(map(is_sharded, parameters))
-    for parameter, update in zip(parameters, updates):
-        gradient = local(sharded_like(parameter, parameter.grad)).to(update.dtype)
-        found = torch.stack(
-            [(a * b).sum() for a, b in ((gradient, update), (gradient, gradient), (update, update))]
-        )
-        total += found.double() * (shared if sharded and not is_split(parameter) else 1.0)
-    if sharded:
-        dist.all_reduce(total)
-    return total
 
 
 def _default_anchor(groups: Mapping[Block, Sequence[dict[str, Any]]]) -> Block:
