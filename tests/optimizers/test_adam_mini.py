@@ -16,7 +16,7 @@ from adam_mini import Adam_mini
 from torch import Tensor, nn
 
 from blockwise_lr import AdamMini, param_groups, split_fused
-from blockwise_lr.optimizers import adam_mini_kernel
+from blockwise_lr.optimizers import adam_mini_compiled
 from support.architectures import build
 from support.cases import gpt2, llama
 from support.nano import NanoGPT
@@ -378,7 +378,7 @@ def test_a_learning_rate_may_be_a_tensor() -> None:
     "make", [lambda: NanoGPT(bias=False), gpt2], ids=["outputs in rows", "outputs in columns"]
 )
 def test_compiled_equals_plain(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam_mini_kernel, "_LARGE", 10)  # below, what is not compiled would be all of it
+    monkeypatch.setattr(adam_mini_compiled, "_LARGE", 10)  # below, what is not compiled would be all of it
     torch.manual_seed(0)
     model, twin = (split_fused(make()).double() for _ in range(2))
     twin.load_state_dict(model.state_dict())

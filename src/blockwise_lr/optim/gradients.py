@@ -182,4 +182,5 @@ def stack_scalars(scalars: Sequence[Tensor]) -> Tensor:
     """Return the scalars as one vector on the device of the first."""
     if not scalars:
         return torch.zeros(0)
-    return torch.stack([scalar.to(scalars[0].device) for scalar in scalars])
+    device = scalars[0].device
+    return torch.stack([each if each.device == device else each.to(device) for each in scalars])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockwise_lr.optimizers.adam_mini_kernel import spread
+from blockwise_lr.optimizers.adam_mini_views import spread
 from blockwise_lr.optimizers.state_template import StateTemplate
 
 State = dict[str, Any]
