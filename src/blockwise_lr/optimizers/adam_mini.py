@@ -192,7 +192,8 @@ class AdamMini(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, but keep the moments of bf16 and fp16 parameters in float32.
 
-        torch casts the state to the dtype of the parameters.
+        torch casts the state to the dtype of the parameters. The numbers of steps are kept on the CPU, so that no step
+        waits for another device to read them.
         """
         given = [state_dict]
         # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
@@ -201,6 +202,9 @@ class AdamMini(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = state["step"].cpu()
         state_dict = given[-1]
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)

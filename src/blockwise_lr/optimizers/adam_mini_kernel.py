@@ -19,7 +19,7 @@ _CHUNK = {"cpu": 2**20}
 _CHUNK_ON_GPU = 2**22
 """Largest number of elements that are updated together: 16 MiB in float32."""
 
-_ALONE = {"cpu": 2**15}
+_ALONE = {"cpu": 2**14}
 _ALONE_ON_GPU = 2**20
 """Number of elements above which kernels for one parameter cost less than copying it into a buffer."""
 
