@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = ["Muon", "algorithm_of"]
+
 _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as in torch and in the original
 _NS_EPS = 1e-7  # as in torch; avoids a division by zero for a zero gradient
 
@@ -33,9 +34,10 @@ class Muon(Optimizer):
 
     NS is torch's Newton-Schulz orthogonalisation in bfloat16. A stack of experts (E, a, b) counts as E matrices. The
     model determines which dimension of each matrix counts the outputs. For Conv1D and for experts stored as (E, inputs,
-    outputs) it is the columns. In groups from elsewhere, ``output_dims`` gives the dimension for each parameter. With
-    the default scaling it makes no difference. With "original" it is the rows if a group with ``algorithm`` does not
-    give it, and other groups are refused.
+    outputs) it is the columns. In groups from elsewhere, ``output_dims`` gives the dimension for each parameter. The
+    default scaling does not depend on it. With "original", the outputs of a group with ``algorithm`` and without
+    ``output_dims`` are its rows. A group with ``block`` and without ``output_dims`` is then refused, unless its
+    matrices are square.
 
     AdamW updates embeddings, heads, norms, biases, routers and convolutions. It also updates matrices with a side below
     `min_side`, whose spectrum is too small to equalise. :meth:`reasons` lists the algorithm of each parameter. A matrix
