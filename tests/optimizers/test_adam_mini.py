@@ -392,6 +392,29 @@ def test_compiled_equals_plain(make: Callable[[], nn.Module], monkeypatch: pytes
             assert close(one, other)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("partition", [[6, 1], [1, 8], [3, 1], [1, 4], [2, 4], [6, 8]])
+def test_the_order_in_memory_makes_no_difference(
+    partition: list[int], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam_mini_compiled, "_LARGE", 10)
+    generator = torch.Generator().manual_seed(0)
+    values, gradients = (torch.randn(2, 6, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    results = []
+    for order in (lambda t: t.clone(), lambda t: t.T.contiguous().T):
+        parameters = [nn.Parameter(order(value)) for value in values]
+        optimizer = AdamMini([{"params": parameters, "partitions": [partition] * 2}], compile=compiled)
+        for _ in range(3):
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = order(gradient)
+            optimizer.step()
+        results.append(parameters)
+    assert results[0][0].is_contiguous()
+    assert not results[1][0].is_contiguous()
+    for one, other in zip(*results):
+        assert close(one, other)
+
+
 # Errors ------------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,8 @@ def compiled_step(inputs: Sequence[StepInputs]) -> None:
                 continue
             view, rate, root, decay = view_of(each), scalar(each.rate), scalar(each.root), scalar(each.decay)
             tensors = (view.parameter, view.gradient, view.first, view.second)
-            if view.within == (1, 3):  # the first of four dimensions has one index
+            by_column = view.within == (1, 3) and len(view.first) == 1
+            if by_column:
                 tensors = tuple(tensor[0] for tensor in tensors)
             parameter, gradient, first, second = tensors
             size = (second, each.betas[1], each.eps, rate, root)
@@ -45,7 +46,7 @@ def compiled_step(inputs: Sequence[StepInputs]) -> None:
                 _compiled(_one_step)(view.within, size, moved)
                 continue
             # Compiled together with the move, the sizes would be recomputed in each row.
-            if view.within == (1, 3):
+            if by_column:
                 some = _divisor(len(gradient), _ROWS)
                 sizes = _compiled(_step_size_of_columns)(gradient, some, *size)
             else:

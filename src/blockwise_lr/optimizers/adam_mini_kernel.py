@@ -15,12 +15,12 @@ from torch import Tensor
 
 from blockwise_lr.optimizers.adam_mini_views import StepInputs, View, view_of
 
-_CHUNK = {"cpu": 2**20}
 _CHUNK_ON_GPU = 2**22
-"""Largest number of elements that are updated together: 16 MiB in float32."""
+_CHUNK = {"cpu": 2**20}
+"""Largest number of elements that are updated together: 16 MiB in float32 on a GPU."""
 
-_ALONE = {"cpu": 2**14}
 _ALONE_ON_GPU = 2**20
+_ALONE = {"cpu": 2**14}
 """Number of elements above which kernels for one parameter cost less than copying it into a buffer."""
 
 
@@ -97,6 +97,7 @@ class _Batch:
 
 
 def _batches(views: Sequence[View], alone: int) -> list[_Batch]:
+    """Divide the views into batches. Views of more than `alone` elements are alone in theirs."""
     found: dict[Any, list[View]] = {}
     for i, view in enumerate(views):
         key = i if view.within and view.numel > alone else (view.first.shape[1:], view.within)
