@@ -198,9 +198,11 @@ def test_one_call_measures_all_gradients_and_one_a_block_scales_them():
     model = with_gradients(gpt2())
     with Calls() as calls:
         clip_grad_norm_by_block(model, 0.5)
-    assert calls.count["_foreach_norm"] == 1
-    assert calls.count["_foreach_mul_"] == len(GPT2_BLOCKS)
-    assert calls.count["linalg_vector_norm"] == len(GPT2_BLOCKS) + 1  # each block, and all of them
+    assert calls.count["_foreach_norm"] == 2  # each gradient, and each block
+    assert calls.count["_foreach_mul_"] == 1 + len(
+        GPT2_BLOCKS
+    )  # the factors, and the gradients of each block
+    assert calls.count["linalg_vector_norm"] == 1  # all blocks
     assert not {"mul_", "_local_scalar_dense"} & set(calls.count)
 
 

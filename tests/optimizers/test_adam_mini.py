@@ -16,7 +16,7 @@ from adam_mini import Adam_mini
 from torch import Tensor, nn
 
 from blockwise_lr import AdamMini, param_groups, split_fused
-from blockwise_lr.optimizers import adam_mini_kernel
+from blockwise_lr.optimizers import adam_mini_compiled
 from support.architectures import build
 from support.cases import gpt2, llama
 from support.nano import NanoGPT
@@ -378,7 +378,7 @@ def test_a_learning_rate_may_be_a_tensor() -> None:
     "make", [lambda: NanoGPT(bias=False), gpt2], ids=["outputs in rows", "outputs in columns"]
 )
 def test_compiled_equals_plain(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adam_mini_kernel, "_LARGE", 10)  # below, what is not compiled would be all of it
+    monkeypatch.setattr(adam_mini_compiled, "_LARGE", 10)  # below, what is not compiled would be all of it
     torch.manual_seed(0)
     model, twin = (split_fused(make()).double() for _ in range(2))
     twin.load_state_dict(model.state_dict())
@@ -390,6 +390,29 @@ def test_compiled_equals_plain(make: Callable[[], nn.Module], monkeypatch: pytes
             "bias.original1"
         ):  # the true gradient of the keys' biases is zero: noise decides
             assert close(one, other)
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("partition", [[6, 1], [1, 8], [3, 1], [1, 4], [2, 4], [6, 8]])
+def test_the_order_in_memory_makes_no_difference(
+    partition: list[int], compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adam_mini_compiled, "_LARGE", 10)
+    generator = torch.Generator().manual_seed(0)
+    values, gradients = (torch.randn(2, 6, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    results = []
+    for order in (lambda t: t.clone(), lambda t: t.T.contiguous().T):
+        parameters = [nn.Parameter(order(value)) for value in values]
+        optimizer = AdamMini([{"params": parameters, "partitions": [partition] * 2}], compile=compiled)
+        for _ in range(3):
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = order(gradient)
+            optimizer.step()
+        results.append(parameters)
+    assert results[0][0].is_contiguous()
+    assert not results[1][0].is_contiguous()
+    for one, other in zip(*results):
+        assert close(one, other)
 
 
 # Errors ------------------------------------------------------------------------------------------

@@ -126,7 +126,8 @@ def test_the_update_has_one_size_whatever_the_shape(shape: tuple[int, int]) -> N
     optimizer.step()
     assert 0.14 < matrix.square().mean().sqrt() < 0.24  # 0.2, and what Newton-Schulz leaves of it
     plain = nn.Parameter(torch.zeros(shape))
-    original = Muon([{"params": [plain], "block": "vo", "lr": 1.0}], adjust_lr_fn="original")
+    group = {"params": [plain], "block": "vo", "lr": 1.0, "output_dims": [0]}
+    original = Muon([group], adjust_lr_fn="original")
     plain.grad = matrix.grad
     original.step()
     ratio = 0.2 * max(shape) ** 0.5 / max(1, shape[0] / shape[1]) ** 0.5
@@ -188,6 +189,32 @@ def test_a_distributed_checkpoints_state_loads_into_a_fresh_optimizer() -> None:
     assert again["param_groups"] == state["param_groups"]
     for name, values in state["state"].items():
         assert all(torch.equal(value, again["state"][name][key]) for key, value in values.items())
+
+
+def test_original_scaling_refuses_outputs_that_are_not_known_and_both_remedies_work() -> None:
+    model = split_fused(gpt2())  # Conv1D: outputs are columns
+    groups = param_groups(model, LR)
+    other = copy.deepcopy(model)
+    copied = dict(other.named_parameters())
+    foreign = [{**group, "params": [copied[name] for name in group["names"]]} for group in groups]
+    message = (
+        r'adjust_lr_fn="original" scales \S+weight of shape \(8, 32\) by its outputs over its inputs, and its group '
+        r"does not say which dimension counts the outputs; expected a group of blockwise_lr\.param_groups, .*: make "
+        r"the groups with param_groups\(model, lr\), or give this group `output_dims`"
+    )
+    with pytest.raises(ValueError, match=message):
+        Muon(foreign, adjust_lr_fn="original")
+    Muon(foreign)  # the default scaling is symmetric
+    remade = Muon(param_groups(other, LR), adjust_lr_fn="original")
+    stated = [
+        {**group, "output_dims": [1 if p.ndim == 2 else 0 for p in group["params"]]} for group in groups
+    ]
+    given = Muon(stated, adjust_lr_fn="original")
+    train(model, given)
+    train(other, remade)
+    assert all(map(torch.equal, model.parameters(), other.parameters()))
+    square = {"params": [nn.Parameter(torch.ones(8, 8))], "block": "vo"}
+    Muon([square], adjust_lr_fn="original")
 
 
 @pytest.mark.parametrize(

@@ -77,31 +77,35 @@ class TrainerClipping:
             self._last = norms
             self._unread.append((step, norms))
             if len(self._unread) >= _UNREAD:  # Trainer logs rarely or never
-                self._condense()
+                self._find_nonfinite(stack_scalars([each.total for _, each in self._unread]).tolist())
         return norms.total
 
     def read(self, *, warn: bool) -> dict[Block, float]:
-        """Return the gradient norm of each block at the last step.
+        """Return the gradient norm of each block at the last step. Causes one host sync.
 
         Args:
             warn: warn about the first step since the last call whose gradient was not finite.
         """
+        unread = self._unread if warn else []
+        by_block = {} if self._last is None else self._last.by_block
+        numbers = stack_scalars([*(norms.total for _, norms in unread), *by_block.values()]).tolist()
         if warn:
-            self._condense()
+            self._find_nonfinite(numbers)
             if self._nonfinite is not None:
                 warnings.warn(_describe(*self._nonfinite), stacklevel=2)
         self._nonfinite = None
         self._unread = []
-        if self._last is None:
-            return {}
-        return {block: float(norm) for block, norm in self._last.by_block.items()}
+        return dict(zip(by_block, numbers[len(unread) :]))
 
-    def _condense(self) -> None:
-        """Reduce the unread norms to the first step whose gradient was not finite; this causes a host sync."""
+    def _find_nonfinite(self, totals: Sequence[float]) -> None:
+        """Reduce the unread norms to the first step whose gradient was not finite.
+
+        Args:
+            totals: norms of the whole gradients of the unread steps, in order.
+        """
         if self._nonfinite is None:  # later non-finite steps usually result from the first one
-            finite = stack_scalars([norms.total for _, norms in self._unread]).isfinite().tolist()
-            for (step, norms), fine in zip(self._unread, finite):
-                if not fine and (found := norms.nonfinite()):
+            for (step, norms), total in zip(self._unread, totals):
+                if not math.isfinite(total) and (found := norms.nonfinite()):
                     self._nonfinite = (step, found)
                     break
         self._unread = []

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.distributed import local
 from blockwise_lr.optim.block_values import check_block_values
 from blockwise_lr.optim.gradients import (
     GradientNorms,
     Groups,
     ParametersByBlock,
     gradient_norms,
-    mesh_of,
     parameters_with_gradients,
     stack_scalars,
 )
@@ -113,16 +113,27 @@ def clip_parameters(
     return norms
 
 
+@torch.no_grad()
 def scale_gradients(found: ParametersByBlock, norms: GradientNorms, limits: Mapping[Block, float]) -> None:
-    """Scale down the gradients of each block whose norm is above its limit. Blocks without a limit are unchanged."""
-    for block, norm in norms.by_block.items():
-        limit = limits.get(block, math.inf)
-        if limit < math.inf:
-            alike: dict[Any, list[nn.Parameter]] = {}
-            for parameter in found[block].values():
-                alike.setdefault(mesh_of(parameter), []).append(parameter)
-            for these in alike.values():  # one foreach call cannot mix sharded and unsharded tensors
-                nn.utils.clip_grads_with_norm_(these, limit, norm)
+    """Scale down the gradients of each block whose norm is above its limit. Blocks without a limit are unchanged.
+
+    The factors stay on the device, so this causes no host sync.
+    """
+    limited = {block: limits[block] for block in norms.by_block if limits.get(block, math.inf) < math.inf}
+    if not limited:
+        return
+    factors = torch._foreach_add([norms.by_block[block] for block in limited], 1e-6)
+    torch._foreach_reciprocal_(factors)
+    torch._foreach_mul_(factors, list(limited.values()))
+    torch._foreach_clamp_max_(factors, 1.0)
+    for block, factor in zip(limited, factors):
+        alike: dict[Any, list[Tensor]] = {}
+        for parameter in found[block].values():
+            if parameter.grad is not None:
+                shard = local(parameter.grad)
+                alike.setdefault((shard.device, shard.dtype), []).append(shard)
+        for (device, _), these in alike.items():
+            torch._foreach_mul_(these, factor if factor.device == device else factor.to(device))
 
 
 def refuse_unsplit(found: ParametersByBlock, limits: Mapping[Block, float]) -> None:

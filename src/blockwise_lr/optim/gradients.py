@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks import Block, BlockMap, classify
-from blockwise_lr.distributed import is_sharded
+from blockwise_lr.distributed import is_sharded, local
 from blockwise_lr.sharpness.gradient_checks import check_gradient
 
 Groups = Sequence[Mapping[str, Any]]
@@ -114,7 +114,7 @@ def gradient_norms(found: ParametersByBlock, norm_type: float = 2.0) -> Gradient
     # The norms of a block's parameters are views of one vector, so a log of many steps keeps one tensor per block.
     vectors = {block: stack_scalars([next(each) for _ in of]) for block, of in found.items()}
     by_parameter = {block: dict(zip(found[block], vector.unbind())) for block, vector in vectors.items()}
-    by_block = {block: torch.linalg.vector_norm(vector, norm_type) for block, vector in vectors.items()}
+    by_block = dict(zip(vectors, torch._foreach_norm(list(vectors.values()), norm_type))) if vectors else {}
     total = torch.linalg.vector_norm(stack_scalars(list(by_block.values())), norm_type)
     return GradientNorms(by_parameter, by_block, total)
 
@@ -126,35 +126,83 @@ def mesh_of(tensor: Tensor) -> Any:
 
 def _foreach_norms(gradients: Sequence[Tensor], norm_type: float) -> list[Tensor]:
     """Return the norm of each gradient, with one foreach call per device, dtype and mesh."""
+    if math.isinf(norm_type):
+        shards = [_summed(gradient) for gradient in gradients]
+        return [
+            _as_sharded(largest, shard, "max") for largest, shard in zip(largest_elements(shards), shards)
+        ]
     alike: dict[Any, list[int]] = {}
     for i, gradient in enumerate(gradients):
         alike.setdefault((gradient.device, gradient.dtype, mesh_of(gradient)), []).append(i)
     norms: dict[int, Tensor] = {}
     for places in alike.values():
-        if math.isinf(norm_type):  # foreach refuses empty tensors for this norm
-            norms.update((i, _largest(gradients[i])) for i in places)
-        else:
-            norms.update(zip(places, torch._foreach_norm([gradients[i] for i in places], norm_type)))
+        norms.update(zip(places, torch._foreach_norm([gradients[i] for i in places], norm_type)))
     return [norms[i] for i in range(len(gradients))]
 
 
-def _largest(gradient: Tensor) -> Tensor:
-    """Return the largest absolute element, or 0 if the tensor is empty.
+def largest_elements(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the largest absolute element of each tensor, or 0 if it is empty. NaN counts as the largest.
 
-    The result for a DTensor is a DTensor, whose shards :func:`reduce_sharded` combines.
+    One foreach call serves all tensors of one device and dtype.
+
+    Args:
+        tensors: tensors, or DTensors, of which this process's shards are read.
     """
-    if not is_sharded(gradient):
-        return gradient.abs().amax() if gradient.numel() else gradient.new_zeros(()).abs()
+    alike: dict[Any, list[int]] = {}
+    shards = [local(tensor) for tensor in tensors]
+    for i, shard in enumerate(shards):
+        alike.setdefault((shard.device, shard.dtype, not shard.numel()), []).append(i)
+    largest: dict[int, Tensor] = {}
+    for (device, dtype, empty), places in alike.items():
+        if empty:  # foreach refuses empty tensors for this norm
+            largest.update(
+                zip(places, torch.zeros(len(places), dtype=dtype.to_real(), device=device).unbind())
+            )
+        else:
+            largest.update(zip(places, torch._foreach_norm([shards[i] for i in places], math.inf)))
+    return [largest[i] for i in range(len(tensors))]
+
+
+def nonfinite_tensors(tensors: Sequence[Tensor]) -> list[bool]:
+    """Return whether each tensor has NaN or infinite elements. Causes one host sync; collective for DTensors.
+
+    Args:
+        tensors: tensors or DTensors. The number of kernels does not grow with their number beyond that of foreach.
+    """
+    if not tensors:
+        return []
+    shards = [_summed(tensor) for tensor in tensors]
+    flags = stack_scalars(largest_elements(shards)).isfinite().logical_not().float()
+    # Sums, because collective maxima may drop NaN.
+    own = [_as_sharded(flag, shard, "sum") for flag, shard in zip(flags.unbind(), shards)]
+    return [count > 0 for count in stack_scalars(reduce_sharded(own)).tolist()]
+
+
+def _summed(tensor: Tensor) -> Tensor:
+    """Return a DTensor whose partial sums are reduced; any other tensor unchanged."""
+    if not is_sharded(tensor) or not any(placement.is_partial() for placement in tensor.placements):  # type: ignore[attr-defined]
+        return tensor
+    from torch.distributed.tensor import Replicate
+
+    complete = [Replicate() if each.is_partial() else each for each in tensor.placements]  # type: ignore[attr-defined]
+    return tensor.redistribute(placements=complete)  # type: ignore[attr-defined, no-any-return]
+
+
+def _as_sharded(scalar: Tensor, tensor: Tensor, reduction: str) -> Tensor:
+    """Return a number of this process's shard as a DTensor, whose shards :func:`reduce_sharded` combines.
+
+    Args:
+        scalar: the number, of shape ().
+        tensor: the tensor that it was computed from. If this is no DTensor, `scalar` is returned.
+        reduction: how the numbers of the shards are combined: "max" or "sum".
+    """
+    if not is_sharded(tensor):
+        return scalar
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
-    placements: Any = gradient.placements  # type: ignore[attr-defined]
-    if any(placement.is_partial() for placement in placements):
-        # These are partial sums, which have to be reduced before the absolute values are taken.
-        norm: Tensor = torch.linalg.vector_norm(gradient, math.inf)
-        return norm
-    own = _largest(gradient.to_local())  # type: ignore[attr-defined]
-    parts = [Replicate() if placement.is_replicate() else Partial("max") for placement in placements]
-    return DTensor.from_local(own, mesh_of(gradient), parts, run_check=False)
+    placements: Any = tensor.placements  # type: ignore[attr-defined]
+    parts = [Replicate() if placement.is_replicate() else Partial(reduction) for placement in placements]
+    return DTensor.from_local(scalar, mesh_of(tensor), parts, run_check=False)
 
 
 def reduce_sharded(scalars: Sequence[Tensor]) -> list[Tensor]:
@@ -182,4 +230,5 @@ def stack_scalars(scalars: Sequence[Tensor]) -> Tensor:
     """Return the scalars as one vector on the device of the first."""
     if not scalars:
         return torch.zeros(0)
-    return torch.stack([scalar.to(scalars[0].device) for scalar in scalars])
+    device = scalars[0].device
+    return torch.stack([each if each.device == device else each.to(device) for each in scalars])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from blockwise_lr.optim.gradients import (
     GradientNorms,
     Groups,
     ParametersByBlock,
+    nonfinite_tensors,
     parameters_with_gradients,
     reduce_sharded,
     stack_scalars,
@@ -39,8 +40,7 @@ def nonfinite_gradients(model: nn.Module, blocks: BlockMap | Groups | None = Non
         >>> nonfinite_gradients(model)
         {<Block.EMB: 'emb'>: ['wte.weight']}
     """
-    counts = _count_nonfinite(parameters_with_gradients(model, blocks))
-    return {block: list(of) for block, of in counts.items()}
+    return _nonfinite(parameters_with_gradients(model, blocks), _gradient)
 
 
 def nonfinite_weights(found: ParametersByBlock) -> dict[Block, list[str]]:
@@ -49,8 +49,7 @@ def nonfinite_weights(found: ParametersByBlock) -> dict[Block, list[str]]:
     Args:
         found: parameters by block and name.
     """
-    counts = _count_nonfinite(found, lambda parameter: parameter.detach())
-    return {block: list(of) for block, of in counts.items()}
+    return _nonfinite(found, lambda parameter: parameter.detach())
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -58,36 +57,37 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def _count_nonfinite(
-    found: ParametersByBlock, tensor: Callable[[nn.Parameter], Tensor] = _gradient
-) -> dict[Block, dict[str, tuple[int, int]]]:
-    """Count the NaN and the infinite elements of each parameter that has any.
-
-    Args:
-        found: parameters by block and name.
-        tensor: returns the tensor of a parameter in which to count. Default: its gradient.
-    """
+def _nonfinite(found: ParametersByBlock, tensor: Callable[[nn.Parameter], Tensor]) -> dict[Block, list[str]]:
+    """Return the parameters for which `tensor` returns one with NaN or infinite elements, by block."""
     names = [(block, name) for block, of in found.items() for name in of]
-    tensors = [tensor(p) for of in found.values() for p in of.values()]
-    counts = [count(each).sum() for count in (torch.isnan, torch.isinf) for each in tensors]
-    numbers = stack_scalars(reduce_sharded(counts)).tolist()
-    result: dict[Block, dict[str, tuple[int, int]]] = {}
-    for (block, name), nan, inf in zip(names, numbers, numbers[len(names) :]):
-        if nan or inf:
-            result.setdefault(block, {})[name] = (nan, inf)
+    flags = nonfinite_tensors([tensor(p) for of in found.values() for p in of.values()])
+    result: dict[Block, list[str]] = {}
+    for (block, name), flag in zip(names, flags):
+        if flag:
+            result.setdefault(block, []).append(name)
     return result
+
+
+def _counts(gradients: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """Return the numbers of NaN and of infinite elements of each gradient. Causes a host sync."""
+    counts = [count(each).sum() for count in (torch.isnan, torch.isinf) for each in gradients]
+    numbers = stack_scalars(reduce_sharded(counts)).tolist()
+    return list(zip(numbers, numbers[len(gradients) :]))
 
 
 def describe_nonfinite(found: ParametersByBlock, norms: GradientNorms, norm_type: float) -> str:
     """Describe the gradients of the blocks whose norms are not finite, for an error message."""
+    names = _nonfinite(found, _gradient)
+    shown = [(block, name) for block, of in names.items() for name in of[:_SHOWN]]
+    counts = iter(_counts([_gradient(found[block][name]) for block, name in shown]))
     descriptions = []
-    for block, of in _count_nonfinite(found).items():
-        shown = [
+    for block, of in names.items():
+        each = [
             f"{name} ({nan:,} nan, {inf:,} inf of {found[block][name].numel():,})"
-            for name, (nan, inf) in list(of.items())[:_SHOWN]
+            for name, (nan, inf) in zip(of[:_SHOWN], counts)
         ]
         more = f" and {len(of) - _SHOWN} more" if len(of) > _SHOWN else ""
-        descriptions.append(f"{block.value}: {', '.join(shown)}{more}")
+        descriptions.append(f"{block.value}: {', '.join(each)}{more}")
     if not descriptions:
         dtype = str(norms.total.dtype).removeprefix("torch.")
         descriptions = [

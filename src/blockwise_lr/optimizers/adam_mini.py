@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.distributed import is_sharded, local, sharded_like
-from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, compiled_step, foreach_step
+from blockwise_lr.optim.gradients import stack_scalars
+from blockwise_lr.optimizers.adam_mini_compiled import compiled_step
+from blockwise_lr.optimizers.adam_mini_kernel import foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
-from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
+from blockwise_lr.optimizers.adam_mini_views import StepInputs
+from blockwise_lr.optimizers.added_groups import check_dense_and_real, name_in_group, read_group
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -34,7 +36,8 @@ class AdamMini(Optimizer):
     The state has one number per element of a parameter (m) and about one per row (v), always in float32. For float32
     parameters this is half of AdamW's state. For bf16 and fp16 parameters it is as large as the state of torch's AdamW,
     which keeps two moments in the parameters' dtype: 4 bytes per element. The memory of weights, gradients and
-    activations is unchanged.
+    activations is unchanged. A step updates a few million elements at a time, so its temporary tensors need 8 MiB on a
+    CPU and 32 MiB on a GPU, whatever the size of the model.
 
     Args:
         params: groups of :func:`blockwise_lr.param_groups`. Groups from elsewhere need the key ``partitions``: for each
@@ -93,19 +96,16 @@ class AdamMini(Optimizer):
             ValueError: the group has no ``partitions`` and does not come from ``param_groups``, or the pieces of a
                 parameter are unknown.
         """
-        group = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
-        given = group["params"]
-        group["params"] = parameters = [given] if isinstance(given, Tensor) else list(given)
+        group, structures = read_group(param_group)
         if "partitions" not in group:
-            known = known_structures(parameters) if "block" in group else None
-            if known is None:
+            if structures is None:
                 raise ValueError(
                     "AdamMini needs to know how each parameter is cut into heads and outputs, and this group has no "
                     "`partitions`: make the groups with blockwise_lr.param_groups(model, lr)"
                 )
             # Lists, because torch.load with weights_only accepts them.
-            group["partitions"] = [each.partition and list(each.partition) for each in known]
-        _check_partitions(parameters, group)
+            group["partitions"] = [each.partition and list(each.partition) for each in structures]
+        _check_partitions(group)
         super().add_param_group(group)
 
     @torch.no_grad()
@@ -125,60 +125,76 @@ class AdamMini(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        whole: list[tuple[dict[str, Any], list[StepInputs]]] = []
+        found = [self._with_gradients(group) for group in self.param_groups]
+        counts = [self.state[parameter]["step"] for each in found for parameter, _ in each]
+        if counts:
+            torch._foreach_add_(counts, 1)
+        times = iter(stack_scalars(counts).tolist())  # the counts are on the CPU: no host sync
         cut: list[StepInputs] = []
-        for group in self.param_groups:
-            inputs = [
-                self._step_inputs(parameter, partition, group)
-                for parameter, partition in zip(group["params"], group["partitions"])
-                if parameter.grad is not None
-            ]
-            inputs = [each for each in inputs if each.parameter.numel()]
-            whole.append((group, [each for each in inputs if each.whole]))
-            cut += [each for each in inputs if not each.whole]
-        for group, inputs in whole:
-            (compiled_step if group["compile"] else foreach_step)(inputs)
+        for group, each in zip(self.param_groups, found):
+            inputs = self._step_inputs(group, each, [next(times) for _ in each])
+            (compiled_step if group["compile"] else foreach_step)([one for one in inputs if one.whole])
+            cut += [one for one in inputs if not one.whole]
         if cut:
             sharded_step(cut)
         return loss
 
-    def _step_inputs(self, parameter: Tensor, partition: list[int], group: dict[str, Any]) -> StepInputs:
-        gradient = parameter.grad
-        assert gradient is not None
-        check_gradient(parameter_name(parameter, group), gradient, "AdamMini")
-        check_real(parameter_name(parameter, group), gradient, "AdamMini")
-        state = self.state[parameter]
-        if not state:
-            wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["exp_avg"] = torch.zeros_like(parameter, dtype=wide)
-            state["exp_avg_sq"] = (
-                sharded_zeros(parameter, partition, wide)
-                if is_sharded(parameter)
-                else torch.zeros(partition, dtype=wide, device=parameter.device)
-            )
-        state["step"] += 1
-        time = float(state["step"])
+    def _with_gradients(self, group: dict[str, Any]) -> list[tuple[Tensor, list[int]]]:
+        """Return the parameters that have a gradient with their partitions, and create the state of new ones."""
+        found = []
+        for i, (parameter, partition) in enumerate(zip(group["params"], group["partitions"])):
+            if parameter.grad is None:
+                continue
+            check_dense_and_real(group, i, parameter.grad, "AdamMini")
+            state = self.state[parameter]
+            if not state:
+                wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["exp_avg"] = torch.zeros_like(parameter, dtype=wide)
+                state["exp_avg_sq"] = (
+                    sharded_zeros(parameter, partition, wide)
+                    if is_sharded(parameter)
+                    else torch.zeros(partition, dtype=wide, device=parameter.device)
+                )
+            found.append((parameter, partition))
+        return found
+
+    def _step_inputs(
+        self, group: dict[str, Any], found: Sequence[tuple[Tensor, list[int]]], times: Sequence[float]
+    ) -> list[StepInputs]:
+        """Return what the step of each parameter needs, without parameters that have no elements.
+
+        Args:
+            group: the group.
+            found: its parameters that have a gradient, with their partitions.
+            times: number of steps of each of them, this one included.
+        """
         beta1, beta2 = group["betas"]
         lr = float(group["lr"])
-        return StepInputs(
-            parameter=parameter,
-            gradient=local(sharded_like(parameter, -gradient if group["maximize"] else gradient)),
-            first=local(state["exp_avg"]),
-            second=local(state["exp_avg_sq"]),
-            partition=tuple(partition),
-            betas=(beta1, beta2),
-            decay=1 - lr * group["weight_decay"],
-            rate=lr / (1 - beta1**time),
-            root=1 / math.sqrt(1 - beta2**time),
-            eps=group["eps"],
-            whole=is_whole(parameter, partition),
-        )
+        return [
+            StepInputs(
+                parameter=parameter,
+                gradient=local(sharded_like(parameter, cast("Tensor", parameter.grad))),
+                first=local(self.state[parameter]["exp_avg"]),
+                second=local(self.state[parameter]["exp_avg_sq"]),
+                partition=tuple(partition),
+                betas=(beta1, beta2),
+                decay=1 - lr * group["weight_decay"],
+                rate=lr / (1 - beta1**time),
+                root=1 / math.sqrt(1 - beta2**time),
+                eps=group["eps"],
+                maximize=group["maximize"],
+                whole=is_whole(parameter, partition),
+            )
+            for (parameter, partition), time in zip(found, times)
+            if parameter.numel()
+        ]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load as torch does, but keep the moments of bf16 and fp16 parameters in float32.
 
-        torch casts the state to the dtype of the parameters.
+        torch casts the state to the dtype of the parameters. The numbers of steps are kept on the CPU, so that no step
+        waits for another device to read them.
         """
         given = [state_dict]
         # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
@@ -187,6 +203,9 @@ class AdamMini(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+        for state in self.state.values():
+            if "step" in state:
+                state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")
         state_dict = given[-1]
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -202,15 +221,15 @@ def _check(name: str, value: object, fits: bool, expected: str) -> None:
         raise ValueError(f"{name} is {value}; expected {expected}")
 
 
-def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> None:
-    partitions = group["partitions"]
+def _check_partitions(group: Mapping[str, Any]) -> None:
+    parameters, partitions = group["params"], group["partitions"]
     if len(partitions) != len(parameters):
         raise ValueError(
             f"a group has {len(parameters)} parameters and {len(partitions)} partitions; expected one for each: make "
             "the groups with blockwise_lr.param_groups(model, lr)"
         )
-    for parameter, partition in zip(parameters, partitions):
-        name = parameter_name(parameter, {**group, "params": parameters})
+    for i, (parameter, partition) in enumerate(zip(parameters, partitions)):
+        name = name_in_group(group, i)
         if partition is None:
             raise ValueError(
                 f"AdamMini cannot cut {name} into heads: it is a fused weight that was not split (call "
@@ -226,10 +245,3 @@ def _check_partitions(parameters: list[Tensor], group: Mapping[str, Any]) -> Non
                 f"{name} of shape {tuple(parameter.shape)} cannot be cut into {tuple(partition)} equal pieces: make "
                 "the groups with blockwise_lr.param_groups(model, lr)"
             )
-
-
-def parameter_name(parameter: Tensor, group: Mapping[str, Any]) -> str:
-    """Return the name of a parameter if its group contains it, otherwise its shape."""
-    position = next((i for i, each in enumerate(group["params"]) if each is parameter), None)
-    names = group.get("names")
-    return str(names[position]) if names and position is not None else f"a parameter {tuple(parameter.shape)}"

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.optimizers.adam_mini_kernel import StepInputs, move, spread
+from blockwise_lr.optimizers.adam_mini_views import StepInputs, spread
 
 
 def is_whole(parameter: Tensor, partition: Sequence[int]) -> bool:
@@ -111,6 +111,15 @@ def sharded_step(inputs: Sequence[StepInputs]) -> None:
     for each, index_of, mean in zip(inputs, indices, _mean_squares(inputs, indices)):
         beta1, beta2 = each.betas
         each.second.mul_(beta2).add_(mean, alpha=1 - beta2)
-        each.first.lerp_(each.gradient.to(each.first.dtype), 1 - beta1)
+        gradient = each.gradient.to(each.first.dtype)
+        each.first.lerp_(-gradient if each.maximize else gradient, 1 - beta1)
         step = each.second.sqrt().mul_(each.root).add_(each.eps).reciprocal_().mul_(-each.rate)
-        move(local(each.parameter.detach()), each.first, _select_pieces(step, index_of), each.decay)
+        _move(local(each.parameter.detach()), each.first, _select_pieces(step, index_of), each.decay)
+
+
+def _move(parameter: Tensor, first: Tensor, step: Tensor, decay: float) -> None:
+    """Compute parameter <- decay * parameter + step * first, in float32 or higher precision."""
+    if parameter.dtype == first.dtype:
+        parameter.mul_(decay).addcmul_(first, step)
+    else:
+        parameter.copy_(parameter.to(first.dtype).mul_(decay).addcmul_(first, step))

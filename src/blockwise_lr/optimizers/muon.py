@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -13,62 +13,17 @@ from torch.optim._muon import muon as torch_muon
 from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
-from blockwise_lr.blocks import Block
 from blockwise_lr.distributed import is_sharded
-from blockwise_lr.optim.known_structures import known_structures
-from blockwise_lr.optimizers.adam_mini import parameter_name
-from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
+from blockwise_lr.optimizers.added_groups import check_dense_and_real, read_group
+from blockwise_lr.optimizers.muon_rules import algorithm_of, check_outputs_are_known, divide_by_algorithm
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Algorithm = Literal["muon", "adamw"]
+__all__ = ["Muon", "algorithm_of"]
 
-_MATRICES = (Block.QK, Block.VO, Block.FFN)
 _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, as in torch and in the original
 _NS_EPS = 1e-7  # as in torch; avoids a division by zero for a zero gradient
-
-
-def algorithm_of(
-    block: Block | str, shape: Sequence[int], *, min_side: int = 8, fused: str = "the weight"
-) -> tuple[Algorithm, str]:
-    """Return the algorithm that updates a parameter, and the reason in words.
-
-    Args:
-        block: the block of the parameter.
-        shape: the shape of the whole parameter, not of a shard.
-        min_side: matrices with a smaller side are updated by AdamW. Default 8.
-        fused: name of a fused weight in the error message.
-
-    Raises:
-        ValueError: the parameter is a fused QKV weight. Q, K and V are three matrices, and Muon orthogonalises each
-            matrix separately.
-
-    Example:
-        >>> algorithm_of("ffn", (64, 16)), algorithm_of("norm", (16,))[0]
-        (('muon', 'a matrix of ffn'), 'adamw')
-    """
-    block, sides = Block(block), len(shape)
-    if block is Block.QKV and sides > 1:
-        raise ValueError(
-            f"{fused} is a fused QKV weight, and Muon orthogonalises every matrix by itself: call split_fused(model) "
-            "first, before the optimizer is made"
-        )
-    if block not in _MATRICES:
-        return "adamw", f"in {block}, which is none of {', '.join(_MATRICES)}"
-    if sides < 2:
-        return "adamw", "a vector"
-    if sides > 3 or (sides == 3 and block is not Block.FFN):
-        return (
-            "adamw",
-            f"{sides} dimensions in {block}: a convolution, or matrices in a layout that is not known",
-        )
-    if min(shape[-2:]) < min_side:
-        return (
-            "adamw",
-            f"its smaller side is {min(shape[-2:])}: a convolution's kernel, or a matrix below {min_side}",
-        )
-    return "muon", f"a matrix of {block}" if sides == 2 else f"a stack of {shape[0]} matrices of {block}"
 
 
 class Muon(Optimizer):
@@ -79,8 +34,10 @@ class Muon(Optimizer):
 
     NS is torch's Newton-Schulz orthogonalisation in bfloat16. A stack of experts (E, a, b) counts as E matrices. The
     model determines which dimension of each matrix counts the outputs. For Conv1D and for experts stored as (E, inputs,
-    outputs) it is the columns. In groups from elsewhere it is the rows, unless ``output_dims`` gives a dimension for
-    each parameter.
+    outputs) it is the columns. In groups from elsewhere, ``output_dims`` gives the dimension for each parameter. The
+    default scaling does not depend on it. With "original", the outputs of a group with ``algorithm`` and without
+    ``output_dims`` are its rows. A group with ``block`` and without ``output_dims`` is then refused, unless its
+    matrices are square.
 
     AdamW updates embeddings, heads, norms, biases, routers and convolutions. It also updates matrices with a side below
     `min_side`, whose spectrum is too small to equalise. :meth:`reasons` lists the algorithm of each parameter. A matrix
@@ -160,16 +117,17 @@ class Muon(Optimizer):
         A group that has ``algorithm`` is added unchanged.
 
         Raises:
-            ValueError: the group has neither block nor algorithm, or contains a fused QKV weight.
+            ValueError: the group has neither block nor algorithm, or contains a fused QKV weight; or its parameters
+                did not come from ``param_groups``, and "original" scaling needs to know which dimension counts the
+                outputs.
         """
-        if "output_dims" not in param_group:
-            given = param_group["params"]
-            parameters = [given] if isinstance(given, Tensor) else list(given)
-            known = known_structures(parameters) if "block" in param_group else None
-            param_group = {**param_group, "params": parameters}
-            if known is not None:
-                param_group["output_dims"] = [each.output_dim for each in known]
-        for part in _divide_by_algorithm(param_group, param_group.get("min_side", self.defaults["min_side"])):
+        group, structures = read_group(param_group)
+        if structures is not None:
+            group.setdefault("output_dims", [each.output_dim for each in structures])
+        for part in divide_by_algorithm(group, group.get("min_side", self.defaults["min_side"])):
+            scale = part.get("adjust_lr_fn", self.defaults["adjust_lr_fn"])
+            if part["algorithm"] == "muon" and scale == "original":
+                check_outputs_are_known(part)
             super().add_param_group(part)
 
     def reasons(self) -> dict[str, str]:
@@ -200,9 +158,9 @@ class Muon(Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            for p in parameters:
-                check_gradient(parameter_name(p, group), p.grad, "Muon")
-                check_real(parameter_name(p, group), p, "Muon")
+            for i, p in enumerate(group["params"]):
+                if p.grad is not None:
+                    check_dense_and_real(group, i, p.grad, "Muon")
             if group["algorithm"] == "muon":
                 # The default scaling is symmetric in the two sides. Without a transpose its rounding stays as it was.
                 known = "output_dims" in group and group["adjust_lr_fn"] == "original"
@@ -273,34 +231,6 @@ class Muon(Optimizer):
                 eps=group["eps"],
                 maximize=False,
             )
-
-
-def _divide_by_algorithm(group: dict[str, Any], min_side: int) -> Iterator[dict[str, Any]]:
-    """Yield the non-empty parts of a group, that of Muon first."""
-    if "algorithm" in group:
-        if group["algorithm"] not in ("muon", "adamw"):
-            raise ValueError(f'a group\'s algorithm is {group["algorithm"]!r}; expected "muon" or "adamw"')
-        yield group
-        return
-    if "block" not in group:
-        raise ValueError(
-            "Muon got parameters without a block: make the groups with param_groups(model, lr), or give each "
-            '"algorithm": "muon" or "adamw"'
-        )
-    parameters = list(group["params"])
-    names = group.get("names", [""] * len(parameters))
-    rules = [
-        algorithm_of(group["block"], p.shape, min_side=min_side, fused=name or "a parameter")[0]
-        for name, p in zip(names, parameters)
-    ]
-    for algorithm in ("muon", "adamw"):
-        mine = [i for i, rule in enumerate(rules) if rule == algorithm]
-        if mine:
-            part = {**group, "algorithm": algorithm, "params": [parameters[i] for i in mine]}
-            for each in ("names", "output_dims"):  # keys with one entry per parameter
-                if each in group:
-                    part[each] = [group[each][i] for i in mine]
-            yield part
 
 
 def _matrices(tensor: Tensor, *, transposed: bool) -> Sequence[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blockwise_lr.fp32 import HALF
-from blockwise_lr.optimizers.adam_mini_kernel import spread
+from blockwise_lr.optimizers.adam_mini_views import spread
 from blockwise_lr.optimizers.state_template import StateTemplate
 
 State = dict[str, Any]

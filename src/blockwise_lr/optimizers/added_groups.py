@@ -1,0 +1,60 @@
+"""Read a parameter group that is added to an optimizer: its parameters, their names and their structures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from blockwise_lr.blocks.block import Structure
+from blockwise_lr.optim.known_structures import known_structures
+from blockwise_lr.sharpness.gradient_checks import check_gradient, check_real
+
+
+def read_group(
+    param_group: Mapping[str, Any] | Iterable[Tensor] | Tensor,
+) -> tuple[dict[str, Any], list[Structure] | None]:
+    """Return a copy of a group with its parameters as a list, and the structure of each parameter.
+
+    Args:
+        param_group: a group as torch's optimizers accept it, or parameters alone.
+
+    Returns:
+        The group, and the structures. The structures are None if the group has no block, or if one of its parameters
+        did not come from ``param_groups``.
+
+    Example:
+        >>> from torch import nn
+        >>> from blockwise_lr import param_groups
+        >>> group, structures = read_group(param_groups(nn.Sequential(nn.LayerNorm(4)), lr=1e-3)[0])
+        >>> group["names"], structures
+        (['0.weight', '0.bias'], [Structure(output_dim=0, partition=(1,)), Structure(output_dim=0, partition=(4,))])
+    """
+    group = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
+    given = group["params"]
+    group["params"] = [given] if isinstance(given, Tensor) else list(given)
+    return group, known_structures(group["params"]) if "block" in group else None
+
+
+def name_in_group(group: Mapping[str, Any], index: int) -> str:
+    """Return the name of a parameter; its shape if the group contains no names."""
+    names = group.get("names")
+    return str(names[index]) if names else f"a parameter {tuple(group['params'][index].shape)}"
+
+
+def check_dense_and_real(group: Mapping[str, Any], index: int, tensor: Tensor, what: str) -> None:
+    """Refuse a sparse or complex gradient.
+
+    Args:
+        group: the group of the parameter.
+        index: position of the parameter in the group.
+        tensor: the gradient.
+        what: name of the optimizer, for the message.
+
+    Raises:
+        UnsupportedGradientError: the gradient is sparse or complex.
+    """
+    name = name_in_group(group, index)
+    check_gradient(name, tensor, what)
+    check_real(name, tensor, what)
