@@ -16,7 +16,6 @@ Needs about 5 GB. Writes results/memory-<date>.json.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import gc
 import multiprocessing
@@ -29,7 +28,6 @@ from typing import Any, NamedTuple
 
 import torch
 from _measure import Ratio, argument_parser, finish
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from blockwise_lr import (

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gpu.run_parts import Task
 from memory import TOKENS, count, measure_all, shapes
+
+from gpu.run_parts import Task
 
 
 def measure(task: Task) -> None:

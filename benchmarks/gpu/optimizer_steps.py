@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from _measure import GPT2_SMALL, GPT2_TINY, Ratio
+
 from gpu.run_parts import Task
 from optimizers import compare
 

@@ -21,7 +21,7 @@ from gpu.parts import Part, least_seconds
 from gpu.record import Record
 
 
-class CutOff(Exception):
+class CutOffError(Exception):
     """A part took longer than its limit."""
 
 
@@ -115,13 +115,13 @@ def run_part(part: Part, task: Task) -> bool:
 
 @contextmanager
 def time_limit(seconds: int | None) -> Iterator[None]:
-    """Raise CutOff in the block of code once it has run for `seconds`."""
+    """Raise CutOffError in the block of code once it has run for `seconds`."""
     if seconds is None:
         yield
         return
 
     def cut_off(*_: object) -> None:
-        raise CutOff(f"cut off after {seconds} s; what was measured by then is in the file")
+        raise CutOffError(f"cut off after {seconds} s; what was measured by then is in the file")
 
     before = signal.signal(signal.SIGALRM, cut_off)
     signal.alarm(seconds)
