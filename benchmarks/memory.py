@@ -22,6 +22,7 @@ import multiprocessing
 import platform
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,6 +165,16 @@ def return_freed_memory() -> None:
 
 def of_case(case: Case, device: str, quick: bool) -> Extra:
     """Return the extra memory of one call."""
+    with known_sizes(device):
+        work, auto = prepared(case, device, quick)
+    found = extra_memory(work, device)
+    if auto is not None and not auto.cosines:
+        raise RuntimeError("AutoRatios did not measure in this step: its rule has changed")
+    return found
+
+
+def prepared(case: Case, device: str, quick: bool) -> tuple[Callable[[], Any], AutoRatios | None]:
+    """Return the call of a case, on a model that has trained for one step, and the AutoRatios of that case."""
     torch.manual_seed(0)
     shape = WIDE_TINY if quick else WIDE
     model = build_model(shape, seed=0).to(device, case.dtype).train()
@@ -179,35 +190,29 @@ def of_case(case: Case, device: str, quick: bool) -> Extra:
         optimizer = AdamMini(groups, lr=1e-4)
     else:
         optimizer = torch.optim.AdamW(groups, lr=1e-4, fused=True)  # its own step allocates nothing
+    auto = None
     if case.call == "AutoRatios":
         rule = AutoRule(measurements=1000, start=0.0, stop=1.0)
         schedule = cosine_schedule(optimizer, warmup_steps=1, total_steps=1000)  # a measurement each step
         auto = AutoRatios(optimizer, schedule, rule)
     gradients()
     optimizer.step()
-    if case.call == "AutoRatios":
+    if auto is not None:
         schedule.step()
-        work: Callable[[], Any] = optimizer.step
-    elif case.call == "AdamMini.step":
-        work = optimizer.step
-    else:
-        model.zero_grad(set_to_none=True)
-        work = (
-            (lambda: measure_sharpness(model, batch))
-            if case.call == "measure_sharpness"
-            else (lambda: measure_directional(model, optimizer, batch))
-        )
-    found = extra_memory(work, device)
-    if case.call == "AutoRatios" and not auto.cosines:
-        raise RuntimeError("AutoRatios did not measure in this step: its rule has changed")
-    return found
+    if case.call in ("AutoRatios", "AdamMini.step"):
+        return optimizer.step, auto
+    model.zero_grad(set_to_none=True)
+    if case.call == "measure_sharpness":
+        return lambda: measure_sharpness(model, batch), None
+    return lambda: measure_directional(model, optimizer, batch), None
 
 
 def activations(device: str, quick: bool) -> tuple[Extra, Extra]:
     """Return what a training step and `measure_sharpness` take beyond their gradients, with checkpointing."""
     torch.manual_seed(0)
     shape = DEEP_TINY if quick else DEEP
-    model = build_model(shape, seed=0).to(device).train()
+    with known_sizes(device):
+        model = build_model(shape, seed=0).to(device).train()
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     ids = torch.randint(shape.vocab_size, (4, shape.context), device=device)
     batch = {"input_ids": ids, "labels": ids}
@@ -225,8 +230,21 @@ def activations(device: str, quick: bool) -> tuple[Extra, Extra]:
     return found[0], found[1]
 
 
+def known_sizes(device: str) -> AbstractContextManager[Any]:
+    """Return a context in which the profiler learns the sizes of tensors, or it would not count that they are freed."""
+    return nullcontext() if device == "cuda" else memory_records()
+
+
+def memory_records() -> profile:
+    """Return a profiler that records what the CPU's allocator does."""
+    return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+
 def extra_memory(work: Callable[[], Any], device: str) -> Extra:
-    """Return the peak memory of a call above what is allocated before it."""
+    """Return the peak memory of a call above what is allocated before it.
+
+    On the CPU, that a tensor is freed counts if it was allocated in the call or under :func:`known_sizes`.
+    """
     gc.collect()
     if device == "cuda":
         torch.cuda.synchronize()
@@ -236,7 +254,7 @@ def extra_memory(work: Callable[[], Any], device: str) -> Extra:
         torch.cuda.synchronize()
         return Extra(torch.cuda.max_memory_allocated() - before, None)
     before = resident_bytes("VmRSS", reset=True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as records:
+    with memory_records() as records:
         work()
     after = resident_bytes("VmHWM")
     events = [e for e in records.profiler.kineto_results.events() if e.name() == "[memory]"]
