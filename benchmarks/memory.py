@@ -7,7 +7,7 @@ records of torch's allocator (profiler, profile_memory), so temporaries inside o
 in a process of its own, and the peak of its resident memory is reported too. On a GPU it is the peak that torch's
 allocator reports.
 
-The model is a LLaMA of 110M parameters whose blocks have the shares of LLaMA-7B's. The batch is 32 tokens, so that
+The model is a LLaMA of 105M parameters whose blocks have the shares of LLaMA-7B's. The batch is 32 tokens, so that
 activations are negligible. Gradients are not allocated before `measure_directional` and `measure_sharpness`, so the
 gradients that they compute count: 4 bytes a parameter in fp32. `activations` compares a training step with
 `measure_sharpness` on a narrow model with gradient checkpointing and 2 048 tokens, without gradients and parameters.
@@ -43,7 +43,7 @@ from blockwise_lr import (
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 
-WIDE = ModelConfig("llama", 1024, 8, 8, ffn_size=2752, vocab_size=4096, context=64)
+WIDE = ModelConfig("llama", 1024, 8, 8, ffn_size=2752, vocab_size=2048, context=64)
 WIDE_TINY = ModelConfig("llama", 64, 2, 2, ffn_size=172, vocab_size=256, context=64)
 DEEP = ModelConfig("llama", 128, 8, 2, vocab_size=512, context=512)
 DEEP_TINY = ModelConfig("llama", 32, 4, 2, vocab_size=64, context=128)

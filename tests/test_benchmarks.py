@@ -566,4 +566,4 @@ class TestExtraMemory:
         large = ModelConfig("llama", 4096, 32, 32, ffn_size=11_008, vocab_size=32_000, context=64)
         ours = shares(memory.WIDE)
         for block, share in shares(large).items():
-            assert ours[block] == pytest.approx(share, abs=0.025)
+            assert ours[block] == pytest.approx(share, abs=0.01)

@@ -112,7 +112,7 @@ def bare_loop(config: TrainConfig, forward: torch.nn.Module, model: torch.nn.Mod
         optimizer, warmup_steps=1, total_steps=config.steps, floor=optim.base_lr * optim.floor_fraction
     )
     forward.train()
-    half = torch.cuda.is_available() or config.precision == "bf16"
+    half = device == "cuda"  # what `train` chooses on a GPU by --precision auto
     times = []
     for first in range(0, config.steps, config.log_every):
         begin = time.perf_counter()
