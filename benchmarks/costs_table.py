@@ -63,7 +63,7 @@ SHOWN = {
                 "AutoRatios, fp32": "a measurement of `AutoRatios`, fp32",
                 "AdamMini.step, fp32": "Adam-mini's step, fp32",
                 "AdamMini.step, bf16": "Adam-mini's step, bf16",
-                "measure_sharpness, fp32": "`measure_sharpness` with its gradients, fp32",
+                "measure_sharpness, fp32": "`measure_sharpness`, fp32",
             }.items()
         },
         "activations with checkpointing: measure_sharpness / training step": (

@@ -56,10 +56,9 @@ Weights, gradients and optimizer states are in fp32, and the passes run under bf
 MIDDLE = """
 ## Extra during a measurement
 
-The extra is the peak during the call, above what was allocated before it. `measure_directional` and
-`measure_sharpness` run between two steps, when no gradients are allocated. While they run, a card
-needs the total above without its gradients, and this extra. The steps of `AutoRatios` and Adam-mini
-run while gradients are allocated. They need the whole total, and this extra.
+The extra is the peak during the call, above what was allocated before it: parameters, gradients and
+states. So a card needs the total above, and this extra. If a measurement runs after
+`optimizer.zero_grad()`, the memory of the gradients is free for it.
 
 """
 ACTIVATIONS_HEAD = """
