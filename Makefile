@@ -76,6 +76,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/sharpness.py
 	$(BIN)/python benchmarks/sharpness_cost.py
 	$(BIN)/python benchmarks/directional_cost.py
+	$(BIN)/python benchmarks/memory.py
 
 clean:
 	rm -rf $(VENV) $(LOWER) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

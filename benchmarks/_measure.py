@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.environment import describe_environment
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 T = TypeVar("T")
 
@@ -194,10 +195,9 @@ def finish(
         measurements: quantity with its unit, e.g. "fp32 step, s" -> arm -> measurements.
         ratios: what the benchmark is for.
     """
-    device = getattr(arguments, "device", "cpu")
-    name, environment = Path(script).stem, describe_environment(device)
-    if part := getattr(arguments, "part", ""):
-        name = f"{name}-{part}"
+    from rich.console import Console
+
+    name, environment = Path(script).stem, describe_environment(getattr(arguments, "device", "cpu"))
     if arguments.quick:  # neither in the place of a real result nor judged as one
         name, ratios = f"{name}-quick", [replace(r, at_most=None, at_least=None) for r in ratios]
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -227,6 +227,8 @@ def finish(
 def _table(
     title: str, measurements: Mapping[str, Mapping[str, Sequence[float]]], ratios: Sequence[Ratio]
 ) -> Table:
+    from rich.table import Table
+
     table = Table("", "median", "min .. max", "target", title=title, title_justify="left")
     for quantity, arms in measurements.items():
         for arm, values in arms.items():

@@ -20,21 +20,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from _curvature import Subject, trained
 from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio, synchronize
 from torch import Tensor, nn
 
 from blockwise_lr import measure_sharpness, param_groups, split_fused
-from blockwise_lr.sharpness.parameter_parts import ParameterParts
+from blockwise_lr.sharpness import SharpnessMonitor
 from blockwise_lr.sharpness.sampling import classes_at
-from blockwise_lr.sharpness.training_gradients import gradient_report, squared_gradients
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.presets import get_preset
+
+if TYPE_CHECKING:
+    from _curvature import Subject
 
 TRAINED = ModelConfig("gpt2", 256, 4, 4, vocab_size=3072, context=128, tied=True)
 RESAMPLES = 40
@@ -45,7 +46,8 @@ def against_a_step(
 ) -> tuple[dict[str, list[float]], list[Ratio]]:
     """Seconds of each arm, and their ratios."""
     batch = {"input_ids": ids, "labels": ids}
-    parts = ParameterParts(model, None, distributed=False)
+    tokens = ids[:, 1:].numel()
+    monitor = SharpnessMonitor(model, every=1, path=None, estimator="empirical", tokens_per_step=tokens)
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-5), lr=1e-5, fused=True)
 
     def forward_and_backward() -> None:
@@ -58,7 +60,7 @@ def against_a_step(
         optimizer.zero_grad()
 
     def read_gradients() -> None:
-        gradient_report(parts, squared_gradients(parts), samples=ids[:, 1:].numel())
+        monitor.gradients(0)
 
     def timed(work: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> Callable[[], float]:
         def run() -> float:
@@ -127,6 +129,8 @@ def precision(subject: Subject, draws: int) -> list[Ratio]:
 
 
 def main() -> None:
+    from _curvature import trained  # here, because it imports curvlinops, which the GPU checks do without
+
     parser = argument_parser(__doc__, repeats=9)
     parser.add_argument("--steps", type=int, default=200, help="trained for (default: %(default)s)")
     parser.add_argument("--draws", type=int, default=40, help="of each precision (default: %(default)s)")

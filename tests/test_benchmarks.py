@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import types
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+from blockwise_lr import classify
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 from support.processes import run_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -48,6 +59,15 @@ SCRIPTS = {
             "measure_directional / forward and backward",
             "AutoRatios alone / step",
         )
+    },
+    "memory": {
+        "measure_directional, fp32: extra bytes / parameters",
+        "measure_directional, bf16: extra bytes / parameters",
+        "AutoRatios, fp32: extra bytes / parameters",
+        "AdamMini.step, fp32: extra bytes / parameters",
+        "AdamMini.step, bf16: extra bytes / parameters",
+        "measure_sharpness, fp32: extra bytes / parameters",
+        "activations with checkpointing: measure_sharpness / training step",
     },
     "train_throughput": {
         "tokens/s: train / bare",
@@ -108,11 +128,12 @@ def test_a_benchmark_writes_its_ratios_with_their_spread_and_circumstances(name,
     for ratio in result["ratios"].values():
         assert set(ratio) == {"median", "min", "max", "iqr", "target", "met", "values"}
         assert len(ratio["values"]) >= 1
-        assert ratio["median"] > 0
+        assert ratio["median"] > 0 or name == "memory"
         assert ratio["met"] is None  # tiny shapes are not judged
     for arms in result["measurements"].values():
         assert all(len(values) == 1 for values in arms.values())
-    assert all(ratio in done.stdout for ratio in SCRIPTS[name])
+    printed = " ".join(done.stdout.replace("│", " ").split())
+    assert all(ratio.split(": ")[0] in printed for ratio in SCRIPTS[name])
     if name == "train_parts":
         shares = result["measurements"]["share of the training"]
         assert set(shares) == {"data", "forward", "backward", "clipping", "optimizer", "logging", "rest"}
@@ -273,48 +294,282 @@ def test_no_repeats_are_refused(measure):
         measure.in_turns({"a": float}, 0)
 
 
-GPU = BENCHMARKS / "gpu.sh"
-ON_THE_CPU = ("--device", "cpu", "--tiny", "--repeats", "1")
+ON_THE_CPU = ("--device", "cpu", "--tiny")
 
 
 def gpu_checks(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "LIMIT": "900"}
-    command = ["bash", str(GPU), *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1100)
+    return run_script(BENCHMARKS / "gpu", *arguments)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A function that imports a module of benchmarks/gpu, as its command line does."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield lambda name: importlib.import_module(f"gpu.{name}")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("gpu", "_measure")]:
+        del sys.modules[name]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_the_gpu_checks_say_that_there_is_no_gpu(tmp_path):
-    done = gpu_checks("--out", tmp_path)
+    done = gpu_checks("run", "all", "--out", tmp_path)
     assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "no CUDA device"
+    assert done.stderr.strip().splitlines()[-1].startswith("no CUDA device")
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_parts_of_the_gpu_checks_run_alone_and_one_that_fails_does_not_stop_the_others(tmp_path):
-    data = ("--data", tmp_path / "data", "--out", tmp_path, *ON_THE_CPU)
-    done = gpu_checks("compare", "fsdp2", *data)  # the first needs text, and there is none yet
-    assert done.returncode == 1
-    assert "has no train.bin: run gpu.sh prepare first" in done.stderr
-    assert "gpu.sh: compare failed (exit code 1" in done.stderr
-    (skipped,) = tmp_path.glob("gpu_checks-fsdp2-quick-*.json")
-    assert "accelerate runs DDP" in json.loads(skipped.read_text())["skipped"]
-
-    done = gpu_checks("prepare", "correctness", *data)
+def test_the_plan_of_the_gpu_checks_lists_what_fits_the_most_important_first():
+    done = gpu_checks("plan", "--seconds", "160")
     assert done.returncode == 0, done.stderr
-    (path,) = tmp_path.glob("gpu_checks-correctness-quick-*.json")
+    _, *rows, _ = done.stdout.splitlines()
+    fits = {row.split()[0]: " yes " in row for row in rows}
+    assert list(fits) == [
+        "costs",
+        "correctness",
+        "throughput",
+        "optimizers",
+        "fsdp2",
+        "memory",
+        "paper-scale",
+    ]
+    assert [part for part, yes in fits.items() if yes] == ["costs", "correctness"]
+    assert gpu_checks("plan", "sharpnes").returncode == 2
+
+
+@pytest.mark.parametrize("seconds", [0, 100, 333, 600, 900, 10_000])
+def test_the_parts_that_the_plan_takes_end_in_time(gpu, seconds):
+    parts = gpu("parts")
+    rows = parts.fitting(parts.PARTS, seconds)
+    now = parts.START
+    for part, end, fits in rows:
+        assert fits == (now + parts.least_seconds(part) <= seconds)
+        assert end == now + part.seconds
+        now = end if fits else now
+    assert all(
+        part.seconds <= parts.LIMIT == part.limit for part in parts.PARTS if part.name != "paper-scale"
+    )
+    assert parts.PAPER_RUN <= parts.LIMIT
+
+
+def test_a_part_of_the_gpu_checks_runs_alone_and_once(tmp_path):
+    arguments = ("run", "optimizers", *ON_THE_CPU, "--out", tmp_path)
+    done = gpu_checks(*arguments)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("gpu-optimizers-tiny-20*.json")
     found = json.loads(path.read_text())
-    assert found["hardware"]["device"] == "cpu"
-    assert set(found["largest_difference"]) == {"split", "fused", "compiled", "half", "all"}
-    assert 0 < found["largest_difference"]["half"] < 0.05
+    assert found["finished"]
+    assert found["torch"] == torch.__version__
+    assert found["card"] == found["hardware"]["cpu"]
+    assert found["command"].startswith("python benchmarks/gpu run optimizers --device cpu --tiny")
+    assert set(found["ratios"]) == {
+        f"{what}, GPT-2: {name} / adamw" for what in ("step", "state") for name in ("adam-mini", "muon")
+    }
+    written = path.read_bytes()
+    done = gpu_checks(*arguments)
+    assert "optimizers: done before" in done.stdout
+    assert path.read_bytes() == written
 
 
-@pytest.mark.slow
-def test_every_part_of_the_gpu_checks_runs_on_the_cpu(tmp_path):
-    data = ("--data", tmp_path / "data", "--out", tmp_path, *ON_THE_CPU)
-    assert gpu_checks("prepare", *data).returncode == 0
-    for part in ("throughput", "sharpness", "optimizers", "compare"):
-        done = gpu_checks(part, *data)
-        assert done.returncode == 0, done.stderr
-        assert len(list(tmp_path.glob(f"gpu_checks-{part}-quick-*.json"))) == 1
+class TestPartsOfTheGpuChecks:
+    @pytest.fixture
+    def run(self, gpu, monkeypatch, tmp_path):
+        """Runs parts given as functions; returns the names of those that failed, and their files."""
+
+        def run(limit: int | None = None, **measures):
+            parts = []
+            for name, measure in measures.items():
+                module = types.ModuleType(name)
+                module.measure = measure
+                monkeypatch.setitem(sys.modules, f"gpu.{name}", module)
+                parts.append(gpu("parts").Part(name, name, 1, "", limit))
+            options = argparse.Namespace(
+                device="cpu", tiny=True, repeats=1, data=None, out=tmp_path, again=False
+            )
+            failed = gpu("run_parts").run_parts(parts, options, end=None, folder=tmp_path)
+            files = {name: next(tmp_path.glob(f"gpu-{name}-tiny-*.json"), None) for name in measures}
+            return failed, {name: path and json.loads(path.read_text()) for name, path in files.items()}
+
+        return run
+
+    def test_one_that_fails_writes_its_error_and_the_next_goes_on(self, run):
+        def breaks(task):
+            task.record.add(measurements={"seconds": {"first": [1.0]}})
+            raise SystemExit("the second is wrong")
+
+        failed, files = run(breaks=breaks, works=lambda task: task.record.add(found=7))
+        assert failed == ["breaks"]
+        assert "SystemExit: the second is wrong" in files["breaks"]["error"]
+        assert files["breaks"]["measurements"] == {"seconds": {"first": [1.0]}}
+        assert not files["breaks"]["finished"]
+        assert files["works"]["finished"]
+        assert files["works"]["found"] == 7
+
+    def test_one_that_lacks_a_package_fails_alone(self, run):
+        def lacks(task):
+            import no_such_package  # noqa: F401
+
+        failed, files = run(lacks=lacks, works=lambda task: None)
+        assert failed == ["lacks"]
+        assert "No module named 'no_such_package'" in files["lacks"]["error"]
+
+    def test_one_that_takes_too_long_is_cut_off(self, run):
+        def endless(task):
+            task.record.add(found=7)
+            while True:
+                pass
+
+        failed, files = run(limit=1, endless=endless)
+        assert failed == ["endless"]
+        assert files["endless"]["found"] == 7
+        assert "cut off after 1 s" in files["endless"]["error"]
+
+    def test_one_that_is_done_is_skipped_and_one_that_failed_is_run_again(self, run):
+        calls = []
+
+        def fails_once(task):
+            calls.append("fails_once")
+            if len(calls) == 1:
+                raise ValueError("once")
+
+        assert run(fails_once=fails_once)[0] == ["fails_once"]
+        assert run(fails_once=fails_once)[0] == []
+        assert run(fails_once=fails_once)[0] == []
+        assert len(calls) == 2
+
+    def test_a_result_of_another_card_or_commit_or_day_does_not_count(self, gpu):
+        is_same = gpu("record").is_same
+        now = datetime.now(UTC)
+        wanted = {"part": "costs", "card": "H100", "torch": "2.13", "git_commit": "abc", "tiny": False}
+        found = {**wanted, "finished": True, "date": now.isoformat()}
+        assert is_same(found, wanted)
+        for other in (
+            {"card": "H200"},
+            {"git_commit": "abc+changes"},
+            {"finished": False},
+            {"date": (now - timedelta(days=2)).isoformat()},
+        ):
+            assert not is_same({**found, **other}, wanted)
+
+
+# Only these packages and what they require are on the machine.
+PACKAGES = (
+    *("torch", "transformers", "accelerate", "tokenizers", "safetensors"),
+    *("tyro", "docstring_parser", "typeguard"),
+)
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+class Installed(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else PathFinder.find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(PathFinder)] = Installed
+"""
+
+
+def required(packages: Iterable[str]) -> set[str]:
+    """Names of the packages and of all that they require, without extras."""
+    found: set[str] = set()
+    waiting = list(packages)
+    while waiting:
+        name = canonicalize_name(waiting.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for text in metadata.requires(name) or ():
+            requirement = Requirement(text)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                waiting.append(requirement.name)
+    return found
+
+
+@pytest.mark.slow  # benchmarks/gpu/stripped.sh does the same in an environment of its own
+def test_every_part_of_the_gpu_checks_runs_on_the_cpu_with_few_packages(tmp_path, monkeypatch):
+    allowed = required(PACKAGES)
+    assert not allowed & {"scipy", "datasets", "matplotlib", "curvlinops-for-pytorch", "pytorch-optimizer"}
+    hidden = [
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if module != "blockwise_lr" and not allowed & {canonicalize_name(owner) for owner in owners}
+    ]
+    # Python imports sitecustomize at its start, so the processes that a part begins see no other packages either.
+    (tmp_path / "sitecustomize.py").write_text(f"HIDDEN = {hidden!r}\n{HIDE}")
+    source = str(BENCHMARKS.parent / "src")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "gpu"), "run", "all", *ON_THE_CPU, "--out", str(out)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), source]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=1100,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {
+        path.name.removeprefix("gpu-").partition("-tiny")[0]: path for path in out.glob("gpu-*-20*.json")
+    }
+    assert set(found) == {
+        "costs", "correctness", "throughput", "optimizers", "fsdp2", "memory", "paper-scale",
+    }  # fmt: skip
+    results = {name: json.loads(path.read_text()) for name, path in found.items()}
+    assert all(result["finished"] and "error" not in result for result in results.values())
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from costs_table import SHOWN_ON_GPU
+
+    for part, shown in SHOWN_ON_GPU.items():
+        assert {name for name in shown if "compiled /" not in name} <= set(results[part]["ratios"])
+    assert results["throughput"]["graphs"]["train"] > 0
+    assert results["throughput"]["graphs"]["bare"] == 0  # the loop runs what `train` has compiled
+    assert set(results["correctness"]["largest_difference"]) == {"split", "fused", "half", "all"}
+    assert 0 < results["correctness"]["largest_difference"]["half"] < 0.05
+    assert len(results["paper-scale"]["runs"]) == 4
+
+
+def test_the_page_about_memory_is_made_from_the_latest_results():
+    from memory_page import PAGE, page
+
+    assert page(BENCHMARKS / "results") == PAGE.read_text()
+
+
+class TestExtraMemory:
+    """benchmarks/memory.py counts bytes exactly."""
+
+    @pytest.fixture
+    def memory(self, monkeypatch):
+        monkeypatch.syspath_prepend(str(BENCHMARKS))
+        yield importlib.import_module("memory")
+        for name in ("memory", "_measure"):
+            sys.modules.pop(name, None)
+
+    def test_a_temporary_counts_while_it_lives(self, memory):
+        kept = []
+
+        def work():
+            torch.empty(1_000_000)  # 4 MB, freed
+            kept.append(torch.empty(500_000))
+            torch.empty(1_000_000)
+
+        extra = memory.extra_memory(work, "cpu")
+        assert extra.allocated == 6_000_000
+
+    def test_what_was_allocated_before_and_is_freed_makes_room(self, memory):
+        with memory.known_sizes("cpu"):
+            kept = [torch.empty(1_000_000)]
+
+        def work():
+            kept.clear()
+            torch.empty(1_500_000)
+
+        assert memory.extra_memory(work, "cpu").allocated == 2_000_000
+
+    def test_the_shares_of_the_blocks_are_those_of_llama_7b(self, memory):
+        """So the largest block, which bounds what is worked on at a time, has its true share."""
+
+        def shares(config):
+            with torch.device("meta"):
+                counts = classify(build_model(config, seed=0)).counts()
+            return {block: count / sum(counts.values()) for block, count in counts.items()}
+
+        large = ModelConfig("llama", 4096, 32, 32, ffn_size=11_008, vocab_size=32_000, context=64)
+        ours = shares(memory.WIDE)
+        for block, share in shares(large).items():
+            assert ours[block] == pytest.approx(share, abs=0.01)
