@@ -33,6 +33,8 @@ FOLDERS = ("studies", "benchmarks")
 _FENCED = re.compile(r"^(```|~~~).*?^\1[ \t]*$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"""(?P<open>\]\(<?|\b(?:src|href)=")(?P<target>[^)\s"#>]*)(?P<anchor>#[^)\s">]*)?""")
 _FOLDER_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s#:]+)\)")
+_CELL = re.compile(r"<td>.*?</td>")
+_LONG_NAME = re.compile(r"(?<=<code>)[^<]{25,}(?=</code>)")
 _INTERVAL = re.compile(r"(?<=<td>)([^<()]+) (\([^<()]+ to [^<()]+\))(?=</td>)")
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 
@@ -164,8 +166,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Mark the interval after a number in a table's cell, so that the style sheet keeps it on one line."""
-    return _INTERVAL.sub(r'\1 <span class="interval">\2</span>', html)
+    """Choose where the cells of tables break: not inside an interval, and in long names after a separator."""
+    html = _INTERVAL.sub(r'\1 <span class="interval">\2</span>', html)
+    return _CELL.sub(
+        lambda cell: _LONG_NAME.sub(lambda name: re.sub(r"([_./:])", r"\1<wbr>", name[0]), cell[0]), html
+    )
 
 
 @functools.cache
