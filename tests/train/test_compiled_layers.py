@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoModelForCausalLM
 
 from blockwise_lr import merge_fused, split_fused
@@ -108,6 +110,30 @@ def test_inside_run_eagerly_nothing_is_compiled(tiny, ids):
     with run_eagerly(model):
         model(input_ids=ids, labels=ids)
     assert graphs.count == 0
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_compiled_layers_inside_ddp_and_fsdp2_stay_one_graph(tiny_gpt2, ids, engine):
+    model = model_of(tiny_gpt2, layers=3)
+    plain = deepcopy(model)
+    graphs = Graphs()
+    compile_layers(model, backend=graphs)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        if engine == "ddp":
+            wrapped = nn.parallel.DistributedDataParallel(model)
+        else:
+            for layer in model.transformer.h:
+                fully_shard(layer)
+            wrapped = fully_shard(model)
+        for each in (wrapped, plain):
+            each(input_ids=ids, labels=ids).loss.backward()
+        found = [getattr(p.grad, "full_tensor", lambda p=p: p.grad)() for p in model.parameters()]
+    finally:
+        dist.destroy_process_group()
+    for gradient, parameter in zip(found, plain.parameters(), strict=True):
+        torch.testing.assert_close(gradient, parameter.grad)
+    assert graphs.count == 2
 
 
 # Runs
