@@ -16,7 +16,6 @@ SOURCE = Path(blockwise_lr.__file__).parent
 LAYERS = [
     {
         "arguments",
-        "dtypes",
         "errors",
         "estimator_names",
         "extras",
