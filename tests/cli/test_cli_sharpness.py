@@ -360,7 +360,7 @@ class TestBadInput:
         refused("is a T5ForConditionalGeneration: expected a causal or a masked language model", hub / "t5")
         refused("is a BertForSequenceClassification: expected a causal", hub / "classifier")
         refused(
-            "has no weights for cls.predictions.bias and 5 others of BertForMaskedLM: measured at random",
+            "has no weights for cls.predictions.bias and 5 others of BertForMaskedLM; expected all of them",
             hub / "body", "--data", text,
         )  # fmt: skip
 

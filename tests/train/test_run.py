@@ -180,7 +180,7 @@ def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equ
     assert terminal[0]["terminal_tune_loss"] == terminal[1]["terminal_tune_loss"]
 
 
-def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_whole(
+def test_a_gpt2_with_split_qkv_resumes_to_the_bit_over_a_checkpoint_that_is_not_complete(
     tiny_gpt2, tmp_path, capsys
 ):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -228,7 +228,7 @@ def test_a_damaged_checkpoint_is_seen(tiny, tmp_path, damage, said):
     assert problem_with(checkpoint) is None
     damage(checkpoint / "model.safetensors")
     assert said in problem_with(checkpoint)
-    with pytest.raises(UserError, match="no complete checkpoint in .*; checkpoint-4 is not whole"):
+    with pytest.raises(UserError, match="no complete checkpoint in .*; checkpoint-4 is not complete"):
         evaluate_run(tmp_path / "run")
 
 
