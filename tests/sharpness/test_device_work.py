@@ -51,7 +51,7 @@ def as_on_a_gpu(monkeypatch):
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
-@each_model
+@pytest.mark.parametrize("build", [MODELS["gpt2"], MODELS["llama"]], ids=["gpt2", "llama"])
 @pytest.mark.parametrize("options", ESTIMATORS.values(), ids=ESTIMATORS)
 def test_a_measurement_of_a_deep_model_starts_no_more_kernels_and_waits_once(build, options):
     kernels = []

@@ -32,7 +32,7 @@ def summed_in_groups(
         first, sizes = parameters[indices[0]], [parameters[i].numel() for i in indices]
         # A parameter without gradient here (an expert that saw no token) may have one elsewhere.
         flat = torch.zeros(sum(sizes), dtype=accumulation_dtype(first), device=first.device)
-        pieces = [piece.view(parameters[i].shape) for i, piece in zip(indices, flat.split(sizes))]
+        pieces = [piece.view(parameters[i].shape) for i, piece in zip(indices, torch.split(flat, sizes))]
         pairs = [(piece, found) for i, piece in zip(indices, pieces) if (found := gradients[i]) is not None]
         if pairs:
             torch._foreach_copy_([piece for piece, _ in pairs], [found.detach() for _, found in pairs])

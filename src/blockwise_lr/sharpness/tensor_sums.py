@@ -21,7 +21,7 @@ _ONE_BY_ONE = frozenset({"cpu"})  # devices on which a foreach operator saves no
 def sums_of_squares(tensors: Sequence[Tensor], owners: Sequence[int], totals: Tensor) -> None:
     """Add the sum of squares of each tensor to the total of its owner.
 
-    The relative error is about 1e-15 on a GPU, and 1e-8 or less on a CPU.
+    The relative error is about 1e-14 on a GPU, and 3e-8 or less on a CPU (1e-14 for float64).
 
     Args:
         tensors: tensors of any dtype, on any devices, strided in any way. Some may be empty.
@@ -82,7 +82,7 @@ def _foreach_squares(tensors: Sequence[Tensor]) -> Tensor:
 def _squares(tensor: Tensor) -> Tensor:
     """Return the sum of squares. In large tensors, 256 neighbours are added in float32, without a float64 copy.
 
-    The relative errors of these short sums are 1e-7 and of both signs, so the error of the total is 1e-8 or less.
+    The relative errors of these short sums are 1e-7 and of both signs, so the error of the total is 3e-8 or less.
     """
     flat = tensor.reshape(-1)
     whole = len(flat) // 256 * 256 if len(flat) > 1 << 16 else 0
