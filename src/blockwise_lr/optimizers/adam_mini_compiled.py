@@ -35,10 +35,10 @@ def compiled_step(inputs: Sequence[StepInputs]) -> None:
             if each.gradient.numel() < _LARGE:
                 continue
             view, rate, root, decay = view_of(each), scalar(each.rate), scalar(each.root), scalar(each.decay)
-            tensors = (view.parameter, view.gradient, view.first, view.second)
+            tensors = [view.parameter, view.gradient, view.first, view.second]
             by_column = view.within == (1, 3) and len(view.first) == 1
             if by_column:
-                tensors = tuple(tensor[0] for tensor in tensors)
+                tensors = [tensor[0] for tensor in tensors]
             parameter, gradient, first, second = tensors
             size = (second, each.betas[1], each.eps, rate, root)
             moved = (parameter, gradient, first, each.betas[0], decay, each.maximize)

@@ -83,13 +83,13 @@ class View:
 
 def view_of(inputs: StepInputs) -> View:
     """Return the view of a whole parameter, or of this process's shard of it."""
-    tensors = (local(inputs.parameter.detach()), inputs.gradient, inputs.first)
-    parameter, second, count = tensors[0], inputs.second, inputs.second.numel()
+    parameter, gradient, first = local(inputs.parameter.detach()), inputs.gradient, inputs.first
+    second, count = inputs.second, inputs.second.numel()
     within: tuple[int, ...]
     if count == parameter.numel():  # one piece per element
         shape, within = parameter.shape or torch.Size((1,)), ()
         apart = shape
-    elif second.shape[0] == count and all(tensor.is_contiguous() for tensor in tensors):
+    elif second.shape[0] == count and all(tensor.is_contiguous() for tensor in (parameter, gradient, first)):
         # A piece is one or several rows.
         shape, apart, within = torch.Size((count, parameter.numel() // count)), torch.Size((count, 1)), (1,)
     elif parameter.ndim == 2 and second.shape[1] == count:  # a piece is one or several columns
@@ -105,7 +105,15 @@ def view_of(inputs: StepInputs) -> View:
         apart = torch.Size(size for n, _ in pairs for size in (n, 1))
         within = tuple(range(1, 2 * len(pairs), 2))
     along = max(range(len(apart)), key=apart.__getitem__)
-    return View(inputs, *(tensor.view(shape) for tensor in tensors), second.view(apart), within, along)
+    return View(
+        inputs=inputs,
+        parameter=parameter.view(shape),
+        gradient=gradient.view(shape),
+        first=first.view(shape),
+        second=second.view(apart),
+        within=within,
+        along=along,
+    )
 
 
 def spread(value: Tensor, shape: Sequence[int]) -> Tensor:

@@ -31,10 +31,11 @@ def read_group(
         >>> group["names"], structures
         (['0.weight', '0.bias'], [Structure(output_dim=0, partition=(1,)), Structure(output_dim=0, partition=(4,))])
     """
-    group = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
+    group: dict[str, Any] = dict(param_group) if isinstance(param_group, Mapping) else {"params": param_group}
     given = group["params"]
-    group["params"] = [given] if isinstance(given, Tensor) else list(given)
-    return group, known_structures(group["params"]) if "block" in group else None
+    parameters: list[Tensor] = [given] if isinstance(given, Tensor) else list(given)
+    group["params"] = parameters
+    return group, known_structures(parameters) if "block" in group else None
 
 
 def name_in_group(group: Mapping[str, Any], index: int) -> str:
