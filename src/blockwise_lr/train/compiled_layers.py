@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,9 +30,9 @@ def compile_layers(model: nn.Module, **options: Any) -> list[nn.Module]:
     _share_classes(layers)
     for layer in layers or [model]:
         layer.compile(**options)
-    if layers and hasattr(model, "loss_function"):
+    if layers and (loss := getattr(model, "loss_function", None)) is not None:
         # In one pass over the logits, which are the largest tensors of a small model.
-        model.loss_function = torch.compile(model.loss_function, **options)
+        model.loss_function = torch.compile(cast("Callable[..., Any]", loss), **options)  # type: ignore[assignment]
     return layers or [model]
 
 
@@ -55,8 +55,11 @@ def repeated_layers(model: nn.Module) -> list[nn.Module]:
     """
     found: list[nn.Module] = []
     for child in model.children():
-        alike = type(child) is nn.ModuleList and len({type(layer) for layer in child}) == 1
-        found += list(child) if alike else repeated_layers(child)
+        layers = list(child.children())
+        if type(child) is nn.ModuleList and len({type(layer) for layer in layers}) == 1:
+            found += layers
+        else:
+            found += repeated_layers(child)
     return found
 
 
