@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from blockwise_lr.distributed import is_sharded, local, sharded_like
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.optim.gradients import stack_scalars
 from blockwise_lr.optimizers.adam_mini_compiled import compiled_step
 from blockwise_lr.optimizers.adam_mini_kernel import foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
 from blockwise_lr.optimizers.adam_mini_views import StepInputs
 from blockwise_lr.optimizers.added_groups import check_dense_and_real, name_in_group, read_group
-
-_HALF = (torch.float16, torch.bfloat16)
 
 
 class AdamMini(Optimizer):
@@ -148,7 +147,7 @@ class AdamMini(Optimizer):
             check_dense_and_real(group, i, parameter.grad, "AdamMini")
             state = self.state[parameter]
             if not state:
-                wide = torch.float32 if parameter.dtype in _HALF else parameter.dtype
+                wide = torch.float32 if parameter.dtype in HALF else parameter.dtype
                 state["step"] = torch.zeros((), dtype=torch.float32)
                 state["exp_avg"] = torch.zeros_like(parameter, dtype=wide)
                 state["exp_avg_sq"] = (
@@ -210,7 +209,7 @@ class AdamMini(Optimizer):
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         parameters = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, parameter in zip(saved, parameters):
-            if parameter.dtype in _HALF and key in state_dict["state"]:
+            if parameter.dtype in HALF and key in state_dict["state"]:
                 for name in ("exp_avg", "exp_avg_sq"):
                     value = state_dict["state"][key][name]
                     self.state[parameter][name] = value.detach().clone().to(parameter.device, torch.float32)
