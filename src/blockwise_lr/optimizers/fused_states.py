@@ -58,8 +58,8 @@ def source_of(
     if changed == "adopt":
         return Entry({}, None, {}), []
     raise ValueError(
-        f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: load the state that was saved with "
-        f'this model; if {name} was frozen in the old run, adopt_state(..., changed="adopt") starts it without state'
+        f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: load the state that was saved "
+        f'with this model; if {name} was frozen in the old run, adopt_state(..., changed="adopt") starts it without state'
     )
 
 
