@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.blocks.model_facts import ModelFacts
-from blockwise_lr.blocks.split_weights import FusedWeight
+from blockwise_lr.blocks.weight_parts import FusedWeight
 from blockwise_lr.optimizers.adam_mini_views import spread
 from blockwise_lr.optimizers.named_state import PART, Entry, State, listed, name_before_split
 
@@ -59,7 +59,8 @@ def source_of(
         return Entry({}, None, {}), []
     raise ValueError(
         f"the old state has nothing for {name}; it has {listed(sorted(old_states))}: load the state that was saved "
-        f'with this model; if {name} was frozen in the old run, adopt_state(..., changed="adopt") starts it without state'
+        f"with this model; if {name} was frozen in the old run, "
+        'adopt_state(..., changed="adopt") starts it without state'
     )
 
 
