@@ -16,6 +16,7 @@ from blockwise_lr.integrations.trainer_clipping import check_engine
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from integrations.test_transformers import LR, STEPS, Tokens, arguments, logged
 from support import tiny_models
+from support.device_work import counted_work
 
 LIMITS = {"emb": 0.05, "ffn": 0.02, "norm": 100.0}
 
@@ -267,6 +268,23 @@ def test_the_first_gradient_that_was_not_finite_is_remembered_for_a_log_that_com
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         inner.read(warn=True)  # once
+
+
+@pytest.mark.parametrize("layers", [2, 12])
+def test_a_step_waits_for_nothing_and_a_line_of_the_log_once(layers):
+    model = gpt2(n_layer=layers)
+    groups = param_groups(model, lr=LR)
+    inner = clipping.TrainerClipping(1.0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with counted_work(model) as work:
+        for step in range(10):
+            inner.clip(model, groups, step)
+    assert work.waits == 0, work
+    with counted_work(model) as work:
+        norms = inner.read(warn=True)
+    assert work.waits == 1, work
+    assert set(norms) == {group["block"] for group in groups}
 
 
 def test_a_gradient_that_was_not_finite_is_reported_at_the_end_where_nothing_is_logged(tmp_path):

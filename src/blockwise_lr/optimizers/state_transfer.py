@@ -66,6 +66,7 @@ def adopt_state(
             all these cases, the new optimizer is unchanged.
 
     Example:
+        >>> import torch
         >>> from blockwise_lr import param_groups, split_fused
         >>> model = nn.MultiheadAttention(8, num_heads=2, bias=False)
         >>> old = torch.optim.AdamW(model.parameters(), lr=1e-3)
