@@ -14,17 +14,16 @@ import numpy.typing as npt
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.json_values import number, number_or_nan, numbers, typed
 from blockwise_lr.sharpness.estimate import Estimate
 from blockwise_lr.sharpness.histogram import Histogram
 from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, log_ratio_error, ratios_by_sharpness
 from blockwise_lr.sharpness.parameter_parts import OUTSIDE, Part
+from blockwise_lr.sharpness.report_fields import FORMAT as FORMAT
+from blockwise_lr.sharpness.report_fields import to_fields, to_values
 
 if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -200,26 +199,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as JSON-ready values. Numbers that are not finite become None."""
-        return {
-            "format": FORMAT,
-            "estimator": self.estimator,
-            "method": self.method,
-            "step": self.step,
-            "samples": self.samples,
-            "batches": self.batches,
-            "probes": self.probes,
-            "seed": self.seed,
-            "stderr_over": self.stderr_over,
-            "blocks": {block.value: _to_json(e) for block, e in self.blocks.items()},
-            "per_layer": {
-                layer: {block.value: _to_json(e) for block, e in found.items()}
-                for layer, found in self.per_layer.items()
-            },
-            "per_parameter": {name: _to_json(e) for name, e in self.per_parameter.items()},
-            "weights": list(self.weights),
-            "draws": {block.value: [_finite(x) for x in values] for block, values in self.draws.items()},
-            "histograms": {block.value: h._asdict() for block, h in self.histograms.items()},
-        }
+        return to_values(self)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> SharpnessReport:
@@ -228,31 +208,7 @@ class SharpnessReport(Mapping[Block, Estimate]):
         Raises:
             ValueError: the values are not a report, or are damaged.
         """
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            kind = content.get("format") if isinstance(content, Mapping) else type(content).__name__
-            raise ValueError(f"not a sharpness report: its format is {kind}; expected {FORMAT}")
-        try:
-            report = cls(
-                blocks=_by_block(content["blocks"]),
-                per_parameter={name: _from_json(e) for name, e in content["per_parameter"].items()},
-                per_layer={layer: _by_block(found) for layer, found in content["per_layer"].items()},
-                draws={
-                    Block(block): [number_or_nan(x) for x in typed(values, list)]
-                    for block, values in content["draws"].items()
-                },
-                histograms={Block(block): _histogram(**h) for block, h in content["histograms"].items()},
-                weights=numbers(content["weights"]),
-                step=None if content["step"] is None else typed(content["step"], int),
-                stderr_over=None if content["stderr_over"] is None else typed(content["stderr_over"], str),
-                **{name: typed(content[name], kind) for name, kind in _PLAIN.items()},
-            )
-            if not report.blocks:
-                raise ValueError("it has no blocks")
-            if any(len(report.draws[block]) != len(report.weights) for block in report.blocks):
-                raise ValueError(f"not as many draws of every block as weights, {len(report.weights)}")
-        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-            raise ValueError(f"not a sharpness report, or a damaged one: {error!r}") from None
-        return report
+        return cls(**to_fields(content))
 
     def to_json(self, path: str | Path) -> None:
         """Write the report to `path`. An interrupted write leaves no partial file."""
@@ -271,9 +227,6 @@ class SharpnessReport(Mapping[Block, Estimate]):
             raise ValueError(f"{path}: {error}") from None
 
 
-_PLAIN = {"estimator": str, "method": str, "samples": int, "batches": int, "probes": int, "seed": int}
-
-
 def _mean_and_error(values: Any, weights: Any) -> tuple[float, float]:
     """Return the weighted mean of independent draws, and its standard error from their spread."""
     mean = float(weights @ values)
@@ -288,25 +241,3 @@ def _grouped(parts: Sequence[Part], key: Any) -> dict[Any, list[int]]:
     for i, part in enumerate(parts):
         groups.setdefault(key(part), []).append(i)
     return groups
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _to_json(e: Estimate) -> list[float | int | None]:
-    return [_finite(e.mean), _finite(e.stderr), e.numel]
-
-
-def _from_json(values: Sequence[float | None]) -> Estimate:
-    mean, stderr, numel = typed(values, list)
-    return Estimate(number_or_nan(mean), number_or_nan(stderr), typed(numel, int))
-
-
-def _histogram(start: Any, width: Any, counts: Any, zeros: Any) -> Histogram:
-    whole = [typed(count, int) for count in typed(counts, list)]
-    return Histogram(number(start), number(width), whole, typed(zeros, int))
-
-
-def _by_block(found: Mapping[str, Sequence[float | None]]) -> dict[Block, Estimate]:
-    return {Block(block): _from_json(e) for block, e in found.items()}
