@@ -12,7 +12,9 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.blocks.block import PartSlice
 from blockwise_lr.sharpness.parameter_parts import cut
 
-_SHARE = 128  # a chunk has at most 1/128 of all elements, because the arithmetic on it needs some copies of it
+_SHARE = (
+    128  # a chunk has at most 1/128 of all elements, because the arithmetic on it needs some copies of it
+)
 # Smallest and largest chunk. On a CPU, a few copies of a chunk fit into the cache. On a GPU, a chunk is large enough
 # that a kernel takes longer than its launch.
 _CPU_ELEMENTS = (1 << 14, 1 << 18)
