@@ -67,13 +67,16 @@ def measure_directional(
     s and C define a local quadratic model of the loss. The report gives the learning rates that minimise it:
 
         best_lr        = s_b / C_bb                               if all other blocks are fixed
-        best_lr_beside = (s_b - sum_{a != b} C_ba lr_a) / C_bb    if the other blocks move at their own learning rates
+        best_lr_beside = (s_b - sum_{a != b} C_ba lr_a) / C_bb    if the other blocks move at their current rates
         joint_best_lr  = C^-1 s                                   if all learning rates are chosen together
 
     C needs the change of the logits when a block moves along its update. Central differences give this change: two
     forward passes per block, without second derivatives, so every attention kernel works. s needs one backward pass.
     The computation uses at least float32 and no autocast, because differences in bfloat16 are rounding noise. The model
     and the optimizer are restored exactly, to the bit.
+
+    The measurement holds one copy of the parameters in float32, and the logits of a batch once for each block. Updates
+    and gradients exist only chunk by chunk. For optimizers other than Adam, AdamW and AdamMini, the update is kept too.
 
     Args:
         model: as for :func:`blockwise_lr.measure_sharpness`.
