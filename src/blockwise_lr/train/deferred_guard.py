@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,14 +19,19 @@ from blockwise_lr.train import nonfinite_guard
 from blockwise_lr.train.nonfinite_guard import NonFiniteGuard, Policy
 
 _UNREAD = 64  # steps whose norms are kept until they are read, for runs that log rarely
-_WHOLE_PARAMETERS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+_WHOLE_PARAMETERS = ("NO", "MULTI_GPU", "MULTI_CPU")  # accelerate's distributed types
 
 
-def can_defer(optimizer: Optimizer, device: torch.device, distributed: DistributedType) -> bool:
+def can_defer(optimizer: Optimizer, device: torch.device, distributed: str) -> bool:
     """Return whether an optimizer can skip a step on the device, without the host knowing.
 
     torch's fused optimizers can: they read ``found_inf``, which torch's gradient scaler sets too. On a CPU there is
     nothing to wait for. Sharded parameters are left out.
+
+    Args:
+        optimizer: the optimizer, without accelerate's wrapper.
+        device: the device that trains.
+        distributed: accelerate's ``DistributedType``.
     """
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     return device.type == "cuda" and fused and distributed in _WHOLE_PARAMETERS
@@ -72,7 +76,7 @@ class DeferredGuard(NonFiniteGuard):
             The norm of the whole gradient.
         """
         norms = torch.stack(torch._foreach_norm([cast("Tensor", p.grad) for p in parameters]))
-        total = torch.linalg.vector_norm(norms)
+        total: Tensor = torch.linalg.vector_norm(norms)
         values = torch.cat([loss.reshape(1), total.reshape(1), norms])
         self._unread.append(_Step(step, values, parameters))
         skip = ~total.isfinite()
