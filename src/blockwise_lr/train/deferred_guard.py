@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.errors import NonFiniteLossError
 from blockwise_lr.optim.gradients import Groups, ParametersByBlock
 from blockwise_lr.optim.nonfinite_report import nonfinite_weights
-from blockwise_lr.train import nonfinite_guard
-from blockwise_lr.train.nonfinite_guard import NonFiniteGuard, Policy
+from blockwise_lr.train.nonfinite_guard import NonFiniteGuard, Policy, list_parameters
 
 _UNREAD = 64  # steps whose norms are kept until they are read, for runs that log rarely
 _WHOLE_PARAMETERS = ("NO", "MULTI_GPU", "MULTI_CPU")  # accelerate's distributed types
@@ -117,22 +115,10 @@ class DeferredGuard(NonFiniteGuard):
                 self.after_step()
                 continue
             where, hopeless = _describe(step.parameters, norms, groups)
-            self._count("gradient" if math.isfinite(loss) else "loss", step.number, where, hopeless)
+            what: Literal["gradient", "loss"] = "gradient" if math.isfinite(loss) else "loss"
+            self.count(what, step.number, where, hopeless=hopeless)
             skipped += 1
         return skipped
-
-    def _count(self, what: Literal["gradient", "loss"], step: int, where: str, hopeless: bool) -> None:
-        """Stop the run, or count and report a step that the device has skipped."""
-        if self._policy == "stop" or hopeless:
-            raise NonFiniteLossError(step, what, where)
-        self._in_a_row += 1
-        if self._in_a_row >= nonfinite_guard._IN_A_ROW:
-            raise NonFiniteLossError(step, what, f"{self._in_a_row} steps in a row were not finite; {where}")
-        self.skipped += 1
-        if self.skipped <= nonfinite_guard._REPORTED_SINGLY or self.skipped % 100 == 0:
-            self._notify(
-                f"step {step}: the {what} was not finite, its update is skipped ({self.skipped} so far); {where}"
-            )
 
 
 def _describe(parameters: Sequence[nn.Parameter], norms: Sequence[float], groups: Groups) -> tuple[str, bool]:
@@ -143,7 +129,7 @@ def _describe(parameters: Sequence[nn.Parameter], norms: Sequence[float], groups
     """
     known: ParametersByBlock = {Block(g["block"]): dict(zip(g["names"], g["params"])) for g in groups}
     if broken := nonfinite_weights(known):
-        return f"weights that are not finite: {nonfinite_guard._list_parameters(broken, known)}", True
+        return f"weights that are not finite: {list_parameters(broken, known)}", True
     places = {id(p): (block, name) for block, of in known.items() for name, p in of.items()}
     found: dict[Block, list[str]] = {}
     for parameter, norm in zip(parameters, norms):
@@ -152,4 +138,4 @@ def _describe(parameters: Sequence[nn.Parameter], norms: Sequence[float], groups
             found.setdefault(block, []).append(name)
     if not found:
         return "gradients that are finite, but too large for the norm of all of them", False
-    return f"gradients that are not finite: {nonfinite_guard._list_parameters(found, known)}", False
+    return f"gradients that are not finite: {list_parameters(found, known)}", False

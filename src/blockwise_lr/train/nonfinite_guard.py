@@ -66,17 +66,31 @@ class NonFiniteGuard:
         Raises:
             NonFiniteLossError: the policy is "stop", weights are not finite, or too many steps in a row were skipped.
         """
-        what = "gradient" if bool(loss.isfinite()) else "loss"
+        what: Literal["gradient", "loss"] = "gradient" if bool(loss.isfinite()) else "loss"
         where, hopeless = find_nonfinite(model, groups)
+        self.count(what, step, where, hopeless=hopeless)
+        if self._loss_before is not None:
+            loss.copy_(self._loss_before)
+        self._loss_before = None
+        model.zero_grad(set_to_none=True)
+
+    def count(self, what: Literal["gradient", "loss"], step: int, where: str, *, hopeless: bool) -> None:
+        """Stop the run, or count and report a step whose update is skipped.
+
+        Args:
+            what: the value that was not finite.
+            step: the number of the step.
+            where: describes the blocks and parameters.
+            hopeless: whether weights are not finite, so that no later step can succeed.
+
+        Raises:
+            NonFiniteLossError: as in :meth:`stop_or_skip`.
+        """
         if self._policy == "stop" or hopeless:
             raise NonFiniteLossError(step, what, where)
         self._in_a_row += 1
         if self._in_a_row >= _IN_A_ROW:
             raise NonFiniteLossError(step, what, f"{self._in_a_row} steps in a row were not finite; {where}")
-        if self._loss_before is not None:
-            loss.copy_(self._loss_before)
-        self._loss_before = None
-        model.zero_grad(set_to_none=True)
         self.skipped += 1
         if self.skipped <= _REPORTED_SINGLY or self.skipped % 100 == 0:
             self._notify(
@@ -93,17 +107,17 @@ def find_nonfinite(model: nn.Module, groups: Groups) -> tuple[str, bool]:
     """
     found = parameters_with_gradients(model, groups)
     if broken := nonfinite_weights(found):
-        return f"weights that are not finite: {_list_parameters(broken, found)}", True
+        return f"weights that are not finite: {list_parameters(broken, found)}", True
     nonfinite = nonfinite_gradients(model, groups)
     # An empty sum: the gradients are finite, but their squares overflow.
     if sum(map(len, nonfinite.values())) <= _FEW:
         description = describe_nonfinite(found, gradient_norms(found), 2.0)
     else:
-        description = _list_parameters(nonfinite, found)
+        description = list_parameters(nonfinite, found)
     return f"gradients that are not finite: {description}", False
 
 
-def _list_parameters(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
+def list_parameters(names: Mapping[Block, Sequence[str]], found: ParametersByBlock) -> str:
     """List each block with at most two of its parameters."""
     texts = []
     for block, these in names.items():
