@@ -126,14 +126,16 @@ def measure_directional(
         torch.enable_grad(),
     ):
         moved = _moved_parameters(measured, optimizer, groups, values, unseen)
-        blocks = _chunks_by_block(parts, moved.updates)
-        for chunks_of_block in blocks.values():
+        by_block = _chunks_by_block(parts, moved.updates)
+        for chunks_of_block in by_block.values():
             moved.move(chunks_of_block, 0.0)
-        lengths = squared_lengths(parts, moved.updates, blocks).tolist()
+        lengths = squared_lengths(parts, moved.updates, by_block).tolist()
         directions: list[Direction] = []
         for index, batch in enumerate(islice(unseen, max_batches)):
             predictions = measured.predict(batch)
-            directions = directions or _directions(parts, blocks, lengths, move or _default_move(predictions))
+            directions = directions or _directions(
+                parts, by_block, lengths, move or _default_move(predictions)
+            )
             draws.append(slope_and_curvature(measured, batch, predictions, moved, directions))
             if hessian:
                 hessians.append(update_hessian(measured, batch, moved, directions) / draws[-1].samples)

@@ -43,7 +43,7 @@ class StateUpdates:
         self._partitions = _partitions(optimizer, parameters)
         self._firsts: list[Tensor] = []
         self._seconds: list[Tensor] = []  # one number for each piece of AdamMini, otherwise for each element
-        self.kinds: list[Hashable] = []
+        kinds: list[Hashable] = []
         steps: list[Tensor] = []
         for number, (parameter, group) in enumerate(zip(parameters, groups)):
             state = optimizer.state.get(parameter, {})
@@ -55,8 +55,9 @@ class StateUpdates:
             second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
             self._firsts.append(local(state["exp_avg"]))
             self._seconds.append(local(second))
-            self.kinds.append((id(group), self._seconds[-1].shape))
+            kinds.append((id(group), self._seconds[-1].shape))
             steps.append(torch.as_tensor(state["step"]))
+        self.kinds: Sequence[Hashable] = kinds
         self._corrections = _bias_corrections(steps, [group["betas"] for group in groups], self._firsts)
 
     def of(self, chunk: Chunk) -> Tensor:

@@ -52,7 +52,7 @@ def _sums(
     """Return <g, u>, <g, g> and <u, u> of each block over all shards: (blocks, 3) float64."""
     parameters = [parameter for parameter, _, _ in members]
     updates = StateUpdates(optimizer, parameters, [group for _, group, _ in members])
-    gradients = [local(sharded_like(parameter, parameter.grad)) for parameter in parameters]
+    gradients = [local(sharded_like(p, p.grad)) for p in parameters if p.grad is not None]
     sharded = any(map(is_sharded, parameters))
     # Every process has a parameter that is not split, and the sums are over processes.
     shares = [
