@@ -158,8 +158,10 @@ def _draw(
     """Return the draws from one batch, and the kind of Hessian-vector products ("" if the estimator has none)."""
     with torch.inference_mode(False), torch.enable_grad():
         if estimator == "fisher":
-            options = {"seed": seed, "probes": probes, "keep_gradients": keep_gradients}
-            return estimators.fisher(measured, batch, **options), ""
+            draws = estimators.fisher(
+                measured, batch, seed=seed, probes=probes, keep_gradients=keep_gradients
+            )
+            return draws, ""
         if estimator == "empirical":
             return estimators.empirical(measured, batch, keep_gradients=keep_gradients), ""
         return estimators.hutchinson(measured, batch, seed=seed, probes=probes, products=hvp)
