@@ -48,8 +48,9 @@ def optimizer(parts: ParameterParts, adam: Optimizer, samples: int, *, keep_grad
     beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
     sums, kept = SquareSums(parts), []
     # Treat the root of the moment as one gradient of the summed loss, B times that of the mean loss.
-    scales = samples / (1 - _stacked([beta2[id(p)] for p in parts.parameters]) ** _stacked(steps)).sqrt()
-    scales = to_device(scales, sums.totals.device)
+    device = sums.totals.device
+    decay = to_device(_stacked([beta2[id(p)] for p in parts.parameters]), device)
+    scales = samples / (1 - decay ** to_device(_stacked(steps), device)).sqrt()
     for indices in parts.in_groups():
         roots = [torch.empty_like(local(moments[i]), dtype=accumulation_dtype(moments[i])) for i in indices]
         torch._foreach_copy_(roots, [local(moments[i]) for i in indices])
@@ -60,13 +61,13 @@ def optimizer(parts: ParameterParts, adam: Optimizer, samples: int, *, keep_grad
         sums.add(indices, roots)
     totals = parts.over_shards(sums.totals)
     if not keep_gradients:
-        totals = totals * scales.square().index_select(0, to_device(parts.owners(), totals.device))
+        totals = totals * scales.square().index_select(0, to_device(parts.owners(), device))
     rows = torch.tensor([[float(samples), 0.0]], dtype=torch.float64)
-    return Draws(totals.unsqueeze(0), to_device(rows, totals.device), kept or None)
+    return Draws(totals.unsqueeze(0), to_device(rows, device), kept or None)
 
 
 def _stacked(numbers: Sequence[Any]) -> Tensor:
     """Return numbers and tensors of shape () as one float64 vector, without a host sync."""
-    device = next((number.device for number in numbers if isinstance(number, Tensor)), torch.device("cpu"))
-    each = [to_device(torch.as_tensor(number), device) for number in numbers]
-    return torch.stack([number.reshape(()) for number in each]).double()
+    tensors = [n if isinstance(n, Tensor) else torch.tensor(n, dtype=torch.float64) for n in numbers]
+    device = next((n.device for n in numbers if isinstance(n, Tensor)), torch.device("cpu"))
+    return torch.stack([to_device(each, device).reshape(()) for each in tensors]).double()

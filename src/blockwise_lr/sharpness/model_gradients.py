@@ -145,7 +145,7 @@ def stream_gradients(
     stream = _Stream(parts, receive)
     with ExitStack() as stack:
         for i, parameter in enumerate(parts.parameters):
-            hook = parameter.register_hook(partial(stream.arrive, i))  # type: ignore[no-untyped-call]
+            hook: Any = parameter.register_hook(partial(stream.arrive, i))  # type: ignore[no-untyped-call]
             stack.callback(hook.remove)
         # Unlike backward(), it leaves .grad alone, and the hooks of DDP and of optimizers that run during backward().
         torch.autograd.grad(loss, parts.parameters, retain_graph=keep_graph, allow_unused=True)
