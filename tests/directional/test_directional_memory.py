@@ -114,3 +114,25 @@ def test_everything_is_restored_after_an_error_in_the_backward_pass() -> None:
     assert same(snapshot(model, optimizer), before)
     assert not any(parameter._backward_hooks for parameter in model.parameters())
     assert Block.FFN in measure_directional(model, optimizer, BATCH)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_stays_on_and_activations_take_no_more_than_in_a_training_step(reentrant) -> None:
+    """Twelve layers on 8 x 128 tokens, so that activations are nearly all memory."""
+    model = tiny_models.llama(
+        hidden_size=64, intermediate_size=176, num_hidden_layers=12, max_position_embeddings=128
+    ).train()
+    ids = torch.randint(40, (8, 128), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "labels": ids}
+    optimizer = stepped(model, torch.optim.AdamW)
+    optimizer.zero_grad()
+    whole = allocated(lambda: model(**batch).loss.backward()).peak
+    optimizer.zero_grad()
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    training = allocated(lambda: model(**batch).loss.backward()).peak
+    optimizer.zero_grad()
+    found = allocated(lambda: measure_directional(model, optimizer, batch)).peak
+    assert training < 0.5 * whole
+    copy_and_gradients = 5 * sum(parameter.numel() for parameter in model.parameters())
+    logits = 7 * 8 * 128 * 40 * 4  # one change of the logits for each block, and the products of a chunk
+    assert found < training + copy_and_gradients + logits

@@ -16,9 +16,10 @@ from blockwise_lr import distributed as processes
 from blockwise_lr.blocks import Block
 from blockwise_lr.directional.moved_parameters import MovedParameters
 from blockwise_lr.directional.parameter_chunks import Chunk
-from blockwise_lr.directional.update_signals import on_device, update_signals
+from blockwise_lr.directional.update_signals import update_signals
 from blockwise_lr.sharpness.model_gradients import MeasuredModel
-from blockwise_lr.sharpness.predictions import Predictions, summed_loss
+from blockwise_lr.sharpness.predictions import Predictions, check_counts, summed_loss
+from blockwise_lr.sharpness.tensor_sums import to_device
 
 # Number of logits, over all blocks, that are processed at a time. On a GPU, fewer would be lost in kernel launches.
 _CPU_LOGITS, _GPU_LOGITS = 1 << 22, 1 << 25
@@ -70,40 +71,42 @@ def slope_and_curvature(
     blocks = [direction.block for direction in directions]
     signals = update_signals(measured, summed_loss(predictions), moved.updates, blocks)
     center = predictions._replace(logits=predictions.logits.detach())
+    rows = center.row_counts()
     changes = []
     for direction in directions:
-        above = _logits_at(measured, batch, moved, [direction], 1)
-        below = _logits_at(measured, batch, moved, [direction], -1)
+        above = _logits_at(measured, batch, moved, [direction], 1, rows)
+        below = _logits_at(measured, batch, moved, [direction], -1, rows)
         changes.append(torch.sub(above, below).div_(2 * direction.scale))
         del above, below
     curvature = _gauss_newton_products(center, changes)
     # The effect of a move a thousand times smaller is known from `changes`. The rest of the change is rounding.
-    rest = _logits_at(measured, batch, moved, directions, _SMALL) - center.logits
+    rest = _logits_at(measured, batch, moved, directions, _SMALL, rows) - center.logits
     for direction, change in zip(directions, changes):
         rest.sub_(change, alpha=_SMALL * direction.scale)
-    rounding = _gauss_newton_products(center, [rest])[0, 0] / 2
-    found = torch.cat(
-        [
-            signals,
-            *(
-                on_device(tensor.reshape(-1).double(), signals.device)
-                for tensor in (center.counted.sum(), rounding, curvature)
-            ),
-        ]
-    )
+    rounding = _gauss_newton_products(center, [rest]).sum() / 2
+    sums = [to_device(tensor.flatten(), signals.device) for tensor in (rows, rounding, signals, curvature)]
+    found = torch.cat(sums)
     if measured.parts.distributed:
         dist.all_reduce(found)
     return _draw(found.tolist(), directions)
 
 
 def _draw(found: Sequence[float], directions: Sequence[Direction]) -> Draw:
-    """Return the draw of the sums over all samples: signals, number of samples, rounding and curvature."""
-    k = len(directions)
-    samples, rounding = found[k], found[k + 1]
+    """Return the draw of the sums over all samples.
+
+    Args:
+        found: the numbers of rows that count and of those that are not finite, rounding, signals and curvature.
+        directions: the directions.
+
+    Raises:
+        ValueError: as :func:`check_counts`.
+    """
+    k, (samples, broken, rounding) = len(directions), found[:3]
+    check_counts(samples, broken, may_be_empty=False)
     scales = np.array([direction.scale for direction in directions])
     return Draw(
-        signals=np.array(found[:k]) / samples,
-        curvature=np.array(found[k + 2 :]).reshape(k, k) / samples,
+        signals=np.array(found[3 : 3 + k]) / samples,
+        curvature=np.array(found[3 + k :]).reshape(k, k) / samples,
         noise=rounding / (2 * scales**2) / samples,
         samples=round(samples),
     )
@@ -115,20 +118,25 @@ def _logits_at(
     moved: MovedParameters,
     directions: Sequence[Direction],
     factor: float,
+    rows: Tensor,
 ) -> Tensor:
     """Return the logits after moving the parameters along each direction by a factor of its scale.
 
     The parameters are moved back afterwards. After an error, the caller restores all of them.
+
+    Args:
+        rows: (2,) float64; the number of rows that are not finite is added to the second.
     """
     for direction in directions:
         moved.move(direction.chunks, factor * direction.scale)
     with torch.no_grad():
-        logits = measured.predict(batch, needs_gradient=False).logits
+        predictions = measured.predict(batch, needs_gradient=False, check_rows=False)
     # Without this, the outermost module would keep the gathered, moved parameters.
     processes.reshard(measured.model)
     for direction in directions:
         moved.move(direction.chunks, 0.0)
-    return logits
+    rows[1] += predictions.row_counts()[1]
+    return predictions.logits
 
 
 def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:
