@@ -69,7 +69,7 @@ for one window of {window} tokens with gradient checkpointing, which keeps the i
 
 """
 TAIL = """
-With gradient checkpointing, `measure_sharpness` took {times:.2g} times the activations that a
+With gradient checkpointing, `measure_sharpness` took {times:.3g} times the activations that a
 training step took.
 
 ## Limits
@@ -79,7 +79,8 @@ training step took.
   Larger models are computed from it.
 - The states of Adam-mini are measured on GPT-2 small ([script](../../benchmarks/optimizers.py)).
 - For FSDP2, the table assumes that a share of a parameter takes its share of the memory. This is
-  not measured.
+  not measured. On sharded parameters, `measure_sharpness` and `measure_directional` compute all
+  gradients of a shard at once, so they take about 4 bytes more for each element of the shard.
 - Fragmentation and the libraries' own buffers are left out. Allow for some GB a card.
 
 `python tools/docs/memory_page.py` makes this page from the
@@ -138,7 +139,13 @@ def table(bytes_each: dict[str, float]) -> str:
     for words, each in bytes_each.items():
         whole = [each * model.parameters for model in MODELS]
         parts = [each * model.parameters / CARDS[model.name] for model in MODELS]
-        lines.append(row(words, f"{each:.2g}", [gigabytes(size) for size in whole + parts]))
+        lines.append(
+            row(
+                words,
+                f"{each:.2g}" if each >= 0.01 else "< 0.01",
+                [gigabytes(size) for size in whole + parts],
+            )
+        )
     return "".join(lines)
 
 
@@ -165,6 +172,8 @@ def row(words: str, each: str, cells: list[str]) -> str:
 def gigabytes(size: float) -> str:
     """Return a size in GB, with three digits, or two where it is below 10."""
     size /= 1e9
+    if size < 0.01:
+        return "< 0.01"
     if size >= 1000:
         return f"{size:,.0f}".replace(",", " ")
     return f"{size:.3g}" if size >= 10 else f"{size:.2g}"
