@@ -192,14 +192,23 @@ def _progress(
     )  # fmt: skip
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=batches * len(named.models), what=named.name)
+        measured: list[
+            str
+        ] = []  # checkpoints whose line is not printed yet: a measurement may fail after its batches
+
+        def print_measured() -> None:
+            while measured and not console.is_terminal:
+                console.print(f"measured {measured.pop(0)}", highlight=False, soft_wrap=True, markup=False)
 
         def show(step: int | None, done: int) -> None:
+            print_measured()
             what = named.name if step is None else f"{named.name}, step {step:,}"
             bar.update(task, advance=1, what=what)
-            if done == batches and not console.is_terminal:
-                console.print(f"measured {what}", highlight=False, soft_wrap=True, markup=False)
+            if done == batches:
+                measured.append(what)
 
         yield show
+        print_measured()
 
 
 def _write(reports: Sequence[SharpnessReport], out: Path, about: dict[str, Any], console: Console) -> None:

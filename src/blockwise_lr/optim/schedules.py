@@ -50,6 +50,7 @@ def cosine_schedule(
         ValueError: the warm-up is not shorter than the run, or the floor is above the base learning rate.
 
     Example:
+        >>> import torch
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
         >>> scheduler = cosine_schedule(optimizer, warmup_steps=2, total_steps=10, floor=3e-5)
         >>> scheduler.get_last_lr()
@@ -99,6 +100,7 @@ def wsd_schedule(
         ValueError: the warm-up is longer than a third of the run, or the floor is above the base learning rate.
 
     Example:
+        >>> import torch
         >>> optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=6e-4)
         >>> scheduler = wsd_schedule(optimizer, warmup_steps=2, total_steps=30, floor=3e-5)
         >>> scheduler.get_last_lr()
