@@ -217,6 +217,7 @@ def test_a_masked_language_model_predicts_what_is_hidden(hub, text, tmp_path, ca
     assert {b: e.mean for b, e in again.items()} == {b: e.mean for b, e in report.items()}
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_measurement_do_not_stay(run, capsys):
     _, out = run
     assert call(capsys, "sharpness", out, *FAST, "--histogram")[0] == 0

@@ -163,7 +163,9 @@ class TestCtrlC:
         assert (code, out, err.splitlines()[-1]) == (130, "", LINE)
         assert "Traceback" not in err
 
-    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize(
+        ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+    )
     def test_in_a_comparison_ends_its_runs(
         self, tiny: TrainConfig, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:
@@ -227,6 +229,7 @@ class TestOutput:
         done = self.shell("blockwise-lr presets | true; echo ${PIPESTATUS[0]}")
         assert (done.stdout, done.stderr) == ("0\n", "")
 
+    @pytest.mark.slow
     def test_a_run_whose_output_is_not_read_any_more_is_not_done(
         self, tiny: TrainConfig, tmp_path: Path
     ) -> None:

@@ -107,7 +107,7 @@ def start_comparison(out: Path) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_comparison_ends_its_children_says_how_to_go_on_and_goes_on(tmp_path, sent):
     process = start_comparison(tmp_path)
     with pytest.raises(UserError, match="another comparison is running in"):

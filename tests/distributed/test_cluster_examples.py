@@ -120,6 +120,7 @@ def test_the_slurm_script_says_what_it_lacks_without_slurm() -> None:
     assert "SLURM_NNODES: set by Slurm" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_processes_cannot_share_is_refused(tmp_path: Path) -> None:
     process = started(*FSDP2, "--out", tmp_path, "--batch-size", "3")
     _, err = process.communicate(timeout=300)

@@ -19,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import (
 from support.processes import free_port, spawn
 from support.sharded_training import CASES, started, steps, whole
 
+pytestmark = pytest.mark.slow  # two processes train every case
+
 Found = dict[str, Any]
 
 

@@ -79,6 +79,8 @@ def mixtral() -> nn.Module:
     return MixtralForCausalLM(MixtralConfig(**sizes, **HEADS, num_local_experts=4, num_experts_per_tok=2))
 
 
+pytestmark = pytest.mark.slow  # two processes train every model: most of a minute
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "llama": llama,
     "qwen3": qwen3,

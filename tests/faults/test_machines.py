@@ -78,7 +78,9 @@ TERMINALS = {
 
 
 class TestTerminals:
-    @pytest.mark.parametrize("terminal", ["ascii", pytest.param("cp1252", marks=pytest.mark.slow), "C"])
+    @pytest.mark.parametrize(
+        "terminal", ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp1252", "C"))]
+    )
     def test_a_sample_is_printed_with_escapes_for_what_the_terminal_lacks(
         self, place: Path, terminal: str
     ) -> None:
@@ -276,6 +278,7 @@ class TestWithoutLocks:
             said, _ = self.hold(path, 0, without_locks).communicate(timeout=60)
         assert said == "taken\n"
 
+    @pytest.mark.slow
     def test_a_run_is_trained(self, without_locks: dict[str, str], place: Path, tmp_path: Path) -> None:
         if without_locks["FLOCK_ERRNO"] != "37":  # ENOLCK; the others would take the same way
             pytest.skip("one is enough")

@@ -200,6 +200,7 @@ def test_wrappers_are_no_difference(one_process, way):
     check_trainable(model, groups)
 
 
+@pytest.mark.slow
 def test_a_compiled_trainer_is_not_refused(tmp_path):
     settings = arguments(
         tmp_path, max_steps=1, warmup_steps=0, torch_compile=True, torch_compile_backend="eager"

@@ -27,6 +27,7 @@ from sharpness.references import (
 
 RUNS, PROBES = 125, 40
 MODELS = {"gpt2": gpt2, "gpt2-split": lambda: split_fused(gpt2()), "llama": llama}
+EACH_MODEL = ["gpt2", pytest.param("gpt2-split", marks=pytest.mark.slow), "llama"]
 MODELS_OF_WITNESSES = {**MODELS, "llama-gelu": lambda: llama(hidden_act="gelu_new")}
 
 
@@ -143,7 +144,7 @@ def test_hutchinson_of_softmax_regression_is_its_gauss_newton_trace():
 # ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_fisher_is_within_three_standard_errors_of_the_dense_gauss_newton(name):
     _, _, exact, _ = case(name)
     report = long_run(name, RUNS * PROBES if name == "gpt2" else 800)
@@ -153,7 +154,7 @@ def test_fisher_is_within_three_standard_errors_of_the_dense_gauss_newton(name):
         assert report[block].stderr < 0.04 * value, block
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_hutchinson_is_within_three_standard_errors_of_the_dense_hessian(name):
     model, batch, gauss_newton, exact = case(name)
     report = measure_sharpness(model, batch, loss_fn=next_tokens, estimator="hutchinson", probes=200)

@@ -46,7 +46,9 @@ def test_the_counter_sees_what_is_alive():
 
 
 @each_model
-@pytest.mark.parametrize("options", [{}, {"probes": 2}, {"estimator": "empirical"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"probes": 2}, marks=pytest.mark.slow), {"estimator": "empirical"}], ids=str
+)
 def test_a_measurement_needs_less_than_a_byte_for_each_parameter(build, options):
     model = build().train()
     model(**tokens(4)).loss.backward()  # the gradients of a training step, which are kept
@@ -54,6 +56,7 @@ def test_a_measurement_needs_less_than_a_byte_for_each_parameter(build, options)
     assert bytes_per_parameter(model, lambda: measure_sharpness(model, batches, **options)) < 1
 
 
+@pytest.mark.slow
 @each_model
 def test_micro_batches_need_one_gradient_more(build):
     model = build().train()

@@ -169,6 +169,7 @@ def test_save_every_may_change_on_the_way(tiny, tmp_path):
     assert found == {3, 6, 8, 10, 12}
 
 
+@pytest.mark.slow
 def test_a_comparison_refuses_a_run_that_was_made_longer(tiny, tmp_path):
     config = replace(short(tiny), steps=4)
     arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]

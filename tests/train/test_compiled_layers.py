@@ -176,6 +176,7 @@ def test_a_compiled_run_has_the_losses_of_an_uncompiled_one_and_evaluates_uncomp
         assert files[0].read_text() == files[1].read_text()
 
 
+@pytest.mark.slow
 def test_a_run_whose_whole_model_was_compiled_before_resumes(short, tmp_path, monkeypatch):
     train(short, tmp_path / "eager")
     arguments = assembly.training_arguments

@@ -150,6 +150,7 @@ def test_seeds_of_data_and_weights_are_apart(tiny, tmp_path):
     assert len({first["a"], first["data"], first["init"]}) == 3
 
 
+@pytest.mark.slow
 def test_killed_at_three_random_moments_and_resumed_every_logged_loss_is_bit_equal(tiny, tmp_path):
     tiny = replace(
         tiny, steps=120, log_every=5, eval_every=20, save_every=5, optim=replace(tiny.optim, base_lr=3e-3)
