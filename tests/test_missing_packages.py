@@ -140,6 +140,7 @@ CASES = [  # the package that is given back before the command, the command, wha
 ]
 
 
+@pytest.mark.slow
 def test_a_command_without_a_package_is_refused_before_it_begins(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
     optional = (

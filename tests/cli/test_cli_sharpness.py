@@ -160,6 +160,7 @@ def test_one_checkpoint_gives_one_report_in_a_folder_of_its_own(run, capsys):
     shutil.rmtree(out / "sharpness")
 
 
+@pytest.mark.slow
 def test_another_text_is_tokenized_with_the_checkpoints_own_tokenizer(run, text, tmp_path, capsys):
     _, out = run
     shutil.copytree(text, tmp_path / "copy")

@@ -146,6 +146,7 @@ class TestCtrlC:
         assert (code, out, err) == (130, "", f"blockwise-lr: interrupted{goes_on}\n")
         assert not (tmp_path / "run").exists()
 
+    @pytest.mark.slow
     def test_while_the_text_is_prepared(self, tiny: TrainConfig, tmp_path: Path) -> None:
         texts = tmp_path / "texts"
         texts.mkdir()
@@ -163,9 +164,8 @@ class TestCtrlC:
         assert (code, out, err.splitlines()[-1]) == (130, "", LINE)
         assert "Traceback" not in err
 
-    @pytest.mark.parametrize(
-        ("number", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     def test_in_a_comparison_ends_its_runs(
         self, tiny: TrainConfig, tmp_path: Path, number: signal.Signals, code: int
     ) -> None:

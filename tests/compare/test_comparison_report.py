@@ -235,6 +235,7 @@ def test_a_grid_of_one_is_no_tuning(tmp_path):
     assert any("The grid holds one base learning rate, 0.002" in w for w in content["warnings"])
 
 
+@pytest.mark.slow
 def test_a_diverged_arm_has_no_numbers_and_is_said_to_have_diverged(tmp_path):
     arms = ["adamw:uniform", "adamw:paper", "adamw:quickstart"]
     tuned = TUNED | {"adamw:paper:N": Setting(0.1), "adamw:quickstart:N": Setting(2e-3)}

@@ -113,6 +113,7 @@ def test_a_second_call_reads_the_cache_and_a_changed_text_does_not(prepare: Prep
     assert prepare(text).train.files[0].path != first.train.files[0].path
 
 
+@pytest.mark.slow
 def test_two_processes_that_prepare_the_same_text_at_once_get_the_same_shards(
     text: Path, tmp_path: Path
 ) -> None:

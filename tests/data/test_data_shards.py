@@ -139,6 +139,7 @@ t.write_shards(source, encoder, pathlib.Path(folder), 16, shard_characters=20_00
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_ends_the_same_to_the_byte(tmp_path: Path) -> None:
     source = corpus(tmp_path / "c.jsonl", 8_000)
     tokenizer = train_bpe([" ".join(WORDS)] * 20, 300)

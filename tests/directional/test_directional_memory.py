@@ -29,7 +29,7 @@ def stepped(model: nn.Module, kind: type[torch.optim.Optimizer]) -> torch.optim.
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamMini])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, pytest.param(AdamMini, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_measurement_takes_at_most_5_bytes_a_parameter(dtype, kind, checkpointing) -> None:
     """Its own gradients included. Two million parameters, and only eight tokens."""

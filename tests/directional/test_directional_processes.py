@@ -16,6 +16,8 @@ from sharpness.references import gpt2, next_tokens
 from sharpness.test_distributed import fully_sharded, share_of, whole_batches
 from support.processes import free_port, spawn
 
+pytestmark = pytest.mark.slow  # two processes measure every case
+
 
 def split() -> nn.Module:
     torch.manual_seed(1)

@@ -116,6 +116,7 @@ def deep(layers: int) -> tuple[nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
+@pytest.mark.slow
 def test_kernels_do_not_grow_with_the_layers_and_the_host_waits_once_a_batch(monkeypatch) -> None:
     """Kernels outside forward and backward passes; and inside the latter, the sums over gradients."""
     dot, dots = update_signals.dot, []

@@ -83,6 +83,7 @@ def found_on(
     return found
 
 
+@pytest.mark.slow
 def test_the_updates_of_three_steps_differ_by_rounding_alone(tmp_path: Path) -> None:
     found = found_on(2, tmp_path, steps=3, reference=True)
 

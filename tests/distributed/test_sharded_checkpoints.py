@@ -67,6 +67,7 @@ def same(found: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found[case][1] == pytest.approx(losses, abs=1e-5 if "muon" in case else 1e-6), case
 
 
+@pytest.mark.slow
 def test_saved_on_two_it_goes_on_on_one_and_on_two_again(tmp_path: Path) -> None:
     expected = on(2, tmp_path, "save")
     alone: dict[str, Any] = {}

@@ -78,9 +78,8 @@ TERMINALS = {
 
 
 class TestTerminals:
-    @pytest.mark.parametrize(
-        "terminal", ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp1252", "C"))]
-    )
+    @pytest.mark.slow
+    @pytest.mark.parametrize("terminal", ["ascii", "cp1252", "C"])
     def test_a_sample_is_printed_with_escapes_for_what_the_terminal_lacks(
         self, place: Path, terminal: str
     ) -> None:

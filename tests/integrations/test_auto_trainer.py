@@ -109,6 +109,7 @@ def test_a_training_that_was_cut_short_leaves_nothing_that_moves_the_ratios_of_t
     assert autos(trainer) == []
 
 
+@pytest.mark.slow
 def test_a_retry_after_out_of_memory_has_one_auto(tmp_path):
     ratios = Ratios(torch.OutOfMemoryError("CUDA out of memory."))
     trainer = auto_trainer(tmp_path, ratios, auto_find_batch_size=True)

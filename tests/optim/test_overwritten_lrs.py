@@ -180,6 +180,7 @@ def test_equal_ratios_and_rates_of_zero_are_no_reason(model):
     assert not train(model, frozen, 3, lambda step: overwrite(frozen, 0.0))[0]
 
 
+@pytest.mark.slow
 def test_nothing_is_placed_when_the_library_is_imported_and_little_is_left_afterwards():
     code = """
 import torch, blockwise_lr

@@ -81,7 +81,9 @@ def test_reading_the_gradients_or_the_optimizer_of_training_needs_less_than_a_by
 
 @each_model
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("options", [{}, {"estimator": "empirical"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"estimator": "empirical"}, marks=pytest.mark.slow)], ids=str
+)
 def test_activations_need_no_more_than_in_the_training_step(build, checkpointing, options):
     model, batch = build().train(), tokens(128, rows=8)
     if checkpointing:

@@ -155,6 +155,7 @@ def test_the_first_runs_are_one_of_each_rule_at_the_long_horizon() -> None:
     assert len({json.dumps(arm.ratios) for arm in first}) == 3
 
 
+@pytest.mark.slow
 def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -> None:
     document = " ".join(f"word{i % 97} and line {i}" for i in range(400))
     lines = (json.dumps({"text": f"{i} {document}"}) for i in range(40))

@@ -40,6 +40,7 @@ def _memory_of_a_step(mode: str, **environment: str) -> tuple[int, int, str]:
     return int(mapped), int(kept), told
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
 def test_large_tensors_are_no_longer_mapped_and_unmapped_one_by_one() -> None:
     mapped, kept, _ = _memory_of_a_step("leave")

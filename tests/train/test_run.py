@@ -304,6 +304,7 @@ def test_bf16_autocast_reaches_the_model_in_training_and_not_in_evaluation(tiny,
     assert seen == {(True, torch.bfloat16), (False, torch.float32)}
 
 
+@pytest.mark.slow
 def test_two_processes_train_like_one_with_the_same_global_batch(tiny_gpt2, tmp_path):
     one = replace(tiny_gpt2, precision="fp32", optim=replace(tiny_gpt2.optim, base_lr=1e-3), save_every=12)
     two = replace(one, batch_size=2)

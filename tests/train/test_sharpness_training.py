@@ -100,6 +100,7 @@ def test_an_interrupted_and_resumed_run_leaves_the_same_lines(tiny_gpt2, tmp_pat
     assert losses(cut) == losses(whole)
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_the_same_lines_when_it_has_resumed(tiny, tmp_path):
     config = measured(tiny, steps=40, save_every=6, sharpness_estimators=("fisher", "empirical"))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

@@ -157,6 +157,7 @@ def test_tf32_without_effect_is_refused(tiny, tmp_path, changes, message):
         train(replace(tiny, tf32=True, **changes), tmp_path / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [None, True, False])
 def test_torch_compile_switches_tf32_on_in_blockwise_trainer_only_where_it_is_asked_for(
     tmp_path, as_on_a_gpu, asked

@@ -73,7 +73,7 @@ def seeded(work):
 
 
 @pytest.mark.parametrize("layers", [2, 12])
-@pytest.mark.parametrize("family", ["tiny", "tiny_gpt2"])
+@pytest.mark.parametrize("family", ["tiny", pytest.param("tiny_gpt2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("optim", [{}, {"clip_by_block": "1.0"}, {"on_nonfinite": "skip"}], ids=str)
 def test_a_run_waits_at_logged_steps_alone_and_as_often_whatever_the_depth(
     request, family, optim, layers, tmp_path, monkeypatch
