@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import ModelConfig
@@ -146,17 +145,19 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def timed_step(optimizer: Optimizer) -> Callable[[], float]:
-    """The seconds of a step, as :func:`in_turns` calls it."""
+def timed(work: Callable[[], Any], before: Callable[[], Any] | None = None) -> Callable[[], float]:
+    """The seconds of some work, as :func:`in_turns` calls it; those of `before` do not count."""
 
-    def step() -> float:
+    def run() -> float:
+        if before is not None:
+            before()
         synchronize()
         begin = time.perf_counter()
-        optimizer.step()
+        work()
         synchronize()
         return time.perf_counter() - begin
 
-    return step
+    return run
 
 
 def usage_of(*command: str) -> tuple[float, float]:

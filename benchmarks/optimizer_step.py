@@ -20,7 +20,7 @@ from _measure import (
     finish,
     in_turns,
     ratio,
-    timed_step,
+    timed,
     with_gradients,
 )
 from torch.optim import AdamW
@@ -44,9 +44,9 @@ def main() -> None:
     one_group_split.state = blockwise.state
     one_group_unsplit = AdamW(unsplit.parameters(), **SETTINGS)
     arms = {
-        "blockwise": timed_step(blockwise),
-        "one group, split": timed_step(one_group_split),
-        "one group, unsplit": timed_step(one_group_unsplit),
+        "blockwise": timed(blockwise.step),
+        "one group, split": timed(one_group_split.step),
+        "one group, unsplit": timed(one_group_unsplit.step),
     }
     in_turns(arms, 2)  # the first step makes the moments, the second touches their memory for the first time
     seconds = in_turns(arms, arguments.repeats)

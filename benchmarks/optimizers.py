@@ -26,7 +26,7 @@ from _measure import (
     finish,
     in_turns,
     ratio,
-    timed_step,
+    timed,
     usage_of,
     with_gradients,
 )
@@ -92,7 +92,7 @@ def compare(
     """
     model = with_gradients(split_fused(build_model(shape, seed=0)).to(device))
     adamw, other = make("adamw", model, shape), make(name, model, shape)
-    arms = {"adamw": timed_step(adamw), name: timed_step(other)}
+    arms = {"adamw": timed(adamw.step), name: timed(other.step)}
     in_turns(arms, 3)  # the state is made, compiled, and its memory touched
     seconds = in_turns(arms, repeats)
     measurements[f"step, s: {name}, {title}"] = seconds
@@ -107,7 +107,7 @@ def compare(
     )
     if compiled and reference:
         theirs = make("adam-mini 1.1.1", model, shape)
-        arms = {name: timed_step(other), "adam-mini 1.1.1": timed_step(theirs)}
+        arms = {name: timed(other.step), "adam-mini 1.1.1": timed(theirs.step)}
         in_turns(arms, 2)
         against = in_turns(arms, repeats)
         ratios.append(ratio(against, "adam-mini 1.1.1", name, what=f"step, {title}", at_least=2.0))

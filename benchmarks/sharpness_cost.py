@@ -16,15 +16,13 @@ Writes results/sharpness_cost-<date>.json.
 from __future__ import annotations
 
 import copy
-import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio, synchronize
+from _measure import GPT2_SMALL, GPT2_TINY, Ratio, argument_parser, finish, in_turns, ratio, timed
 from torch import Tensor, nn
 
 from blockwise_lr import measure_sharpness, param_groups, split_fused
@@ -62,24 +60,19 @@ def against_a_step(
     def read_gradients() -> None:
         monitor.gradients(0)
 
-    def timed(work: Callable[[], Any], before: Callable[[], Any] = lambda: None) -> Callable[[], float]:
-        def run() -> float:
-            model.zero_grad(set_to_none=True)
-            before()
-            synchronize()
-            begin = time.perf_counter()
-            work()
-            synchronize()
-            return time.perf_counter() - begin
+    def forget() -> None:
+        model.zero_grad(set_to_none=True)
 
-        return run
+    def forget_and_go() -> None:
+        forget()
+        forward_and_backward()
 
     arms = {
-        "forward and backward": timed(forward_and_backward),
-        "fisher": timed(lambda: measure_sharpness(model, batch)),
-        "empirical": timed(lambda: measure_sharpness(model, batch, estimator="empirical")),
-        "whole step": timed(whole_step),
-        "empirical from its gradients": timed(read_gradients, before=forward_and_backward),
+        "forward and backward": timed(forward_and_backward, forget),
+        "fisher": timed(lambda: measure_sharpness(model, batch), forget),
+        "empirical": timed(lambda: measure_sharpness(model, batch, estimator="empirical"), forget),
+        "whole step": timed(whole_step, forget),
+        "empirical from its gradients": timed(read_gradients, before=forget_and_go),
     }
     in_turns(arms, 1)  # the first step makes the optimizer's moments
     seconds = in_turns(arms, repeats)

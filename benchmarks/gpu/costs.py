@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
-from _measure import GPT2_SMALL, GPT2_TINY, Ratio, in_turns, ratio, synchronize
+from _measure import GPT2_SMALL, GPT2_TINY, Ratio, in_turns, ratio, timed
 from sharpness_cost import against_a_step
 
 from blockwise_lr import (
@@ -113,16 +110,3 @@ def directional(
     blocks = len(optimizer.param_groups)
     pair = ("measure_directional", "forward and backward")
     return seconds, [ratio(seconds, *pair, what="GPT-2", at_most=blocks + 4)]
-
-
-def timed(work: Callable[[], Any]) -> Callable[[], float]:
-    """Return a function that runs `work` and returns its seconds."""
-
-    def run() -> float:
-        synchronize()
-        begin = time.perf_counter()
-        work()
-        synchronize()
-        return time.perf_counter() - begin
-
-    return run

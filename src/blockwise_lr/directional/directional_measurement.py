@@ -30,11 +30,12 @@ from blockwise_lr.directional.updates import (
     stepped_updates,
 )
 from blockwise_lr.distributed import local
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.sharpness.hessian import no_autocast
 from blockwise_lr.sharpness.measure import in_lockstep, measurement_mode, unwrapped
 from blockwise_lr.sharpness.model_gradients import MeasuredModel, gradients_of_sum
 from blockwise_lr.sharpness.parameter_parts import ParameterParts
-from blockwise_lr.sharpness.predictions import HALF, LossFunction, Predictions, summed_loss
+from blockwise_lr.sharpness.predictions import LossFunction, Predictions, summed_loss
 
 # Default of `move`, by dtype of the forward pass. The rounding error of the central differences grows with the inverse
 # of `move`, and the truncation error with its square.

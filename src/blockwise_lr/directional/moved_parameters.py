@@ -12,7 +12,7 @@ from blockwise_lr.directional.parameter_chunks import Chunk
 from blockwise_lr.directional.state_updates import wide
 from blockwise_lr.directional.updates import Updates
 from blockwise_lr.distributed import is_sharded, local
-from blockwise_lr.sharpness.predictions import HALF
+from blockwise_lr.fp32 import HALF
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from blockwise_lr.directional.parameter_chunks import Chunk, stacked
 from blockwise_lr.distributed import local
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.optimizers.adam_mini import AdamMini
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, local_second
-from blockwise_lr.sharpness.predictions import HALF
 
 
 class StateUpdates:

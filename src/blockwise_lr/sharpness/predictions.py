@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from blockwise_lr.fp32 import HALF as HALF
+from blockwise_lr.fp32 import HALF
 from blockwise_lr.sharpness.cross_entropies import IGNORED as IGNORED
 from blockwise_lr.sharpness.cross_entropies import CrossEntropies, are_logits_and_labels, flattened
 from blockwise_lr.sharpness.cross_entropies import Predictions as Predictions
