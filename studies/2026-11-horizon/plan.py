@@ -9,29 +9,28 @@ from typing import Any
 from arms import RULES, Arm
 
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
-WARMUPS = (0.15, 0.05, 0.4)
-MOST_RATES = 6  # of the factor-two search; a rule that needs more than three has begun at the wrong place
+WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05, 0.4), 4800: (0.15, 0.05), 19200: (0.15,)}
+"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
 
-# Where the search over base learning rates begins, by shape, steps and rule.
+MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
+
+# Where the search over base learning rates begins where no shorter horizon has been tuned.
 _CENTRES = {
     ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
-    ("llama-2m", 1200): {"uniform": 4e-3, "half": 2.8e-3, "measured": 1.4e-3, "paper": 1e-3},
-    ("llama-2m", 300): {"uniform": 5.6e-3, "half": 4e-3, "measured": 2e-3, "paper": 2e-3},
-    ("llama-600k", 4800): {"uniform": 4e-3, "half": 4e-3, "measured": 1.4e-3, "paper": 1e-3},
-    ("llama-600k", 1200): {"uniform": 5.6e-3, "half": 4e-3, "measured": 2e-3, "paper": 1.4e-3},
+    ("llama-2m", 300): {"uniform": 8e-3, "half": 4e-3, "measured": 2e-3, "paper": 2e-3},
     ("llama-600k", 300): {"uniform": 8e-3, "half": 5.6e-3, "measured": 2.8e-3, "paper": 2.8e-3},
 }
 _ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
-    ("llama-2m", 4800, ("uniform", "half", "measured")),
-    ("llama-2m", 1200, ("uniform", "half", "measured", "paper")),
-    ("llama-2m", 300, ("uniform", "half", "measured", "paper")),
-    ("llama-600k", 4800, ("uniform", "half", "measured")),
-    ("llama-600k", 1200, ("uniform", "half", "measured", "paper")),
     ("llama-600k", 300, ("uniform", "half", "measured", "paper")),
-    ("llama-2m", 4800, ("paper",)),
+    ("llama-600k", 1200, ("uniform", "half", "measured", "paper")),
+    ("llama-600k", 4800, ("uniform", "half", "measured")),
+    ("llama-2m", 4800, ("measured", "uniform", "half")),
+    ("llama-2m", 300, ("uniform", "half", "measured", "paper")),
+    ("llama-2m", 1200, ("uniform", "half", "measured", "paper")),
     ("llama-600k", 4800, ("paper",)),
+    ("llama-2m", 4800, ("paper",)),
 )
-_LONGEST = ("llama-2m", 19200, ("uniform", "half", "measured"))
+_LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
 _VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
     "decay of matrices": {"decay": "matrices"},
@@ -72,26 +71,34 @@ def three_digits(value: float) -> float:
     return float(f"{value:.3g}")
 
 
+def centre(shape: str, steps: int, rule: str, results: Results) -> float | None:
+    """Return the base learning rate to begin with: the best of a quarter of the steps, over sqrt 2; None: not known."""
+    if rate := _CENTRES.get((shape, steps), {}).get(rule):
+        return rate
+    best = tuning(shape, steps // 4, rule, results)[1]
+    return best and three_digits(best.base_lr * 2**-0.5)
+
+
 def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
 
-    Every rule is tuned alike, at seed 0 and by its tune loss: base learning rates a factor of two apart until the best
-    has a worse one on both sides, the other two warm-ups at that rate, then a factor of sqrt 2 to either side.
+    Every rule is tuned alike, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2 apart until the
+    best has a worse one on both sides, then the other warm-ups at that rate.
     """
-    first = Arm(shape, steps, _CENTRES[shape, steps][rule], RULES[rule])
-    arms = [first, *(replace(first, base_lr=three_digits(first.base_lr * by)) for by in (0.5, 2.0))]
+    begin = centre(shape, steps, rule, results)
+    if begin is None:
+        return [], None
+    first = Arm(shape, steps, begin, RULES[rule])
+    arms = [first, *(replace(first, base_lr=three_digits(begin * by)) for by in (2**-0.5, 2**0.5))]
     while (best := results.best(arms)) is not None and len(arms) < MOST_RATES:
         rates = sorted(arm.base_lr for arm in arms)
         if best.base_lr not in (rates[0], rates[-1]):
             break
-        factor = 0.5 if best.base_lr == rates[0] else 2.0
+        factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
         arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
     if best is None:
         return arms, None
-    arms += [replace(best, warmup=warmup) for warmup in WARMUPS if warmup != best.warmup]
-    if (best := results.best(arms)) is None:
-        return arms, None
-    arms += [replace(best, base_lr=three_digits(best.base_lr * by)) for by in (2**-0.5, 2**0.5)]
+    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[steps][1:]]
     return arms, results.best(arms)
 
 
@@ -104,7 +111,8 @@ def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
 def _wanted(results: Results) -> Iterator[Arm]:
     chosen: dict[tuple[str, int, str], Arm] = {}
     for shape, steps, rules in _ORDER:
-        yield from (tuning(shape, steps, rule, results)[0][0] for rule in rules)  # one of each says most
+        for rule in rules:
+            yield from tuning(shape, steps, rule, results)[0][:1]  # one of each says most
         for rule in rules:
             arms, best = tuning(shape, steps, rule, results)
             yield from arms
@@ -118,7 +126,7 @@ def _wanted(results: Results) -> Iterator[Arm]:
                 yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
     for steps in (1200, 4800):
         for rule in ("half", "measured"):
-            if best := chosen.get(("llama-2m", steps, rule)):
+            if best := chosen.get(("llama-600k", steps, rule)):
                 yield from (replace(best, **changes) for changes in _VARIANTS.values())
     shape, steps, rules = _LONGEST
     for rule in rules:
@@ -127,7 +135,12 @@ def _wanted(results: Results) -> Iterator[Arm]:
             yield from (replace(best, steps=steps, base_lr=three_digits(rate)) for rate in rates)
 
 
-def queue(results: Results) -> list[Arm]:
-    """Return the arms that are still to be trained and follow from the results so far, in order."""
-    arms = {arm.name: arm for arm in _wanted(results)}
+def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
+    """Return the arms that are still to be trained and follow from the results so far, in order.
+
+    Args:
+        results: the runs that have ended.
+        shapes: only arms of these shapes; empty: of all.
+    """
+    arms = {arm.name: arm for arm in _wanted(results) if not shapes or arm.shape in shapes}
     return [arm for name, arm in arms.items() if name not in results.runs]

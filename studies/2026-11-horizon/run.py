@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/horizon"), help="tokens and checkpoints")
     parser.add_argument("--results", type=Path, default=RESULTS, help="one JSON file a run")
     parser.add_argument("--stack", type=int, default=1, help="arms of one shape and length at once")
+    parser.add_argument("--shapes", nargs="*", default=[], choices=sorted(SHAPES), help="only these models")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--list", action="store_true", help="show the queue and train nothing")
     arguments = parser.parse_args()
     if arguments.list:
-        for arm in queue(load(arguments.results)):
+        for arm in queue(load(arguments.results), arguments.shapes):
             print(arm.name, json.dumps(arm.to_dict()))
         return
     if arguments.text is None:
@@ -59,7 +60,7 @@ def main() -> None:
     arguments.results.mkdir(parents=True, exist_ok=True)
     text, about = tokens(arguments.text, arguments.out)
     end = time.monotonic() + 60 * arguments.minutes
-    while time.monotonic() < end and (arms := queue(load(arguments.results))):
+    while time.monotonic() < end and (arms := queue(load(arguments.results), arguments.shapes)):
         with ExitStack() as locks:
             if taken := claim(arms, arguments.out, arguments.stack, locks):
                 train(taken, text, about, arguments)

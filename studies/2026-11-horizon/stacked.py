@@ -8,7 +8,7 @@ costs little more than one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -86,15 +86,22 @@ class Stack:
         self._buffers = dict(self.model.named_buffers())
         order = [text.order(arm.seed, arm.steps * rows) for arm in arms]
         self._order = np.stack(order)  # (arms, windows)
-        self._gradients = cast(
-            "Callable[..., tuple[dict[str, Tensor], Tensor]]",
-            vmap(grad_and_value(self._loss), in_dims=(0, 0)),
-        )
 
     def _loss(self, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
         """The mean loss of one arm on its own (rows, context) tokens."""
         inputs = {"input_ids": ids, "labels": ids}
         return cast("Tensor", functional_call(self.model, (weights, self._buffers), (), inputs).loss)
+
+    def _gradients(self, ids: Tensor) -> dict[str, Tensor]:
+        """Return the gradients of every arm, stacked. One arm alone goes without vmap, which costs it a fifth."""
+        if len(self.arms) > 1:
+            gradients = vmap(grad_and_value(self._loss), in_dims=(0, 0))
+            return cast("dict[str, Tensor]", gradients(self.weights, ids)[0])
+        weights = {name: weight[0].detach().requires_grad_() for name, weight in self.weights.items()}
+        with torch.enable_grad():
+            loss = self._loss(weights, ids[0])
+        found = torch.autograd.grad(loss, list(weights.values()))
+        return {name: gradient.unsqueeze(0) for name, gradient in zip(weights, found)}
 
     def _each(self, values: Sequence[float], like: Tensor) -> Tensor:
         """One value an arm, shaped so that it multiplies the arms of a stacked tensor."""
@@ -106,7 +113,7 @@ class Stack:
         """Take one optimizer step of every arm: AdamW on gradients that are clipped as a whole, as torch does both."""
         chosen = self._order[:, self.step * self.rows : (self.step + 1) * self.rows]
         ids = torch.from_numpy(self.text.train[chosen].astype(np.int64)).to(self.device)
-        gradients, _ = self._gradients(self.weights, ids)
+        gradients = self._gradients(ids)
         norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
         limits = torch.tensor([arm.clip for arm in self.arms], dtype=norms.dtype, device=self.device)
         scales = (limits / (norms + 1e-6)).clamp(max=1.0)
