@@ -31,7 +31,7 @@ _ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
     ("llama-2m", 4800, ("paper",)),
 )
 _LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
-_VARIANTS: Mapping[str, Mapping[str, Any]] = {
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
     "decay of matrices": {"decay": "matrices"},
     "floor in proportion": {"floor": "proportional"},
@@ -127,7 +127,7 @@ def _wanted(results: Results) -> Iterator[Arm]:
     for steps in (1200, 4800):
         for rule in ("half", "measured"):
             if best := chosen.get(("llama-600k", steps, rule)):
-                yield from (replace(best, **changes) for changes in _VARIANTS.values())
+                yield from (replace(best, **changes) for changes in VARIANTS.values())
     shape, steps, rules = _LONGEST
     for rule in rules:
         if best := chosen.get((shape, 4800, rule)):

@@ -1,0 +1,361 @@
+"""Write README.md, details.md and the figures from the runs in data/runs.
+
+python studies/2026-11-horizon/report.py
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from arms import RULES, SHAPES, Arm
+from plan import SEEDS, VARIANTS, Results, baseline, tuning
+from run import RESULTS, load
+
+from blockwise_lr import drawing
+from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.speedup import decayed_speedup
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from _support.comparison_tables import table  # noqa: E402
+from _support.pages import write_pages  # noqa: E402
+
+MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
+PARAMETERS = {"llama-600k": 655_936, "llama-2m": 1_836_160}
+HORIZONS = tuple(SEEDS)
+TOKENS_A_STEP = 16 * SHAPES["llama-2m"].context
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen for one rule at one horizon, and its val loss at every seed that has been trained."""
+
+    arm: Arm
+    losses: dict[int, float]  # by seed
+
+
+def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
+    """Return the choice for a rule, or None while its tuning has not ended."""
+    _, best = tuning(shape, steps, rule, results)
+    if best is not None and rule == "uniform":
+        _, best = baseline(best, results)
+    if best is None:
+        return None
+    seeds = {seed: replace(best, seed=seed).name for seed in SEEDS[steps]}
+    return Tuned(
+        best,
+        {s: float(results.runs[name]["val_loss"]) for s, name in seeds.items() if name in results.runs},
+    )
+
+
+def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
+    """Return every rule whose tuning has ended, by shape, steps and rule."""
+    found = {
+        (shape, steps, rule): tuned(shape, steps, rule, results)
+        for shape in MODELS
+        for steps in HORIZONS
+        for rule in RULES
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def gap(uniform: Tuned, other: Tuned) -> LossGap:
+    """Return the nats won over uniform, over the seeds that both have."""
+    both = sorted(uniform.losses.keys() & other.losses.keys())
+    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
+
+
+def speedup(shape: str, steps: int, rule: str, found: dict[tuple[str, int, str], Tuned]) -> SpeedUpOverSeeds:
+    """Return how many times as many steps a tuned uniform run needs, between fully decayed runs."""
+    uniform = {n: found[shape, n, "uniform"] for n in HORIZONS if (shape, n, "uniform") in found}
+    arm = found[shape, steps, rule]
+    seeds = sorted(arm.losses.keys() & uniform[steps].losses.keys())
+    return speedup_over_seeds(
+        [
+            # A horizon with fewer seeds stands in with its first.
+            decayed_speedup(
+                {n: each.losses.get(seed, each.losses[0]) for n, each in uniform.items()},
+                arm.losses[seed],
+                steps,
+            )
+            for seed in seeds
+        ]
+    )
+
+
+def _gap_cell(found: LossGap, seeds: int) -> str:
+    if found.mean is None:
+        return "diverged"
+    if found.ci95 is None:
+        return f"{found.mean:+.3f} (one seed)" if seeds == 1 else f"{found.mean:+.3f}"
+    return f"{found.mean:+.3f} ({found.ci95[0]:+.3f} to {found.ci95[1]:+.3f})"
+
+
+def _speed_cell(found: SpeedUpOverSeeds) -> str:
+    if found.value is None:
+        return "-"
+    sign = {"exact": "", "at_least": "at least ", "at_most": "at most "}[found.bound or "exact"]
+    return f"{sign}{found.value:.2f}x"
+
+
+def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+    """One row a model and horizon: the tuned uniform val loss, and what every rule wins over it."""
+    rows = []
+    for shape, name in MODELS.items():
+        for steps in HORIZONS:
+            uniform = found.get((shape, steps, "uniform"))
+            if uniform is None:
+                continue
+            seeds = len(uniform.losses)
+            mean = sum(uniform.losses.values()) / seeds
+            cells = [
+                _gap_cell(gap(uniform, other), len(other.losses))
+                if (other := found.get((shape, steps, rule)))
+                else "not tuned yet"
+                for rule in RULES
+                if rule != "uniform"
+            ]
+            tokens = steps * TOKENS_A_STEP / PARAMETERS[shape]
+            rows.append([name, f"{steps:,}".replace(",", " "), f"{tokens:.2g}", f"{mean:.3f}", *cells])
+    header = [
+        "model",
+        "steps",
+        "tokens a parameter",
+        "uniform: val loss",
+        *(r for r in RULES if r != "uniform"),
+    ]
+    return table(header, rows)
+
+
+def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+    """One row a model and horizon: how many times as many steps uniform needs for the rule's loss."""
+    others = [rule for rule in RULES if rule != "uniform"]
+    rows = [
+        [
+            MODELS[shape],
+            f"{steps:,}".replace(",", " "),
+            *(
+                _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
+                for rule in others
+            ),
+        ]
+        for shape in MODELS
+        for steps in HORIZONS
+        if (shape, steps, "uniform") in found
+    ]
+    return table(["model", "steps", *others], rows)
+
+
+def best_exponent(losses: Sequence[float]) -> tuple[float, float] | None:
+    """Return where a parabola through the losses of `measured` to the powers 0, 1/2 and 1 is lowest, and its value.
+
+    None if the parabola has no lowest point.
+
+    Example:
+        >>> best_exponent([4.0, 3.75, 4.0])
+        (0.5, 3.75)
+    """
+    uniform, half, whole = losses
+    bend = 2 * (uniform - 2 * half + whole)
+    if bend <= 0:
+        return None
+    slope = whole - uniform - bend
+    exponent = -slope / (2 * bend)
+    return exponent, uniform + slope * exponent + bend * exponent**2
+
+
+def exponents(found: dict[tuple[str, int, str], Tuned]) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return the best exponent and the nats it wins, by shape and steps, where the three rules are tuned; at seed 0."""
+    every = {}
+    for shape in MODELS:
+        for steps in HORIZONS:
+            three = [found.get((shape, steps, rule)) for rule in ("uniform", "half", "measured")]
+            losses = [each.losses[0] for each in three if each is not None]
+            if len(losses) == 3 and (best := best_exponent(losses)) is not None:
+                every[shape, steps] = (best[0], losses[0] - best[1])
+    return every
+
+
+def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return intercept and slope of a least-squares line through (log10 of tokens a parameter, value)."""
+    slope, intercept = np.polyfit([x for x, _ in points], [y for _, y in points], 1)
+    return float(intercept), float(slope)
+
+
+def exponents_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+    """The best exponent by model and horizon, and for the larger model what the smaller one's line predicts."""
+    every = exponents(found)
+    place = {key: math.log10(key[1] * TOKENS_A_STEP / PARAMETERS[key[0]]) for key in every}
+    small = [key for key in every if key[0] == "llama-600k"]
+    lines = [fit([(place[key], every[key][i]) for key in small]) if len(small) > 1 else None for i in (0, 1)]
+    rows = []
+    for key, values in every.items():
+        predicted = [
+            "-" if line is None or key in small else f"{line[0] + line[1] * place[key]:+.2f}"
+            for line in lines
+        ]
+        steps = f"{key[1]:,}".replace(",", " ")
+        tokens = f"{10 ** place[key]:.2g}"
+        rows.append(
+            [
+                MODELS[key[0]],
+                steps,
+                tokens,
+                f"{values[0]:.2f}",
+                predicted[0],
+                f"{values[1]:+.3f}",
+                predicted[1],
+            ]
+        )
+    header = ["model", "steps", "tokens a parameter", "best exponent", "predicted", "nats won", "predicted"]
+    return table(header, rows)
+
+
+def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+    """One row a model and horizon: the base learning rate and warm-up that were chosen for every rule."""
+    rows = []
+    for shape in MODELS:
+        for steps in HORIZONS:
+            chosen = {rule: found[shape, steps, rule].arm for rule in RULES if (shape, steps, rule) in found}
+            if chosen:
+                cells = [
+                    f"{a.base_lr:.2g}, {a.warmup:.0%}" if (a := chosen.get(rule)) else "-" for rule in RULES
+                ]
+                rows.append([MODELS[shape], f"{steps:,}".replace(",", " "), *cells])
+    return table(["model", "steps", *RULES], rows)
+
+
+def baseline_table(results: Results) -> str:
+    """What the uniform baseline gains by another weight decay or beta2, in nats of the tune loss."""
+    rows = []
+    for shape in MODELS:
+        for steps in HORIZONS:
+            _, best = tuning(shape, steps, "uniform", results)
+            if best is None or (first := results.loss(best)) is None:
+                continue
+            arms, _ = baseline(best, results)
+            losses = [results.loss(arm) for arm in arms[1:]]
+            if any(loss is not None for loss in losses):
+                cells = ["-" if loss is None else f"{first - loss:+.3f}" for loss in losses]
+                rows.append([MODELS[shape], f"{steps:,}".replace(",", " "), *cells])
+    return table(["model", "steps", "decay 0.1", "decay 0.01", "beta2 0.99", "beta2 0.9"], rows)
+
+
+def variants_table(results: Results) -> str:
+    """What other decays, floors and moving ratios gain over the same arm without them, in nats of val loss."""
+    rows = []
+    for steps in (1200, 4800):
+        for rule in ("half", "measured"):
+            best = tuned("llama-600k", steps, rule, results)
+            if best is None:
+                continue
+            cells = []
+            for changes in VARIANTS.values():
+                run = results.runs.get(replace(best.arm, **changes).name)
+                cells.append("-" if run is None else f"{best.losses[0] - run['val_loss']:+.3f}")
+            if set(cells) != {"-"}:
+                rows.append([f"{steps:,}".replace(",", " "), rule, *cells])
+    return table(["steps", "rule", *VARIANTS], rows)
+
+
+def runs_table(results: Results) -> str:
+    """Every run, in the order of model, steps, rule and learning rate."""
+    names = {tuple(sorted(ratios.items())): name for name, ratios in RULES.items()}
+
+    def key(run: dict[str, object]) -> tuple[object, ...]:
+        arm = Arm(**run["arm"])  # type: ignore[arg-type]
+        return (
+            list(MODELS).index(arm.shape),
+            arm.steps,
+            str(sorted(arm.ratios.items())),
+            arm.base_lr,
+            arm.seed,
+        )
+
+    rows = []
+    for run in sorted((dict(run) for run in results.runs.values()), key=key):
+        arm = Arm(**run["arm"])
+        rule = names.get(tuple(sorted(arm.ratios.items())), "searched")
+        usual = Arm(arm.shape, arm.steps, arm.base_lr, arm.ratios, arm.warmup, arm.seed).to_dict()
+        other = [f"{name} {value}" for name, value in arm.to_dict().items() if value != usual[name]]
+        rows.append(
+            [
+                MODELS[arm.shape],
+                f"{arm.steps}",
+                rule,
+                f"{arm.base_lr:.3g}",
+                f"{arm.warmup:.0%}",
+                f"{arm.seed}",
+                ", ".join(other),
+                *(
+                    "diverged" if run[loss] is None else f"{run[loss]:.4f}"
+                    for loss in ("tune_loss", "val_loss")
+                ),
+            ]
+        )
+    return table(
+        ["model", "steps", "ratios", "base LR", "warm-up", "seed", "other", "tune loss", "val loss"], rows
+    )
+
+
+def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
+    """Draw the nats won over tuned uniform against the length of the run, a panel a model."""
+    shapes = [shape for shape in MODELS if len(list(_lines(found, shape))) > 0]
+    with drawing.figure((3.6 * max(2, len(shapes)), 4.2)) as made:
+        every = made.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
+        for axes, shape in zip(every, shapes):
+            for number, (rule, points) in enumerate(_lines(found, shape)):
+                style = drawing.series_style(number) | {"linestyle": "-"}
+                steps = [n for n, _ in points]
+                means = [g.mean or 0.0 for _, g in points]
+                spread = [0.0 if g.ci95 is None else (g.ci95[1] - g.ci95[0]) / 2 for _, g in points]
+                axes.errorbar(
+                    steps, means, yerr=spread, marker="o", capsize=3, label=rule, linewidth=2, **style
+                )
+            axes.axhline(0, color="#777777", linewidth=1)
+            axes.set_title(f"LLaMA of {MODELS[shape]} parameters")
+            axes.set_xlabel("steps of the run")
+            axes.set_xscale("log")
+            axes.set_xticks(HORIZONS, [f"{n:,}".replace(",", " ") for n in HORIZONS], minor=False)
+            axes.minorticks_off()
+        every[0].set_ylabel("nats won over tuned uniform")
+        every[0].legend()
+        drawing.save(made, path)
+
+
+def _lines(
+    found: dict[tuple[str, int, str], Tuned], shape: str
+) -> Iterator[tuple[str, Sequence[tuple[int, LossGap]]]]:
+    for rule in RULES:
+        points = [
+            (steps, gap(found[shape, steps, "uniform"], found[shape, steps, rule]))
+            for steps in HORIZONS
+            if (shape, steps, rule) in found and (shape, steps, "uniform") in found
+        ]
+        if rule != "uniform" and points:
+            yield rule, points
+
+
+def main() -> None:
+    results = load(RESULTS)
+    found = all_tuned(results)
+    draw_gains(found, HERE / "gain-over-length.png")
+    tables = {
+        "gains": gains_table(found),
+        "speedups": speedups_table(found),
+        "exponents": exponents_table(found),
+        "settings": settings_table(found),
+        "baseline": baseline_table(results),
+        "variants": variants_table(results),
+        "runs": runs_table(results),
+    }
+    write_pages(HERE, tables)
+
+
+if __name__ == "__main__":
+    main()
