@@ -8,6 +8,9 @@ from typing import Any
 
 from arms import RULES, Arm
 
+from blockwise_lr.tune.samplers import make_sampler
+from blockwise_lr.tune.space import Point, Space
+
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
 WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05, 0.4), 4800: (0.15, 0.05), 19200: (0.15,)}
 """The warm-ups tried, as shares of the run; the rates are tuned with the first."""
@@ -31,6 +34,9 @@ _ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
     ("llama-2m", 4800, ("paper",)),
 )
 _LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
+TRIALS = {300: 40, 1200: 40, 4800: 20}
+_ROUND = 4  # trials that are proposed together, so that several processes can train them
+_SEARCHED = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
     "decay of matrices": {"decay": "matrices"},
@@ -108,6 +114,45 @@ def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
     return arms, results.best(arms)
 
 
+def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the trials of the search for ratios at one horizon, as far as they are known, and the best arm.
+
+    The search begins at the tuned arms of uniform, half and measured at this horizon, and at the arm that the search of
+    a quarter of the steps found, with its base learning rate over sqrt 2. Its trials follow from the results alone.
+    """
+    chosen = [tuning(shape, steps, rule, results)[1] for rule in ("uniform", "half", "measured")]
+    start = [arm for arm in chosen if arm is not None]
+    if len(start) < len(chosen):
+        return [], None
+    space = Space(["emb", "qk", "vo", "norm", "head"])
+    sampler = make_sampler("trust-region", space, seed=0)
+    for arm in start:
+        sampler.tell(_point(arm), results.loss(arm) or float("inf"))
+    arms: list[Arm] = []
+    if steps // 4 in TRIALS:
+        shorter = search(shape, steps // 4, results)[1]
+        if shorter is None:
+            return [], None
+        arms.append(replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5)))
+        if (loss := results.loss(arms[0])) is None:
+            return arms, None
+        sampler.tell(_point(arms[0]), loss)
+    while len(arms) < TRIALS[steps]:
+        points = [sampler.ask() for _ in range(_ROUND)]
+        asked = [Arm(shape, steps, point.base_lr, point.ratios, point.warmup) for point in points]
+        arms += asked
+        losses = [results.loss(arm) for arm in asked]
+        for point, loss in zip(points, losses):
+            if loss is None:
+                return arms, None
+            sampler.tell(point, loss)
+    return arms, results.best([*start, *arms])
+
+
+def _point(arm: Arm) -> Point:
+    return Point(arm.base_lr, arm.warmup, {block: r for block, r in arm.ratios.items() if block != "ffn"})
+
+
 def _wanted(results: Results) -> Iterator[Arm]:
     chosen: dict[tuple[str, int, str], Arm] = {}
     for shape, steps, rules in _ORDER:
@@ -123,6 +168,11 @@ def _wanted(results: Results) -> Iterator[Arm]:
                 chosen[shape, steps, rule] = best
         for rule in rules:
             if best := chosen.get((shape, steps, rule)):
+                yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+        if (shape, steps) in _SEARCHED:
+            arms, best = search(shape, steps, results)
+            yield from arms
+            if best is not None:
                 yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
     for steps in (1200, 4800):
         for rule in ("half", "measured"):

@@ -132,6 +132,7 @@ def pretend(arm: Any) -> dict[str, Any]:
     import math
 
     loss = 3 + (math.log2(arm.base_lr / 5.6e-3)) ** 2 / 100 + (arm.warmup != 0.05) / 1000
+    loss += sum((math.log2(arm.ratios.get(block, 1.0)) - 1) ** 2 for block in ("emb", "qk", "norm")) / 1000
     return {"tune_loss": loss, "val_loss": loss}
 
 
@@ -147,6 +148,27 @@ def test_the_queue_brackets_the_best_rate_of_every_rule_and_ends() -> None:
     assert best.warmup == 0.05
     assert min(arm.base_lr for arm in tried) < best.base_lr < max(arm.base_lr for arm in tried)
     assert len(runs) > 100
+
+
+def test_the_search_is_the_same_whatever_the_order_in_which_its_trials_end() -> None:
+    from plan import TRIALS, Results, search, tuning
+
+    runs: dict[str, Any] = {}
+    for rule in ("uniform", "half", "measured"):
+        while (tried := tuning("llama-600k", 300, rule, Results(runs)))[1] is None:
+            runs |= {arm.name: pretend(arm) for arm in tried[0]}
+    tuned_runs, found = len(runs), []
+    for newest_first in (False, True):
+        done = dict(runs)
+        while (tried := search("llama-600k", 300, Results(done)))[1] is None:
+            missing = [arm for arm in tried[0] if arm.name not in done]
+            arm = missing[-1 if newest_first else 0]
+            done[arm.name] = pretend(arm)
+        found.append(tried)
+        assert len(done) == tuned_runs + TRIALS[300]
+    assert found[0] == found[1]
+    best = found[0][1]
+    assert min(pretend(arm)["tune_loss"] for arm in found[0][0]) >= pretend(best)["tune_loss"]
 
 
 @pytest.mark.parametrize(("shape", "steps", "rules"), [("llama-600k", 300, 4), ("llama-2m", 4800, 3)])
