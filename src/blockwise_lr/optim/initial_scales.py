@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
@@ -73,28 +73,28 @@ def initial_scales(model: nn.Module, blocks: BlockMap | None = None) -> dict[Blo
                 )
             squares = _norm(parameter) ** 2
             sums.setdefault(blocks.assignment(name).block, []).append((squares, parameter.numel()))
-    return scales_of_sums(sums)
-
-
-def scales_of_sums(sums: Mapping[Block, Iterable[tuple[float, int]]]) -> dict[Block, float]:
-    """Return the scale of each block from the sums of squares of its parameters, as :func:`initial_scales` does.
-
-    Args:
-        sums: for each block, pairs of a parameter's sum of squares and its number of elements.
-
-    Example:
-        >>> scales_of_sums({Block.FFN: [(0.0412, 100), (0.0, 10)], Block.HEAD: [(0.0, 100)]})
-        {<Block.FFN: 'ffn'>: 0.02}
-    """
-    scales = {}
+    means = {}
     for block in (block for block in Block if block in sums):
         nonzero = [(square, numel) for square, numel in sums[block] if square > 0]
-        if nonzero:
-            mean = sum(square for square, _ in nonzero) / sum(numel for _, numel in nonzero)
-            scales[block] = _rounded(math.sqrt(mean))
-        elif block is Block.NORM:
-            scales[block] = 1.0
-    return {block: scale for block, scale in scales.items() if math.isfinite(scale)}
+        total = sum(numel for _, numel in nonzero)
+        means[block] = math.sqrt(sum(square for square, _ in nonzero) / total) if total else 0.0
+    return scales_of_rms(means)
+
+
+def scales_of_rms(rms: Mapping[Block, float | None]) -> dict[Block, float]:
+    """Return the scale of each block from the RMS of its weights, as :func:`initial_scales` does.
+
+    Args:
+        rms: the RMS of each block. 0: its weights start at zero. None: it is not known.
+
+    Example:
+        >>> scales_of_rms({Block.FFN: 0.01998, Block.NORM: 0.0, Block.HEAD: 0.0})
+        {<Block.FFN: 'ffn'>: 0.02, <Block.NORM: 'norm'>: 1.0}
+    """
+    known = {block: value for block, value in rms.items() if value is not None and math.isfinite(value)}
+    if known.get(Block.NORM) == 0:
+        known[Block.NORM] = 1.0
+    return {block: float(f"{value:.{_DIGITS}g}") for block, value in known.items() if value > 0}
 
 
 def resolve_relative_to(
@@ -170,7 +170,3 @@ def _norm(parameter: Tensor) -> float:
     """Return the L2 norm of a parameter, over all processes if it is sharded."""
     norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
     return float(norm.full_tensor() if is_sharded(norm) else norm)  # type: ignore[attr-defined]
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
