@@ -16,7 +16,13 @@ from blockwise_lr.blocks.block import Assignment
 from blockwise_lr.blocks.classify import Overrides
 from blockwise_lr.blocks.layout import PART_WORDS
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.analysis.starting_scales import StartingScales
+from blockwise_lr.optim.recorded_initializers import rms_by_block
+
+_ABOUT_SCALES = (
+    "RMS: root mean square of the block's weights before training, without parameters that start at zero; LR/RMS: "
+    "learning rate over it, relative to FFN's"
+)
 
 # Patterns as people write them to group parameters by name alone. The first one that a name contains decides.
 PLAIN = {
@@ -34,6 +40,8 @@ def inspect_model(
     *,
     overrides: Overrides,
     ratios: Mapping[Block, float],
+    rms: Mapping[str, float | None],
+    relative_to_init: bool,
     verbose: bool,
     as_json: bool,
     console: Console | None = None,
@@ -44,6 +52,8 @@ def inspect_model(
         model: any model; nothing is computed with it.
         overrides: as for ``classify``.
         ratios: learning-rate ratios to show for the blocks.
+        rms: the RMS of each parameter before training; None where it is not known.
+        relative_to_init: whether the ratios relate to the initial scale, as with ``relative_to="init"``.
         verbose: also list every parameter with the reason for its block.
         as_json: print JSON instead of tables.
         console: where to print. Default: stdout.
@@ -56,17 +66,18 @@ def inspect_model(
         fused = {name: whole.assignment(name) for name in whole if whole[name] is Block.QKV}
         known = all(entry.slices is not None for entry in fused.values())
         blocks = classify(split_fused(model), overrides) if known else whole
+        start = StartingScales.of(set(blocks.values()), rms_by_block(rms, whole), ratios, relative_to_init=relative_to_init)
     except ValueError as error:
         raise UserError(str(error)) from None
     console = console or Console()
     plain = mistakes_of_names(whole)
     if as_json:
-        print(json.dumps(_as_dict(blocks, fused, plain, ratios), indent=2))
+        print(json.dumps(_as_dict(blocks, fused, plain, start), indent=2))
         return
-    console.print(_by_block(blocks, resolve_ratios(ratios)))
+    console.print(_by_block(blocks, start))
     if verbose:
         console.print(_every_parameter(blocks))
-    for line in (*_about_fused(fused), *_about_names(plain, len(whole))):
+    for line in (_ABOUT_SCALES, *_about_fused(fused), *_about_names(plain, len(whole))):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
@@ -86,16 +97,25 @@ def mistakes_of_names(blocks: BlockMap) -> dict[str, str]:
     return found
 
 
-def _by_block(blocks: BlockMap, ratios: Mapping[Block, float]) -> Table:
-    table = Table("block", "parameters", "share", "ratio", Column("for example", overflow="fold"))
-    for column in table.columns[1:4]:
-        column.justify = "right"
+def _by_block(blocks: BlockMap, start: StartingScales) -> Table:
+    numbers = ("parameters", "share", "ratio", "RMS", "LR/RMS")
+    table = Table(
+        "block", *(Column(name, justify="right") for name in numbers), Column("for example", overflow="fold")
+    )
     counts = blocks.counts()
     for block, numel in counts.items():
         example = next(name for name in blocks if blocks[name] is block)
-        share = f"{numel / sum(counts.values()):.2%}"
-        table.add_row(block.value, f"{numel:,}", share, f"{ratios[block]:g}", Text(example))
-    table.add_row("all", f"{sum(counts.values()):,}", "", "", "", style="bold")
+        rms, over_rms = start.rms[block], start.lr_over_rms[block]
+        table.add_row(
+            block.value,
+            f"{numel:,}",
+            f"{numel / sum(counts.values()):.2%}",
+            f"{start.ratios[block]:.4g}",
+            "unknown" if rms is None else f"{rms:.2g}",
+            "" if over_rms is None else f"{over_rms:.3g}",
+            Text(example),
+        )
+    table.add_row("all", f"{sum(counts.values()):,}", *[""] * 5, style="bold")
     return table
 
 
@@ -150,16 +170,17 @@ def _times(names: list[str]) -> str:
 
 
 def _as_dict(
-    blocks: BlockMap, fused: Mapping[str, Assignment], plain: Mapping[str, str], ratios: Mapping[Block, float]
+    blocks: BlockMap, fused: Mapping[str, Assignment], plain: Mapping[str, str], start: StartingScales
 ) -> dict[str, object]:
     parameters = {
         name: {"block": block.value, "numel": blocks.assignment(name).numel, "reason": blocks.reason(name)}
         for name, block in blocks.items()
     }
-    known = resolve_ratios(ratios)
     return {
         "blocks": {block.value: numel for block, numel in blocks.counts().items()},
-        "ratios": {block.value: known[block] for block in blocks.counts()},
+        "ratios": {block.value: ratio for block, ratio in start.ratios.items()},
+        "initial_rms": {block.value: rms for block, rms in start.rms.items()},
+        "lr_over_initial_rms": {block.value: value for block, value in start.lr_over_rms.items()},
         "parameters": parameters,
         "fused": {
             name: {p: b.value for p, b in (entry.parts or {}).items()} for name, entry in fused.items()

@@ -20,6 +20,7 @@ from blockwise_lr.directional.directional_report import DirectionalReport
 from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
+from blockwise_lr.optim.set_lr import init_scale_of
 from blockwise_lr.reason import reason
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.run_folder import read_run_config
@@ -64,8 +65,9 @@ def directional_reports(
         if type(optimizer) in READABLE and step:
             # The schedule advanced after the last update, so restore the learning rates of that update.
             for group in optimizer.param_groups:
-                peak, ratio = float(group["initial_lr"]), float(group["lr_ratio"])
-                group["lr"] = scheduled_lr(train, settings, step - 1, peak=peak, ratio=ratio)
+                factor = init_scale_of(group)
+                peak, ratio = float(group["initial_lr"]) / factor, float(group["lr_ratio"]) / factor
+                group["lr"] = factor * scheduled_lr(train, settings, step - 1, peak=peak, ratio=ratio)
         try:
             reports.append(
                 measure_directional(model, optimizer, batches, step=step, on_batch=partial(show, step))

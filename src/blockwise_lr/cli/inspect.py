@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from blockwise_lr.cli.flags import parse
 from blockwise_lr.cli.interrupts import end_startup
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InspectCommand:
-    """Show which block each parameter of a model belongs to. Only its configuration is read, not its weights."""
+    """Show which block each parameter of a model belongs to. Only its configuration is read, not its weights.
+
+    The table also shows the scale of each block before training, which follows from the model's initializer.
+    """
 
     verbose: bool = False
     """Also list every parameter with the reason for its block."""
@@ -23,6 +26,8 @@ class InspectCommand:
     """Print JSON instead of a table."""
     ratios: str = "paper"
     """Learning-rate ratios to show for the blocks, as for train."""
+    relative_to: Literal["lr", "init"] = "lr"
+    """What the ratios relate to, as for train. "init": the learning rate over the block's initial scale."""
     blocks: tuple[str, ...] = ()
     """Overrides, applied before the rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
     trust_remote_code: bool = False
@@ -41,11 +46,20 @@ def run(arguments: list[str]) -> None:
     from blockwise_lr.analysis.block_overrides import read_overrides
     from blockwise_lr.analysis.block_table import inspect_model
     from blockwise_lr.analysis.meta_models import model_to_inspect
+    from blockwise_lr.train.initial_rms import initial_rms_of
 
     end_startup()
     overrides, ratios = read_overrides(parsed.blocks), _ratios(parsed.ratios)
-    model = model_to_inspect(name, trust_remote_code=parsed.trust_remote_code)
-    inspect_model(model, overrides=overrides, ratios=ratios, verbose=parsed.verbose, as_json=parsed.json)
+    model, rms = initial_rms_of(lambda: model_to_inspect(name, trust_remote_code=parsed.trust_remote_code))
+    inspect_model(
+        model,
+        overrides=overrides,
+        ratios=ratios,
+        rms=rms,
+        relative_to_init=parsed.relative_to == "init",
+        verbose=parsed.verbose,
+        as_json=parsed.json,
+    )
 
 
 def _ratios(text: str) -> dict[Block, float]:

@@ -16,6 +16,7 @@ from blockwise_lr.experimental.agreement import agreement
 from blockwise_lr.experimental.auto_rule import AutoRule
 from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.saved_groups import MOVES
+from blockwise_lr.optim.set_lr import init_scale_of, ratio_of
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # weight of the previous smoothed loss in the guard
@@ -109,8 +110,8 @@ class AutoRatios:
 
     @property
     def ratios(self) -> dict[Block, float]:
-        """The current ratio of each block."""
-        return {block: float(groups[0]["lr_ratio"]) for block, groups in self._groups.items()}
+        """The current ratio of each block, without the factor of ``relative_to="init"``."""
+        return {block: ratio_of(groups[0]) / init_scale_of(groups[0]) for block, groups in self._groups.items()}
 
     def due(self, step: int) -> bool:
         """Return whether the ratios change before update number `step` + 1. False once closed."""
@@ -227,12 +228,13 @@ class AutoRatios:
         groups = self._groups
         for block, log in logs.items():
             for group in groups[block]:
-                factor = math.exp(log) / group["lr_ratio"]
+                ratio = math.exp(log) * init_scale_of(group)
+                factor = ratio / group["lr_ratio"]
                 group["initial_lr"] *= factor
                 if "peak_weight_decay" in group:
                     # With decay="constant" the shrinkage per step does not depend on the ratio.
                     group["peak_weight_decay"] /= factor
-                group["lr_ratio"] = math.exp(log)
+                group["lr_ratio"] = ratio
 
 
 def auto_of(optimizer: Optimizer) -> AutoRatios | None:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.arguments import check_model, check_number, check_options
-from blockwise_lr.blocks import BlockMap
+from blockwise_lr.integrations.scales_at_start import Blocks, ScalesAtStart, resolve_blocks
 from blockwise_lr.integrations.trainable import FirstStepCheck
 from blockwise_lr.optim import PAPER_RATIOS, Ratios, param_groups
 from blockwise_lr.optim.decay import (
@@ -22,39 +22,12 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.initial_scales import RelativeTo
 from blockwise_lr.optim.load_hooks import is_attached
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.optim.saved_groups import reconcile
 
 Groups = list[dict[str, Any]]
-Blocks = BlockMap | Callable[[nn.Module], BlockMap] | None
-"""A BlockMap, or a function that builds one from the model that Trainer trains; None stands for ``classify``."""
-
-
-def resolve_blocks(model: nn.Module, blocks: Blocks) -> BlockMap | None:
-    """Return the BlockMap of the model as it is now.
-
-    Args:
-        model: the model to train.
-        blocks: a BlockMap, or a function that builds one.
-
-    Returns:
-        The BlockMap, or None if `blocks` is None.
-
-    Raises:
-        ValueError: the BlockMap lacks trainable parameters that the model got later; the message names them.
-    """
-    if blocks is None or not isinstance(blocks, BlockMap):
-        return None if blocks is None else blocks(model)
-    new = [name for name, p in model.named_parameters() if p.requires_grad and name not in blocks]
-    if new:
-        more = f" and {len(new) - 1} more" if len(new) > 1 else ""
-        raise ValueError(
-            f"`blocks` has no entry for {new[0]}{more}: it was made before the model got these parameters, such as "
-            "adapters. Leave it out, or give a function, blocks=lambda model: classify(model, overrides={...}), which "
-            "is called with the model that is trained"
-        )
-    return blocks
 
 
 class LazyGroups(Sequence[dict[str, Any]]):
@@ -149,6 +122,7 @@ def blockwise_optimizer(
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
     decay: Decay = "coupled",
+    relative_to: RelativeTo = None,
     blocks: Blocks = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
@@ -164,6 +138,8 @@ def blockwise_optimizer(
     Args:
         model: the model that is passed to Trainer; call ``split_fused(model)`` before training.
         lr, ratios, weight_decay, no_decay, decay: as in :func:`blockwise_lr.param_groups`.
+        relative_to: as in :func:`blockwise_lr.param_groups`. "init" measures the model during this call. When a run
+            resumes, the scales that its checkpoint holds are used.
         blocks: a BlockMap, if the model needs overrides. If adapters are added later, give a function that builds the
             BlockMap from the model that Trainer trains: ``lambda model: classify(model, overrides={...})``.
         optimizer_cls: any torch optimizer. Default: AdamW.
@@ -188,11 +164,19 @@ def blockwise_optimizer(
     resolve_decay(weight_decay, decay)
     resolve_ratios(ratios)
     resolve_no_decay(no_decay)
+    scales = ScalesAtStart(relative_to, model, blocks)
 
     def make(model: nn.Module) -> Groups:
         own = resolve_blocks(model, blocks)
         return param_groups(
-            model, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=own
+            model,
+            lr,
+            ratios,
+            weight_decay=weight_decay,
+            no_decay=no_decay,
+            decay=decay,
+            relative_to=scales.of(model),
+            blocks=own,
         )
 
     factory = cast("type[Optimizer]", OptimizerFactory(optimizer_cls, model, make))  # Trainer's annotation

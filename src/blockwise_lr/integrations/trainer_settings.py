@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainingArguments
 
-from blockwise_lr.integrations.factory import Blocks, resolve_blocks
+from blockwise_lr.integrations.scales_at_start import Blocks, ScalesAtStart, resolve_blocks
 from blockwise_lr.integrations.trainer_schedules import (
     ScheduleName,
     TrainerSchedule,
@@ -48,8 +48,10 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         check_on_change(self.on_change)
 
-    def groups(self, model: nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
-        """Return the parameter groups of the model that is trained."""
+    def groups(
+        self, model: nn.Module, args: TrainingArguments, scales: ScalesAtStart
+    ) -> list[dict[str, Any]]:
+        """Return the parameter groups of the model that is trained, with its scales at start."""
         base = args.weight_decay
         given = base if self.weight_decay is None else self.weight_decay
         decays, decay = resolve_decay(given, self.decay, base)
@@ -60,6 +62,7 @@ class TrainerSettings:
             weight_decay=decays,
             no_decay=self.no_decay,
             decay=decay,
+            relative_to=scales.of(model),
             blocks=resolve_blocks(model, self.blocks),
         )
 

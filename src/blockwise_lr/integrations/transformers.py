@@ -20,8 +20,9 @@ except ModuleNotFoundError as error:
 
 from blockwise_lr.fp32 import Fp32Settings
 from blockwise_lr.integrations.carry_over import carry_over_moments, use_optimizer_peaks
-from blockwise_lr.integrations.factory import Blocks, blockwise_optimizer
+from blockwise_lr.integrations.factory import blockwise_optimizer
 from blockwise_lr.integrations.moving_ratios import MOVING_NAMES, MovingRatios, RatioMover, moving_rule
+from blockwise_lr.integrations.scales_at_start import Blocks, ScalesAtStart
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
@@ -31,6 +32,7 @@ from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay
+from blockwise_lr.optim.initial_scales import RelativeTo
 from blockwise_lr.optim.ratios import given_ratios
 from blockwise_lr.optim.saved_groups import OnChange
 
@@ -68,6 +70,8 @@ class BlockwiseTrainer(Trainer):
             0.1. Default: ``args.weight_decay`` for all blocks.
         no_decay, decay: as in :func:`blockwise_lr.param_groups`. Unlike in Trainer, norms and biases are decayed by
             default, as in the paper.
+        relative_to: as in :func:`blockwise_lr.param_groups`. "init" measures the model when the trainer is made, with
+            the adapters that it adds. When a run resumes, the scales that its checkpoint holds are used.
         clip_by_block: largest gradient norm of each block, as ``max_norm`` of
             :func:`blockwise_lr.clip_grad_norm_by_block`. It replaces ``max_grad_norm``, which is then ignored. The
             norm of every block is logged as ``grad_norm/<block>``. If a gradient is not finite, a warning names the
@@ -111,6 +115,7 @@ class BlockwiseTrainer(Trainer):
         weight_decay: WeightDecay | None = None,
         no_decay: NoDecay = (),
         decay: Decay = "coupled",
+        relative_to: RelativeTo = None,
         clip_by_block: MaxNorm | None = None,
         blocks: Blocks = None,
         **kwargs: Any,
@@ -145,6 +150,7 @@ class BlockwiseTrainer(Trainer):
             self._settings.choose_schedule(self.args)
         finally:
             before.restore()  # accelerate also switches TF32 on for torch_compile
+        self._scales = ScalesAtStart(relative_to, cast("nn.Module", self.model), blocks)
         if self.args.torch_compile and self.args.tf32 is None and before.root == "tf32":
             # TrainingArguments switched TF32 on for torch_compile, before this constructor was called.
             replace(before, root="none").restore()
@@ -224,7 +230,7 @@ class BlockwiseTrainer(Trainer):
                     )
             else:
                 optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
-            self.optimizer = optimizer_cls(self._settings.groups(target, self.args), **kwargs)
+            self.optimizer = optimizer_cls(self._settings.groups(target, self.args, self._scales), **kwargs)
             carry_over_moments(
                 self.optimizer, target, self._settings.on_change, ratios_move=self._moving is not None
             )

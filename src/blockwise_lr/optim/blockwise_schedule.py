@@ -15,6 +15,7 @@ from blockwise_lr.optim.curves import FloorMode, Shape, WarmupMode, WarmupStart,
 from blockwise_lr.optim.load_hooks import attach
 from blockwise_lr.optim.overwritten_lrs import register_schedule
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change, has_moving_ratios
+from blockwise_lr.optim.set_lr import init_scale_of
 from blockwise_lr.optim.warmup import warmup_in_steps
 
 # Arguments of block_lr, and keys of a saved schedule.
@@ -226,17 +227,19 @@ class BlockwiseSchedule(LRScheduler):
             group.setdefault("peak_weight_decay", group["weight_decay"])
 
     def _lr(self, group: dict[str, Any], step: int, ratio: float | None = None) -> float:
-        """Return the learning rate of a group at `step`, optionally as if the group had another `ratio`."""
+        """Return the learning rate of a group at `step`, optionally as if the group had another `ratio`.
+
+        The factor of ``relative_to="init"`` multiplies the whole curve: its floor too, and not the length of its
+        warm-up. With another `ratio` there is no factor.
+        """
         peak, own_ratio = float(group["initial_lr"]), float(group.get("lr_ratio", 1.0))
-        if ratio is not None:
-            peak = ratio * peak / own_ratio
+        factor = init_scale_of(group)
+        if ratio is None:
+            peak, ratio = peak / factor, own_ratio / factor
+        else:
+            peak, factor = ratio * peak / own_ratio, 1.0
         # The step can be -1: SequentialLR undoes the first step of the schedules that start later.
-        return block_lr(
-            max(step, 0),
-            peak=peak,
-            ratio=own_ratio if ratio is None else ratio,
-            **self.settings(),
-        )
+        return factor * block_lr(max(step, 0), peak=peak, ratio=ratio, **self.settings())
 
     def _decay_factor(self, group: dict[str, Any], step: int) -> float:
         """Return the factor by which ``decay="constant"`` multiplies the peak weight decay of a group at `step`.

@@ -21,6 +21,7 @@ from blockwise_lr.optim.decay import (
     resolve_decay,
     resolve_no_decay,
 )
+from blockwise_lr.optim.initial_scales import RelativeTo, resolve_relative_to, scale_factor
 from blockwise_lr.optim.known_structures import remember_structures
 from blockwise_lr.optim.overwritten_lrs import watch_next_optimizer
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, given_ratios, resolve_ratios
@@ -37,6 +38,7 @@ def param_groups(
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
     decay: Decay = "coupled",
+    relative_to: RelativeTo = None,
     blocks: BlockMap | None = None,
 ) -> list[dict[str, Any]]:
     """Return one parameter group per pair of block and weight decay, each with learning rate ``ratio * lr``.
@@ -64,18 +66,32 @@ def param_groups(
             unchanged, so the shrinkage per step grows with the ratio. "constant" divides the weight decay of each
             block by its ratio, so every block shrinks as it would at the base learning rate. The schedules of this
             library maintain this at every step.
+        relative_to: what the ratios relate to. None (default): the learning rate. "init": the learning rate over the
+            initial scale of the block, so that ratios carry between initialisations. The learning rate of block b is
+            then ``ratio * factor(b) * lr``:
+
+                factor(b) = (scale_b / reference_b) / (scale_FFN / reference_FFN)
+
+            scale_b is the RMS of the block's weights at start, and reference_b is that of transformers' LLaMA: 1 for
+            NORM and 0.02 for matrices. The factor also scales the block's floor, and it divides the weight decay, so
+            that a step shrinks the weights as before. `lr` stays the rate of FFN. SSM, CONV and OTHER have factor 1.
+            Call this before training, because "init" measures the weights as they are. For trained weights, or for a
+            block that starts at zero, give the scales: a mapping from Block to its RMS at start, such as
+            ``{**initial_scales(model), "head": 0.02}``.
         blocks: a BlockMap of the model. Pass one to classify only once, or to override the rules.
             Default: ``classify(model)``.
 
     Returns:
         Group dicts for ``torch.optim.AdamW`` and other optimizers. The NORM group comes first and no group is empty.
         Each has ``params``, ``lr`` and ``initial_lr`` (both ratio * base), ``weight_decay``, ``block`` (a plain str),
-        ``lr_ratio``, ``decay`` and ``names`` (the parameters' names, in the order of ``params``).
+        ``lr_ratio``, ``decay`` and ``names`` (the parameters' names, in the order of ``params``). With `relative_to`,
+        ``lr_ratio`` includes the factor, and the groups also have ``init_scale`` (the factor) and ``init_rms`` (the
+        block's scale at start, or None without one). All are plain floats, which checkpoints keep.
 
     Raises:
         ValueError: lr or weight_decay is out of range; ratios, weight_decay or no_decay names an unknown block; a
             fused QKV weight is not split and its parts need different learning rates or weight decays; no rule
-            classifies a parameter; or the model has no trainable parameter.
+            classifies a parameter; the model has no trainable parameter; or `relative_to` has no scale for a block.
         TypeError: `model` is not a module (for example its parameters or state_dict), or `lr` is not a number. The
             message shows the correct call.
 
@@ -85,6 +101,10 @@ def param_groups(
         [('norm', 0.001), ('emb', 0.01)]
         >>> [g["weight_decay"] for g in param_groups(model, lr=1e-3, weight_decay={"norm": 0})]
         [0.0, 0.1]
+        >>> _ = nn.init.normal_(model["wte"].weight, std=1.0)
+        >>> scales = {"emb": 1.0, "norm": 1.0, "ffn": 0.02}
+        >>> [(g["block"], g["lr"]) for g in param_groups(model, lr=1e-3, relative_to=scales)]
+        [('norm', 0.001), ('emb', 0.5)]
     """
     check_model(model, "param_groups")
     given, lr, ratios = lr, check_number(lr, "lr", "1e-3"), given_ratios(ratios)
@@ -94,6 +114,8 @@ def param_groups(
     ratio_of = resolve_ratios(ratios)
     exempt = resolve_no_decay(no_decay)
     blocks = classify(model) if blocks is None else blocks
+
+    scales = resolve_relative_to(relative_to, model, blocks)
 
     members: dict[tuple[Block, float], list[tuple[str, nn.Parameter]]] = {}
     for name, parameter in model.named_parameters():
@@ -113,19 +135,24 @@ def param_groups(
 
     groups = []
     for block, own_decay in sorted(members, key=lambda key: (_ORDER.index(key[0]), -key[1])):
-        ratio = _group_ratio(block, members[block, own_decay], blocks, ratio_of, ratios)
+        own_ratio = _group_ratio(block, members[block, own_decay], blocks, ratio_of, ratios)
+        factor = 1.0 if scales is None else scale_factor(block, scales)
+        ratio = own_ratio * factor
         groups.append(
             {
                 "params": [parameter for _, parameter in members[block, own_decay]],
                 "lr": ratio * lr,
                 "initial_lr": ratio * lr,
-                "weight_decay": own_decay / ratio if decay == "constant" else own_decay,
+                # A step shrinks weights by lr * weight_decay, which the initial scale must not change.
+                "weight_decay": own_decay / (ratio if decay == "constant" else factor),
                 "block": block.value,
                 "lr_ratio": ratio,
                 "decay": decay,
                 "names": [name for name, _ in members[block, own_decay]],
             }
         )
+        if scales is not None:
+            groups[-1] |= {"init_scale": factor, "init_rms": scales.get(block)}
     remember_structures(
         (parameter, blocks.assignment(name).structure)
         for pairs in members.values()

@@ -20,7 +20,8 @@ Group = Mapping[str, Any]
 
 _MOVING = "auto_"  # prefix of the keys under which a rule that moves ratios keeps its state in the groups
 MOVES = f"{_MOVING}moves"  # the key that such a rule sets in every group
-_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
+_SCALE_KEYS = ("init_scale", "init_rms")
+_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", *_SCALE_KEYS, MOVES)
 _RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
 _OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
 _SHOWN = 4  # number of differences that a message lists
@@ -97,6 +98,7 @@ def reconcile(
         )
     if len(saved) != len(groups):
         return state_dict  # groups without names, which torch refuses
+    groups = [_at_saved_scale(old, new) for old, new in zip(saved, groups)]
     ratios_moved = has_moving_ratios(saved) or has_moving_ratios(groups)
     differences = list(dict.fromkeys(_rate_differences(saved, groups, ratios_moved)))
     others = list(dict.fromkeys(_other_differences(saved, groups, ratios_moved)))
@@ -114,6 +116,19 @@ def reconcile(
         )
     merged = [_merge_settings(old, new, on_change, ratios_moved) for old, new in zip(saved, groups)]
     return {**state_dict, "param_groups": merged}
+
+
+def _at_saved_scale(old: Group, new: Group) -> Group:
+    """Return a group with the initial scale of the saved one.
+
+    A resumed run builds its groups from trained weights, so their scale is not the initial one.
+    """
+    if "init_scale" not in old or "init_scale" not in new:
+        return new
+    change = old["init_scale"] / new["init_scale"]
+    multiplied = {key: new[key] * change for key in ("lr", "initial_lr", "lr_ratio") if key in new}
+    divided = {key: new[key] / change for key in ("weight_decay", "peak_weight_decay") if key in new}
+    return {**new, **multiplied, **divided, **{key: old[key] for key in _SCALE_KEYS if key in old}}
 
 
 def has_moving_ratios(groups: Sequence[Group]) -> bool:
@@ -201,7 +216,8 @@ def _merge_settings(old: Group, new: Group, on_change: OnChange, ratios_moved: b
     if on_change == "use_new":
         merged |= {key: new[key] for key in _OPTIMIZER_KEYS if key in new}
         if not ratios_moved:
-            merged |= {key: new[key] for key in ("lr", *_RATE_KEYS) if key in new}
+            merged = {key: value for key, value in merged.items() if key not in _SCALE_KEYS}
+            merged |= {key: new[key] for key in ("lr", *_RATE_KEYS, *_SCALE_KEYS) if key in new}
         elif "initial_lr" in old:
             merged["initial_lr"] = _base(new) * _ratio(old)
     return merged

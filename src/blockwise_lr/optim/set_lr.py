@@ -51,6 +51,11 @@ def ratio_of(group: dict[str, Any]) -> float:
     return float(group.get("lr_ratio", 1.0))
 
 
+def init_scale_of(group: dict[str, Any]) -> float:
+    """Return the factor that ``relative_to="init"`` contributes to the ratio of a group; 1 without it."""
+    return float(group.get("init_scale", 1.0))
+
+
 def write_lr(group: dict[str, Any], value: float | Tensor) -> None:
     """Set ``group["lr"]`` to `value`.
 

@@ -13,6 +13,7 @@ from blockwise_lr.arguments import check_model, check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.optim.decay import NoDecay
 from blockwise_lr.optim.groups import param_groups
+from blockwise_lr.optim.initial_scales import RelativeTo
 from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios
 from blockwise_lr.optimizers.optimizer_entries import OPTIMIZERS, OptimizerEntry, optimizer_entry
 
@@ -72,6 +73,7 @@ def build_optimizer(
     weight_decay: float | None = None,
     no_decay: NoDecay = (),
     decay: Literal["coupled", "constant"] = "coupled",
+    relative_to: RelativeTo = None,
     blocks: BlockMap | None = None,
     **options: Any,
 ) -> Optimizer:
@@ -81,7 +83,7 @@ def build_optimizer(
         name: one of :data:`OPTIMIZERS`, or the import path of any torch optimizer, ``module:Class``.
         model: the model. If it has fused QKV weights, call ``split_fused(model)`` first.
         lr: base learning rate. Its usual scale differs between optimizers; see ``optimizer_entry(name).lr_factor``.
-        ratios, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
+        ratios, no_decay, decay, relative_to, blocks: as in :func:`blockwise_lr.param_groups`.
         weight_decay: as in :func:`blockwise_lr.param_groups`. None (default): the default of the optimizer.
         options: constructor arguments that override the defaults (``betas``, ``eps``, ``momentum`` ...).
 
@@ -113,6 +115,7 @@ def build_optimizer(
         weight_decay=resolve_weight_decay(name, weight_decay),
         no_decay=no_decay,
         decay=decay,
+        relative_to=relative_to,
         blocks=blocks,
     )
     optimizer = cls(groups, **{**defaults, **options})

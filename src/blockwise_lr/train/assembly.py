@@ -107,6 +107,7 @@ def make_trainer(
         weight_decay=settings.optim.weight_decay_by_block or None,
         no_decay=settings.optim.no_decay,
         decay=optim.decay,
+        relative_to=settings.optim.relative_to,
         clip_by_block=settings.optim.clip_by_block,
         metrics=metrics,
         run_dir=out,

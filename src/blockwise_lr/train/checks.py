@@ -103,7 +103,7 @@ def _with_flag(message: str) -> str:
         >>> _with_flag("weight_decay is -1.0; expected 0 or above")
         '--weight-decay is -1.0; expected 0 or above'
     """
-    named = re.match(r"(ratios|weight_decay|no_decay|decay)(?=:| is )", message)
+    named = re.match(r"(ratios|relative_to|weight_decay|no_decay|decay)(?=:| is )", message)
     return f"--{named[1].replace('_', '-')}{message[named.end() :]}" if named else message
 
 

@@ -53,6 +53,9 @@ class OptimConfig:
     """Learning-rate ratio of each block: a name ("uniform", "paper", "quickstart", or "measured" from runs of a small
     model); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
     which starts from the measured ratios and adjusts them in the first part of the run."""
+    relative_to: Literal["lr", "init"] = "lr"
+    """What the ratios relate to. "lr": the learning rate of each block. "init": that learning rate over the block's
+    initial scale, so that the ratios carry between initialisations. The two are equal for a LLaMA of this command."""
     re_measure: int = 0
     """With --ratios auto: after the first part of the run, adjust the ratios again every this many steps; 0: keep the
     ratios fixed from then on."""
@@ -192,6 +195,7 @@ FREE_FIELDS = MEASUREMENT_FIELDS | {"preset", "save_every", "keep_checkpoints", 
 
 _LATER_FIELDS: Mapping[str, Any] = {
     "tf32": False,
+    "optim.relative_to": "lr",
     "optim.re_measure": 0,
     "optim.weight_decay_by_block": "",
     "optim.clip_by_block": "",

@@ -24,6 +24,7 @@ from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.deferred_guard import DeferredGuard
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.evaluate_loss import evaluate_loss
+from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.train.lost_process import forget_report, is_lost_connection
 from blockwise_lr.train.metrics import MetricsFile
 from blockwise_lr.train.precision import describe_precision, precision_of_run
@@ -177,6 +178,7 @@ def _train(
             "command": command,
             "processes": arguments.world_size,
             "ratios": {b.value: r for b, r in resolve_ratios(settings.optim.ratios).items()},
+            "initial_rms": {b.value: rms for b, rms in initial_scales_of(config.model).items()},
             "precision": describe_precision(settings, tf32=config.tf32),
             **describe_environment(settings.device),
             "data": data.describe(),

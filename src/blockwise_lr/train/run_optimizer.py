@@ -41,6 +41,7 @@ def groups_of_run(optim: OptimConfig, settings: OptimSettings, model: nn.Module)
         else settings.weight_decay,
         no_decay=settings.no_decay,
         decay=optim.decay,
+        relative_to=settings.relative_to,
     )
 
 

@@ -18,6 +18,7 @@ from blockwise_lr.optim.ratios import spell_ratios
 from blockwise_lr.optim.warmup import warmup_in_steps
 from blockwise_lr.optimizers.registry import resolve_weight_decay
 from blockwise_lr.train.config import OptimConfig, TrainConfig
+from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.train.ratio_text import is_named, parse_moving, parse_ratios
 
 Device = Literal["cpu", "cuda"]
@@ -30,6 +31,7 @@ class OptimSettings:
 
     Args:
         ratios: the learning-rate ratio of each block that the configuration names; all other blocks have ratio 1.
+        relative_to: the initial scale of each block that the ratios relate to; None: they relate to learning rates.
         moving: the rule that moves the ratios during the run; None for fixed ratios.
         weight_decay: the weight decay of each block that `weight_decay_by_block` does not name.
         weight_decay_by_block: the weight decay of each block that the configuration names.
@@ -40,6 +42,7 @@ class OptimSettings:
     """
 
     ratios: Mapping[Block, float]
+    relative_to: Mapping[Block, float] | None
     moving: MovingRule | None
     weight_decay: float
     weight_decay_by_block: Mapping[Block, float]
@@ -63,6 +66,7 @@ class OptimSettings:
         moving = parse_moving(optim.ratios, optim.re_measure)
         return cls(
             ratios=parse_ratios(optim.ratios),
+            relative_to=initial_scales_of(config.model) if optim.relative_to == "init" else None,
             moving=moving,
             weight_decay=resolve_weight_decay(optim.optimizer, optim.weight_decay),
             weight_decay_by_block=_parse_weight_decay(optim.weight_decay_by_block),
