@@ -20,7 +20,7 @@ Group = Mapping[str, Any]
 
 _MOVING = "auto_"  # prefix of the keys under which a rule that moves ratios keeps its state in the groups
 MOVES = f"{_MOVING}moves"  # the key that such a rule sets in every group
-_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "partitions", MOVES)
+_OUR_KEYS = ("initial_lr", "lr_ratio", "block", "decay", "names", "name", "partitions", MOVES)
 _RATE_KEYS = ("initial_lr", "lr_ratio", "decay", "weight_decay", "peak_weight_decay")
 _OPTIMIZER_KEYS = ("betas", "eps", "momentum", "nesterov", "amsgrad", "ns_steps", "adjust_lr_fn")
 _SHOWN = 4  # number of differences that a message lists
