@@ -23,9 +23,8 @@ from blockwise_lr.optim.decay import (
     resolve_no_decay,
 )
 from blockwise_lr.optim.initial_scales import RelativeTo
-from blockwise_lr.optim.load_hooks import is_attached
+from blockwise_lr.optim.load_hooks import compare_when_loading
 from blockwise_lr.optim.ratios import resolve_ratios
-from blockwise_lr.optim.saved_groups import reconcile
 
 Groups = list[dict[str, Any]]
 
@@ -88,30 +87,14 @@ class OptimizerFactory:
         lazy = params is None or isinstance(params, LazyGroups)
         optimizer = self.optimizer_cls(self._make(model) if lazy else params, **kwargs)
         FirstStepCheck(optimizer, model)
-        _compare_when_loading(optimizer)
+        # Trainer would silently restore the saved settings.
+        compare_when_loading(optimizer, remedy='with BlockwiseTrainer(..., on_change="use_new")')
         return optimizer
 
     def __repr__(self) -> str:
         return (
             f"blockwise_optimizer of {self.optimizer_cls!r}"  # Trainer searches the repr for "bitsandbytes"
         )
-
-
-def _compare_when_loading(optimizer: Optimizer) -> None:
-    """Refuse checkpoints with different ratios or another base learning rate, which Trainer would silently restore."""
-
-    def before_loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
-        if is_attached(optimizer):  # the attached schedule compares them
-            return None
-        try:
-            return dict(reconcile(state, optimizer.param_groups, "error"))
-        except ValueError as error:
-            text = str(error).replace(
-                'by on_change="use_new"', 'with BlockwiseTrainer(..., on_change="use_new")'
-            )
-            raise ValueError(text) from None
-
-    optimizer.register_load_state_dict_pre_hook(before_loading)
 
 
 def blockwise_optimizer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from blockwise_lr.extras import explained
 
@@ -20,9 +18,9 @@ except ModuleNotFoundError as error:
     raise explained(error, "SharpnessCallback needs") from None
 
 from blockwise_lr.blocks import BlockMap
+from blockwise_lr.integrations.estimator_monitors import EstimatorMonitors, sharpness_scalars
 from blockwise_lr.sharpness.estimators import HessianProducts
 from blockwise_lr.sharpness.measure import Estimator
-from blockwise_lr.sharpness.monitor import ON_BATCHES, SharpnessMonitor, check_monitor
 from blockwise_lr.sharpness.predictions import LossFunction
 from blockwise_lr.sharpness.report import SharpnessReport
 from blockwise_lr.sharpness.training_gradients import squared_gradients
@@ -92,28 +90,15 @@ class SharpnessCallback(TrainerCallback):
         blocks: BlockMap | None = None,
         log: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        self.estimators = (estimators,) if isinstance(estimators, str) else tuple(estimators)
-        if not self.estimators or len(set(self.estimators)) < len(self.estimators):
-            raise ValueError(f"estimators are {list(self.estimators)}; expected one or more, each once")
-        if batches is not None and not isinstance(batches, Mapping):
-            with torch.random.fork_rng(devices=[]):  # a DataLoader draws a seed from the global state
-                batches = list(batches)
-        self._batches = batches
-        self._every, self._at = every, tuple(at)
-        for estimator in self.estimators:
-            check_monitor(
-                estimator, every, self._at, self._batches_for(estimator) is not None, tokens_per_step
-            )
+        self._monitors = EstimatorMonitors(
+            batches, every=every, at=at, estimators=estimators, tokens_per_step=tokens_per_step, seed=seed,
+            probes=probes, loss_fn=loss_fn, hvp=hvp, blocks=blocks,
+        )  # fmt: skip
+        self.estimators = self._monitors.estimators
         self._path = path
-        self._settings: dict[str, Any] = {
-            "every": every, "at": self._at, "seed": seed, "probes": probes, "hvp": hvp, "blocks": blocks,
-            "loss_fn": loss_fn, "tokens_per_step": tokens_per_step,
-        }  # fmt: skip
         self._log = self._given_log = log
         self._context: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._unclipped = False
-        self._monitors: list[SharpnessMonitor] = []
-        self._gradient_monitor: SharpnessMonitor | None = None
         self._pending: tuple[int, npt.NDArray[np.float64]] | None = None
 
     def attach(
@@ -134,29 +119,22 @@ class SharpnessCallback(TrainerCallback):
         self._log = self._given_log
         self._context = nullcontext
         self._unclipped = False
-        self._pending, self._gradient_monitor, self._monitors = None, None, []
+        self._pending = None
+        self._monitors.stop()
 
     # Trainer's events
     # -----------------------------------------------------------------------------------------------------------
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         optimizer = kwargs["optimizer"]
-        self._pending, self._gradient_monitor, self._monitors = None, None, []
-        for estimator in self.estimators:
-            monitor = SharpnessMonitor(
-                kwargs["model"],
-                self._batches_for(estimator),
-                estimator=estimator,
-                path=Path(args.output_dir) / "sharpness.jsonl" if self._path is None else self._path,
-                optimizer=getattr(optimizer, "optimizer", optimizer),  # inside accelerate's wrapper
-                context=self._context,
-                resume_step=state.global_step,
-                **self._settings,
-            )
-            if monitor.reads_gradients:
-                self._gradient_monitor = monitor
-            else:
-                self._monitors.append(monitor)
+        self._pending = None
+        self._monitors.start(
+            kwargs["model"],
+            path=Path(args.output_dir) / "sharpness.jsonl" if self._path is None else Path(self._path),
+            optimizer=getattr(optimizer, "optimizer", optimizer),  # inside accelerate's wrapper
+            context=self._context,
+            resume_step=state.global_step,
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # A log entry in on_train_begin would reach callbacks whose on_train_begin has not run yet.
@@ -169,7 +147,7 @@ class SharpnessCallback(TrainerCallback):
             control.should_log = True
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        monitor = self._gradient_monitor
+        monitor = self._monitors.on_gradients
         if self._unclipped or monitor is None or not monitor.due(state.global_step):
             return
         squares = squared_gradients(monitor.parts)
@@ -179,12 +157,13 @@ class SharpnessCallback(TrainerCallback):
             self._log_report(control, monitor.record_gradients(squares, state.global_step, 1.0))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if self._pending is None or self._gradient_monitor is None or "grad_norm" not in (logs or {}):
+        monitor = self._monitors.on_gradients
+        if self._pending is None or monitor is None or "grad_norm" not in (logs or {}):
             return
         (step, squares), self._pending = self._pending, None
         # The quotient is 0 for an infinite norm; 1 avoids a division by 0, and the squares are NaN in any case.
         scale = min(1.0, args.max_grad_norm / (float(logs["grad_norm"]) + _CLIP_EPSILON)) or 1.0
-        self._log_report(control, self._gradient_monitor.record_gradients(squares, step, scale))
+        self._log_report(control, monitor.record_gradients(squares, step, scale))
 
     # -----------------------------------------------------------------------------------------------------------
 
@@ -195,29 +174,16 @@ class SharpnessCallback(TrainerCallback):
             state, control: Trainer's state and control objects.
             scale: the loss scale of fp16 training, 1 otherwise.
         """
-        if self._gradient_monitor is not None:
-            self._log_report(control, self._gradient_monitor.gradients(state.global_step, scale=scale))
+        if (monitor := self._monitors.on_gradients) is not None:
+            self._log_report(control, monitor.gradients(state.global_step, scale=scale))
 
     def _measure(self, state: Any, control: Any) -> None:
-        for monitor in self._monitors:
-            try:
-                report = monitor.step(state.global_step)
-            except ValueError as error:
-                if "not finite" not in str(error):
-                    raise
-                # The trainer decides whether a run with a non-finite loss stops; a measurement must not end it.
-                warnings.warn(f"step {state.global_step}: sharpness was not measured: {error}", stacklevel=2)
-            else:
-                self._log_report(control, report)
+        for report in self._monitors.step(state.global_step):
+            self._log_report(control, report)
 
     def _log_report(self, control: Any, report: SharpnessReport | None) -> None:
         if self._log is None or report is None:
             return
         should_log = control.should_log
-        self._log(
-            {f"sharpness/{report.estimator}/{block.value}": found.mean for block, found in report.items()}
-        )
+        self._log(sharpness_scalars(report))
         control.should_log = should_log  # Trainer resets this flag on every log entry, its own or not
-
-    def _batches_for(self, estimator: str) -> Any:
-        return self._batches if estimator in ON_BATCHES else None

@@ -1,4 +1,4 @@
-"""Hooks with which a schedule checks what its optimizer loads. They exist as long as the schedule."""
+"""Hooks that check what an optimizer loads: those of its schedule, and those of an optimizer without one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
 
-from blockwise_lr.optim.saved_groups import reconcile
+from blockwise_lr.optim.saved_groups import OnChange, reconcile
 
 if TYPE_CHECKING:
     from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
@@ -69,3 +69,27 @@ def attach(schedule: BlockwiseSchedule) -> None:
         earlier.remove()
     hooks = _HOOKS[optimizer] = _LoadHooks(schedule, optimizer)
     weakref.finalize(schedule, hooks.remove).atexit = False
+
+
+def compare_when_loading(
+    optimizer: Optimizer, on_change: OnChange = "error", *, remedy: str = 'by on_change="use_new"'
+) -> None:
+    """Make ``optimizer.load_state_dict`` compare the saved settings with those of the groups, as a schedule does.
+
+    While a schedule of this library is attached, the schedule compares them instead.
+
+    Args:
+        optimizer: an optimizer on groups of :func:`blockwise_lr.param_groups`.
+        on_change: as in :func:`blockwise_lr.optim.load_optimizer_state`.
+        remedy: how the user continues with the new settings, for the message.
+    """
+
+    def before_loading(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any] | None:
+        if is_attached(optimizer):
+            return None
+        try:
+            return dict(reconcile(state, optimizer.param_groups, on_change))
+        except ValueError as error:
+            raise ValueError(str(error).replace('by on_change="use_new"', remedy)) from None
+
+    optimizer.register_load_state_dict_pre_hook(before_loading)
