@@ -65,3 +65,7 @@ class EarlyEnd:
             return False
         gap = self.gap(losses, best)
         return gap is not None and gap > self.margin
+
+
+DEFAULT_RULE = EarlyEnd()
+"""The rule of `blockwise-lr tune`."""
