@@ -38,6 +38,7 @@ LAYERS = [
     {"train"},
     {"analysis"},
     {"compare"},
+    {"tune"},
     {"cli"},
 ]
 """From the bottom up: a folder or module imports from its own layer and from those before it."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from blockwise_lr.compare.comparison_progress import ComparisonProgress
 from blockwise_lr.compare.plan import Plan, Run
@@ -70,7 +71,7 @@ def run_all(
             f"another comparison is running in {out}; wait for it, or give another --out{held.advice}"
         ) from None
     try:
-        with _sigterm_interrupts(), progress or ComparisonProgress() as shown:
+        with sigterm_interrupts(), progress or ComparisonProgress() as shown:
             tuning = plan.tuning_runs()
             _run_missing(tuning, out, jobs, shown, runner, "tuning base learning rates")
             losses = _tune_losses(tuning, out)
@@ -100,7 +101,7 @@ def _run_missing(
     try:
         while pending or active:
             while pending and len(active) < jobs:
-                with _interrupts_delayed():  # an interrupt in here could leave a process that nothing ends
+                with interrupts_delayed():  # an interrupt in here could leave a process that nothing ends
                     run = pending[0]
                     active[_start(run, out, jobs, runner)] = pending.pop(0)
                 progress.started(run)
@@ -118,7 +119,7 @@ def _run_missing(
         )
         raise
     finally:
-        _terminate(list(active))
+        terminate_processes(list(active))
 
 
 def _start(run: Run, out: Path, jobs: int, runner: Runner) -> subprocess.Popen[bytes]:
@@ -158,7 +159,8 @@ def _check_result(run: Run, out: Path, code: int) -> None:
     raise UserError(f"run {run.folder} {how}: {last} (log: {log})")
 
 
-def _terminate(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+def terminate_processes(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """End processes: SIGTERM to all, and SIGKILL to those that are still running ten seconds later."""
     for process in processes:
         process.terminate()
     deadline = time.monotonic() + _GRACE_SECONDS
@@ -178,7 +180,7 @@ def available_cores() -> int:
 
 
 @contextlib.contextmanager
-def _interrupts_delayed() -> Iterator[None]:
+def interrupts_delayed() -> Iterator[None]:
     """Delay Ctrl-C and SIGTERM until the end of the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -198,7 +200,7 @@ def _interrupts_delayed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
+def sigterm_interrupts() -> Iterator[None]:
     """Raise SigtermInterrupt on SIGTERM, so that the runs are ended too.
 
     Otherwise a scheduler's SIGTERM would leave them running, and they would write into the folders of the next call.

@@ -66,12 +66,35 @@ def html_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFig
     Raises:
         UserError: jinja2 is not installed.
     """
+    return render_template(
+        Path(__file__).parent / "report.html.j2", content, sections=_sections(content), figures=figures
+    )
+
+
+def render_template(
+    template: Path,
+    content: Mapping[str, Any],
+    *,
+    sections: Mapping[str, tables.Table],
+    figures: Mapping[str, list[ReportFigure]],
+) -> str:
+    """Return a page from a template, which may use the macros and the style of this folder.
+
+    Args:
+        template: path of the template. It sees `content` as `c`, and the figures as addresses of images.
+        content: the content of the report's JSON file.
+        sections: the tables by section.
+        figures: the figures by group.
+
+    Raises:
+        UserError: jinja2 is not installed.
+    """
     try:
         import jinja2
     except ModuleNotFoundError:
         raise UserError(str(missing("report.html needs", "jinja2", "report"))) from None
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -82,9 +105,7 @@ def html_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFig
         group: [f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}" for figure in drawn]
         for group, drawn in figures.items()
     }
-    return environment.get_template("report.html.j2").render(
-        c=content, tables=_sections(content), images=images
-    )
+    return environment.get_template(template.name).render(c=content, tables=sections, images=images)
 
 
 def _with_optimizer_defaults(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:

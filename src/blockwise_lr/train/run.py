@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from rich.console import Console
+from transformers import TrainerCallback
 
 from blockwise_lr.checkpoints.manifest import checkpoint_step
 from blockwise_lr.data.prepare import FixedWindows, prepare_data
@@ -44,7 +45,12 @@ _LOCK = ".lock"  # in the run's folder; rank 0 holds it until it exits
 
 
 def train(
-    config: TrainConfig, out: Path, *, command: str = "", console: Console | None = None
+    config: TrainConfig,
+    out: Path,
+    *,
+    command: str = "",
+    console: Console | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> dict[str, Any]:
     """Train the run of `config` in the folder `out` to its last step, and return the content of result.json.
 
@@ -62,6 +68,7 @@ def train(
         out: the run's folder, created if missing.
         command: the command line, recorded in config.json.
         console: prints progress. Default: a console on stderr.
+        callbacks: further callbacks of the trainer. An exception that one of them raises ends the run unfinished.
 
     Returns:
         ``{"finished": True, "steps", "tokens", "terminal_val_loss", "terminal_tune_loss", "seconds"}``.
@@ -107,7 +114,7 @@ def train(
         for notice in notices:
             notify(notice)
         with precision_of_run(cast("Device", config.device)):
-            return _train(config, out, command, console, notify)
+            return _train(config, out, command, console, notify, callbacks)
     except UserError:
         if _is_main():
             remove_created(created)
@@ -154,7 +161,12 @@ def _is_main() -> bool:
 
 @quiet_libraries()
 def _train(
-    config: TrainConfig, out: Path, command: str, console: Console, notify: Callable[[str], None]
+    config: TrainConfig,
+    out: Path,
+    command: str,
+    console: Console,
+    notify: Callable[[str], None],
+    callbacks: Sequence[TrainerCallback],
 ) -> dict[str, Any]:
     """Start or resume a run that is not finished, evaluate it at the end, and write its result.json."""
     settings = Settings.of(config)
@@ -199,6 +211,8 @@ def _train(
     trainer.add_callback(sigterm)
     if _is_main():
         trainer.add_callback(progress_shown)
+    for callback in callbacks:
+        trainer.add_callback(callback)
 
     def finish(**how_it_ended: Any) -> dict[str, Any]:
         return write_result(

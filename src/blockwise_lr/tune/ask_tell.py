@@ -18,11 +18,13 @@ class Trial:
 
     Args:
         vector: the log2 values of its point.
-        loss: the loss at the end of the run; infinity if the run diverged.
+        loss: the loss at the end of the run; infinity if the run diverged or was ended early.
+        prior: whether the sampler did not choose the point: it is a start point, or from an earlier search.
     """
 
     vector: Vector
     loss: float
+    prior: bool = False
 
 
 class Sampler(ABC):
@@ -50,6 +52,7 @@ class Sampler(ABC):
     def __init__(self, space: Space, start: Sequence[Point] = (), seed: int = 0) -> None:
         self.space = space
         self._start = list(start)
+        self._start_points = tuple(start)
         for point in self._start:
             space.vector(point)  # raises an error for a point of another space
         self._seed = seed
@@ -68,12 +71,20 @@ class Sampler(ABC):
         self._pending.append(point)
         return point
 
-    def tell(self, point: Point, loss: float) -> None:
+    def restore(self, point: Point) -> None:
+        """Record a point as running, as if `ask` had returned it: a trial that an interrupted search had started."""
+        self._asked += 1
+        if point in self._start:
+            self._start.remove(point)
+        self._pending.append(point)
+
+    def tell(self, point: Point, loss: float, *, prior: bool = False) -> None:
         """Record a finished trial. Its point need not come from `ask`, so that a search can be resumed.
 
         Args:
             point: the point that was tried.
-            loss: its loss; infinity if the run diverged.
+            loss: its loss; infinity if the run diverged or was ended early.
+            prior: the trial is from an earlier search. It informs the proposals, but is not one of them.
 
         Raises:
             ValueError: the loss is not a number.
@@ -81,19 +92,22 @@ class Sampler(ABC):
         if math.isnan(loss):
             raise ValueError("the loss of a trial is not a number; expected infinity for a run that diverged")
         vector = self.space.vector(point)
+        if point not in self._pending and not prior:
+            self.restore(point)
         if point in self._pending:
             self._pending.remove(point)
-        else:
-            self._asked += 1
-            if point in self._start:
-                self._start.remove(point)
-        self.trials.append(Trial(vector, loss))
+        self.trials.append(Trial(vector, loss, prior or point in self._start_points))
 
     @property
     def best(self) -> Trial | None:
         """The trial with the lowest loss, the earlier one in a tie; None if no run has finished without diverging."""
         finite = [trial for trial in self.trials if math.isfinite(trial.loss)]
         return min(finite, key=lambda trial: trial.loss, default=None)
+
+    @property
+    def proposed(self) -> list[Trial]:
+        """The trials whose points this sampler chose, in the order of their ends."""
+        return [trial for trial in self.trials if not trial.prior]
 
     @property
     def running(self) -> list[Vector]:

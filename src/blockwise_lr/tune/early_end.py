@@ -24,7 +24,7 @@ class EarlyEnd:
 
     Example:
         >>> rule, best = EarlyEnd(share=0.5, margin=0.5, rows=2), {10: 5.0, 20: 4.0, 30: 3.5}
-        >>> rule.lost({10: 5.1, 20: 4.8, 30: 4.3}, best, steps=40), rule.lost({10: 6.1, 20: 4.4}, best, steps=40)
+        >>> rule.lost({10: 5.1, 20: 4.8, 30: 4.3}, best, steps=40), rule.lost({10: 5.3, 20: 4.6}, best, steps=40)
         (True, False)
     """
 
@@ -65,3 +65,7 @@ class EarlyEnd:
             return False
         gap = self.gap(losses, best)
         return gap is not None and gap > self.margin
+
+
+DEFAULT_RULE = EarlyEnd()
+"""The rule of `blockwise-lr tune`."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
-from blockwise_lr.tune.ask_tell import Sampler
+from blockwise_lr.tune.ask_tell import Sampler, Trial
 from blockwise_lr.tune.space import SHARED, Point, Space, Vector
 from blockwise_lr.tune.trust_region import TrustRegion
 
@@ -126,7 +126,6 @@ class CmaEs(Sampler):
         population: int | None = None,
     ) -> None:
         super().__init__(space, start, seed)
-        self._first = len(self._start)
         self._sigma, self._population = sigma, population
         self._scale = np.array([0.5 if name in SHARED else 1.0 for name in space.names])
 
@@ -134,8 +133,8 @@ class CmaEs(Sampler):
         from cmaes import CMA
 
         scale = self._scale
-        first = [trial for trial in self.trials[: self._first] if math.isfinite(trial.loss)]
-        mean = min(first, key=lambda trial: trial.loss).vector if first else self.centre
+        known = [trial for trial in self.trials if trial.prior and math.isfinite(trial.loss)]
+        mean = min(known, key=lambda trial: trial.loss).vector if known else self.centre
         bounds = np.stack([self.space.low, self.space.high], axis=1) / scale[:, None]
         strategy = CMA(
             mean=self.space.clip(mean) / scale,
@@ -145,14 +144,14 @@ class CmaEs(Sampler):
             population_size=self._population,
         )
         # The strategy is rebuilt from the trials, generation by generation: resuming needs no other state.
-        trials = list(zip(self.trials, _finite(self.trials)))[self._first :]
+        trials = list(zip(self.proposed, _finite(self.proposed)))
         size = strategy.population_size
         for begin in range(0, len(trials) - size + 1, size):
             strategy.tell([(trial.vector / scale, loss) for trial, loss in trials[begin : begin + size]])
         return np.asarray(strategy.ask() * scale)
 
 
-def _finite(trials: Sequence[Any]) -> list[float]:
+def _finite(trials: Sequence[Trial]) -> list[float]:
     """Return the losses, with that of a diverged run replaced by one above all others."""
     finite = [trial.loss for trial in trials if math.isfinite(trial.loss)]
     worst = max(finite, default=0.0) + 1.0

@@ -54,7 +54,6 @@ class TrustRegion(Sampler):
         moved: float = 4.0,
     ) -> None:
         super().__init__(space, start, seed)
-        self._first = len(self._start)
         self._radius, self._smallest, self._largest = radius, smallest, largest
         self._grow, self._shrink, self._patience = grow, shrink, patience
         self._moved = moved
@@ -63,9 +62,9 @@ class TrustRegion(Sampler):
     @property
     def radius(self) -> float:
         """The present radius of the ratios, in log2 units."""
-        best = min((trial.loss for trial in self.trials[: self._first]), default=float("inf"))
+        best = min((trial.loss for trial in self.trials if trial.prior), default=float("inf"))
         radius, failures = self._radius, 0
-        for trial in self.trials[self._first :]:
+        for trial in self.proposed:
             if trial.loss < best:
                 best, failures, radius = trial.loss, 0, radius * self._grow
             else:

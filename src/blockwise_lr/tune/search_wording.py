@@ -1,0 +1,163 @@
+"""The sentences about a search, and the lines to paste."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from blockwise_lr.compare.wording import format_interval, format_p_value, format_signed
+from blockwise_lr.optim.block_values import format_pairs
+from blockwise_lr.tune.search_plan import SearchPlan
+from blockwise_lr.tune.valley import ALLOWED
+
+RATIOS = "ratios.json"
+_OWN_FLAGS = {"trials", "sampler", "proxy", "workers", "repeats", "out", "early-end", "no-early-end"}
+_FOUND_FLAGS = {"ratios", "base-lr", "warmup-fraction", "warmup-steps", "steps", "seed", "re-measure"}
+
+
+def answer(content: Mapping[str, Any]) -> list[str]:
+    """Return the first sentences of the report: the gain, the ratios, and what the trials decide."""
+    return [_gain(content), _ratios(content), _decisions(content)]
+
+
+def _gain(content: Mapping[str, Any]) -> str:
+    gain, seeds = content["gain"], len(content["seeds"])
+    steps = f"after {content['steps']:,} steps"
+    if content["best"]["trial"] == content["uniform"]["trial"]:
+        return f"No ratios that were tried beat the tuned uniform learning rate {steps}."
+    if gain["mean"] is None:
+        return f"The gain over the tuned uniform learning rate is unknown: {gain['reason']}."
+    size = f"{abs(gain['mean']):.3f} nats"
+    side = "below" if gain["mean"] > 0 else "above"
+    if gain["ci95"] is None:
+        why = "one seed cannot separate an effect from noise" if seeds == 1 else gain["reason"]
+        return f"The best ratios end {size} {side} the tuned uniform learning rate {steps} on the val split; {why}."
+    interval = (
+        f"95 % CI {format_interval(gain['ci95'], 3, signed=True)}, p = {format_p_value(gain['p_value'])}"
+    )
+    if not gain["significant"]:
+        return (
+            f"The best ratios and the tuned uniform learning rate cannot be told apart {steps}: gain "
+            f"{format_signed(gain['mean'], 3)} nats on the val split ({interval}, {seeds} seeds)."
+        )
+    verb = "beat" if gain["mean"] > 0 else "LOSE to"
+    return (
+        f"The best ratios {verb} the tuned uniform learning rate by {size} {steps} on the val split "
+        f"({interval}, {seeds} seeds)."
+    )
+
+
+def _ratios(content: Mapping[str, Any]) -> str:
+    ratios = ", ".join(f"{block.upper()} {ratio:.3g}" for block, ratio in content["ratios"].items())
+    return (
+        f"They are {ratios}, with a base learning rate of {content['lr_factor']:.3g} times the tuned uniform one and "
+        f"a warm-up of {content['best']['point']['warmup']:.0%} of the steps."
+    )
+
+
+def _decisions(content: Mapping[str, Any]) -> str:
+    blocks = [block for block in content["ratios"] if block != content["reference"]]
+    decided = [block.upper() for block in blocks if content["valleys"][block]["decided"]]
+    others = [block.upper() for block in blocks if not content["valleys"][block]["decided"]]
+    sentences = []
+    if decided:
+        sentences.append(f"The trials decide that {_listed(decided)} should not have a ratio of 1.")
+    if others:
+        sentences.append(f"They do not decide the ratio of {_listed(others)}: a ratio of 1 may be as good.")
+    return " ".join(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def warnings(content: Mapping[str, Any]) -> list[str]:
+    """Return the limits of the results."""
+    found = []
+    if stands_for := content["proxy"]["stands_for"]:
+        found.append(
+            f"The trials trained a proxy, {content['proxy']['size']} with {content['proxy']['parameters']:,} "
+            f"parameters, in place of the {stands_for} model. Compare the ratios with uniform on the model itself."
+        )
+    found.append(
+        f"The ratios were found for {content['steps']:,} steps. For longer runs, the best ratios lie nearer to 1 and "
+        "win less."
+    )
+    if not content["uniform"]["bracketed"]:
+        found.append(
+            "The best uniform learning rate is at the edge of those tried, so uniform may not be tuned: give it more "
+            "--trials, or another --base-lr."
+        )
+    if content["noise"] is None:
+        found.append(
+            "One seed was trained, so the noise between seeds is unknown. The fits assume 0.01 nats."
+        )
+    uniform = content["uniform_trials"]
+    rest = content["counts"]
+    found.append(
+        f"The best of {sum(rest.values()) - uniform} trials is compared with the best of {uniform} uniform ones. The "
+        "tune split chose both, and the val split chose nothing."
+    )
+    return found
+
+
+def verdict(valley: Mapping[str, Any]) -> str:
+    """Return what the trials decide about a block's ratio, for a table."""
+    if valley["decided"]:
+        return "above 1" if valley["value"] > 1 else "below 1"
+    return "noise: 1 may be as good"
+
+
+def format_range(valley: Mapping[str, Any]) -> str:
+    """Return the range of a value within the valley, for a table."""
+    if not valley["bounded"]:
+        return "not bounded"
+    return f"{valley['low']:.2g} to {valley['high']:.2g}"
+
+
+RANGE_NOTE = (
+    f"Within its range, a ratio costs at most {ALLOWED:g} nats while all other blocks stay at their best. The range is "
+    "from a fit of parabolas in the logarithm of each learning rate. The cost of ratio 1 is that of giving this block "
+    "the base learning rate, with its standard error. It is decided if it is more than two standard errors."
+)
+
+
+def paste(plan: SearchPlan, content: Mapping[str, Any]) -> dict[str, str]:
+    """Return the lines for a user's own training loop, and the command of a run."""
+    factor = f"{content['lr_factor']:.3g}"
+    ratios = ", ".join(f'"{block}": {ratio:.4g}' for block, ratio in content["ratios"].items())
+    warmup = content["best"]["point"]["warmup"]
+    python = (
+        f"lr = {factor} * LR  # LR is your tuned uniform learning rate\n"
+        f"groups = param_groups(model, lr=lr, ratios={{{ratios}}})"
+    )
+    on_itself = content["proxy"]["stands_for"] is None
+    lr = content["best"]["point"]["base_lr"] if on_itself else plan.first_rate * content["lr_factor"]
+    words = _train_command(content["command"])
+    command = shlex.join(
+        [
+            *words,
+            "--ratios",
+            f"{content['out']}/{RATIOS}",
+            "--base-lr",
+            f"{lr:.3g}",
+            "--warmup-fraction",
+            f"{warmup:.2g}",
+        ]
+    )
+    pairs = format_pairs({block: float(f"{ratio:.3g}") for block, ratio in content["ratios"].items()})
+    return {"python": python, "command": command, "ratios": pairs}
+
+
+def _train_command(command: str) -> list[str]:
+    """Return the words of `blockwise-lr train` for a tune command, without the flags that the search replaces."""
+    words = shlex.split(command)
+    kept, dropped = ["blockwise-lr", "train", *words[2:3]], False
+    for word in words[3:]:
+        if word.startswith("--"):
+            name = word[2:].partition("=")[0].replace("_", "-")
+            dropped = name in _OWN_FLAGS | _FOUND_FLAGS
+        if not dropped:
+            kept.append(word)
+    return kept

@@ -1,0 +1,61 @@
+"""How long a search takes, from a few measured steps."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import torch
+
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import TrainConfig
+
+_START_SECONDS = 10.0  # a worker's imports
+_TRIAL_SECONDS = 2.0  # building, evaluating and saving
+
+
+def seconds_per_step(config: TrainConfig, *, steps: int = 3, threads: int = 1) -> float:
+    """Return the duration of one optimizer step on random tokens, measured here and now.
+
+    Args:
+        config: the run of a trial.
+        steps: number of steps to measure, after one that is not counted.
+        threads: number of CPU threads, that of one worker.
+    """
+    device = torch.device("cuda" if config.device == "cuda" else "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = build_model(config.model, seed=0).to(device)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        generator = torch.Generator().manual_seed(0)
+        shape = (config.batch_size, config.model.context)
+        ids = torch.randint(config.model.vocab_size, shape, generator=generator).to(device)
+        started = 0.0
+        for step in range(steps + 1):
+            if step == 1:
+                _wait(device)
+                started = time.perf_counter()
+            for _ in range(config.accumulation):
+                model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        _wait(device)
+        return (time.perf_counter() - started) / steps
+    finally:
+        torch.set_num_threads(before)
+
+
+def search_seconds(per_step: float, *, steps: int, runs: int, workers: int) -> float:
+    """Return the expected duration of `runs` runs, without early ends.
+
+    Example:
+        >>> search_seconds(0.1, steps=300, runs=40, workers=2)
+        650.0
+    """
+    return _START_SECONDS + math.ceil(runs / workers) * (per_step * steps + _TRIAL_SECONDS)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()

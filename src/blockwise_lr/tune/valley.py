@@ -1,0 +1,146 @@
+"""How far each block's learning rate can move from the best point: a fit of the loss around it.
+
+Near the best point, the loss is modelled as a sum of parabolas, one in the log2 learning rate y_b of each block b:
+
+    loss = c + sum_b ( g_b * (y_b - y_b*) + q_b * (y_b - y_b*)^2 )
+
+y_b is the log2 of ratio times base learning rate, and y_b* that of the best point. For the reference block it is the
+log2 of the base learning rate itself. In these coordinates, a change of one ratio moves one block alone.
+
+The fit is a Bayesian linear regression, so it also has an error where trials are few. Trials count the less the higher
+their loss is above the best one, because the parabolas hold only near the best point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blockwise_lr.tune.space import Point, Space, Vector
+
+ALLOWED = 0.01
+"""The loss in nats that a move within the valley costs."""
+
+_FARTHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
+_MISFIT = 0.25  # share of a trial's height above the best that the parabolas may miss
+_PRIOR_SLOPE = 0.05  # nats for a factor of 2
+_PRIOR_CURVATURE = 0.05
+_CERTAIN = 2.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Valley:
+    """The loss along one block's learning rate, with all other blocks at the best point.
+
+    Args:
+        name: the block, or "warmup".
+        slope, curvature: g and q of the parabola, in nats per log2 unit and its square.
+        covariance: their covariance, as ((var g, cov), (cov, var q)).
+    """
+
+    name: str
+    slope: float
+    curvature: float
+    covariance: tuple[tuple[float, float], tuple[float, float]]
+
+    def cost(self, move: float) -> tuple[float, float]:
+        """Return the loss of a move by `move` log2 units over that of the best point, and its standard error."""
+        weights = np.array([move, move * move])
+        variance = float(weights @ np.array(self.covariance) @ weights)
+        return self.slope * move + self.curvature * move * move, math.sqrt(max(variance, 0.0))
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the trials show that the loss rises on both sides: the curvature is positive beyond its error."""
+        return self.curvature > _CERTAIN * math.sqrt(self.covariance[1][1])
+
+    @property
+    def moves(self) -> tuple[float, float] | None:
+        """The moves, in log2 units, between which the loss is within `ALLOWED` of the parabola's lowest; None: unknown.
+
+        The best point lies inside, except where the fit puts the lowest point farther away.
+        """
+        if not self.is_bounded:
+            return None
+        lowest = -self.slope / (2 * self.curvature)
+        half = math.sqrt(ALLOWED / self.curvature)
+        return lowest - half, lowest + half
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for JSON."""
+        return {"slope": self.slope, "curvature": self.curvature, "covariance": self.covariance}
+
+
+def fit_valleys(
+    space: Space, points: Sequence[Point], losses: Sequence[float], best: Point, *, noise: float
+) -> dict[str, Valley]:
+    """Fit the parabolas to the finished trials.
+
+    Args:
+        space: the space that was searched; it names the blocks and the reference.
+        points: the points of the trials.
+        losses: their losses; trials with an infinite loss are left out.
+        best: the point around which to fit.
+        noise: standard deviation of a loss between seeds.
+
+    Returns:
+        The valley of the reference, of every block and of "warmup".
+
+    Raises:
+        ValueError: no trial has a finite loss.
+    """
+    names = valley_names(space)
+    near = [(p, x) for p, x in zip(points, losses) if math.isfinite(x) and x <= min(losses) + _FARTHEST]
+    if not near:
+        raise ValueError("no trial has a finite loss; expected one at least")
+    heights = np.array([loss for _, loss in near]) - min(losses)
+    moves = np.stack([block_vector(space, point) for point, _ in near]) - block_vector(space, best)
+    features = np.concatenate([np.ones((len(near), 1)), moves, moves**2], axis=1)
+    weights = 1 / (noise**2 + (_MISFIT * heights) ** 2 + 1e-8)
+    count = len(names)
+    prior = np.concatenate([[1e-6], np.full(count, _PRIOR_SLOPE**-2), np.full(count, _PRIOR_CURVATURE**-2)])
+    covariance = np.linalg.inv(features.T @ (weights[:, None] * features) + np.diag(prior))
+    solution = covariance @ (features.T @ (weights * heights))
+    valleys = {}
+    for i, name in enumerate(names):
+        g, q = 1 + i, 1 + count + i
+        block = covariance[np.ix_([g, q], [g, q])]
+        valleys[name] = Valley(
+            name,
+            float(solution[g]),
+            float(solution[q]),
+            ((float(block[0, 0]), float(block[0, 1])), (float(block[1, 0]), float(block[1, 1]))),
+        )
+    return valleys
+
+
+def valley_names(space: Space) -> tuple[str, ...]:
+    """Return the names of the fitted dimensions: the reference, the warm-up, then the blocks."""
+    return (space.reference, "warmup", *space.blocks)
+
+
+def block_vector(space: Space, point: Point) -> Vector:
+    """Return the log2 learning rate of every block, with the warm-up's log2, in the order of `valley_names`."""
+    vector = space.vector(point)
+    vector[2:] += vector[0]
+    return vector
+
+
+def spread(losses: Mapping[Any, Sequence[float]]) -> float | None:
+    """Return the standard deviation between seeds, pooled over points; None if no point has two finite losses.
+
+    Example:
+        >>> round(spread({"a": [3.0, 3.2], "b": [4.0]}), 4)
+        0.1414
+    """
+    squares, degrees = 0.0, 0
+    for of_point in losses.values():
+        finite = [loss for loss in of_point if math.isfinite(loss)]
+        if len(finite) > 1:
+            squares += float(np.var(finite, ddof=1)) * (len(finite) - 1)
+            degrees += len(finite) - 1
+    return math.sqrt(squares / degrees) if degrees else None
