@@ -21,7 +21,7 @@ class InspectCommand:
     """Also list every parameter with the reason for its block."""
     json: bool = False
     """Print JSON instead of a table."""
-    ratios: str = "paper"
+    ratios: str = "half"
     """Learning-rate ratios to show for the blocks, as for train."""
     blocks: tuple[str, ...] = ()
     """Overrides, applied before the rules: each REGEX=BLOCK, such as 'transform=other', or a .json file of them."""
