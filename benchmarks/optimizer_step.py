@@ -2,7 +2,7 @@
 
     python benchmarks/optimizer_step.py
 
-Three arms, measured in turns in one process: groups by block with the paper's ratios on the split model
+Three arms, measured in turns in one process: groups by block with the default ratios on the split model
 (`blockwise`), one group on the same parameters (`one group, split`: the same moments too, so that the groups
 are all that differs), and one group on the untouched model (`one group, unsplit`: what a user had before).
 fp32, random gradients set once. Needs about 4.5 GB of memory. Writes results/optimizer_step-<date>.json.

@@ -11,7 +11,7 @@ torch.manual_seed(0)
 model = GPT2LMHeadModel(GPT2Config(vocab_size=128, n_positions=32, n_embd=64, n_layer=2, n_head=2))
 
 split_fused(model)  # GPT-2 makes queries, keys and values with one weight: give each its own parameter
-groups = param_groups(model, lr=BASE_LR, weight_decay=0.1)  # the paper's ratios, one group a block
+groups = param_groups(model, lr=BASE_LR, weight_decay=0.1)  # the default ratios, one group a block
 
 optimizer = torch.optim.AdamW(groups, lr=BASE_LR, betas=(0.9, 0.95), fused=True)
 scheduler = cosine_schedule(optimizer, warmup_steps=6, total_steps=STEPS, floor=BASE_LR / 20)

@@ -38,7 +38,7 @@ for (batch,) in batches:
         rates = ", ".join(f"{group['block']} {group['lr']:.1e}" for group in optimizer.param_groups)
         print(f"step {len(losses) // ACCUMULATE:>3}  loss {loss.item():.3f}  {rates}")
 
-base = optimizer.param_groups[0]["lr"]  # NORM's, whose ratio is 1
+first = optimizer.param_groups[0]  # NORM
 for group in optimizer.param_groups:
-    assert abs(group["lr"] / base - group["lr_ratio"]) < 1e-6
+    assert abs(group["lr"] / first["lr"] - group["lr_ratio"] / first["lr_ratio"]) < 1e-6
 assert losses[-1] < losses[0] - 1

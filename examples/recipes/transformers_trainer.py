@@ -32,7 +32,7 @@ with tempfile.TemporaryDirectory() as folder:
         output_dir=folder,
         max_steps=60,
         per_device_train_batch_size=8,
-        learning_rate=1e-3,  # the base learning rate
+        learning_rate=1e-3,  # the rate that you tuned for one rate
         weight_decay=0.1,
         adam_beta2=0.95,
         warmup_steps=6,
@@ -45,14 +45,12 @@ with tempfile.TemporaryDirectory() as folder:
         model=model,
         args=arguments,
         train_dataset=Counting(),
-        ratios="measured",  # or "paper" (the default), "uniform", a dict, a report
+        ratios="half",  # the default; or "measured" (for short runs), "paper", "uniform", a dict, a report
     )
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # The checkpoint resumes with the same rates.
-    BlockwiseTrainer(
-        model=LlamaForCausalLM(config), args=arguments, train_dataset=Counting(), ratios="measured"
-    ).train(resume_from_checkpoint=f"{folder}/checkpoint-30")
+    BlockwiseTrainer(model=LlamaForCausalLM(config), args=arguments, train_dataset=Counting()).train(resume_from_checkpoint=f"{folder}/checkpoint-30")
 
 for entry in log:
     print({name: value for name, value in entry.items() if name == "loss" or name.startswith("lr/")})

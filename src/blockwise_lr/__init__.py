@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from blockwise_lr.directional import DirectionalReport, measure_directional, ratios_from_sharpness
     from blockwise_lr.experimental import AutoRatios, AutoRule
     from blockwise_lr.optim import (
+        DEFAULT_RATIOS,
         MEASURED_RATIOS,
         PAPER_RATIOS,
         clip_grad_norm_by_block,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DEFAULT_RATIOS",
     "MEASURED_RATIOS",
     "PAPER_RATIOS",
     "AdamMini",

@@ -175,7 +175,7 @@ COMPARISONS = [
     compare("adamw", "cannot read the arm 'adamw': expected OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS"),
     compare("=adamw:paper", "cannot read the arm '=adamw:paper'"),
     compare("'x\ny=adamw:paper'", "cannot read the arm 'x\\ny=adamw:paper'"),
-    compare("", "a comparison needs a baseline and at least one other arm; got 1", "such as adamw:paper"),
+    compare("", "a comparison needs a baseline and at least one other arm; got 1", "such as adamw:half"),
     compare("adamw:uniform", "each arm name may be given once; given more than once: adamw:uniform"),
     compare("adamw:emb=1", "two arms are both adamw:uniform; leave one out"),
     compare("adamm:paper", "arm 'adamm:paper': no optimizer named 'adamm'"),

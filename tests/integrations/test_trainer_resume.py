@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from blockwise_lr import PAPER_RATIOS, AutoRule, split_fused
+from blockwise_lr import DEFAULT_RATIOS, AutoRule, split_fused
 from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
 from blockwise_lr.optim import block_lr
 from support import tiny_models
@@ -64,7 +64,7 @@ def rates(trainer, block):
 
 
 def asked(block, step, *, steps, shape="cosine", base=LR, ratio=None):
-    ratio = PAPER_RATIOS.get(block, 1.0) if ratio is None else ratio
+    ratio = DEFAULT_RATIOS.get(block, 1.0) if ratio is None else ratio
     floor = base / 20
     return block_lr(
         step, peak=ratio * base, ratio=ratio, shape=shape, warmup_steps=2, total_steps=steps, floor=floor
@@ -110,7 +110,7 @@ def test_other_ratios_or_another_base_rate_are_an_error_that_names_both(runs, tm
     trainer = blockwise(tmp_path, arguments_={"learning_rate": 2e-3}, ratios={"emb": 3.0})
     with pytest.raises(
         ValueError,
-        match=r"base learning rate is 0.001 there and 0.002 here; ratio of emb is 10 there and 3 here; .*"
+        match=r"base learning rate is 0.001 there and 0.002 here; ratio of emb is 4 there and 3 here; .*"
         r'on_change="use_new"',
     ):
         trainer.train(resume_from_checkpoint=str(runs["cosine"] / "checkpoint-3"))
@@ -147,11 +147,11 @@ def test_other_settings_are_compared_whatever_the_schedule_is(tmp_path):
 
     trainer(tmp_path / "a").train()
     checkpoint = tmp_path / "a" / "checkpoint-3"
-    with pytest.raises(ValueError, match=r"ratio of emb is 10 there and 3 here"):
-        trainer(tmp_path / "b", ratios={**PAPER_RATIOS, "emb": 3.0}).train(
+    with pytest.raises(ValueError, match=r"ratio of emb is 4 there and 3 here"):
+        trainer(tmp_path / "b", ratios={**DEFAULT_RATIOS, "emb": 3.0}).train(
             resume_from_checkpoint=str(checkpoint)
         )
-    new = trainer(tmp_path / "c", ratios={**PAPER_RATIOS, "emb": 3.0}, on_change="use_new")
+    new = trainer(tmp_path / "c", ratios={**DEFAULT_RATIOS, "emb": 3.0}, on_change="use_new")
     assert len(resume(new, checkpoint)) == 1
     for step in range(3, 6):
         assert rates(new, "emb")[step + 1] == pytest.approx(3 * LR * (1 - step / 6))
@@ -221,7 +221,7 @@ def test_checkpoints_of_a_plain_trainer_on_groups_by_block_are_taken_by_each_oth
     back.train(resume_from_checkpoint=str(tmp_path / "ours" / "checkpoint-6"))
     assert back.state.global_step == 12
     lrs = {g["block"]: g["initial_lr"] for g in back.optimizer.param_groups}
-    assert lrs["emb"] == pytest.approx(10 * LR)
+    assert lrs["emb"] == pytest.approx(4 * LR)
     assert {float(s["step"]) for s in back.optimizer.state.values()} == {12.0}
 
 
@@ -244,7 +244,7 @@ def _moments(optimizer):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"ratios": {"emb": 3.0}}, r"ratio of emb is 10 there and 3 here"),
+        ({"ratios": {"emb": 3.0}}, r"ratio of emb is 4 there and 3 here"),
         ({"lr": 2 * LR}, r"base learning rate is .* there and .* here"),
     ],
 )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockwise_lr import PAPER_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
+from blockwise_lr import DEFAULT_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
 from blockwise_lr.optim import cosine
 from blockwise_lr.train.ratio_text import parse_ratios
 from support import tiny_models
@@ -35,7 +35,7 @@ def test_groups_carry_the_metadata_that_other_programs_read():
     for group in groups:
         assert type(group["block"]) is str  # a Block would not load under weights_only
         assert group["lr"] == group["initial_lr"] == group["lr_ratio"] * 1e-3
-        assert group["lr_ratio"] == PAPER_RATIOS.get(Block(group["block"]), 1)
+        assert group["lr_ratio"] == DEFAULT_RATIOS.get(Block(group["block"]), 1)
         assert group["weight_decay"] == 0.1
         assert "param_names" not in group
 
@@ -164,7 +164,7 @@ def test_a_model_without_norms_starts_with_another_block():
 def test_an_unsplit_fused_weight_is_refused_by_name():
     with pytest.raises(
         ValueError,
-        match=r"h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x8.*v x4.*call split_fused\(model\) first",
+        match=r"h\.0\.attn\.c_attn\.weight is a fused QKV weight.*q x2.*v x0\.7.*call split_fused\(model\) first",
     ):
         param_groups(gpt2(), lr=1e-3)
 

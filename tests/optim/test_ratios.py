@@ -1,18 +1,57 @@
 import json
 import math
+from inspect import signature
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from blockwise_lr import PAPER_RATIOS, Block
-from blockwise_lr.optim import resolve_ratios
+from blockwise_lr import DEFAULT_RATIOS, MEASURED_RATIOS, PAPER_RATIOS, Block
+from blockwise_lr.cli.inspect import InspectCommand
+from blockwise_lr.integrations.transformers import BlockwiseTrainer, blockwise_optimizer
+from blockwise_lr.optim import param_groups, resolve_ratios
 from blockwise_lr.optim.ratios import NAMED_RATIOS, spell_ratios
+from blockwise_lr.optimizers import build_optimizer
+from blockwise_lr.train.config import OptimConfig, config_from_dict
+from blockwise_lr.train.presets import PRESETS
 from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def test_the_papers_ratios_are_those_of_the_paper():
     assert PAPER_RATIOS == {Block.NORM: 1, Block.VO: 4, Block.FFN: 6, Block.QK: 8, Block.EMB: 10}
+
+
+def test_the_default_ratios_are_half_way_from_measured_to_uniform():
+    assert set(DEFAULT_RATIOS) == set(MEASURED_RATIOS)
+    for block, ratio in DEFAULT_RATIOS.items():
+        assert ratio == pytest.approx(MEASURED_RATIOS[block] ** 0.5, rel=0.07)
+    assert DEFAULT_RATIOS[Block.FFN] == 1  # so the base learning rate is a uniform one
+    assert all(resolve_ratios("half")[block] == 1 for block in Block if block not in DEFAULT_RATIOS)
+
+
+def test_whatever_is_not_given_is_the_default():
+    """Functions, the trainer and the command line agree, and all follow one constant."""
+    default = resolve_ratios(DEFAULT_RATIOS)
+    model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
+    for groups in (
+        param_groups(model, lr=1e-3),
+        build_optimizer("adamw", model, 1e-3).param_groups,
+        blockwise_optimizer(model, lr=1e-3)[1]["params"],
+    ):
+        assert {Block(group["block"]): group["lr_ratio"] for group in groups} == {
+            block: default[block] for block in (Block.NORM, Block.EMB)
+        }
+    assert signature(BlockwiseTrainer.__init__).parameters["ratios"].default is DEFAULT_RATIOS
+    assert resolve_ratios(parse_ratios(OptimConfig().ratios)) == default
+    assert resolve_ratios(parse_ratios(InspectCommand().ratios)) == default
+    assert {preset.optim.ratios for preset in PRESETS.values()} == {OptimConfig().ratios}
+
+
+def test_a_configuration_that_names_the_papers_ratios_still_means_them():
+    """Every config.json names its ratios, so runs of earlier versions keep theirs."""
+    saved = {"preset": "llama-134m", "optim": {"ratios": "paper", "base_lr": 6e-4}}
+    assert parse_ratios(config_from_dict(saved).optim.ratios) == PAPER_RATIOS
 
 
 def test_a_missing_block_has_ratio_one_so_the_untied_head_does():
@@ -67,7 +106,7 @@ def test_ratios_come_from_a_json_file(tmp_path):
 def test_text_that_means_no_ratios_says_what_would():
     with pytest.raises(
         ValueError,
-        match=r"'papper' is no file and none of uniform, paper, measured, quickstart, auto; expected one of",
+        match=r"'papper' is no file and none of uniform, half, paper, measured, quickstart, auto; expected one of",
     ):
         parse_ratios("papper")
     with pytest.raises(ValueError, match="ratios: 'emb=four': could not convert string to float"):

@@ -10,7 +10,7 @@ from support import tiny_models
 from support.nano import NanoGPT
 
 BASE = 1e-3
-RATIOS = {"norm": 1, "vo": 4, "ffn": 6, "qk": 8, "emb": 10}
+RATIOS = {"norm": 6, "vo": 0.7, "ffn": 1, "qk": 2, "emb": 4}
 
 
 gpt2 = partial(tiny_models.gpt2, n_layer=1, split=True)

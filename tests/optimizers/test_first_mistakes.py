@@ -69,17 +69,17 @@ def test_a_fused_weight_under_a_name_is_refused_as_under_its_mapping():
 @pytest.mark.parametrize(
     ("ratios", "says"),
     [
-        ("papper", ["'papper'", '"uniform", "paper", "measured"', 'such as {"emb": 10']),
-        ("", ["''", '"paper"']),
+        ("papper", ["'papper'", '"uniform", "half", "paper", "measured"', 'such as {"emb": 4']),
+        ("", ["''", '"half"']),
         ("emb=4,vo=0.5", ["expected a mapping here", '{"emb": 4, "vo": 0.5}']),
         (
             "sharpness.json",
             ["the name of a file", "SharpnessReport.from_json('sharpness.json')", "json.load"],
         ),
         ("auto", ["BlockwiseTrainer", "AutoRatios(optimizer, schedule, AutoRule())"]),
-        (None, ["ratios is None", '"paper"']),
-        (10, ["ratios is 10", '{"emb": 10']),
-        ([1, 4, 6], ["ratios is a list", '{"emb": 10']),
+        (None, ["ratios is None", '"half"']),
+        (10, ["ratios is 10", '{"emb": 4']),
+        ([1, 4, 6], ["ratios is a list", '{"emb": 4']),
     ],
 )
 @pytest.mark.parametrize("take", [resolve_ratios, lambda r: param_groups(llama(), 1e-3, r)])
@@ -183,7 +183,7 @@ def test_a_learning_rate_that_is_no_number_says_what_to_write(lr, says):
 
 @pytest.mark.parametrize("lr", [1, np.float32(0.5), np.float64(0.5), np.int64(1)])
 def test_numbers_of_any_kind_are_learning_rates(lr):
-    assert by_block(param_groups(llama(), lr))["norm"] == float(lr)
+    assert by_block(param_groups(llama(), lr))["ffn"] == float(lr)
 
 
 @pytest.mark.parametrize(

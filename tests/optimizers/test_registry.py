@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from blockwise_lr import PAPER_RATIOS, Block
+from blockwise_lr import DEFAULT_RATIOS, Block
 from blockwise_lr.optimizers.registry import OPTIMIZERS, build_optimizer, optimizer_class, optimizer_entry
 from support.cases import llama
 
@@ -34,7 +34,7 @@ def test_an_optimizer_has_its_own_defaults_and_takes_others() -> None:
     own = build_optimizer("lion", model, 1e-4)
     assert {(g["betas"], g["weight_decay"]) for g in own.param_groups} == {((0.95, 0.98), 1.0)}
     assert {g["block"]: g["lr"] for g in own.param_groups} == {
-        group["block"]: pytest.approx(PAPER_RATIOS.get(Block(group["block"]), 1) * 1e-4)
+        group["block"]: pytest.approx(DEFAULT_RATIOS.get(Block(group["block"]), 1) * 1e-4)
         for group in own.param_groups
     }
     given = build_optimizer("lion", model, 1e-4, {}, weight_decay=0.3, betas=(0.9, 0.99), no_decay=["norm"])

@@ -66,7 +66,9 @@ def inspect_model(
         fused = {name: whole.assignment(name) for name in whole if whole[name] is Block.QKV}
         known = all(entry.slices is not None for entry in fused.values())
         blocks = classify(split_fused(model), overrides) if known else whole
-        start = StartingScales.of(set(blocks.values()), rms_by_block(rms, whole), ratios, relative_to_init=relative_to_init)
+        start = StartingScales.of(
+            set(blocks.values()), rms_by_block(rms, whole), ratios, relative_to_init=relative_to_init
+        )
     except ValueError as error:
         raise UserError(str(error)) from None
     console = console or Console()

@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> None:
     # The arms and --seeds set these three for every run, so a common value would have no effect.
     for flag, given, default_value, instead in (
         ("--seed", parsed.config.seed, preset.seed, "--seeds 0 1 2"),
-        ("--ratios", parsed.config.optim.ratios, preset.optim.ratios, "--arms adamw:uniform adamw:paper"),
+        ("--ratios", parsed.config.optim.ratios, preset.optim.ratios, "--arms adamw:uniform adamw:half"),
         (
             "--optimizer",
             parsed.config.optim.optimizer,

@@ -24,7 +24,7 @@ class InspectCommand:
     """Also list every parameter with the reason for its block."""
     json: bool = False
     """Print JSON instead of a table."""
-    ratios: str = "paper"
+    ratios: str = "half"
     """Learning-rate ratios to show for the blocks, as for train."""
     relative_to: Literal["lr", "init"] = "lr"
     """What the ratios relate to, as for train. "init": the learning rate over the block's initial scale."""

@@ -28,9 +28,9 @@ class Arm:
 
     @classmethod
     def parse(cls, text: str) -> Arm:
-        """Parse an arm such as "adamw:paper" or "name=adamw:paper".
+        """Parse an arm such as "adamw:half" or "name=adamw:half".
 
-        The import path of an optimizer may contain a colon itself: "torch.optim:RAdam:paper".
+        The import path of an optimizer may contain a colon itself: "torch.optim:RAdam:half".
 
         Args:
             text: OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS. Without NAME, the whole text is the name.
@@ -39,8 +39,8 @@ class Arm:
             UserError: the text does not have this form, or the name is empty or has unprintable characters.
 
         Example:
-            >>> Arm.parse("blockwise=adamw:paper")
-            Arm(name='blockwise', optimizer='adamw', ratios='paper')
+            >>> Arm.parse("blockwise=adamw:half")
+            Arm(name='blockwise', optimizer='adamw', ratios='half')
         """
         head, colon, ratios = text.partition(":")
         name, equals, optimizer = head.rpartition("=")
@@ -52,7 +52,7 @@ class Arm:
         if not (colon and arm.name and arm.optimizer and arm.ratios) or not arm.name.isprintable():
             raise UserError(
                 f"cannot read the arm {text!r}: expected OPTIMIZER:RATIOS or NAME=OPTIMIZER:RATIOS, "
-                f"such as adamw:paper or blockwise=adamw:paper"
+                f"such as adamw:half or blockwise=adamw:half"
             )
         return arm
 

@@ -193,7 +193,7 @@ def run_folder(config: TrainConfig) -> str:
 
     Example:
         >>> run_folder(TrainConfig())[:-8]
-        'adamw-paper-400steps-lr0.0006-seed0-'
+        'adamw-half-400steps-lr0.0006-seed0-'
     """
     optim = config.optim
     what = f"{optim.optimizer}-{optim.ratios}-{config.steps}steps-lr{optim.base_lr:g}-seed{config.seed}"
@@ -206,7 +206,7 @@ def _check_values(plan: Plan) -> None:
     if len(plan.arms) < 2:
         raise UserError(
             f"a comparison needs a baseline and at least one other arm; got {len(plan.arms)}: "
-            f"add one to --arms, such as adamw:paper"
+            f"add one to --arms, such as adamw:half"
         )
     if plan.base.steps < 2:
         raise UserError(f"a comparison needs at least 2 steps; got {plan.base.steps}: raise --steps")

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from blockwise_lr.arguments import check_model, check_number, check_options
 from blockwise_lr.integrations.scales_at_start import Blocks, ScalesAtStart, resolve_blocks
 from blockwise_lr.integrations.trainable import FirstStepCheck
-from blockwise_lr.optim import PAPER_RATIOS, Ratios, param_groups
+from blockwise_lr.optim import DEFAULT_RATIOS, Ratios, param_groups
 from blockwise_lr.optim.decay import (
     WEIGHT_DECAY,
     Decay,
@@ -101,7 +101,7 @@ def blockwise_optimizer(
     model: nn.Module,
     *,
     lr: float,
-    ratios: Ratios = PAPER_RATIOS,
+    ratios: Ratios = DEFAULT_RATIOS,
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
     decay: Decay = "coupled",
@@ -117,6 +117,9 @@ def blockwise_optimizer(
 
     Trainer's own schedulers scale the peaks of all blocks by one factor, so the ratios stay constant to the end. The
     paper's schedule, in which all blocks decay to one floor, needs ``BlockwiseTrainer``.
+
+    The plain Trainer logs the learning rate of the first group only, as ``learning_rate``. That is NORM's: by default
+    6 times the base learning rate. ``BlockwiseTrainer`` logs the base learning rate and that of every block.
 
     Args:
         model: the model that is passed to Trainer; call ``split_fused(model)`` before training.

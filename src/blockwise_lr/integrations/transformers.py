@@ -28,7 +28,7 @@ from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
 from blockwise_lr.integrations.trainer_schedules import ScheduleName
 from blockwise_lr.integrations.trainer_settings import LearningRateRecord, TrainerSettings
-from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios
+from blockwise_lr.optim import DEFAULT_RATIOS, BlockwiseSchedule, Ratios
 from blockwise_lr.optim.clipping import MaxNorm
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay
@@ -50,9 +50,10 @@ class BlockwiseTrainer(Trainer):
     :class:`SharpnessCallback` among the callbacks are logged as well.
 
     Args:
-        ratios: learning-rate ratio by block, or one of the names "paper", "measured", "uniform" and "auto". With an
-            :class:`blockwise_lr.AutoRule` ("auto"), the run determines the ratios itself; see :attr:`auto`.
-            Default: the paper's ratios.
+        ratios: learning-rate ratio by block, or one of the names "half", "measured", "paper", "uniform" and "auto".
+            With an :class:`blockwise_lr.AutoRule` ("auto"), the run determines the ratios itself; see :attr:`auto`.
+            Default: "half", which is :data:`blockwise_lr.DEFAULT_RATIOS`. It takes a tuned uniform learning rate as
+            ``learning_rate``.
         schedule: "cosine" or "wsd" for this library's schedules (:func:`blockwise_lr.cosine_schedule`,
             :func:`blockwise_lr.wsd_schedule`), or "trainer" for the schedule that ``args.lr_scheduler_type`` and
             ``args.lr_scheduler_kwargs`` select. With "trainer", every block gets its ratio times the learning rate of
@@ -105,7 +106,7 @@ class BlockwiseTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        ratios: Ratios = PAPER_RATIOS,
+        ratios: Ratios = DEFAULT_RATIOS,
         schedule: ScheduleName | None = None,
         floor: float | None = None,
         floor_mode: FloorMode = "shared",

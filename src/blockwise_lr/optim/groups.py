@@ -24,16 +24,16 @@ from blockwise_lr.optim.decay import (
 from blockwise_lr.optim.initial_scales import RelativeTo, resolve_relative_to, scale_factor
 from blockwise_lr.optim.known_structures import remember_structures
 from blockwise_lr.optim.overwritten_lrs import watch_next_optimizer
-from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios, given_ratios, resolve_ratios
+from blockwise_lr.optim.ratios import DEFAULT_RATIOS, Ratios, given_ratios, resolve_ratios
 
-# NORM comes first because many trainers log only the learning rate of group 0, and the paper's ratio of NORM is 1.
+# NORM stays first: optimizers load saved groups by position. A trainer that logs only the rate of group 0 logs NORM's.
 _ORDER = (Block.NORM, *(block for block in Block if block is not Block.NORM))
 
 
 def param_groups(
     model: nn.Module,
     lr: float,
-    ratios: Ratios = PAPER_RATIOS,
+    ratios: Ratios = DEFAULT_RATIOS,
     *,
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
@@ -47,11 +47,12 @@ def param_groups(
 
     Args:
         model: the model. If it has fused QKV weights, call ``split_fused(model)`` first.
-        lr: base learning rate eta_base, which is the peak of a block whose ratio is 1.
+        lr: base learning rate eta_base, which is the peak of a block whose ratio is 1. With the default ratios, give
+            the learning rate that you tuned for one rate for all parameters.
         ratios: the ratio r(b) of each block. One of:
 
             - a mapping from Block, or its string, to a number; blocks that it does not name have ratio 1;
-            - a name: "paper" (the default), "measured" or "uniform";
+            - a name: "half" (:data:`DEFAULT_RATIOS`, the default), "measured", "paper" or "uniform";
             - a SharpnessReport, a DirectionalReport or a list of DirectionalReports, whose ``ratios()`` are used.
         weight_decay: decoupled weight decay in the meaning of torch's AdamW: a step shrinks a weight by
             ``lr * weight_decay``. One of:
@@ -83,6 +84,7 @@ def param_groups(
 
     Returns:
         Group dicts for ``torch.optim.AdamW`` and other optimizers. The NORM group comes first and no group is empty.
+        A trainer that logs the learning rate of group 0 only therefore logs NORM's, which is 6 * lr by default.
         Each has ``params``, ``lr`` and ``initial_lr`` (both ratio * base), ``weight_decay``, ``block`` (a plain str),
         ``lr_ratio``, ``decay`` and ``names`` (the parameters' names, in the order of ``params``). With `relative_to`,
         ``lr_ratio`` includes the factor, and the groups also have ``init_scale`` (the factor) and ``init_rms`` (the
@@ -98,7 +100,7 @@ def param_groups(
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
         >>> [(g["block"], g["lr"]) for g in param_groups(model, lr=1e-3)]
-        [('norm', 0.001), ('emb', 0.01)]
+        [('norm', 0.006), ('emb', 0.004)]
         >>> [g["weight_decay"] for g in param_groups(model, lr=1e-3, weight_decay={"norm": 0})]
         [0.0, 0.1]
         >>> _ = nn.init.normal_(model["wte"].weight, std=1.0)

@@ -45,6 +45,12 @@ MEASURED_RATIOS: Mapping[Block, float] = MappingProxyType(
 two. The matrices have the same order as in the paper: EMB > QK > FFN > VO. NORM and HEAD have higher ratios than in the
 paper. The base learning rate is that of FFN."""
 
+DEFAULT_RATIOS: Mapping[Block, float] = MappingProxyType(
+    {Block.EMB: 4.0, Block.QK: 2.0, Block.FFN: 1.0, Block.VO: 0.7, Block.NORM: 6.0, Block.HEAD: 4.0}
+)
+"""The ratios that are used if none are given, also known as "half". They are MEASURED_RATIOS to the power 1/2, rounded,
+so half way to uniform on a logarithmic scale. The base learning rate is that of FFN: a tuned uniform learning rate."""
+
 
 def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
     """Return the ratio of every block; blocks that `ratios` does not name have ratio 1.
@@ -53,7 +59,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
         ratios: the learning-rate ratio of each block. One of:
 
             - a mapping from Block, or its string such as "qk", to a number;
-            - a key of :data:`NAMED_RATIOS`: "paper", "measured", "uniform" or "quickstart";
+            - a key of :data:`NAMED_RATIOS`: "half", "measured", "paper", "uniform" or "quickstart";
             - an object with a ``ratios()`` method: SharpnessReport, DirectionalReport or AutoRule;
             - a sequence of DirectionalReports measured during one run.
 
@@ -77,6 +83,7 @@ def resolve_ratios(ratios: Ratios) -> dict[Block, float]:
 NAMED_RATIOS: Mapping[str, Mapping[Block, float]] = MappingProxyType(
     {
         "uniform": UNIFORM_RATIOS,
+        "half": DEFAULT_RATIOS,
         "paper": PAPER_RATIOS,
         "measured": MEASURED_RATIOS,
         "quickstart": QUICKSTART_RATIOS,
@@ -120,7 +127,7 @@ def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, fl
 
 
 _EXPECTED = (
-    'expected a name such as "paper", a mapping such as {"emb": 10, "qk": 8}, or a report of a measurement'
+    'expected a name such as "half", a mapping such as {"emb": 4, "qk": 2}, or a report of a measurement'
 )
 
 

@@ -15,7 +15,9 @@ from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Assignment
 
 _SAMPLES = 4001
-_SMALL_PART = 0.05  # a view with a smaller share of the elements, such as a padding row, does not change the scale
+_SMALL_PART = (
+    0.05  # a view with a smaller share of the elements, such as a padding row, does not change the scale
+)
 # Operations that act on every element alone, so that they can be applied to a sample of the elements.
 _ELEMENTWISE = frozenset(
     f"{name}{in_place}"
@@ -62,7 +64,9 @@ class RecordedInitializers(TorchDispatchMode):
         """Yield the initializers that torch skips on the meta device, so that __torch_dispatch__ never sees them."""
         replacements = {"orthogonal_": self._orthogonal, "sparse_": self._sparse}
         owners = [vars(nn.init)]
-        if (hub := sys.modules.get("transformers.initialization")) is not None:  # it holds functions of its own
+        if (
+            hub := sys.modules.get("transformers.initialization")
+        ) is not None:  # it holds functions of its own
             owners.append(hub.TORCH_INIT_FUNCTIONS)
         yield from ((owner, name, own) for owner in owners for name, own in replacements.items())
         if hasattr(nn.init, "_no_grad_trunc_normal_"):  # trunc_normal_ calls it
@@ -71,7 +75,9 @@ class RecordedInitializers(TorchDispatchMode):
     def _truncated(
         self, tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None
     ) -> Tensor:
-        low, high = (torch.special.ndtr(torch.tensor((x - mean) / std, device="cpu")).double() for x in (a, b))
+        low, high = (
+            torch.special.ndtr(torch.tensor((x - mean) / std, device="cpu")).double() for x in (a, b)
+        )
         self._samples[_key(tensor)] = mean + std * torch.special.ndtri(low + (high - low) * _quantiles())
         return tensor
 

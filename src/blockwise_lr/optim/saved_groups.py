@@ -14,6 +14,7 @@ from typing import Any, Literal
 from torch.optim import Optimizer
 
 from blockwise_lr.blocks import canonical_name
+from blockwise_lr.optim.ratios import NAMED_RATIOS
 
 OnChange = Literal["error", "use_new"]
 Group = Mapping[str, Any]
@@ -104,8 +105,8 @@ def reconcile(
     others = list(dict.fromkeys(_other_differences(saved, groups, ratios_moved)))
     if differences and on_change == "error":
         raise ValueError(
-            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were, "
-            'or go on with the new ones by on_change="use_new"'
+            f"the saved optimizer has other settings: {join_differences(differences)}; make the groups as they were"
+            f'{_named_ratios(saved, groups)}, or go on with the new ones by on_change="use_new"'
         )
     if on_change == "use_new" and (differences or others):
         note(f"the optimizer goes on with new settings: {join_differences(differences + others)}")
@@ -129,6 +130,17 @@ def _at_saved_scale(old: Group, new: Group) -> Group:
     multiplied = {key: new[key] * change for key in ("lr", "initial_lr", "lr_ratio") if key in new}
     divided = {key: new[key] / change for key in ("weight_decay", "peak_weight_decay") if key in new}
     return {**new, **multiplied, **divided, **{key: old[key] for key in _SCALE_KEYS if key in old}}
+
+
+def _named_ratios(saved: Sequence[Group], groups: Sequence[Group]) -> str:
+    """Spell the saved ratios as an argument if they differ and have a name, such as an earlier version's default."""
+    if all(math.isclose(_ratio(old), _ratio(new), rel_tol=_PRECISION) for old, new in zip(saved, groups)):
+        return ""
+    for name, known in NAMED_RATIOS.items():
+        ratios = {block.value: ratio for block, ratio in known.items()}
+        if all(math.isclose(ratios.get(_block(group), 1.0), _ratio(group)) for group in saved):
+            return f' (ratios="{name}")'
+    return ""
 
 
 def has_moving_ratios(groups: Sequence[Group]) -> bool:

@@ -14,7 +14,7 @@ from blockwise_lr.blocks import BlockMap
 from blockwise_lr.optim.decay import NoDecay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.initial_scales import RelativeTo
-from blockwise_lr.optim.ratios import PAPER_RATIOS, Ratios
+from blockwise_lr.optim.ratios import DEFAULT_RATIOS, Ratios
 from blockwise_lr.optimizers.optimizer_entries import OPTIMIZERS, OptimizerEntry, optimizer_entry
 
 __all__ = [
@@ -68,7 +68,7 @@ def build_optimizer(
     name: str,
     model: nn.Module,
     lr: float,
-    ratios: Ratios = PAPER_RATIOS,
+    ratios: Ratios = DEFAULT_RATIOS,
     *,
     weight_decay: float | None = None,
     no_decay: NoDecay = (),
@@ -99,7 +99,7 @@ def build_optimizer(
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
         >>> [(g["block"], g["lr"]) for g in build_optimizer("adafactor", model, 1e-2).param_groups]
-        [('norm', 0.01), ('emb', 0.1)]
+        [('norm', 0.06), ('emb', 0.04)]
     """
     check_model(model, "build_optimizer")
     check_options(options, "build_optimizer")

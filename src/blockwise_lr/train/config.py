@@ -47,11 +47,11 @@ class OptimConfig:
     """Name of the optimizer (adamw, nadamw, adafactor, sgd, muon, adam-mini, lion, soap, ademamix, adan). For any
     other optimizer, its import path as module:Class, such as torch.optim:RAdam."""
     base_lr: float = 6e-4
-    """Base learning rate: the peak learning rate of a block whose ratio is 1. With --ratios measured or auto, use about
-    a quarter of a tuned uniform learning rate."""
-    ratios: str = "paper"
-    """Learning-rate ratio of each block: a name ("uniform", "paper", "quickstart", or "measured" from runs of a small
-    model); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
+    """Base learning rate: the peak learning rate of a block whose ratio is 1. With --ratios half, use a tuned uniform
+    learning rate; with --ratios measured or auto, about a quarter of it."""
+    ratios: str = "half"
+    """Learning-rate ratio of each block: a name ("half"; "measured", for short runs; "paper", to reproduce the paper;
+    "uniform"; "quickstart"); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
     which starts from the measured ratios and adjusts them in the first part of the run."""
     relative_to: Literal["lr", "init"] = "lr"
     """What the ratios relate to. "lr": the learning rate of each block. "init": that learning rate over the block's

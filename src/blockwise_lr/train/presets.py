@@ -174,7 +174,7 @@ _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
 
 def arms_of(preset: str) -> tuple[str, ...]:
     """Return the arms that `compare` runs for a preset by default, the baseline first."""
-    return _ARMS.get(preset, ("adamw:uniform", "adamw:paper"))
+    return _ARMS.get(preset, ("adamw:uniform", "adamw:half"))
 
 
 def tuned_settings(config: TrainConfig) -> Mapping[str, Setting] | None:

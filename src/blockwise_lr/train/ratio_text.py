@@ -18,7 +18,7 @@ from blockwise_lr.sharpness import SharpnessReport
 
 
 def parse_ratios(text: str) -> dict[Block, float]:
-    """Parse ratios from a name ("paper"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
+    """Parse ratios from a name ("half"), from ``block=ratio`` pairs ("emb=4,vo=0.5"), or from a JSON file.
 
     Args:
         text: a name, pairs, or the path of a file. For "auto", the result is the ratios that a run starts with;
@@ -45,11 +45,11 @@ def parse_ratios(text: str) -> dict[Block, float]:
             values = json.loads(Path(text).read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError, OSError) as error:
             raise ValueError(
-                f'ratios: {text} is not JSON ({error}); expected {{"emb": 10, "qk": 8, ...}}'
+                f'ratios: {text} is not JSON ({error}); expected {{"emb": 4, "qk": 2, ...}}'
             ) from None
         if not isinstance(values, dict):
             raise ValueError(
-                f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 10, "qk": 8, ...}}'
+                f'ratios: {text} holds {type(values).__name__}; expected {{"emb": 4, "qk": 2, ...}}'
             )
         measured = "estimator" in values or values.get("kind") == DIRECTIONAL
         return _from_report(text, values) if measured else _named(values)

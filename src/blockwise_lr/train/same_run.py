@@ -140,14 +140,21 @@ def _check_same(config: TrainConfig, out: Path) -> TrainConfig | None:
         return None
     before = read_run_config(out)
     there, here = identity(before), identity(config)
-    for name in {**here, **there}:
-        if name != "steps" and there.get(name) != here.get(name):
-            raise UserError(
-                f"{out} holds a run of another configuration "
-                f"({name} is {there.get(name)!r} there and {here.get(name)!r} here): "
-                f"choose another --out, or run it as it was"
-            )
+    differing = [name for name in {**here, **there} if name != "steps" and there.get(name) != here.get(name)]
+    if differing:
+        each = "; ".join(
+            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing
+        )
+        # These two have other defaults than in earlier versions, so the same command may differ in them.
+        flags = [f"--{flag} {there[name]}" for name, flag in _CHANGED_DEFAULTS.items() if name in differing]
+        raise UserError(
+            f"{out} holds a run of another configuration ({each}): choose another --out, or run it as it was"
+            f"{', with ' if flags else ''}{' '.join(flags)}"
+        )
     return before
+
+
+_CHANGED_DEFAULTS = {"optim.ratios": "ratios", "optim.base_lr": "base-lr"}
 
 
 def _check_steps(config: TrainConfig, before: TrainConfig, out: Path, result: dict[str, Any] | None) -> None:

@@ -1,0 +1,110 @@
+"""Tune the default ratios on the quickstart as the study of the ratio rules tuned the others.
+
+    python studies/2026-11-default-ratios/tune_default.py --out runs/default-ratios
+    python studies/2026-11-default-ratios/tune_default.py --table
+
+The grid is that of the ratio rules: GRID times WARMUPS at seed 0, then a factor of sqrt 2 to either side of the best, by
+the tune loss. `uniform`, `measured` and `paper` are trained at the settings that were tuned for them there, because
+these runs are in fp32 and the earlier ones in bf16.
+
+One process trains one run after another and adds each to data/runs.json. It continues where it was cut off. --table
+prints the results, and what is still to be trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.presets import get_preset
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from kept_runs import run, tune_loss
+from model_settings import GRID, WARMUPS
+
+DATA = Path(__file__).parent / "data" / "runs.json"
+
+
+@dataclass(frozen=True)
+class Point:
+    """The ratios of a run, by name, and what is tuned for them."""
+
+    ratios: str
+    base_lr: float
+    warmup: float
+
+
+UNIFORM = Point("uniform", 5.66e-3, 0.6)
+MEASURED = Point("measured", 2e-3, 0.15)
+PAPER = Point("paper", 2e-3, 0.6)
+UNCHANGED = replace(UNIFORM, ratios="half")
+"""The default ratios at uniform's own rate and warm-up: what a user gets who changes nothing else."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/default-ratios"))
+    parser.add_argument("--table", action="store_true", help="show the results and train nothing")
+    arguments = parser.parse_args()
+    runs = load()
+    if arguments.table:
+        print(table(runs))
+        print(*(f"to be trained: {point}" for point in missing(runs)), sep="\n")
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    while points := missing(runs):
+        found = run(arguments.out, config_of(points[0]), asdict(points[0]))
+        about = describe_environment("cpu")
+        runs.append({**found, "date": about["date"]})
+        write_json_atomic(DATA, {**about, "command": " ".join(sys.argv), "runs": runs})
+
+
+def load() -> list[dict[str, Any]]:
+    """Read the runs that have ended."""
+    return list(json.loads(DATA.read_text())["runs"]) if DATA.exists() else []
+
+
+def config_of(point: Point) -> TrainConfig:
+    """The quickstart at a point, evaluated at its end only."""
+    preset = replace(get_preset("quickstart"), device="cpu", precision="fp32", report_to="none")
+    optim = replace(
+        preset.optim, ratios=point.ratios, base_lr=point.base_lr, warmup_fraction=point.warmup
+    )
+    return replace(preset, save_every=0, eval_every=0, optim=optim)
+
+
+def missing(runs: list[dict[str, Any]]) -> list[Point]:
+    """Return what is still to be trained, the most telling first."""
+    near = (4e-3, 2e-3)
+    grid = [Point("half", lr, warmup) for lr in near for warmup in reversed(WARMUPS)]
+    grid += [Point("half", lr, warmup) for lr in GRID if lr not in near for warmup in reversed(WARMUPS)]
+    wanted = [grid[0], UNCHANGED, UNIFORM, *grid[1:]]
+    done = {Point(**each["point"]): tune_loss(each) for each in runs}
+    if all(point in done for point in grid):
+        best = min(grid, key=done.__getitem__)
+        wanted += [replace(best, base_lr=float(f"{best.base_lr * by:.3g}")) for by in (2**-0.5, 2**0.5)]
+    return [point for point in (*wanted, MEASURED, PAPER) if point not in done]
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Return the runs as a table, the best of each ratios first."""
+    lines = ["| ratios | base LR | warm-up | tune loss | val loss |", "| --- | --- | --- | --- | --- |"]
+    for each in sorted(runs, key=lambda one: (one["point"]["ratios"], tune_loss(one))):
+        point = Point(**each["point"])
+        losses = [f"{each[key]:.3f}" if each[key] is not None else "diverged" for key in ("tune_loss", "val_loss")]
+        lines.append(f"| `{point.ratios}` | {point.base_lr:g} | {point.warmup:.0%} | {' | '.join(losses)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
