@@ -34,8 +34,8 @@ from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.run_sharpness import measure_batches
 
-STUDY = Path(__file__).parent
-sys.path += [str(STUDY), str(STUDY.parent / "2026-11-horizon"), str(STUDY.parent / "_support")]
+sys.path.append(str(Path(__file__).parents[1] / "2026-11-horizon"))
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import RULES, SHAPES, Arm
 from joint_rule import joint_ratios
@@ -44,6 +44,7 @@ from plan import Results, three_digits
 from run import load, tokens
 from stacked import Stack, Text
 
+STUDY = Path(__file__).parent
 STEPS, POINTS, MOST_RATES = 300, 20, 6
 WARMUPS = (0.15, 0.4)
 MEASURED_AT = {"llama-600k": 2e-3, "llama-2m": 1.4e-3, "tiny": 2e-3}

@@ -75,7 +75,7 @@ def test_within_the_bounds_the_minimum_is_the_solution_and_moves_with_the_signal
     found = bounded_minimum(matrix, signal, 0.1, 20.0)
     assert matrix @ found == pytest.approx(signal)
     step = 1e-6
-    moved = bounded_minimum(matrix, signal + [step, 0], 0.1, 20.0)
+    moved = bounded_minimum(matrix, signal + np.array([step, 0]), 0.1, 20.0)
     assert log_errors(matrix, found, [1.0, 0.0], 0.1, 20.0)[:, 0] == pytest.approx(
         np.log(moved / found) / step, rel=1e-4
     )

@@ -91,13 +91,15 @@ class RunRatios(MeasuredRatios):
         }
 
 
-def ratios_along(reports: Sequence[DirectionalReport], low: float, high: float) -> RunRatios:
+def ratios_along(
+    reports: Sequence[DirectionalReport], low: float, high: float, *, damping: float = DAMPING
+) -> RunRatios:
     r"""Return the ratio of each block relative to the anchor, drawn towards `measured` by its standard error.
 
     At each report t, the factors f_t by which the learning rates should change minimise the quadratic model of the
     loss, in units of the steps that were taken:
 
-        f_t = argmin  f' (C_t + DAMPING diag C_t) f / 2 - s_t' f,    low <= f <= high
+        f_t = argmin  f' (C_t + damping diag C_t) f / 2 - s_t' f,    low <= f <= high
         l_t(b) = log(r_t(b) f_t(b)) - log(r_t(FFN) f_t(FFN)),        r_t: the ratio during the measurement
 
     The model of the loss holds for short steps. The damping and the bounds keep the rates there. All rates stay above
@@ -114,6 +116,7 @@ def ratios_along(reports: Sequence[DirectionalReport], low: float, high: float) 
     Args:
         reports: measured during one run. Reports at learning rate 0 carry no information and are left out.
         low, high: bounds of one measured change.
+        damping: see the formula; 0 is the quadratic model as it was measured.
 
     Raises:
         ValueError: no report has a learning rate above 0.
@@ -126,7 +129,9 @@ def ratios_along(reports: Sequence[DirectionalReport], low: float, high: float) 
         )
     sizes = {block: slope.numel for report in moving for block, slope in report.items()}
     anchor = Block.FFN if Block.FFN in sizes else max(sizes, key=sizes.__getitem__)
-    moments = [moment for report in moving if anchor in (moment := _moment(report, anchor, low, high))]
+    moments = [
+        moment for report in moving if anchor in (moment := _moment(report, anchor, low, high, damping))
+    ]
     prior = {block: MEASURED_RATIOS.get(block, 1.0) / MEASURED_RATIOS.get(anchor, 1.0) for block in sizes}
     ratios: dict[Block, float] = {}
     alone, errors, stderr = dict[Block, float](), dict[Block, float](), dict[Block, float]()
@@ -152,7 +157,7 @@ def ratios_along(reports: Sequence[DirectionalReport], low: float, high: float) 
 
 
 def _moment(
-    report: DirectionalReport, anchor: Block, low: float, high: float
+    report: DirectionalReport, anchor: Block, low: float, high: float, damping: float
 ) -> dict[Block, tuple[float, float]]:
     """Return, of each block, the log ratio relative to the anchor at one report and its error from the batches.
 
@@ -166,7 +171,7 @@ def _moment(
     curvature = np.asarray(report.matrix, dtype=float)[np.ix_(kept, kept)] * np.outer(lr, lr)
     if anchor not in blocks or not (np.isfinite(signal).all() and np.isfinite(curvature).all()):
         return {}
-    damped = curvature + DAMPING * np.diag(np.diagonal(curvature))
+    damped = curvature + damping * np.diag(np.diagonal(curvature))
     factors = bounded_minimum(damped, signal, low, high)
     logs = np.log(factors * [slope.ratio for slope in slopes])
     noise = np.nan_to_num(lr * np.array([slope.signal_stderr for slope in slopes]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-
 FARTHEST = 20.0
 """The largest change of a learning rate for which the local quadratic model is believed."""
 
