@@ -18,6 +18,7 @@ import datetime
 import hashlib
 import json
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,10 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.presets import get_preset
 from blockwise_lr.train.ratio_text import parse_ratios
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from joint_rule import joint_ratios
 
 FIRST_LR = 6e-4
 OPTIMIZER = "AdamW 0.9 0.95 eps 1e-8, decay 0.1 coupled, clip 1.0, bf16 autocast on a GPU, cosine to base/20, one floor"
@@ -214,7 +219,7 @@ class Study:
         reports = self.results.values.get("directional")
         if not reports:
             raise SystemExit('"own" needs a measurement: add --measure uniform:6e-4:0.15:240')
-        return DirectionalReport.ratios_of_run([DirectionalReport.from_dict(one) for one in reports])
+        return joint_ratios([DirectionalReport.from_dict(one) for one in reports])[0]
 
     def _time_a_step(self) -> None:
         """Compile, then time ten steps and the evaluations at the end of a run."""

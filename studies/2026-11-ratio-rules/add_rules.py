@@ -36,11 +36,11 @@ from blockwise_lr.compare.speedup import UNDEFINED, decayed_speedup, paper_speed
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.environment import describe_environment
-from blockwise_lr.train.ratio_text import parse_ratios
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from compare_rules import DATA, arm, directional_along
+from joint_rule import joint_ratios_of
 from kept_runs import kept, name_of, run, tune_loss
 from model_settings import config_of, settings
 
@@ -95,7 +95,7 @@ def own(setting: str, study: dict[str, Any], out: Path) -> str:
 
 def spelled(directional: Path) -> str:
     """Return the mean ratios of a directional.json, spelled as --ratios takes them."""
-    return arm("", parse_ratios(str(directional))).partition(":")[2]
+    return arm("", joint_ratios_of(directional)).partition(":")[2]
 
 
 def one(

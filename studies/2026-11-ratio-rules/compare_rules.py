@@ -38,10 +38,10 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.sharpness import SharpnessReport
 from blockwise_lr.train.environment import describe_environment
-from blockwise_lr.train.ratio_text import parse_ratios
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
+from joint_rule import joint_ratios_of
 from kept_runs import kept, run
 from model_settings import GRID, SEEDS, WARMUPS, config_of, settings
 
@@ -121,10 +121,10 @@ def further_arms(arguments: argparse.Namespace, config: Path, out: Path) -> list
     """Return the arms that need what the comparison chose for uniform: --own, --ratios-of, --powers."""
     further = []
     if arguments.own:
-        further.append(arm("own", parse_ratios(str(along_uniform(config, out)))))
+        further.append(arm("own", joint_ratios_of(along_uniform(config, out))))
     for other in arguments.ratios_of:
         found = DATA / other / "directional.json"
-        further.append(arm(f"own of {other}", parse_ratios(str(found))))
+        further.append(arm(f"own of {other}", joint_ratios_of(found)))
     if arguments.powers:
         report = SharpnessReport.from_json(at_the_end_of_uniform(config, out))
         further += [arm(name, ratios_from_sharpness(report, POWERS[name])) for name in arguments.powers]

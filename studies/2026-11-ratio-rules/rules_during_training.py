@@ -30,7 +30,6 @@ from transformers import TrainerCallback
 from blockwise_lr.blocks import Block
 from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.directional import measure_directional
-from blockwise_lr.directional.run_ratios import log_ratios_along
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train import run as training
 from blockwise_lr.train.config import TrainConfig, config_from_dict
@@ -41,6 +40,7 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from cheaper_rules import LRS
 from compare_rules import DATA
+from joint_rule import joint_ratios
 from model_settings import config_of
 
 RULES = {"measured in the run, mean": 0.0, "measured in the run, greedy": 0.5}
@@ -63,7 +63,8 @@ class InRun(TrainerCallback):
         if state.global_step not in STEPS:
             return
         optimizer = getattr(kwargs["optimizer"], "optimizer", kwargs["optimizer"])
-        logs, _ = log_ratios_along([measure_directional(kwargs["model"], optimizer, self.batches)], LOW, HIGH)
+        report = measure_directional(kwargs["model"], optimizer, self.batches)
+        logs = {block: math.log(ratio) for block, ratio in joint_ratios([report], LOW, HIGH)[0].items()}
         self.seen.append(logs)
         for group in optimizer.param_groups:
             block, now = Block(group["block"]), math.log(group["lr_ratio"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from blockwise_lr.files import write_text_atomic
@@ -11,8 +11,8 @@ from blockwise_lr.files import write_text_atomic
 PAGES = ("README", "details")
 
 
-def write_pages(study: Path, tables: Mapping[str, str]) -> None:
-    """Write README.md and details.md of `study` from README.template.md and details.template.md beside them.
+def write_pages(study: Path, tables: Mapping[str, str], pages: Sequence[str] = PAGES) -> None:
+    """Write the pages of `study`, such as README.md, from templates beside them, such as README.template.md.
 
     Each ``{{name}}`` in a template is replaced by the table of that name. The templates hold the text that is written
     by hand; edit them, not the pages.
@@ -20,7 +20,7 @@ def write_pages(study: Path, tables: Mapping[str, str]) -> None:
     Raises:
         KeyError: a template names a table that is not in `tables`.
     """
-    for page in PAGES:
+    for page in pages:
         template = (study / f"{page}.template.md").read_text(encoding="utf-8")
         text = re.sub(r"\{\{(\w+)\}\}", lambda found: tables[found[1]], template)
         write_text_atomic(study / f"{page}.md", text)

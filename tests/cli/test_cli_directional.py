@@ -35,7 +35,7 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     assert "step 8, along" in out
     assert " 8 ┃" in out
     assert " 24 ┃" in out
-    assert "ratio: best for all together, in the mean over FFN's" in " ".join(out.split())
+    assert "in the mean over FFN's (*: not determined, measured's)" in " ".join(out.split())
     folder = run / "sharpness"
     report = DirectionalReport.from_json(folder / "directional.json")
     content = json.loads((folder / "directional.json").read_text())

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blockwise_lr import DirectionalReport
 from blockwise_lr.directional.directional_figure import plot_directional
 from support.processes import run_python
 
@@ -21,6 +20,7 @@ PAGE = (STUDY / "README.md").read_text(encoding="utf-8")
 @pytest.fixture(autouse=True)
 def _study_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(STUDY))
+    monkeypatch.syspath_prepend(str(STUDY.parent / "_support"))
 
 
 def test_the_page_shows_the_data() -> None:
@@ -36,9 +36,10 @@ def test_the_page_shows_the_data() -> None:
 
 def test_what_the_page_says_of_the_models_own_measurement() -> None:
     from draw import conditions, load, reports
+    from joint_rule import joint_ratios
 
     found = reports()
-    own = DirectionalReport.ratios_of_run(found)
+    own = joint_ratios(found)[0]
     assert {block.value: pytest.approx(ratio) for block, ratio in own.items()} == load("240-steps")[
         "own_ratios"
     ]

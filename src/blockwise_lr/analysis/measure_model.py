@@ -30,6 +30,7 @@ from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import TokenData, prepare_data
 from blockwise_lr.directional import DirectionalReport
 from blockwise_lr.directional.directional_figure import directional_run_table, shown_report
+from blockwise_lr.directional.ratio_display import ratio_lines
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.sharpness import SharpnessReport, measure_sharpness, plot
@@ -113,6 +114,11 @@ def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) 
         return [reports[-1].table()]
     along = [directional_run_table(slopes)] if len(slopes) > 1 else []
     return [shown_report(slopes).table(), *along]
+
+
+def lines_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) -> list[str]:
+    """Return the lines that the command prints below the tables: the ratios of directional reports."""
+    return ratio_lines([report for report in reports if isinstance(report, DirectionalReport)])
 
 
 def _batches(named: NamedModel, config: MeasureConfig, *, progress: bool) -> tuple[TokenData, list[Any]]:

@@ -17,6 +17,7 @@ from blockwise_lr.blocks import split_fused
 from blockwise_lr.directional.directional_figure import plot_directional
 from blockwise_lr.directional.directional_measurement import measure_directional
 from blockwise_lr.directional.directional_report import DirectionalReport
+from blockwise_lr.directional.ratio_display import run_ratios
 from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic
@@ -105,9 +106,10 @@ def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> O
 
 
 def write_directional(reports: Sequence[DirectionalReport], out: Path, about: dict[str, Any]) -> None:
-    """Write directional.json (the last report; the others under "earlier") and the figure."""
+    """Write directional.json (the last report; the others under "earlier"; the ratios) and the figure."""
     *earlier, last = reports
-    write_json_atomic(
-        out / RESULT, {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}
-    )
+    content = {**last.to_dict(), "about": about, "earlier": [each.to_dict() for each in earlier]}
+    if (ratios := run_ratios(reports)) is not None:
+        content["ratios"] = ratios.to_dict()
+    write_json_atomic(out / RESULT, content)
     plot_directional(reports, out / FIGURE)

@@ -37,11 +37,13 @@ def run(arguments: list[str]) -> None:
     needs("sharpness", "matplotlib")
     from rich.console import Console
 
-    from blockwise_lr.analysis.measure_model import measure_model, tables_of
+    from blockwise_lr.analysis.measure_model import lines_of, measure_model, tables_of
 
     end_startup()
     command = command_line("sharpness", arguments)
     reports, out = measure_model(parsed.model, parsed.config, parsed.out, command=command)
     for table in tables_of(reports):
         Console().print(table)
+    for line in lines_of(reports):
+        print(line)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")

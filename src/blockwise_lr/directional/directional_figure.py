@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.blocks import Block
-from blockwise_lr.directional.slope import Slope, short
+from blockwise_lr.directional.ratio_display import draw_ratios, ratio_cell, run_ratios
+from blockwise_lr.directional.slope import FARTHEST, Slope, short
 from blockwise_lr.drawing import block_colour, figure, log_ticks, save
 from blockwise_lr.extras import missing
 
@@ -80,10 +81,7 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
     from_rich = _rich()
     count = min(COLUMNS, len(reports))
     shown = [reports[round(i * (len(reports) - 1) / max(count - 1, 1))] for i in range(count)]
-    try:
-        ratios: Mapping[Block, float] = reports[0].ratios_of_run(reports)
-    except ValueError:  # every report was measured at learning rate 0
-        ratios = {}
+    ratios = run_ratios(reports)
     steps = ["" if report.step is None else f"{report.step:,}" for report in shown]
     columns = [from_rich.Column(name, justify="right", no_wrap=True) for name in (*steps, "ratio")]
     made: Table = from_rich.Table(
@@ -91,19 +89,21 @@ def directional_run_table(reports: Sequence[DirectionalReport]) -> Table:
         *columns,
         title="best rate while the others move / current rate, by step\n"
         "(-: raises the loss); ratio: best for all together,\n"
-        "in the mean over FFN's",
+        "in the mean over FFN's (*: not determined, measured's)",
         title_justify="left",
         title_style="italic",
     )
     for block in (block for block in Block if any(block in report for report in reports)):
         cells = [_factor(report[block]) if block in report else "" for report in shown]
-        made.add_row(block.value, *cells, short(ratios[block]) if block in ratios else "")
+        made.add_row(block.value, *cells, ratio_cell(ratios, block) if ratios else "")
     return made
 
 
 def _factor(slope: Slope) -> str:
     if not slope.lr:
         return "lr 0"
+    if slope.factor_beside > FARTHEST:
+        return f">x{short(FARTHEST)}"
     return f"x{short(slope.factor_beside)}" if slope.factor_beside > 0 else "-"
 
 
@@ -122,7 +122,8 @@ def _with_error(value: float, stderr: float) -> str:
 def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> Path:
     """Save a figure of the best learning rate of each block, divided by the current one, over training.
 
-    One panel has the best rate if all other blocks are fixed, and one that if they move at their current rates.
+    One panel has the best rate if all other blocks are fixed, and one that if they move at their current rates. For
+    several reports, a third one has the ratios that follow, with their intervals.
 
     Args:
         reports: reports of one run, earliest first; at least one.
@@ -137,9 +138,13 @@ def plot_directional(reports: Sequence[DirectionalReport], path: str | Path) -> 
     """
     if not reports:
         raise ValueError("no reports; expected one or more")
-    with figure((9.6, 4.4)) as made:
-        for axes, others_move in zip(made.subplots(1, 2, sharex=True, sharey=True), (False, True)):
+    ratios = run_ratios(reports) if len(reports) > 1 else None
+    with figure((9.6 if ratios is None else 14.0, 4.4)) as made:
+        panels = made.subplots(1, 2 if ratios is None else 3)
+        for axes, others_move in zip(panels, (False, True)):
             draw_directional(axes, reports, others_move=others_move)
+        if ratios is not None:
+            draw_ratios(panels[2], ratios)
         made.axes[1].set_ylabel("")
         made.axes[1].legend(ncols=2, fontsize=8)
         made.suptitle("▼: the update raises the loss at any learning rate", fontsize=9)

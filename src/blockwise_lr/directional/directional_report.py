@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from blockwise_lr.blocks import Block
 from blockwise_lr.directional.directional_values import FORMAT as FORMAT
 from blockwise_lr.directional.directional_values import KIND as KIND
 from blockwise_lr.directional.directional_values import read_values, report_values
-from blockwise_lr.directional.run_ratios import log_ratios_along
-from blockwise_lr.directional.slope import Slope, bounded
+from blockwise_lr.directional.run_ratios import RunRatios, ratios_along
+from blockwise_lr.directional.slope import Slope
 from blockwise_lr.directional.slope_averages import average_slopes
 from blockwise_lr.files import write_json_atomic
-from blockwise_lr.sharpness.measured_ratios import MeasuredRatios, check_bounds
+from blockwise_lr.sharpness.measured_ratios import check_bounds
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,40 +126,28 @@ class DirectionalReport(Mapping[Block, Slope]):
         signal = np.array([slope.signal for slope in self.blocks.values()])
         return dict(zip(self.blocks, map(float, _solve_scaled(np.asarray(self.matrix), signal))))
 
-    def ratios(self, low: float = 0.5, high: float = 20.0) -> MeasuredRatios:
-        """Return the ratios that this report suggests.
+    def ratios(self, low: float = 0.1, high: float = 20.0) -> RunRatios:
+        """Return the ratios that this report suggests, by the rule of :meth:`ratios_of_run`.
 
-            r(b) = r_now(b) * lr*_b / lr_b,    lr*_b: the best learning rate of block b while the others keep theirs
+        One report is one moment of a run, and determines no block. The ratios are those of `measured` then, and
+        `undetermined` says so. What the report itself says is in `alone`.
 
         Args:
-            low, high: bounds of lr*_b / lr_b. A block whose update raises the loss gets `low`.
+            low, high: bounds of one measured change.
 
         Raises:
             ValueError: a block was measured at learning rate 0, or not 0 < low <= high.
         """
-        check_bounds(low, high)
-        for block, slope in self.items():
-            if not slope.lr > 0:
-                raise ValueError(
-                    f"{block.value} was measured at learning rate {slope.lr:g}, from which no ratio follows: "
-                    "measure between the first warm-up step and the end of the schedule"
-                )
-        unclipped = {block: slope.ratio * slope.factor_beside for block, slope in self.items()}
-        ratios = {
-            block: slope.ratio * bounded(slope.factor_beside, low, high) for block, slope in self.items()
-        }
-        errors = {
-            block: slope.ratio * slope.best_lr_beside_stderr / slope.lr for block, slope in self.items()
-        }
-        return MeasuredRatios(ratios, unclipped, errors)
+        return self.ratios_of_run([self], low, high)
 
     @classmethod
     def ratios_of_run(
         cls, reports: Sequence[DirectionalReport], low: float = 0.1, high: float = 20.0
-    ) -> MeasuredRatios:
+    ) -> RunRatios:
         """Return the ratios that follow from several reports of one run, relative to the learning rate of FFN.
 
-        :func:`blockwise_lr.directional.run_ratios.log_ratios_along` gives the formula.
+        :func:`blockwise_lr.directional.run_ratios.ratios_along` gives the formula. A block that the reports do not
+        decide gets the ratio of `measured`; `undetermined` and `notes()` name it.
 
         Args:
             reports: measured during one run.
@@ -173,11 +160,7 @@ class DirectionalReport(Mapping[Block, Slope]):
         for each in reports:
             if not isinstance(each, DirectionalReport):
                 raise ValueError(f"ratios: expected DirectionalReports, got {each!r} among {len(reports)}")
-        logs, errors = log_ratios_along(reports, low, high)
-        ratios = {block: math.exp(log) for block, log in logs.items()}
-        return MeasuredRatios(
-            ratios, ratios, {block: ratios[block] * error for block, error in errors.items()}
-        )
+        return ratios_along(reports, low, high)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as values for JSON. Non-finite numbers become null."""

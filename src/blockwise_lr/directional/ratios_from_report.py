@@ -29,20 +29,16 @@ def ratios_from_sharpness(
     6 and 4. Whether such ratios help a model is another question, because average sharpness is not the curvature along
     an optimizer's update.
 
-    From one DirectionalReport, where r_now is the ratio at which the block was measured:
+    From DirectionalReports of one run:
 
-        r(b) = r_now(b) * lr*_b / lr_b,  within r_now(b) * [low, high];   low where the update raises the loss
+        log r(b) = w m(b) + (1 - w) log measured(b)
 
-    lr*_b is the best learning rate of block b while the other blocks keep theirs (``best_lr_beside``).
-
-    From several DirectionalReports of one run:
-
-        log r(b) = mean of log(f(b)) - log(f(FFN)),    f(b) = r_now(b) * (C^-1 s)_b / lr_b,  bounded as above
-
-    C^-1 s are the learning rates that lower the loss most when all blocks move together
-    (:func:`blockwise_lr.measure_directional` defines C and s). The geometric mean over reports is relative to FFN, so
-    the base learning rate is that of FFN. Of the three rules, only this one was found to help
-    (studies/2026-11-ratio-rules). Reports are most informative at a learning rate well below the best uniform one.
+    m(b) is the mean over reports of the log factor by which the learning rate of block b should change, relative to
+    FFN's. At each report the factors of all blocks together minimise the local model of the loss within [low, high].
+    w falls with the standard error of m, and is 0 where the reports know less than the prior, the ratios of `measured`
+    (:func:`blockwise_lr.directional.run_ratios.ratios_along` gives the formulas). The result names those blocks in
+    ``undetermined``. One report determines no block. The base learning rate is that of FFN. Reports are most
+    informative at a learning rate well below the best uniform one (studies/2026-11-measurement-rule).
 
     Args:
         report: from :func:`blockwise_lr.measure_sharpness` or :func:`blockwise_lr.measure_directional`; a sequence of
@@ -52,12 +48,12 @@ def ratios_from_sharpness(
         reference: the block with ratio 1 in the first rule. Default NORM, the sharpest block in the paper. Not used for
             a DirectionalReport.
         low, high: bounds of a ratio; for a DirectionalReport, bounds of its change. The default of `high` is 20. The
-            default of `low` is 1, or 0.5 for one DirectionalReport, or 0.1 for several. A block that overshoots can
-            therefore be lowered.
+            default of `low` is 1, or 0.1 for DirectionalReports. A block that overshoots can therefore be lowered.
 
     Returns:
         MeasuredRatios, with first-order standard errors. In the ratio of two sharpnesses from the same batches, common
-        fluctuations cancel. The standard errors from several reports treat the reports as independent.
+        fluctuations cancel. The standard errors from several reports treat the reports as independent. For
+        DirectionalReports it is a :class:`blockwise_lr.directional.run_ratios.RunRatios`.
 
     Raises:
         ValueError: the report lacks the reference block; a sharpness is not above 0; no DirectionalReport has a

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+FARTHEST = 20.0
+"""The largest change of a learning rate for which the local quadratic model is believed."""
+
 
 class Slope(NamedTuple):
     """The loss along the update u_b of one block. Standard errors are over batches, and NaN for a single batch.
@@ -52,7 +55,8 @@ class Slope(NamedTuple):
     def verdict(self) -> str:
         """The meaning of `best_lr_beside` in words, given an interval of two standard errors to either side.
 
-        A learning rate within a factor of 1.5 of the best counts as about right.
+        A learning rate within a factor of 1.5 of the best counts as about right. Factors above FARTHEST are not named,
+        because the quadratic model does not hold that far.
         """
         best, error = self.best_lr_beside, self.best_lr_beside_stderr
         if not self.lr:
@@ -67,19 +71,16 @@ class Slope(NamedTuple):
         if high < self.lr / 1.5:
             return f"overshoots: x{short(self.factor_beside)} is right" if best > 0 else "overshoots"
         if low > 1.5 * self.lr:
-            return f"could go up x{short(self.factor_beside)}"
+            return f"could go up {room(self.factor_beside)}"
         certain = high - low < 2 * abs(self.lr) and self.lr / 1.5 <= best <= 1.5 * self.lr
         return "about right" if certain else "not clear: more batches"
-
-
-def bounded(factor: float, low: float, high: float) -> float:
-    """Return a change of learning rate limited to [low, high].
-
-    A change below 0, where the update raises the loss, becomes `low`.
-    """
-    return min(max(factor, low), high)
 
 
 def short(factor: float) -> str:
     """Format a number with two significant digits and, in the usual range, without an exponent."""
     return f"{float(f'{factor:.2g}'):g}"
+
+
+def room(factor: float) -> str:
+    """Format a factor by which a learning rate could go up, up to FARTHEST."""
+    return f"x{short(factor)}" if factor <= FARTHEST else f"x{short(FARTHEST)} or more"

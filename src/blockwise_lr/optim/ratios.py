@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.block_values import check_block_values, format_pairs
@@ -112,7 +113,7 @@ def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, fl
         return _by_name(ratios, more)
     own = getattr(ratios, "ratios", None)
     if callable(own):  # MeasuredRatios, a mapping, has an attribute `ratios` that is not callable
-        return cast("Mapping[Block, float]", own())
+        return warn_of_undetermined(own())
     if isinstance(ratios, Mapping):
         return ratios
     if isinstance(ratios, Sequence):
@@ -120,10 +121,22 @@ def given_ratios(ratios: Ratios, *, more: Sequence[str] = ()) -> Mapping[Any, fl
         if along is None:
             what = f"a {type(ratios).__name__}" if ratios else f"an empty {type(ratios).__name__}"
             raise TypeError(f"ratios is {what}; {_EXPECTED}")
-        return cast("Mapping[Block, float]", along(ratios))
+        return warn_of_undetermined(along(ratios))
     if isinstance(ratios, os.PathLike):
         raise TypeError(f"ratios is a path, {os.fspath(ratios)}; {_how_to_read(os.fspath(ratios))}")
     raise TypeError(f"ratios is {ratios!r:.60}; {_EXPECTED}")
+
+
+def warn_of_undetermined(ratios: Mapping[Block, float]) -> Mapping[Block, float]:
+    """Return the ratios; warn of the blocks that a measurement along the update does not decide."""
+    if undetermined := getattr(ratios, "undetermined", None):
+        names = ", ".join(block.value.upper() for block in undetermined)
+        warnings.warn(
+            f'ratios: this measurement does not determine {names}, which get the ratios of "measured": '
+            "measure more checkpoints or more batches (ratios_of_run(...).undetermined says which)",
+            stacklevel=3,
+        )
+    return ratios
 
 
 _EXPECTED = (

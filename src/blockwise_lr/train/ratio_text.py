@@ -13,7 +13,13 @@ from blockwise_lr.directional.directional_report import KIND as DIRECTIONAL
 from blockwise_lr.directional.directional_report import DirectionalReport, reports_of
 from blockwise_lr.integrations.moving_ratios import MOVING_NAMES, MovingRule, moving_rule
 from blockwise_lr.optim.block_values import parse_pairs
-from blockwise_lr.optim.ratios import NAMED_RATIOS, is_file, resolve_ratios, spell_ratios
+from blockwise_lr.optim.ratios import (
+    NAMED_RATIOS,
+    is_file,
+    resolve_ratios,
+    spell_ratios,
+    warn_of_undetermined,
+)
 from blockwise_lr.sharpness import SharpnessReport
 
 
@@ -106,10 +112,11 @@ def _from_report(path: str, values: Mapping[str, Any]) -> dict[Block, float]:
     try:
         if values.get("kind") != DIRECTIONAL:
             return dict(SharpnessReport.from_dict(values).ratios())
-        reports = reports_of(values)
-        return dict(reports[0].ratios() if len(reports) == 1 else DirectionalReport.ratios_of_run(reports))
+        ratios = DirectionalReport.ratios_of_run(reports_of(values))
     except ValueError as error:
         raise ValueError(f"ratios: {path}: {error}") from None
+    warn_of_undetermined(ratios)
+    return dict(ratios)
 
 
 def _named(values: Mapping[str, float]) -> dict[Block, float]:
