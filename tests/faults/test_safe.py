@@ -170,7 +170,10 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class TestComparison:
     def test_no_string_of_a_config_json_becomes_markup_on_the_page(self, hostile: Path) -> None:
         page = Page((hostile / "report.html").read_text())
-        assert page.tags <= Page("".join(path.read_text(encoding="utf-8") for path in TEMPLATES)).tags | {"th", "td"}
+        assert page.tags <= Page("".join(path.read_text(encoding="utf-8") for path in TEMPLATES)).tags | {
+            "th",
+            "td",
+        }
         assert "script" not in page.tags
         assert page.active == []
         for text in (SCRIPT, IMAGE, MARKUP, f"../../{MARKUP}"):

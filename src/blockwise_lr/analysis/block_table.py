@@ -11,12 +11,12 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import nn
 
+from blockwise_lr.analysis.starting_scales import StartingScales
 from blockwise_lr.blocks import Block, BlockMap, classify, split_fused
 from blockwise_lr.blocks.block import Assignment
 from blockwise_lr.blocks.classify import Overrides
 from blockwise_lr.blocks.layout import PART_WORDS
 from blockwise_lr.errors import UserError
-from blockwise_lr.analysis.starting_scales import StartingScales
 from blockwise_lr.optim.recorded_initializers import rms_by_block
 
 _ABOUT_SCALES = (

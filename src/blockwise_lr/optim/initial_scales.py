@@ -31,8 +31,7 @@ REFERENCE_SCALES: Mapping[Block, float] = MappingProxyType(
         Block.NORM: 1.0,
     }
 )
-"""The initial scales that named ratios refer to: those of transformers' LLaMA, on which `measured` and `quickstart` were
-found. Every matrix starts with standard deviation 0.02 and every gain at 1. Blocks that are missing here (SSM, CONV and
+"""The initial scales that named ratios refer to: those of transformers' LLaMA, on which they were found. Every matrix starts with standard deviation 0.02 and every gain at 1. Blocks that are missing here (SSM, CONV and
 OTHER) mix parameters of different kinds, so no initial scale applies to them."""
 
 _DIGITS = 2
