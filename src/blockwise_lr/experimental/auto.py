@@ -111,7 +111,9 @@ class AutoRatios:
     @property
     def ratios(self) -> dict[Block, float]:
         """The current ratio of each block, without the factor of ``relative_to="init"``."""
-        return {block: ratio_of(groups[0]) / init_scale_of(groups[0]) for block, groups in self._groups.items()}
+        return {
+            block: ratio_of(groups[0]) / init_scale_of(groups[0]) for block, groups in self._groups.items()
+        }
 
     def due(self, step: int) -> bool:
         """Return whether the ratios change before update number `step` + 1. False once closed."""
