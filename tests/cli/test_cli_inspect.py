@@ -25,6 +25,22 @@ def broken():
 def number():
     return 3
 
+def large_embedding():
+    mlp = nn.ModuleDict({"up_proj": nn.Linear(64, 32, bias=False)})
+    nn.init.normal_(mlp["up_proj"].weight, std=0.02)
+    return nn.ModuleDict({"wte": nn.Embedding(64, 64), "mlp": mlp})
+
+def zero_head():
+    made = large_embedding()
+    made["lm_head"] = nn.Linear(64, 64, bias=False)
+    nn.init.zeros_(made["lm_head"].weight)
+    return made
+
+def copied():
+    made = nn.Embedding(8, 4)
+    made.weight = nn.Parameter(torch.arange(32.0).reshape(8, 4))
+    return made
+
 model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
 nothing = 3
 """
@@ -67,6 +83,9 @@ def test_a_model_of_70_billion_parameters_is_inspected_without_its_weights(capsy
     assert sum(content["blocks"].values()) == 70_553_706_496
     assert content["blocks"]["qk"] == 80 * 8192 * (8192 + 1024)
     assert content["ratios"] == {"emb": 3, "qk": 1, "vo": 1, "ffn": 1, "norm": 1, "head": 1}
+    assert content["initial_rms"] == pytest.approx(dict.fromkeys(content["blocks"], 0.02) | {"norm": 1.0})
+    assert content["lr_over_initial_rms"]["emb"] == pytest.approx(3)
+    assert content["lr_over_initial_rms"]["norm"] == pytest.approx(0.02)
     assert (content["fused"], content["mistakes_of_plain_names"]) == ({}, {})
 
 
@@ -90,6 +109,25 @@ def test_a_run_is_inspected_by_its_folder(capsys, tmp_path):
     code, out, _ = call(capsys, "inspect", str(tmp_path / "config.json"), "--json")
     assert code == 0
     assert json.loads(out)["blocks"]["head"] > 0
+
+
+def test_ratios_can_relate_to_the_initial_scale(capsys, models):
+    """An embedding at 1.0 has 50 times the rate of one at 0.02, and its rate over its scale is the ratio again."""
+    arguments = ("inspect", f"{models}:large_embedding", "--ratios", "emb=4", "--json")
+    plain, related = (json.loads(call(capsys, *arguments, "--relative-to", to)[1]) for to in ("lr", "init"))
+    assert (plain["ratios"]["emb"], related["ratios"]["emb"]) == (4, pytest.approx(200))
+    assert plain["lr_over_initial_rms"]["emb"] == pytest.approx(0.08)
+    assert related["lr_over_initial_rms"]["emb"] == pytest.approx(4)
+    assert related["initial_rms"] == pytest.approx({"emb": 1.0, "ffn": 0.02})
+
+
+def test_a_scale_of_zero_and_one_that_is_not_known_are_said(capsys, models):
+    code, out, _ = call(capsys, "inspect", f"{models}:zero_head", "--json")
+    assert (code, json.loads(out)["initial_rms"]["head"]) == (0, 0)
+    assert json.loads(out)["lr_over_initial_rms"]["head"] is None
+    code, out, _ = call(capsys, "inspect", f"{models}:copied", "--json")
+    assert (code, json.loads(out)["initial_rms"]) == (0, {"emb": None})
+    assert "unknown" in call(capsys, "inspect", f"{models}:copied")[1]
 
 
 def test_a_layout_that_is_not_known_is_said(capsys, tmp_path, monkeypatch):
@@ -122,6 +160,8 @@ def test_a_layout_that_is_not_known_is_said(capsys, tmp_path, monkeypatch):
         (["list.json"], "the configuration list.json holds list; expected an object of fields"),
         (["missing.json"], "cannot read the configuration missing.json"),
         (["quickstart", "--ratios", "papper"], "--ratios: 'papper' is no file and none of"),
+        (["{models}:zero_head", "--relative-to", "init"], "--relative-to needs the initial scale of head, "),
+        (["{models}:zero_head", "--relative-to", "init"], "; leave out --relative-to to show the ratios"),
         (["quickstart", "--blocks", "gate"], "--blocks 'gate' is neither REGEX=BLOCK nor a .json file"),
         (["quickstart", "--blocks", "norm=top"], "--blocks 'norm=top' names 'top', which is no block"),
         (["quickstart", "--blocks", "missing.json"], "cannot read the overrides in missing.json"),

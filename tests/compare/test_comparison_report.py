@@ -13,6 +13,7 @@ from synthetic_comparison import BASE, synthetic_compare, synthetic_content
 from blockwise_lr.compare import print_summary, render
 from blockwise_lr.compare.tables import runs_table
 from blockwise_lr.errors import UserError
+from blockwise_lr.optim import resolve_ratios
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import Setting
 
@@ -77,6 +78,19 @@ def test_numbers_are_those_of_the_runs(tuned_comparison):
     assert content["arms"]["quickstart"]["mean_terminal_val_loss"] == pytest.approx(
         sum(losses["quickstart"]) / 3
     )
+
+
+def test_every_arms_rates_are_given_over_the_scales_that_its_blocks_start_with(tuned_comparison):
+    out, content = tuned_comparison
+    assert content["initial_rms"] == dict.fromkeys(("emb", "qk", "vo", "ffn", "head"), 0.02) | {"norm": 1.0}
+    for arm in content["arms"].values():
+        ratios = resolve_ratios(arm["ratios"])
+        for block, value in arm["lr_over_initial_rms"].items():
+            assert value == pytest.approx(arm["base_lr"] * ratios[block] / content["initial_rms"][block])
+    report = (out / "report.md").read_text()
+    emb = content["arms"]["paper"]["lr_over_initial_rms"]["emb"]
+    assert f"| paper | {emb:.3g} |" in report.partition("### Peak learning rate over initial scale")[2]
+    assert "Peak learning rate over initial scale" in (out / "report.html").read_text()
 
 
 def test_every_run_of_the_grid_is_reported_and_one_of_each_arm_is_chosen(tuned_comparison):

@@ -12,6 +12,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 LEAVES = {
     "how-to/sharpness.md": (None, "out/sharpness.jsonl", "evolution.png"),
     "how-to/choose-ratios-and-learning-rate.md": (None,),
+    "how-to/initial-scale.md": (None,),
     "how-to/optimizers.md": (None,),
     "how-to/muon.md": (None,),
     "how-to/adam-mini.md": (None,),

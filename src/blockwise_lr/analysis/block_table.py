@@ -66,11 +66,9 @@ def inspect_model(
         fused = {name: whole.assignment(name) for name in whole if whole[name] is Block.QKV}
         known = all(entry.slices is not None for entry in fused.values())
         blocks = classify(split_fused(model), overrides) if known else whole
-        start = StartingScales.of(
-            set(blocks.values()), rms_by_block(rms, whole), ratios, relative_to_init=relative_to_init
-        )
     except ValueError as error:
         raise UserError(str(error)) from None
+    start = _starting_scales(blocks, rms_by_block(rms, whole), ratios, relative_to_init=relative_to_init)
     console = console or Console()
     plain = mistakes_of_names(whole)
     if as_json:
@@ -81,6 +79,22 @@ def inspect_model(
         console.print(_every_parameter(blocks))
     for line in (_ABOUT_SCALES, *_about_fused(fused), *_about_names(plain, len(whole))):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _starting_scales(
+    blocks: BlockMap,
+    rms: Mapping[Block, float | None],
+    ratios: Mapping[Block, float],
+    *,
+    relative_to_init: bool,
+) -> StartingScales:
+    try:
+        return StartingScales.of(set(blocks.values()), rms, ratios, relative_to_init=relative_to_init)
+    except ValueError as error:
+        problem = str(error).partition(". Give its scale")[0]
+        raise UserError(
+            f"--{problem.replace('_', '-', 1)}; leave out --relative-to to show the ratios as they are"
+        ) from None
 
 
 def mistakes_of_names(blocks: BlockMap) -> dict[str, str]:

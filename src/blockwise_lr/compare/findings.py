@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.analysis.starting_scales import StartingScales
 from blockwise_lr.compare import wording
 from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.caveats import series_at_edge, warnings_about
@@ -14,6 +15,8 @@ from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, loss_gap, speedup_
 from blockwise_lr.compare.plan import Run
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.speedup import UNDEFINED, SpeedUp, decayed_speedup, paper_speedup
+from blockwise_lr.train.initial_rms import initial_scales_of
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def build_content(results: Results, out: Path, *, command: str, date: str) -> dict[str, Any]:
@@ -22,6 +25,8 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
     A value is null if it depends on a run that diverged. The main keys are:
 
     - "preset", "steps", "seeds", "arms": what was compared, with the terminal losses of every run.
+    - "initial_rms": the RMS of each block's weights before training. In "arms", "lr_over_initial_rms" has the peak
+      learning rate of each block over it.
     - "comparisons": for each arm, "loss_gap", "speedup" and "speedup_decayed" over all seeds and for each of them,
       and a "statement" in words.
     - "answer": the statements, best arm first. "warnings": limits of the results, in words.
@@ -42,6 +47,7 @@ def build_content(results: Results, out: Path, *, command: str, date: str) -> di
         "preset": plan.base.preset,
         "steps": plan.base.steps,
         "seeds": list(plan.seeds),
+        "initial_rms": {block.value: rms for block, rms in initial_scales_of(plan.base.model).items()},
         "arms": {series.name: _arm(results, series, out) for series in plan.series},
         "comparisons": [_comparison(results, series, baseline) for series in arms],
         "baseline_against_itself": _speedup_dict(*_speedups(results, baseline, "paper")),
@@ -83,6 +89,7 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
         "optimizer": series.arm.optimizer,
         "ratios": series.arm.ratios,
         "base_lr": results.chosen[series.name].base_lr,
+        "lr_over_initial_rms": _lr_over_rms(results, series),
         "warmup_fraction": results.chosen[series.name].warmup_fraction,
         "steps": series.steps,
         "horizon": series.horizon,
@@ -90,6 +97,17 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
         "mean_terminal_val_loss": _finite(sum(losses) / len(losses)),
         "seeds": seeds,
     }
+
+
+def _lr_over_rms(results: Results, series: Series) -> dict[str, float]:
+    """Return the peak learning rate of each block over the RMS of its weights before training."""
+    base = results.plan.base
+    scales = initial_scales_of(base.model)
+    start = StartingScales.of(
+        scales, scales, parse_ratios(series.arm.ratios), relative_to_init=base.optim.relative_to == "init"
+    )
+    base_lr = results.chosen[series.name].base_lr
+    return {block.value: base_lr * start.ratios[block] / rms for block, rms in scales.items()}
 
 
 def _comparison(results: Results, series: Series, baseline: Series) -> dict[str, Any]:

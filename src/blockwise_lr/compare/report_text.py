@@ -47,6 +47,7 @@ def markdown_report(content: Mapping[str, Any], figures: Mapping[str, list[Repor
           if content["tuning"] else []),
         "## Learning rate of every block",
         *images("lr", "Learning rate of every block over the steps, and ratios that change"),
+        *section("lr_over_rms"),
         "## What was run",
         *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
         *section("runs"),
@@ -153,6 +154,7 @@ def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
     return {
         "comparisons": tables.comparisons_table(content),
         "arms": tables.arms_table(content),
+        "lr_over_rms": tables.lr_over_rms_table(content),
         "run": tables.facts_table("Run", run),
         "model": tables.facts_table("Model", config["model"]),
         "optim": tables.facts_table("Optimizer and schedule, shared by all arms", optim),

@@ -116,6 +116,24 @@ def arms_table(content: Mapping[str, Any]) -> Table:
     )
 
 
+def lr_over_rms_table(content: Mapping[str, Any]) -> Table:
+    """Return the table of every block's peak learning rate over the scale of its weights before training."""
+    rms: Mapping[str, float] = content["initial_rms"]
+    arms = content["arms"].items()
+    rows = [
+        ["RMS before training", *(f"{value:g}" for value in rms.values())],
+        *([name, *(f"{arm['lr_over_initial_rms'][block]:.3g}" for block in rms)] for name, arm in arms),
+    ]
+    return Table(
+        "Peak learning rate over initial scale",
+        ["arm", *(block.upper() for block in rms)],
+        rows,
+        note="The scale of a block is the root mean square of its weights before training (first row). Rates of "
+        "models that start at different scales compare as these quotients. Ratios that change during the run are "
+        "those at its start.",
+    )
+
+
 def runs_table(content: Mapping[str, Any]) -> Table:
     """Return the table of all runs: those reported, those of the grid, and those of an earlier plan in the folder."""
     rows: dict[str, list[str]] = {}

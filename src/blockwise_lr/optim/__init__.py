@@ -4,6 +4,7 @@ from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.clipping import clip_grad_norm_by_block
 from blockwise_lr.optim.curves import block_lr, cosine, wsd
 from blockwise_lr.optim.groups import param_groups
+from blockwise_lr.optim.initial_scales import REFERENCE_SCALES, initial_scales
 from blockwise_lr.optim.nonfinite_report import nonfinite_gradients
 from blockwise_lr.optim.ratios import (
     DEFAULT_RATIOS,
@@ -22,6 +23,7 @@ __all__ = [
     "DEFAULT_RATIOS",
     "MEASURED_RATIOS",
     "PAPER_RATIOS",
+    "REFERENCE_SCALES",
     "UNIFORM_RATIOS",
     "BlockwiseSchedule",
     "Ratios",
@@ -29,6 +31,7 @@ __all__ = [
     "clip_grad_norm_by_block",
     "cosine",
     "cosine_schedule",
+    "initial_scales",
     "load_optimizer_state",
     "nonfinite_gradients",
     "param_groups",

@@ -31,8 +31,9 @@ REFERENCE_SCALES: Mapping[Block, float] = MappingProxyType(
         Block.NORM: 1.0,
     }
 )
-"""The initial scales that named ratios refer to: those of transformers' LLaMA, on which they were found. Every matrix starts with standard deviation 0.02 and every gain at 1. Blocks that are missing here (SSM, CONV and
-OTHER) mix parameters of different kinds, so no initial scale applies to them."""
+"""The initial scales that named ratios refer to: those of transformers' LLaMA, on which `measured` and `quickstart`
+were found. Every matrix starts with standard deviation 0.02 and every gain at 1. Blocks that are missing here (SSM,
+CONV and OTHER) mix parameters of different kinds, so no initial scale applies to them."""
 
 _DIGITS = 2
 
@@ -167,5 +168,7 @@ def _missing(block: Block) -> str:
 
 def _norm(parameter: Tensor) -> float:
     """Return the L2 norm of a parameter, over all processes if it is sharded."""
-    norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
+    norm = torch.linalg.vector_norm(
+        parameter.detach(), dtype=torch.promote_types(parameter.dtype, torch.float32)
+    )
     return float(norm.full_tensor() if is_sharded(norm) else norm)  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ from blockwise_lr.blocks.block import Assignment
 
 _SAMPLES = 4001
 _SMALL_PART = (
-    0.05  # a view with a smaller share of the elements, such as a padding row, does not change the scale
+    0.05  # share of the elements below which a view, such as a padding row, does not change the scale
 )
 # Operations that act on every element alone, so that they can be applied to a sample of the elements.
 _ELEMENTWISE = frozenset(
@@ -64,9 +64,7 @@ class RecordedInitializers(TorchDispatchMode):
         """Yield the initializers that torch skips on the meta device, so that __torch_dispatch__ never sees them."""
         replacements = {"orthogonal_": self._orthogonal, "sparse_": self._sparse}
         owners = [vars(nn.init)]
-        if (
-            hub := sys.modules.get("transformers.initialization")
-        ) is not None:  # it holds functions of its own
+        if hub := sys.modules.get("transformers.initialization"):  # it holds references to torch's functions
             owners.append(hub.TORCH_INIT_FUNCTIONS)
         yield from ((owner, name, own) for owner in owners for name, own in replacements.items())
         if hasattr(nn.init, "_no_grad_trunc_normal_"):  # trunc_normal_ calls it
@@ -75,9 +73,7 @@ class RecordedInitializers(TorchDispatchMode):
     def _truncated(
         self, tensor: Tensor, mean: float, std: float, a: float, b: float, generator: Any = None
     ) -> Tensor:
-        low, high = (
-            torch.special.ndtr(torch.tensor((x - mean) / std, device="cpu")).double() for x in (a, b)
-        )
+        low, high = (0.5 + math.erf((bound - mean) / std / math.sqrt(2)) / 2 for bound in (a, b))
         self._samples[_key(tensor)] = mean + std * torch.special.ndtri(low + (high - low) * _quantiles())
         return tensor
 
@@ -161,7 +157,7 @@ def initial_rms(model: nn.Module, recorded: RecordedInitializers) -> dict[str, f
 def rms_by_block(rms: Mapping[str, float | None], blocks: BlockMap) -> dict[Block, float | None]:
     """Return the RMS of each block before its fused weights are split; None if a parameter of it is not known.
 
-    Parameters that are zero are left out. A block of zeros has RMS 0.
+    Parameters that are zero are left out. A block of zeros has RMS 0. Values have six digits.
 
     Args:
         rms: the RMS of each parameter.
@@ -177,7 +173,7 @@ def rms_by_block(rms: Mapping[str, float | None], blocks: BlockMap) -> dict[Bloc
         nonzero = [(value**2 * numel, numel) for value, numel in known if value > 0]
         total = sum(numel for _, numel in nonzero)
         mean = sum(square for square, _ in nonzero) / total if total else 0.0
-        found[block] = math.sqrt(mean) if len(known) == len(members[block]) else None
+        found[block] = float(f"{math.sqrt(mean):.6g}") if len(known) == len(members[block]) else None
     return found
 
 
@@ -194,7 +190,9 @@ def _numel_by_block(entry: Assignment) -> dict[Block, float]:
 
 
 def _rms(parameter: Tensor) -> float:
-    norm = torch.linalg.vector_norm(parameter.detach(), dtype=torch.float32)
+    norm = torch.linalg.vector_norm(
+        parameter.detach(), dtype=torch.promote_types(parameter.dtype, torch.float32)
+    )
     return float(norm) / math.sqrt(max(parameter.numel(), 1))
 
 
