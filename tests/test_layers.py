@@ -29,6 +29,7 @@ LAYERS = [
     {"distributed", "drawing"},
     {"sharpness"},
     {"optim"},
+    {"export"},
     {"optimizers"},
     {"directional"},
     {"experimental"},

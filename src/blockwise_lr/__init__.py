@@ -77,7 +77,7 @@ __all__ = [
 ]
 
 # Imported at first use: they import torch, which takes seconds, and --help of the commands does not need it.
-_PACKAGES = ("blocks", "sharpness", "optim", "directional", "optimizers", "experimental")
+_PACKAGES = ("blocks", "sharpness", "optim", "directional", "optimizers", "experimental", "export")
 
 
 def __getattr__(name: str) -> Any:

@@ -44,8 +44,13 @@ OTHERS = {
     "--error-unmatch",
     "--porcelain",
     "--long",
+    "--embedding-lr",
+    "--unembedding-lr",
+    "--matrix-lr",
+    "--scalar-lr",
+    "--min-lr",
 }
-"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate, git, zstd and tyro."""
+"""Flags of blockwise-lr itself, and of torchrun, pip, wandb, accelerate, git, zstd, tyro, nanochat and Megatron-LM."""
 
 
 def fields(cls: Any) -> Iterator[str]:

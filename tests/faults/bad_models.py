@@ -111,7 +111,7 @@ EVALUATING = [
         ("--seed is 99999999999999999999", "at most")),
     Bad("generate by a NaN", "generate plain --tokens 3", ("is not finite (NaN or inf): the model diverged",),
         not_finite),
-    Bad("export nowhere", "export run", ("Missing from blockwise-lr export: --out PATH The folder to write",)),
+    Bad("export nowhere", "export run", ("export --to huggingface needs a folder to write: add --out DIR", "add --to torchtitan")),
     Bad("export to a full folder", "export run --out text",
         ("the folder text has files already: choose another --out",)),
     Bad("export to a file", "export run --out tiny.json",

@@ -37,13 +37,14 @@ Train Transformers with a separate learning rate for each block type.
   eval RUN          evaluate a checkpoint: loss and bits per byte on the held-out text or on --data
   generate RUN      sample text from a checkpoint, continuing --prompt
   sharpness MODEL   measure the sharpness of each block; write a table, sharpness.json and figures
-  export RUN        write a run or a sharded checkpoint as a plain Hugging Face folder
+  export MODEL      write the blocks' learning rates for another trainer (--to torchtitan ...),
+                    or a run or a sharded checkpoint as a plain Hugging Face folder
   inspect MODEL     show which block each parameter belongs to, and why
   presets           list the presets
 
 PRESET is a name from `blockwise-lr presets`, or the config.json of an earlier run to repeat.
 MODEL is a preset, the folder of a run or of a checkpoint, or a Hugging Face model's folder or id.
-For inspect, MODEL can also be module:function, where your function returns the model.
+For inspect and export, MODEL can also be module:function, where your function returns the model.
 `blockwise-lr COMMAND PRESET --help` lists every setting with the values of that preset.
 `blockwise-lr --print-completion bash` (or zsh) prints a script for completion with the Tab key.
 """
