@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,13 +77,14 @@ class Tpe(Sampler):
             name: optuna.distributions.FloatDistribution(low, high)
             for name, low, high in zip(space.names, space.low.tolist(), space.high.tolist())
         }
-        sampler = optuna.samplers.TPESampler(
-            seed=int(generator.integers(2**31)),
-            n_startup_trials=self._startup,
-            multivariate=True,
-            constant_liar=True,
-            warn_independent_sampling=False,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=int(generator.integers(2**31)),
+                n_startup_trials=self._startup,
+                multivariate=True,
+                constant_liar=True,
+            )
         study = optuna.create_study(sampler=sampler)
 
         def add(vector: Vector, state: optuna.trial.TrialState, value: float | None) -> None:

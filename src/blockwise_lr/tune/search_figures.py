@@ -16,7 +16,7 @@ from blockwise_lr.tune.valley import ALLOWED, Valley
 
 _COLUMNS = 4
 _UNIFORM, _RATIOS, _BEST = "#8a8a8a", "#0072B2", "#D55E00"
-_TITLES = {"base_lr": "base learning rate", "warmup": "warm-up, share of the steps"}
+_TITLES = {"base_lr": "base learning rate", "warmup": "warm-up"}
 
 
 def draw_figures(content: Mapping[str, Any], out: Path) -> dict[str, list[ReportFigure]]:
@@ -85,14 +85,14 @@ def _draw_ratios(figure: Any, content: Mapping[str, Any]) -> None:
         Line2D([], [], marker="o", linestyle="", color=_RATIOS, markersize=5, label="trial with ratios"),
         Line2D([], [], marker="*", linestyle="", color=_BEST, markersize=11, label="best trial"),
         Line2D([], [], marker="x", linestyle="", color="#555555", label="ended, diverged or above the frame"),
-        Line2D([], [], color=_BEST, label="fit, others at their best"),
+        Line2D([], [], color=_BEST, label="fit, all others at the best trial"),
         Patch(color=_BEST, alpha=0.15, label=f"costs at most {ALLOWED:g} nats"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9)
 
 
 def _draw_panel(axes: Any, content: Mapping[str, Any], name: str, trials: list[Mapping[str, Any]]) -> None:
-    _, high = axes.get_ylim()
+    low, high = axes.get_ylim()
     values = np.array([_value(trial, name) for trial in trials])
     for trial, value in zip(trials, values):
         loss, colour = trial["tune_loss"], _UNIFORM if trial["phase"] == "uniform" else _RATIOS
@@ -113,20 +113,29 @@ def _draw_panel(axes: Any, content: Mapping[str, Any], name: str, trials: list[M
     moves = np.linspace(math.log2(left / entry["value"]), math.log2(right / entry["value"]), 81)
     costs, errors = np.array([valley.cost(float(move)) for move in moves]).T
     x, y = entry["value"] * 2.0**moves, best["tune_loss"] + costs
-    axes.plot(x, y, color=_BEST, linewidth=1.4)
-    axes.fill_between(x, y - 2 * errors, y + 2 * errors, color="#999999", alpha=0.12, linewidth=0)
-    _ticks(axes)
+    # Where the error is larger than the frame, the curve would only look like a finding.
+    known = 2 * errors < 0.5 * (high - low)
+    dashes = "-" if entry["bounded"] else (0, (3, 2))
+    axes.plot(x, np.where(known, y, np.nan), color=_BEST, linewidth=1.4, linestyle=dashes)
+    axes.fill_between(x, y - 2 * errors, y + 2 * errors, where=known, color="#999999", alpha=0.2, linewidth=0)
+    if not entry["bounded"]:
+        axes.text(0.03, 0.03, "range not known", transform=axes.transAxes, fontsize=8, color="#555555")
+    _ticks(axes, name)
     title = _TITLES.get(name, f"{name.upper()} ratio")
     axes.set_title(title, fontsize=10, loc="left", color=drawing.BLOCK_COLOURS.get(name, "#333333"), pad=9)
 
 
-def _ticks(axes: Any) -> None:
-    """Label powers of two, at most five of them, in plain numbers."""
-    left, right = (math.log2(limit) for limit in axes.get_xlim())
+def _ticks(axes: Any, name: str) -> None:
+    """Label at most five values a power of two apart, in plain numbers: 1, 2, 4 ... for ratios, else 1, 2, 4 ... %."""
+    unit = 1.0 if name not in _TITLES else 1e-2 if name == "warmup" else 1e-3
+    left, right = (math.log2(limit / unit) for limit in axes.get_xlim())
     step = max(1, math.ceil((right - left) / 5))
-    first = math.ceil(left)
-    exponents = range(first, math.floor(right) + 1, step)
-    axes.set_xticks([2.0**e for e in exponents], [f"{2.0**e:.2g}" for e in exponents], fontsize=8)
+    ticks = [2.0**e for e in range(math.ceil(left), math.floor(right) + 1, step)]
+    labels = [
+        f"{tick:.2g}" if unit == 1 else f"{tick:.3g}%" if name == "warmup" else f"{tick * unit:.2g}"
+        for tick in ticks
+    ]
+    axes.set_xticks([tick * unit for tick in ticks], labels, fontsize=8)
     axes.minorticks_off()
     axes.tick_params(axis="y", labelsize=8)
 

@@ -15,13 +15,21 @@ from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict, identity
 from blockwise_lr.tune.early_end import DEFAULT_RULE, EarlyEnd
-from blockwise_lr.tune.proxy import proxy_model
+from blockwise_lr.tune.proxy import describe_size, proxy_model
 from blockwise_lr.tune.samplers import DEFAULT
 from blockwise_lr.tune.space import Point, Space
 
 LEAST_TRIALS = 5
 _WARMUP = 0.15  # where the search begins; the preset's own may belong to a far longer run
 _RATE_RANGE = 5.0  # log2 units to either side of the first base learning rate
+_UNUSED = {
+    "eval_every",
+    "init_seed",
+    "data_seed",
+    "optim.warmup_fraction",
+    "optim.warmup_steps",
+    "optim.re_measure",
+}
 _RULES = ("measured", "auto")  # ratios whose base learning rate is about a quarter of a uniform one
 
 
@@ -145,9 +153,14 @@ class SearchPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for a search to be continued. The number of trials and of repeats may grow."""
-        first = self.config(self.uniform_start()[0])
-        rule = None if self.early_end is None else [self.early_end.share, self.early_end.margin]
-        return {**identity(first), "sampler": self.sampler, "early_end": rule}
+        fields = {name: value for name, value in identity(self.base).items() if name not in _UNUSED}
+        rule = self.early_end
+        return {
+            **fields,
+            "proxy": describe_size(self.model),
+            "sampler": self.sampler,
+            "early_end": rule and [rule.share, rule.margin, rule.rows],
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields for JSON."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 TUNE = "tune.json"
-_NAMES = {"base_lr": "base learning rate", "warmup": "warm-up"}
+_NAMES = {"base_lr": "base LR", "warmup": "warm-up"}
 
 
 def write_results(content: Mapping[str, Any], out: Path) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _ratios_table(content: Mapping[str, Any]) -> Table:
         rows.append(row + [""] * (5 - len(row)))
     return Table(
         f"Ratios, with {content['reference'].upper()} at ratio 1",
-        ["", "best trial", f"within {search_wording.ALLOWED:g} nats", "cost of ratio 1", "decided"],
+        ["", "best", f"within {search_wording.ALLOWED:g} nats", "cost of 1", "decided"],
         rows,
         text_columns=frozenset({0, 4}),
         note=search_wording.RANGE_NOTE,

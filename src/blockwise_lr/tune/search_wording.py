@@ -103,23 +103,24 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
 
 
 def verdict(valley: Mapping[str, Any]) -> str:
-    """Return what the trials decide about a block's ratio, for a table."""
+    """Return for a table whether the trials decide that a block's ratio is not 1."""
     if valley["decided"]:
         return "above 1" if valley["value"] > 1 else "below 1"
-    return "noise: 1 may be as good"
+    return "no"
 
 
 def format_range(valley: Mapping[str, Any]) -> str:
     """Return the range of a value within the valley, for a table."""
     if not valley["bounded"]:
-        return "not bounded"
+        return "not known"
     return f"{valley['low']:.2g} to {valley['high']:.2g}"
 
 
 RANGE_NOTE = (
     f"Within its range, a ratio costs at most {ALLOWED:g} nats while all other blocks stay at their best. The range is "
-    "from a fit of parabolas in the logarithm of each learning rate. The cost of ratio 1 is that of giving this block "
-    "the base learning rate, with its standard error. It is decided if it is more than two standard errors."
+    "from a fit of parabolas in the logarithm of each learning rate. The cost of 1 is that of giving this block "
+    "the base learning rate, with its standard error. It is decided if it is more than two standard errors; otherwise, "
+    "the ratio may be noise."
 )
 
 

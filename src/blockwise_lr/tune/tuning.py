@@ -94,7 +94,7 @@ def describe_plan(plan: SearchPlan, workers: int) -> list[str]:
         f"trials: {plan.trials} runs of {plan.base.steps:,} steps, {workers} at a time; {early}",
         f"first, {plan.uniform_trials} runs tune one learning rate for all blocks; then, "
         f"{plan.trials - plan.uniform_trials} search the ratios of {searched} ({plan.sampler})",
-        f"at the end, the best and the best uniform trial are repeated with {plan.repeats - 1} other seeds",
+        f"at the end, the best trial and the best uniform one run with {plan.repeats} seeds in all",
     ]
 
 

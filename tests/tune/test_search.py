@@ -1,0 +1,268 @@
+"""A search that is interrupted, continued or extended is the search that it would have been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.errors import UserError
+from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
+from blockwise_lr.tune.early_end import EarlyEnd
+from blockwise_lr.tune.search import check_folder, run_search
+from blockwise_lr.tune.search_plan import SearchPlan
+from blockwise_lr.tune.search_progress import SearchProgress
+from blockwise_lr.tune.trial_store import TrialStore
+from blockwise_lr.tune.worker_pool import WorkerPool
+
+HERE = Path(__file__).parent
+WORKER = (sys.executable, str(HERE / "synthetic_worker.py"))
+BASE = TrainConfig(
+    steps=100,
+    device="cpu",
+    model=ModelConfig(hidden_size=16, layers=2, heads=2, vocab_size=64, context=16),
+    data=DataConfig(data="none"),
+    optim=OptimConfig(base_lr=4e-3, ratios="uniform"),
+)
+PLAN = SearchPlan(BASE, trials=14, repeats=2)
+
+
+def quiet() -> SearchProgress:
+    return SearchProgress(Console(quiet=True))
+
+
+def search(plan, out, workers=1):
+    return run_search(plan, out, workers, quiet(), worker=WORKER)
+
+
+def trials(store):
+    """Every trial without what depends on the clock."""
+    return [replace(record, seconds=None) for _, record in sorted(store.records.items())]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return trials(search(PLAN, tmp_path_factory.mktemp("whole")))
+
+
+def test_the_phases_follow_one_another_and_the_best_is_repeated(whole):
+    assert [record.phase for record in whole] == ["uniform"] * 3 + ["ratios"] * 11 + ["repeat"] * 2
+    searched = whole[:14]
+    assert not any(record.point.ratios for record in searched[:3])
+    uniform = min(searched[:3], key=lambda record: record.loss)
+    best = min(searched, key=lambda record: record.loss)
+    assert best.loss < uniform.loss - 0.1
+    assert [(record.point, record.seed) for record in whole[14:]] == [(uniform.point, 1), (best.point, 1)]
+    assert [record.order for record in whole] == list(range(1, 17))
+
+
+def test_the_search_starts_half_way_and_at_measured_for_the_tuned_uniform_rate(whole):
+    rate = min(whole[:3], key=lambda record: record.loss).point.base_lr
+    half, measured = whole[3].point, whole[4].point
+    assert measured.ratios == {"emb": 16, "qk": 4, "vo": 0.5, "norm": 32, "head": 16}
+    assert measured.base_lr == pytest.approx(rate / 4, rel=1e-3)
+    assert half.ratios["emb"] == 4
+    assert half.ratios["norm"] == pytest.approx(32**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize("stop", [2, 5, 15])
+def test_a_search_that_was_cut_off_goes_on_as_an_uninterrupted_one(tmp_path, monkeypatch, whole, stop):
+    monkeypatch.setenv("SYNTHETIC_EXIT", str(stop))
+    with pytest.raises(UserError, match=f"the process of trial {stop} ended with exit code 9: out of memory"):
+        search(PLAN, tmp_path)
+    monkeypatch.delenv("SYNTHETIC_EXIT")
+    assert TrialStore(tmp_path / "trials").records[stop].status == "running"
+    assert trials(search(PLAN, tmp_path)) == whole
+
+
+def test_a_finished_search_runs_nothing_when_called_again(tmp_path, whole):
+    search(PLAN, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()}
+    assert trials(search(PLAN, tmp_path)) == whole
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").iterdir()} == before
+
+
+def test_more_trials_continue_a_finished_search(tmp_path, whole):
+    check_folder(PLAN, tmp_path)
+    search(PLAN, tmp_path)
+    more = replace(PLAN, trials=20)
+    check_folder(more, tmp_path)
+    found = trials(search(more, tmp_path))
+    assert found[:16] == whole
+    assert sum(record.phase != "repeat" for record in found) == 20
+
+
+def test_workers_in_parallel_run_the_same_number_of_trials(tmp_path, whole):
+    found = trials(search(PLAN, tmp_path, workers=3))
+    assert len(found) >= len(whole)
+    assert sorted(record.order for record in found) == list(range(1, len(found) + 1))
+    assert sum(record.phase == "ratios" for record in found) == 11
+
+
+def test_runs_that_diverge_or_are_lost_are_recorded_and_searched_around(tmp_path):
+    far = replace(
+        PLAN, base=replace(BASE, optim=replace(BASE.optim, base_lr=0.15)), early_end=EarlyEnd(margin=0.2)
+    )
+    found = trials(search(far, tmp_path))
+    status = {record.status for record in found[:14]}
+    assert status == {"finished", "diverged", "ended"}
+    for record in found:
+        if record.status != "finished":
+            assert record.tune_loss is None
+            assert record.loss == float("inf")
+
+
+def test_without_a_rule_no_run_ends_early(tmp_path):
+    plan = replace(PLAN, base=replace(BASE, optim=replace(BASE.optim, base_lr=0.05)), early_end=None)
+    assert {record.status for record in trials(search(plan, tmp_path))} == {"finished"}
+
+
+def test_nothing_but_divergence_is_said_as_it_is(tmp_path):
+    plan = replace(PLAN, base=replace(BASE, optim=replace(BASE.optim, base_lr=5.0)))
+    with pytest.raises(UserError, match="every run with one learning rate for all blocks diverged"):
+        search(plan, tmp_path)
+
+
+def test_a_failing_trial_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SYNTHETIC_FAIL", "4")
+    with pytest.raises(UserError, match="trial 4: no text"):
+        search(PLAN, tmp_path)
+
+
+def test_another_search_in_the_folder_is_refused_by_the_setting_that_differs(tmp_path):
+    check_folder(PLAN, tmp_path)
+    check_folder(replace(PLAN, trials=30, repeats=3), tmp_path)
+    for plan, message in (
+        (replace(PLAN, base=replace(BASE, steps=50)), "holds a search with --steps 100, and this one has 50"),
+        (replace(PLAN, sampler="tpe"), "holds a search with --sampler trust-region, and this one has tpe"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_folder(plan, tmp_path)
+    (tmp_path / "plan.json").write_text("[]")
+    with pytest.raises(UserError, match="is not the plan of a search; choose another --out"):
+        check_folder(PLAN, tmp_path)
+
+
+def test_a_plan_is_the_same_after_json():
+    for plan in (PLAN, replace(PLAN, early_end=None, proxy="none")):
+        assert SearchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    search(replace(PLAN, trials=5), tmp_path)
+    (tmp_path / "trials" / "0003.json").write_text('{"number": 3}')
+    with pytest.raises(
+        UserError, match=r"cannot read the trial .*0003\.json: .*delete the file to run the trial again"
+    ):
+        TrialStore(tmp_path / "trials")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trials": 4}, "--trials is 4; expected 5 or more"),
+        ({"repeats": 0}, "--repeats is 0; expected 1 or more"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(UserError, match=message):
+        replace(PLAN, **settings)
+
+
+def test_no_workers_are_refused(tmp_path):
+    with pytest.raises(UserError, match="--workers must be at least 1; got 0"):
+        search(PLAN, tmp_path, workers=0)
+
+
+_SEARCH = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with SIGINT ignored
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_search import PLAN, WORKER, run_search
+run_search(PLAN, Path({out!r}), 2, worker=WORKER)
+"""
+
+
+class Interrupting(SearchProgress):
+    """Sends a signal while the first trials are running."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(Console(quiet=True))
+        self.number = number
+
+    def poll(self, numbers, runs):
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_workers_and_the_search_goes_on_later(tmp_path, monkeypatch, whole, number):
+    started, start = [], WorkerPool._start
+
+    def recorded(pool, worker):
+        started.append(start(pool, worker))
+        return started[-1]
+
+    monkeypatch.setattr(WorkerPool, "_start", recorded)
+    monkeypatch.setenv("SYNTHETIC_SECONDS", "60")
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where tests run in the background
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_search(PLAN, tmp_path, 1, Interrupting(number), worker=WORKER)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    (process,) = started
+    assert process.poll() is not None
+    monkeypatch.delenv("SYNTHETIC_SECONDS")
+    assert trials(search(PLAN, tmp_path)) == whole
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_workers_and_the_search_goes_on_later(tmp_path, whole):
+    script = _SEARCH.format(here=str(HERE), out=str(tmp_path))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env={**os.environ, "SYNTHETIC_SECONDS": "60"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("worker-*.log"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    with pytest.raises(UserError, match="another search is running in"):
+        search(PLAN, tmp_path)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)  # returns only when no worker holds the pipe either
+    assert process.returncode != 0
+    found = trials(search(PLAN, tmp_path))
+    assert [record.point for record in found[:3]] == [record.point for record in whole[:3]]
+    assert {record.status for record in found} == {"finished"}
+
+
+def test_without_a_terminal_each_trial_is_one_line(tmp_path, capsys):
+    run_search(replace(PLAN, trials=5), tmp_path, 1, worker=WORKER)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "tuning one learning rate for all blocks: 2 runs"
+    assert lines[1].startswith("trial   1  tune loss ")
+    assert "base LR 0.004, warm-up 15%, uniform, seed 0" in lines[1]
+    assert lines[3] == "searching the ratios: 3 runs"
+    assert len(lines) == 3 + 5 + 2
+
+
+def test_on_a_terminal_the_running_trials_are_bars(tmp_path):
+    screen = StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    run_search(replace(PLAN, trials=5), tmp_path, 2, SearchProgress(console), worker=WORKER)
+    assert "repeating the best with other seeds" in screen.getvalue()
+    assert "2/2" in screen.getvalue()
