@@ -1,6 +1,6 @@
 """Write the study's page and figure from the reports and the runs.
 
-    python studies/2026-11-measurement-rule/rule_report.py
+python studies/2026-11-measurement-rule/rule_report.py
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ from choose_rule import (
 )
 from comparison_tables import table
 from joint_rule import joint_ratios
-from pages import write_pages
 from try_rule import ORDER, STEPS, results, rules, wanted
+
+from pages import write_pages
 
 STUDY = Path(__file__).parent
 SMALL = [name for names in MODELS.values() for name in names]
@@ -98,7 +99,8 @@ def table_of_left_out() -> str:
             if block in ratios(name)
         )
         rows.append(
-            [model, f"{choice.damping:g}", f"{choice.low:g} to {choice.high:g}", f"{found:.2f}", f"x{2 ** worst[0]:.1f}", worst[1]]
+            [model, f"{choice.damping:g}", f"{choice.low:g} to {choice.high:g}", f"{found:.2f}",
+             f"x{2 ** worst[0]:.1f}", worst[1]]
         )  # fmt: skip
     return table(["left out", "damping", "bounds", "distance on it", "farthest block", ""], rows)
 
@@ -119,7 +121,11 @@ def table_of_large() -> str:
 
 def table_of_few() -> str:
     rows = []
-    for what, part in (("the last two", slice(-2, None)), ("every fifth", slice(4, None, 5)), ("all", slice(None))):
+    for what, part in (
+        ("the last two", slice(-2, None)),
+        ("every fifth", slice(4, None, 5)),
+        ("all", slice(None)),
+    ):
         for name in ("llama-2m", "four-times-steps"):
             along = reports()[name][part]
             found, earlier = DirectionalReport.ratios_of_run(along), joint_ratios(along)[0]
@@ -192,7 +198,9 @@ def draw(path: Path) -> None:
             draw_ratios(axes, rule)
             earlier = joint_ratios(along)[0]
             for at, block in enumerate(rule):
-                axes.plot([at - 0.25], [earlier[block]], marker="x", color=block_colour(block), linestyle="none")
+                axes.plot(
+                    [at - 0.25], [earlier[block]], marker="x", color=block_colour(block), linestyle="none"
+                )
             axes.set_title(name, fontsize=9, loc="left")
             axes.set_ylim(0.05, 200)
         for axes in panels[len(found) :]:

@@ -50,10 +50,11 @@ WARMUPS = (0.15, 0.4)
 MEASURED_AT = {"llama-600k": 2e-3, "llama-2m": 1.4e-3, "tiny": 2e-3}
 """A quarter of the tuned uniform rate, as the documentation advises."""
 
-CENTRES = {"uniform": 8e-3, "embedding alone": 8e-3, "after MoLS": 4e-3, "after LLR": 4e-3}
+CENTRES = {"uniform": 8e-3, "embedding alone": 5.6e-3, "after MoLS": 8e-3, "after LLR": 8e-3}
 """Where the search over base learning rates begins; elsewhere at 2.8e-3."""
 
-ORDER = ("uniform", "the rule", "measured", "the earlier rule", "embedding alone", "after MoLS", "after LLR")
+ORDER = ("the rule", "the earlier rule", "embedding alone", "measured", "uniform", "after MoLS", "after LLR")
+"""The order of the queue; the horizon study trains measured and uniform, too."""
 
 
 def main() -> None:
@@ -128,11 +129,14 @@ def tuning(first: Arm, known: Results) -> tuple[list[Arm], Arm | None]:
 
 
 def wanted(shape: str, arguments: argparse.Namespace, known: Results) -> Iterator[tuple[str, Arm]]:
-    """Yield the runs in order: the rates of every rule, then the other warm-up, then two more seeds."""
+    """Yield the runs in order: one rate of every rule, all rates, then the other warm-up, then two more seeds."""
     chosen: dict[str, Arm] = {}
-    for rule in ORDER:
-        ratios = rules(shape, arguments)[rule]
-        first = Arm(shape, arguments.steps, CENTRES.get(rule, 2.8e-3), ratios)
+    firsts = {
+        rule: Arm(shape, arguments.steps, CENTRES.get(rule, 2.8e-3), rules(shape, arguments)[rule])
+        for rule in ORDER
+    }
+    yield from firsts.items()
+    for rule, first in firsts.items():
         arms, best = tuning(first, known)
         yield from ((rule, arm) for arm in arms)
         if best is not None:
@@ -148,16 +152,16 @@ def wanted(shape: str, arguments: argparse.Namespace, known: Results) -> Iterato
 def queue(shape: str, arguments: argparse.Namespace) -> list[tuple[str, Arm]]:
     """Return what is still to be trained and follows from the results so far; copy known runs to data/runs."""
     known = results(arguments)
-    found = []
+    found: dict[str, tuple[str, Arm]] = {}
     for rule, arm in wanted(shape, arguments, known):
         here = arguments.data / "runs" / f"{arm.name}.json"
         if arm.name not in known.runs:
-            found.append((rule, arm))
+            found.setdefault(arm.name, (rule, arm))
         elif not here.exists():
             for folder in arguments.known:
                 if (there := folder / here.name).exists():
                     shutil.copy(there, here)
-    return found
+    return list(found.values())
 
 
 def measure(shape: str, text: Text, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -48,7 +48,19 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     assert used > 5.5e-4
     assert DirectionalReport.from_dict(content["earlier"][0])["vo"].lr > 5e-3
     assert (folder / "directional.png").stat().st_size > 10_000
-    assert set(parse_ratios(str(folder / "directional.json"))) == set(report)
+    ratios = content["ratios"]
+    assert set(ratios) == {block.value for block in report}
+    assert (ratios["ffn"]["ratio"], ratios["ffn"]["determined"]) == (1.0, True)
+    left = [name for name, found in ratios.items() if not found["determined"]]
+    assert left, "three checkpoints of a run of 24 steps decide little"
+    for name in left:
+        begin = f"{name.upper()}: not determined by this measurement"
+        (line,) = [line for line in out.splitlines() if line.startswith(begin)]
+        assert line.endswith(f"using measured's {ratios[name]['prior']:g}")
+        assert ratios[name]["ratio"] == ratios[name]["prior"]
+    with pytest.warns(UserWarning, match="does not determine"):
+        used = parse_ratios(str(folder / "directional.json"))
+    assert {b.value: ratio for b, ratio in used.items()} == {name: r["ratio"] for name, r in ratios.items()}
 
 
 @pytest.mark.parametrize(

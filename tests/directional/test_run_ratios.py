@@ -224,7 +224,7 @@ def test_a_directional_json_of_a_run_stands_for_all_of_its_reports(tmp_path: Pat
 def test_the_use_of_ratios_that_are_not_determined_warns(tmp_path: Path) -> None:
     path = tmp_path / "directional.json"
     path.write_text(json.dumps(report(ffn=1.0, emb=2.0).to_dict()))
-    message = "does not determine EMB, which get the ratios of .measured.: measure more checkpoints"
+    message = "does not determine EMB; expected .* used the ratios of .measured.: measure more checkpoints"
     for use in (
         lambda: parse_ratios(str(path)),
         lambda: resolve_ratios(report(ffn=1.0, emb=2.0)),

@@ -132,8 +132,9 @@ def warn_of_undetermined(ratios: Mapping[Block, float]) -> Mapping[Block, float]
     if undetermined := getattr(ratios, "undetermined", None):
         names = ", ".join(block.value.upper() for block in undetermined)
         warnings.warn(
-            f'ratios: this measurement does not determine {names}, which get the ratios of "measured": '
-            "measure more checkpoints or more batches (ratios_of_run(...).undetermined says which)",
+            f"ratios: this measurement does not determine {names}; expected an error of at most a factor of 2, and "
+            "used the ratios of `measured`: measure more checkpoints or more batches (`undetermined` of the ratios "
+            "and the output of blockwise-lr sharpness --directional say which)",
             stacklevel=3,
         )
     return ratios
