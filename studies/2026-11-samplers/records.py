@@ -14,10 +14,10 @@ from blockwise_lr.train.ratio_text import parse_ratios
 
 STUDIES = Path(__file__).parents[1]
 RULES, OPTIMIZERS = STUDIES / "2026-11-ratio-rules/data", STUDIES / "2026-11-optimizers/data"
-QUICKSTART, HORIZON = STUDIES / "2026-11-quickstart-ratios/data", STUDIES / "2026-11-horizon/data/runs"
+QUICKSTART = STUDIES / "2026-11-quickstart-ratios/data"
 BLOCKS = ("emb", "head", "norm", "qk", "vo", "ffn")
-STANDARD = {"weight_decay": 0.03, "clip": 0.3, "beta2": 0.95}
-"""The settings of nearly all runs. Runs with other values are left out."""
+STANDARD = {"decay": "coupled", "weight_decay_by_block": "", "clip_by_block": ""}
+"""The settings of nearly all runs whose folders were kept. Runs with other values are left out."""
 SHAPES = {
     ("llama", 64): "llama-600k",
     ("llama", 128): "llama-2m",
@@ -33,13 +33,14 @@ class Run:
 
     Args:
         setting: model, optimizer where it is not AdamW, schedule where it is not cosine, and steps.
-        ratios: learning-rate ratio by block, ordered as BLOCKS; None if the ratios moved during the run.
+        ratios: learning-rate ratio by block, ordered as BLOCKS; None if :func:`ratios_of` knows none.
         base_lr: peak learning rate of a block whose ratio is 1.
         warmup: linear warm-up as a share of the steps.
         seed: of the initial weights and the order of the text.
         tune_loss: the loss that a search minimises, at the end of the run.
         val_loss: the loss at the end of the run on the split of the curve.
         curve: pairs of step and val loss during the run, without the last step; empty if it was not kept.
+        train: pairs of step and mean train loss since the pair before, every ten steps; empty if it was not kept.
     """
 
     setting: str
@@ -50,6 +51,7 @@ class Run:
     tune_loss: float
     val_loss: float
     curve: tuple[tuple[int, float], ...] = ()
+    train: tuple[tuple[int, float], ...] = ()
 
     @property
     def steps(self) -> int:
@@ -58,15 +60,18 @@ class Run:
 
 
 def ratios_of(text: str) -> tuple[float, ...] | None:
-    """Return the ratios that a text names or lists, ordered as BLOCKS; None if they move during the run.
+    """Return the ratios that a text names or lists, ordered as BLOCKS.
+
+    None if they move during the run, or if a block outside BLOCKS has a ratio of its own.
 
     Example:
-        >>> ratios_of("emb=16,vo=0.5")
-        (16.0, 1.0, 1.0, 1.0, 0.5, 1.0)
+        >>> ratios_of("emb=16,vo=0.5"), ratios_of("auto:gain=10")
+        ((16.0, 1.0, 1.0, 1.0, 0.5, 1.0), None)
     """
-    if text == "auto" or " " in text:
+    if text.startswith("auto") or " " in text:
         return None
-    return in_order({block.value: ratio for block, ratio in parse_ratios(text).items()})
+    ratios = {block.value: ratio for block, ratio in parse_ratios(text).items()}
+    return None if any(ratios[block] != 1 for block in ratios.keys() - set(BLOCKS)) else in_order(ratios)
 
 
 def in_order(ratios: Mapping[str, float]) -> tuple[float, ...]:
@@ -95,26 +100,6 @@ def by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def horizon_runs(names: Iterable[str] | None = None) -> list[Run]:
-    """Return runs of the horizon study. `names` are file names without suffix; None reads every file there is."""
-    paths = sorted(HORIZON.glob("*.json")) if names is None else [HORIZON / f"{name}.json" for name in names]
-    return [_horizon(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
-
-
-def _horizon(found: Mapping[str, Any]) -> Run:
-    arm = found["arm"]
-    return Run(
-        f"{arm['shape']}, long text, {arm['steps']} steps",
-        in_order(arm["ratios"]),
-        arm["base_lr"],
-        arm["warmup"],
-        arm["seed"],
-        found["tune_loss"],
-        found["val_loss"],
-        tuple((step, loss) for step, loss in found["curve"]),
-    )
-
-
 def _from_folders() -> Iterator[Run]:
     """Yield the runs whose folders were kept, packed or not."""
     for archive in sorted((*RULES.glob("*/*runs.tar.gz"), *OPTIMIZERS.glob("*/runs.tar.gz"))):
@@ -136,7 +121,7 @@ _KEPT = ("config.json", "metrics.jsonl", "result.json")
 def _from_folder(config_text: str, metrics: str, result_text: str) -> Iterator[Run]:
     config, result = json.loads(config_text)["train"], json.loads(result_text)
     optim, model = config["optim"], config["model"]
-    if any(optim[name] != value for name, value in STANDARD.items()) or result["terminal_tune_loss"] is None:
+    if any(optim.get(name, value) != value for name, value in STANDARD.items()) or result["terminal_tune_loss"] is None:
         return
     shape = SHAPES[model["family"], model["hidden_size"]]
     kind = [optim["optimizer"]] * (optim["optimizer"] != "adamw") + [optim["schedule"]] * (optim["schedule"] != "cosine")
@@ -151,6 +136,7 @@ def _from_folder(config_text: str, metrics: str, result_text: str) -> Iterator[R
         result["terminal_tune_loss"],
         result["terminal_val_loss"],
         tuple(point for point in curve if point[0] < config["steps"]),
+        tuple((row["step"], row["train_loss"]) for row in rows),
     )
 
 
