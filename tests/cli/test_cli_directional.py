@@ -27,9 +27,10 @@ def run(tiny, tmp_path, monkeypatch):
 
 
 def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsys):
-    code, out, _ = call(capsys, "sharpness", run, *FAST)
+    code, out, err = call(capsys, "sharpness", run, *FAST)
     assert code == 0
     assert "along the optimizer's update" in out
+    assert "step 8: learning rate over the RMS of the weights before training: emb " in err
     assert "verdict" in out
     # The last checkpoint is at the schedule's floor, where every block could go up.
     assert "step 8, along" in out
@@ -42,6 +43,9 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     assert [each["step"] for each in content["earlier"]] == [8, 16]
     assert report.step == 24
     assert report["vo"].ratio == 2.0
+    over_rms = content["about"]["lr_over_initial_rms"]
+    shown = DirectionalReport.from_dict(content["earlier"][0])
+    assert over_rms == {b.value: s.lr / content["about"]["initial_rms"][b.value] for b, s in shown.items()}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     (used,) = [row["lr"]["vo"] for row in rows if row["step"] == 24]
     assert report["vo"].lr == pytest.approx(used)  # of the last step: the schedule is at the floor by now

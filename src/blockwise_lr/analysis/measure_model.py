@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +25,7 @@ from torch import nn
 from blockwise_lr.analysis.measure_settings import MeasureConfig
 from blockwise_lr.analysis.measure_slopes import directional_reports, write_directional
 from blockwise_lr.analysis.named_models import NamedModel, find_named_model
-from blockwise_lr.blocks import classify
+from blockwise_lr.blocks import Block, classify
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import TokenData, prepare_data
 from blockwise_lr.directional import DirectionalReport
@@ -84,6 +84,7 @@ def measure_model(
     about = {
         "model": named.name,
         "command": command,
+        "initial_rms": _by_name(named.initial_scales or {}),
         **describe_environment(device),
         "data": data.describe(),
     }
@@ -91,7 +92,9 @@ def measure_model(
         with _progress(console, named, config.batches) as show:
             if config.directional:
                 slopes = directional_reports(named, batches, device, show)
-                write_directional(slopes, out, about)
+                over_rms = lr_over_initial_rms(shown_report(slopes), named.initial_scales or {})
+                write_directional(slopes, out, {**about, "lr_over_initial_rms": _by_name(over_rms)})
+                _print_over_rms(shown_report(slopes).step, over_rms, console)
                 return slopes, out
             reports = []
             for step, load in named.models:
@@ -101,6 +104,21 @@ def measure_model(
     finally:
         remove_created(made)  # removes the new folders if they are still empty
     return reports, out
+
+
+def lr_over_initial_rms(report: DirectionalReport, scales: Mapping[Block, float]) -> dict[Block, float]:
+    """Return the learning rate of each block in a report over its scale before training."""
+    return {block: slope.lr / scales[block] for block, slope in report.items() if block in scales}
+
+
+def _print_over_rms(step: int | None, over_rms: Mapping[Block, float], console: Console) -> None:
+    values = ", ".join(f"{block.value} {value:.2g}" for block, value in over_rms.items())
+    text = f"step {step}: learning rate over the RMS of the weights before training: {values}"
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _by_name(values: Mapping[Block, float]) -> dict[str, float]:
+    return {block.value: value for block, value in values.items()}
 
 
 def tables_of(reports: Sequence[SharpnessReport] | Sequence[DirectionalReport]) -> list[Table]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blockwise_lr.analysis.hub_models import from_hub, is_masked, model_loader
+from blockwise_lr.blocks import Block
 from blockwise_lr.checkpoints.manifest import (
     checkpoint_step,
     checkpoints,
@@ -20,6 +21,7 @@ from blockwise_lr.data.vocabulary import holds_tokenizer
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import check_name
 from blockwise_lr.train.config import TrainConfig
+from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.train.presets import PRESETS, get_preset
 from blockwise_lr.train.run_folder import CONFIG, holds_run, read_run_config
 
@@ -47,6 +49,7 @@ class NamedModel:
         tokenizer: the model's tokenizer for other texts, as in `DataConfig.tokenizer`; None if it has none.
         run: the folder of the run that the model belongs to, if any.
         skipped: incomplete checkpoints that were skipped, with the reason.
+        initial_scales: the scale of each block before training; None if the model is not a preset's or a run's.
     """
 
     name: str
@@ -61,6 +64,7 @@ class NamedModel:
     tokenizer: str | None = None
     run: Path | None = None
     skipped: Sequence[str] = ()
+    initial_scales: Mapping[Block, float] | None = None
 
 
 def find_named_model(model: str, *, seed: int) -> NamedModel:
@@ -192,5 +196,5 @@ def _training_defaults(config: TrainConfig) -> dict[str, Any]:
     model = config.model
     return {
         "data": config.data, "context": model.context, "longest": model.context, "batch_size": config.batch_size,
-        "vocab_size": model.vocab_size, "masked": False,
+        "vocab_size": model.vocab_size, "masked": False, "initial_scales": initial_scales_of(model),
     }  # fmt: skip
