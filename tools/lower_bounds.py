@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1] / "pyproject.toml"
-EXTRAS = ("train", "plot", "report", "optimizers")
+EXTRAS = ("train", "plot", "report", "optimizers", "lightning")
 LEFT_OUT = ("torch", "blockwise-lr")
 
 

@@ -1,5 +1,6 @@
-"""Lightning: configure_optimizers returns an optimizer on groups by block, and a schedule for every step."""
+"""Lightning: configure_optimizers in two lines, and a callback that logs rates, ratios and sharpness by block."""
 
+import csv
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from blockwise_lr import cosine_schedule, param_groups, split_fused
+from blockwise_lr import split_fused
+from blockwise_lr.integrations.lightning import BlockMonitor, configure_optimizers_by_block
 
 STEPS, BASE_LR = 60, 1e-3
 
@@ -23,43 +25,39 @@ class LanguageModel(lightning.LightningModule):
         self.model = split_fused(
             GPT2LMHeadModel(GPT2Config(vocab_size=128, n_positions=32, n_embd=64, n_layer=2, n_head=2))
         )
-        self.losses: list[float] = []
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
         loss = self.model(input_ids=batch[0], labels=batch[0]).loss
-        self.losses.append(loss.item())
+        self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> dict[str, object]:
-        groups = param_groups(self.model, lr=BASE_LR, weight_decay=0.1)
-        for group in groups:
-            group["name"] = group["block"]  # what LearningRateMonitor calls it
-        optimizer = torch.optim.AdamW(groups, lr=BASE_LR, betas=(0.9, 0.95))
-        schedule = cosine_schedule(optimizer, warmup_steps=6, total_steps=STEPS, floor=BASE_LR / 20)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return configure_optimizers_by_block(self, lr=BASE_LR, warmup_steps=6, betas=(0.9, 0.95))
 
 
 lightning.seed_everything(0, verbose=False)
 tokens = torch.arange(32).repeat(512, 1) + torch.randint(96, (512, 1))  # sequences that count upwards
-module = LanguageModel()
+held_out = [{"input_ids": rows, "labels": rows} for rows in tokens[480:].split(16)]
 folder = tempfile.mkdtemp()
 trainer = lightning.Trainer(
     max_steps=STEPS,
     accelerator="cpu",
     gradient_clip_val=1.0,
     logger=CSVLogger(folder),
-    callbacks=[LearningRateMonitor("step")],
+    callbacks=[BlockMonitor(held_out, every=30), LearningRateMonitor()],
     enable_checkpointing=False,
     enable_progress_bar=False,
     enable_model_summary=False,
     log_every_n_steps=20,
 )
-trainer.fit(module, DataLoader(TensorDataset(tokens), batch_size=8, shuffle=True))
+trainer.fit(LanguageModel(), DataLoader(TensorDataset(tokens[:480]), batch_size=8, shuffle=True))
 
-for group in trainer.optimizers[0].param_groups:
-    print(f"{group['block']:>4}  ratio {group['lr_ratio']:g}  learning rate {group['lr']:.1e}")
-columns = next(Path(folder).rglob("metrics.csv")).read_text(encoding="utf-8").splitlines()[0]
-print("logged:", columns)
-assert "lr-AdamW/qk" in columns
-print(f"loss {module.losses[0]:.3f} -> {module.losses[-1]:.3f}")
-assert module.losses[-1] < module.losses[0] - 1
+with next(Path(folder).rglob("metrics.csv")).open(encoding="utf-8", newline="") as file:
+    rows = list(csv.DictReader(file))
+for name in ("lr-AdamW/qk", "lr/qk", "ratio/qk", "sharpness/fisher/qk", "sharpness/fisher/norm", "loss"):
+    print(f"{name:22}", *(f"step {row['step']}: {float(row[name]):.2g}" for row in rows if row.get(name)), sep="  ")
+    assert name in rows[0]
+ratios = {group["name"]: group["lr_ratio"] for group in trainer.optimizers[0].param_groups}
+assert ratios == {"norm": 1, "emb": 10, "qk": 8, "vo": 4, "ffn": 6, "pos": 1}
+losses = [float(row["loss"]) for row in rows if row["loss"]]
+assert losses[-1] < losses[0] / 2
