@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from blockwise_lr.errors import UserError
 from blockwise_lr.export.fragments import SEARCHED
 from blockwise_lr.export.lines import header, number, quoted
 from blockwise_lr.export.patterns import find_patterns
@@ -21,11 +20,6 @@ def write_automodel(rates: Rates) -> str:
     """
     base = rates.base_decay
     overridden = [group for group in rates.groups if group.lr_ratio != 1 or group.weight_decay != base]
-    if base == 0 and any(group.weight_decay for group in overridden):
-        raise UserError(
-            "AutoModel multiplies the optimizer's weight decay for each group, and most parameters have 0: "
-            "give a weight decay above 0, such as --weight-decay 0.1"
-        )
     own = {group.label: list(group.names) for group in overridden}
     others = [name for name, label in rates.label_of.items() if label not in own]
     patterns = find_patterns(own, SEARCHED, others=others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -59,7 +60,7 @@ def _regex(fragment: Fragment, inner: str | None = None) -> str:
 
 
 def _glob(fragment: Fragment) -> str:
-    words = ("[0-9]*" if word == NUMBER else word for word in fragment.components)
+    words = ("[0-9]*" if word == NUMBER else glob.escape(word) for word in fragment.components)
     start = {"start": "", "dot": "*.", "any": "*"}[fragment.start]
     return start + ".".join(words) + {"end": "", "dot": ".*", "any": "*"}[fragment.end]
 

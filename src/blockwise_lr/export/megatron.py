@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 
-from blockwise_lr.errors import UserError
 from blockwise_lr.export.fragments import GLOBS
 from blockwise_lr.export.lines import header, needed_lr, number, times
 from blockwise_lr.export.patterns import find_patterns
@@ -20,11 +19,6 @@ def write_megatron(rates: Rates) -> str:
     Here every parameter matches exactly one key. The rates are absolute, and its schedules go from max_lr to min_lr.
     """
     lr, base = needed_lr(rates, "Megatron-LM"), rates.base_decay
-    if base == 0 and any(group.weight_decay for group in rates.groups):
-        raise UserError(
-            "Megatron-LM multiplies its weight decay for each group, and most parameters have 0: "
-            "give a weight decay above 0, such as --weight-decay 0.1"
-        )
     patterns = find_patterns(rates.names, GLOBS)
     prove(
         "Megatron-LM",

@@ -39,17 +39,16 @@ def find_patterns(
     owner = {name: label for label, names in groups.items() for name in names}
     owner |= dict.fromkeys(others, "")
     kinds = _kinds(owner)
-    examples = {kind: name for kind, (name, _) in kinds.items()}
     found = {}
     for label in groups:
-        own = [kind for kind, (_, of) in kinds.items() if of == label]
-        foreign = [name for name, of in kinds.values() if of != label]
-        found[label] = style.join(_cover(own, examples, foreign, style))
+        own = {kind: names for kind, names in kinds.items() if owner[names[0]] == label}
+        foreign = [names for names in kinds.values() if owner[names[0]] != label]
+        found[label] = style.join(_cover(own, foreign, style))
     return found
 
 
-def _kinds(owner: Mapping[str, str]) -> dict[_Kind, tuple[str, str]]:
-    """Return the kinds of names, each with an example and its group: {components: (name, group)}."""
+def _kinds(owner: Mapping[str, str]) -> dict[_Kind, list[str]]:
+    """Return the names of each kind: those that differ in numbers alone, unless a number decides the group."""
     alike: dict[_Kind, list[str]] = {}
     for name in owner:
         alike.setdefault(_numbers_replaced(name.split("."), ()), []).append(name)
@@ -63,7 +62,7 @@ def _kinds(owner: Mapping[str, str]) -> dict[_Kind, tuple[str, str]]:
                 finer.setdefault(_numbers_replaced(name.split("."), kept), []).append(name)
             if all(len({owner[name] for name in members}) == 1 for members in finer.values()):
                 break
-        kinds |= {each: (members[0], owner[members[0]]) for each, members in finer.items()}
+        kinds |= finer
     return kinds
 
 
@@ -71,16 +70,15 @@ def _numbers_replaced(words: Sequence[str], kept: Sequence[int]) -> _Kind:
     return tuple(NUMBER if word.isdigit() and i not in kept else word for i, word in enumerate(words))
 
 
-def _cover(
-    own: Sequence[_Kind], examples: Mapping[_Kind, str], foreign: Sequence[str], style: Style
-) -> list[Fragment]:
+def _cover(own: Mapping[_Kind, list[str]], foreign: Sequence[list[str]], style: Style) -> list[Fragment]:
     """Return fragments that cover all kinds of one group and match no foreign name."""
     covered: dict[Fragment, frozenset[_Kind]] = {}
-    for fragment in _candidates(own):
+    for fragment in _candidates(list(own)):
         pattern = style.write(fragment)
-        if pattern is None or any(style.matches(pattern, name) for name in foreign):
+        # One name of each kind first: that rules out most fragments.
+        if pattern is None or any(style.matches(pattern, names[0]) for names in foreign):
             continue
-        covered[fragment] = frozenset(kind for kind in own if style.matches(pattern, examples[kind]))
+        covered[fragment] = frozenset(kind for kind in own if style.matches(pattern, own[kind][0]))
     chosen: list[Fragment] = []
     missing = set(own)
     while missing:
@@ -91,18 +89,42 @@ def _cover(
             default=None,
         )
         if best is None or not covered[best] & missing:
-            name = examples[min(missing)]
-            raise UserError(
-                f"no {style.name} matches {name} without a parameter of another block: "
-                "give the two blocks one ratio, or rename the parameter"
-            )
+            kind = min(missing)
+            exact = [Fragment(tuple(name.split(".")), "start", "end") for name in own[kind]]
+            for fragment, name in zip(exact, own[kind]):
+                if _of_all_names(fragment, {kind: [name]}, foreign, style) is None:
+                    raise UserError(
+                        f"no {style.name} matches {name} without a parameter of another block: "
+                        "give the two blocks one ratio, or rename the parameter"
+                    )
+                covered[fragment] = frozenset({kind})
+            chosen += exact
+            missing.remove(kind)
+            continue
+        holds = _of_all_names(best, {kind: own[kind] for kind in covered[best]}, foreign, style)
+        if holds != covered[best]:
+            covered[best] = holds or frozenset()
+            continue
         chosen.append(best)
-        missing -= covered[best]
+        missing -= holds
     for fragment in list(chosen):
         rest = set().union(*(covered[each] for each in chosen if each is not fragment))
-        if rest >= set(own):
+        if rest >= set(own) and sum(covered[each] == covered[fragment] for each in chosen) == 1:
             chosen.remove(fragment)
-    return sorted(chosen, key=lambda each: min(own.index(kind) for kind in covered[each]))
+    order = list(own)
+    return sorted(chosen, key=lambda each: min(order.index(kind) for kind in covered[each]))
+
+
+def _of_all_names(
+    fragment: Fragment, own: Mapping[_Kind, list[str]], foreign: Iterable[list[str]], style: Style
+) -> frozenset[_Kind] | None:
+    """Return the kinds of which the fragment matches every name; None if it matches a foreign name."""
+    pattern = style.write(fragment)
+    if pattern is None or any(style.matches(pattern, name) for names in foreign for name in names):
+        return None
+    return frozenset(
+        kind for kind, names in own.items() if all(style.matches(pattern, name) for name in names)
+    )
 
 
 def _candidates(own: Sequence[_Kind]) -> Iterable[Fragment]:

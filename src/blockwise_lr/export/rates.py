@@ -57,11 +57,8 @@ class Rates:
 
     @property
     def base_decay(self) -> float:
-        """The weight decay of the most parameters; a target's single setting."""
-        sizes: dict[float, int] = {}
-        for group in self.groups:
-            sizes[group.weight_decay] = sizes.get(group.weight_decay, 0) + len(group.names)
-        return max(sizes, key=lambda decay: (sizes[decay], decay))
+        """The largest weight decay, which the others are multiples of."""
+        return max(group.weight_decay for group in self.groups)
 
     @property
     def names(self) -> dict[str, list[str]]:
