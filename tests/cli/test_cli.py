@@ -18,6 +18,7 @@ def test_help_lists_the_commands(capsys, arguments):
     for command in (
         "train PRESET",
         "compare PRESET",
+        "tune PRESET",
         "eval RUN",
         "generate RUN",
         "sharpness MODEL",
@@ -27,7 +28,7 @@ def test_help_lists_the_commands(capsys, arguments):
         assert command in out
 
 
-@pytest.mark.parametrize("command", ["train", "compare"])
+@pytest.mark.parametrize("command", ["train", "compare", "tune"])
 def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
     code, out, _ = call(capsys, command, "llama-0.25b-minipile", "--help")
     assert code == 0
@@ -48,7 +49,7 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
     [
         (
             ["trian"],
-            "no command 'trian'; the commands are train, compare, eval, generate, export, sharpness, inspect, presets",
+            "no command 'trian'; the commands are train, compare, tune, eval, generate, export, sharpness, inspect, presets",
         ),
         (["train"], "train needs the name of a preset first, such as: blockwise-lr train quickstart"),
         (
@@ -75,6 +76,12 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
             ["compare", "quickstart", "--arms", "adamw"],
             "cannot read the arm 'adamw': expected OPTIMIZER:RATIOS",
         ),
+        (["tune", "quickstart", "--trials", "2"], "--trials is 2; expected 5 or more"),
+        (
+            ["tune", "quickstart", "--proxy", "big"],
+            "--proxy is 'big'; expected WIDTHxLAYERS such as 128x4, auto, or none",
+        ),
+        (["tune", "quickstart", "--sampler", "grid"], "invalid choice 'grid'"),
         (["eval", "nowhere"], "no folder nowhere: expected a run's folder"),
         (["presets", "all"], "presets takes no arguments"),
     ],

@@ -36,6 +36,7 @@ def completed(script: str, *words: str) -> list[str]:
         (["train", "quick"], ["quickstart"]),
         (["compare", "quickstart", "--ar"], ["--arms"]),
         (["train", "quickstart", "--base-l"], ["--base-lr"]),
+        (["tune", "quickstart", "--sampler", "c"], ["cma-es"]),
         (["sharpness", "runs/mine", "--estimator", "fi"], ["fisher"]),
         (["eval", "runs/mine", "--ov"], ["--overlap"]),
     ],

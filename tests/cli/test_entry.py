@@ -83,7 +83,7 @@ class TestStart:
             ["--version"],
             ["--help"],
             [],
-            *([command, "--help"] for command in ("train", "compare", "eval", "generate", "export")),
+            *([command, "--help"] for command in ("train", "compare", "tune", "eval", "generate", "export")),
             ["compare", "llama-134m", "--help"],
             ["sharpness", "--help"],
             ["inspect", "--help"],

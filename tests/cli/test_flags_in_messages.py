@@ -20,6 +20,7 @@ from blockwise_lr.cli.generate import GenerateCommand
 from blockwise_lr.cli.inspect import InspectCommand
 from blockwise_lr.cli.sharpness import SharpnessCommand
 from blockwise_lr.cli.train import TrainCommand
+from blockwise_lr.cli.tune import TuneCommand
 from support.commands import call
 
 SOURCE = Path(blockwise_lr.__file__).parent
@@ -31,6 +32,7 @@ COMMANDS = (
     GenerateCommand,
     InspectCommand,
     SharpnessCommand,
+    TuneCommand,
 )
 OTHERS = {
     "--help",
@@ -116,7 +118,7 @@ def test_presets_answers_help(capsys, asks):
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "compare", "eval", "generate", "export", "sharpness", "inspect"]
+    "command", ["train", "compare", "tune", "eval", "generate", "export", "sharpness", "inspect"]
 )
 def test_every_command_answers_help(capsys, command):
     code, out, _ = call(capsys, command, "--help")
@@ -125,7 +127,7 @@ def test_every_command_answers_help(capsys, command):
 
 
 @pytest.mark.parametrize("width", [80, 120])
-@pytest.mark.parametrize("command", ["train", "compare", "eval", "sharpness"])
+@pytest.mark.parametrize("command", ["train", "compare", "tune", "eval", "sharpness"])
 def test_help_is_wrapped_at_the_width_of_the_terminal(capsys, monkeypatch, command, width):
     monkeypatch.setenv("COLUMNS", str(width))
     _, out, _ = call(capsys, command, "--help")

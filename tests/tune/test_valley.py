@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blockwise_lr.tune.space import Point, Space
-from blockwise_lr.tune.valley import ALLOWED, Valley, block_vector, fit_valleys, spread, valley_names
+from blockwise_lr.tune.valley import ALLOWED, Valley, block_vector, fit_valleys, paired_noise, valley_names
 
 SPACE = Space(["emb", "norm", "vo"])
 CENTRE = Point(2e-3, 0.2, {"emb": 4.0, "norm": 8.0, "vo": 0.5})
@@ -83,6 +83,20 @@ def test_the_error_of_a_cost_is_that_of_slope_and_curvature():
     assert valley.cost(-2.0)[1] == pytest.approx(math.sqrt(4 * 0.04 - 2 * 8 * 0.01 + 16 * 0.09))
 
 
-def test_the_spread_is_pooled_over_points_with_two_seeds():
-    assert spread({"a": [1.0, 2.0, 3.0], "b": [5.0, 5.0]}) == pytest.approx(math.sqrt(2.0 / 3))
-    assert spread({"a": [1.0], "b": [math.inf, 2.0]}) is None
+@given(st.lists(st.floats(-5.0, 5.0), min_size=4, max_size=4))
+def test_what_a_seed_adds_to_both_points_is_no_noise(seeds):
+    first, second = [3.0, 3.1, 3.3, 3.2], [2.9, 3.1, 3.0, 3.1]
+    shifted = [[loss + seed for loss, seed in zip(losses, seeds)] for losses in (first, second)]
+    assert paired_noise(*shifted) == pytest.approx(paired_noise(first, second), abs=1e-6)
+
+
+def test_noise_needs_two_seeds_that_differ():
+    assert paired_noise([3.0], [2.0]) is None
+    assert paired_noise([3.0, math.inf], [2.0, 2.5]) is None
+    assert paired_noise([3.0, 4.0], [3.0, 4.0]) is None
+
+
+def test_the_noise_is_that_of_one_run():
+    rng = np.random.default_rng(0)
+    common, own = rng.normal(0, 1.0, 400), rng.normal(0, 0.02, (2, 400))
+    assert paired_noise(*(common + own)) == pytest.approx(0.02, rel=0.15)

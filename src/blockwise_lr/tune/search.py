@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class _Search:
     store: TrialStore
     pool: WorkerPool
     progress: SearchProgress
+    known: list[Point] = field(default_factory=list)  # the start points
 
     def run(self) -> None:
         plan, store = self.plan, self.store
@@ -122,8 +123,8 @@ class _Search:
                 "lower --base-lr"
             )
         space = plan.space(blocks)
-        start = plan.ratio_start(space, uniform.point)
-        sampler = make_sampler(plan.sampler, space, start, plan.seed)
+        self.known = plan.ratio_start(space, uniform.point)
+        sampler = make_sampler(plan.sampler, space, self.known, plan.seed)
         for record in store.of_phase("uniform"):
             if record.order is not None:
                 sampler.tell(record.point, record.loss, prior=True)
@@ -190,7 +191,7 @@ class _Search:
 
     def _start(self, record: TrialRecord) -> None:
         self.store.save(record)
-        rule = self.plan.early_end if record.phase != "repeat" else None
+        rule = self.plan.early_end if self._may_end(record) else None
         best = self.store.best("uniform", "ratios") if rule else None
         folder = self.out / "runs" / record.name
         make_folder(folder)
@@ -202,6 +203,10 @@ class _Search:
         }
         self.pool.submit(record.number, task)
         self.progress.started(record, self.plan.base.steps)
+
+    def _may_end(self, record: TrialRecord) -> bool:
+        """Return whether a trial may end early. The known points and the repeats go to their last step."""
+        return record.phase != "repeat" and record.point not in self.known
 
     def _end(self, number: int, answer: dict[str, Any]) -> TrialRecord:
         answer["curve"] = {int(step): float(loss) for step, loss in answer["curve"]}

@@ -145,7 +145,9 @@ def _draw_search(figure: Any, content: Mapping[str, Any]) -> None:
     axes = figure.subplots()
     trials = _searched(content)
     finished = [trial for trial in trials if trial["tune_loss"] is not None]
+    uniform = content["uniform"]["tune_loss"]
     low, high = _limits([trial["tune_loss"] for trial in finished])
+    high = max(high, uniform + 0.15 * (uniform - low))
     axes.set_ylim(low, high)
     for phase, colour, marker, label in (
         ("uniform", _UNIFORM, "s", "uniform"),
@@ -161,7 +163,6 @@ def _draw_search(figure: Any, content: Mapping[str, Any]) -> None:
     ordered = sorted(finished, key=lambda trial: trial["number"])
     best = np.minimum.accumulate([trial["tune_loss"] for trial in ordered])
     axes.step([t["number"] for t in ordered], best, where="post", color=_BEST, label="best so far")
-    uniform = content["uniform"]["tune_loss"]
     axes.axhline(uniform, color=_UNIFORM, linestyle=(0, (4, 3)), label="best uniform")
     for start in content["start"]:
         if start["tune_loss"] is not None and start["tune_loss"] <= high:

@@ -15,7 +15,7 @@ from blockwise_lr.tune.proxy import describe_size
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.space import Point, Space
 from blockwise_lr.tune.trial_store import TrialRecord, TrialStore
-from blockwise_lr.tune.valley import Valley, fit_valleys, spread
+from blockwise_lr.tune.valley import Valley, fit_valleys, paired_noise
 
 _UNKNOWN_NOISE = 0.01  # nats; used for the fit where no point was trained with two seeds
 _CERTAIN = 2.0  # standard errors
@@ -57,7 +57,7 @@ def build_content(
     space = plan.space(blocks)
     seeds = [plan.seed + i for i in range(plan.repeats)]
     runs = {name: _runs_of(trial, records, seeds) for name, trial in (("uniform", uniform), ("best", best))}
-    noise = spread({name: [run.loss for run in of_point] for name, of_point in runs.items()})
+    noise = paired_noise(*([run.loss for run in runs[name]] for name in ("uniform", "best")))
     search = [record for record in records if record.phase != "repeat" and record.order is not None]
     ratios = dict.fromkeys(blocks, 1.0) | dict(best.point.ratios)
     model = plan.model

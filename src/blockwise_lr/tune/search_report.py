@@ -130,7 +130,7 @@ def _sections(content: Mapping[str, Any]) -> dict[str, Table]:
         "early end": "off" if rule is None else f"{rule['margin']:g} nats behind, after {rule['share']:.0%}",
         "seed of the search": str(content["seed"]),
         "seeds of the gain": ", ".join(map(str, content["seeds"])),
-        "standard deviation between seeds": "unknown"
+        "noise of a loss (standard deviation between seeds)": "unknown"
         if content["noise"] is None
         else f"{content['noise']:.4f}",
         "training time, summed over runs": format_seconds(content["seconds"]),

@@ -33,9 +33,9 @@ def _gain(content: Mapping[str, Any]) -> str:
     if gain["ci95"] is None:
         why = "one seed cannot separate an effect from noise" if seeds == 1 else gain["reason"]
         return f"The best ratios end {size} {side} the tuned uniform learning rate {steps} on the val split; {why}."
-    interval = (
-        f"95 % CI {format_interval(gain['ci95'], 3, signed=True)}, p = {format_p_value(gain['p_value'])}"
-    )
+    p_value = format_p_value(gain["p_value"])
+    p_value = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
+    interval = f"95 % CI {format_interval(gain['ci95'], 3, signed=True)}, {p_value}"
     if not gain["significant"]:
         return (
             f"The best ratios and the tuned uniform learning rate cannot be told apart {steps}: gain "
@@ -91,7 +91,7 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
         )
     if content["noise"] is None:
         found.append(
-            "One seed was trained, so the noise between seeds is unknown. The fits assume 0.01 nats."
+            "The noise between seeds is not known, for want of seeds that differ. The fits assume 0.01 nats."
         )
     uniform = content["uniform_trials"]
     rest = content["counts"]

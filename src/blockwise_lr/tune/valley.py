@@ -8,13 +8,14 @@ y_b is the log2 of ratio times base learning rate, and y_b* that of the best poi
 log2 of the base learning rate itself. In these coordinates, a change of one ratio moves one block alone.
 
 The fit is a Bayesian linear regression, so it also has an error where trials are few. Trials count the less the higher
-their loss is above the best one, because the parabolas hold only near the best point.
+their loss is above the best one, because the parabolas hold only near the best point. How much less follows from the
+trials: the share of the height that the parabolas miss is the one under which the losses are most probable.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ ALLOWED = 0.01
 """The loss in nats that a move within the valley costs."""
 
 _FARTHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
-_MISFIT = 0.25  # share of a trial's height above the best that the parabolas may miss
+_MISFITS = (0.05, 0.1, 0.2, 0.4)  # shares of a trial's height above the best that the parabolas may miss
 _PRIOR_SLOPE = 0.05  # nats for a factor of 2
 _PRIOR_CURVATURE = 0.05
 _CERTAIN = 2.0  # standard errors
@@ -100,11 +101,13 @@ def fit_valleys(
     heights = np.array([loss for _, loss in near]) - min(losses)
     moves = np.stack([block_vector(space, point) for point, _ in near]) - block_vector(space, best)
     features = np.concatenate([np.ones((len(near), 1)), moves, moves**2], axis=1)
-    weights = 1 / (noise**2 + (_MISFIT * heights) ** 2 + 1e-8)
     count = len(names)
-    prior = np.concatenate([[1e-6], np.full(count, _PRIOR_SLOPE**-2), np.full(count, _PRIOR_CURVATURE**-2)])
-    covariance = np.linalg.inv(features.T @ (weights[:, None] * features) + np.diag(prior))
-    solution = covariance @ (features.T @ (weights * heights))
+    prior = np.concatenate([[1.0], np.full(count, _PRIOR_SLOPE), np.full(count, _PRIOR_CURVATURE)]) ** 2
+    variances = [noise**2 + (share * heights) ** 2 + 1e-8 for share in _MISFITS]
+    variance = max(variances, key=lambda each: _log_evidence(features, heights, prior, each))
+    weighted = features / variance[:, None]
+    covariance = np.linalg.inv(features.T @ weighted + np.diag(1 / prior))
+    solution = covariance @ (weighted.T @ heights)
     valleys = {}
     for i, name in enumerate(names):
         g, q = 1 + i, 1 + count + i
@@ -116,6 +119,13 @@ def fit_valleys(
             ((float(block[0, 0]), float(block[0, 1])), (float(block[1, 0]), float(block[1, 1]))),
         )
     return valleys
+
+
+def _log_evidence(features: Vector, heights: Vector, prior: Vector, variance: Vector) -> float:
+    """Return the log probability of the heights under the model, up to a constant."""
+    total = (features * prior) @ features.T + np.diag(variance)
+    _, determinant = np.linalg.slogdet(total)
+    return -0.5 * float(determinant + heights @ np.linalg.solve(total, heights))
 
 
 def valley_names(space: Space) -> tuple[str, ...]:
@@ -130,17 +140,22 @@ def block_vector(space: Space, point: Point) -> Vector:
     return vector
 
 
-def spread(losses: Mapping[Any, Sequence[float]]) -> float | None:
-    """Return the standard deviation between seeds, pooled over points; None if no point has two finite losses.
+def paired_noise(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the standard deviation of a loss that remains between seeds when two points are compared seed by seed.
+
+    All trials of a search share one seed, so what a seed adds to all of them is no noise.
+
+    Args:
+        first, second: the losses of two points for the same seeds. Seeds with an infinite loss are left out.
+
+    Returns:
+        None with fewer than two seeds, or if all differences are equal.
 
     Example:
-        >>> round(spread({"a": [3.0, 3.2], "b": [4.0]}), 4)
-        0.1414
+        >>> round(paired_noise([3.0, 3.5], [2.9, 3.6]), 4)
+        0.1
     """
-    squares, degrees = 0.0, 0
-    for of_point in losses.values():
-        finite = [loss for loss in of_point if math.isfinite(loss)]
-        if len(finite) > 1:
-            squares += float(np.var(finite, ddof=1)) * (len(finite) - 1)
-            degrees += len(finite) - 1
-    return math.sqrt(squares / degrees) if degrees else None
+    gaps = [a - b for a, b in zip(first, second) if math.isfinite(a) and math.isfinite(b)]
+    if len(gaps) < 2:
+        return None
+    return float(np.std(gaps, ddof=1)) / math.sqrt(2) or None
