@@ -167,7 +167,7 @@ def trained(shape: str = "llama-600k") -> dict[str, list[dict[str, Any]]]:
 
 def table_of_trained_ratios(shape: str = "llama-600k") -> str:
     if not trained(shape):
-        return ""
+        return "No run has ended yet."
     given = rules(shape, Namespace(data=STUDY / "data"))
     blocks = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM, Block.HEAD)
     rows = [[rule, *(digits(given[rule].get(block.value, 1.0)) for block in blocks)] for rule in ORDER]
@@ -186,6 +186,19 @@ def table_of_trained(shape: str = "llama-600k") -> str:
         )  # fmt: skip
     header = ["ratios", "runs", "best base LR", "worse on both sides", "warm-up", "tune loss", "val loss"]
     return table(header, rows)
+
+
+def text_of_trained(shape: str = "llama-600k") -> str:
+    """Return by how much the tuned rules' val losses differ from those of measured and uniform."""
+    best = {rule: runs[0]["val_loss"] for rule, runs in trained(shape).items()}
+    lines = []
+    for rule in ("the rule", "the earlier rule"):
+        for other in ("measured", "uniform"):
+            if rule in best and other in best:
+                gap = best[other] - best[rule]
+                side = "below" if gap >= 0 else "above"
+                lines.append(f"- The best run of `{rule}` ends {abs(gap):.3f} nats {side} that of `{other}`.")
+    return "\n".join(lines) or "No run of the rule has ended yet."
 
 
 def draw(path: Path) -> None:
@@ -224,6 +237,8 @@ def tables() -> dict[str, str]:
         "constants": table_of_constants(),
         "trained_ratios": table_of_trained_ratios(),
         "trained": table_of_trained(),
+        "trained_text": text_of_trained(),
+        "number_of_choices": str(len(CHOICES)),
     }
 
 
