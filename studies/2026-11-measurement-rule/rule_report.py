@@ -167,25 +167,65 @@ def trained(shape: str = "llama-600k") -> dict[str, list[dict[str, Any]]]:
 
 def table_of_trained_ratios(shape: str = "llama-600k") -> str:
     if not trained(shape):
-        return ""
+        return "No run has ended yet."
     given = rules(shape, Namespace(data=STUDY / "data"))
     blocks = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM, Block.HEAD)
     rows = [[rule, *(digits(given[rule].get(block.value, 1.0)) for block in blocks)] for rule in ORDER]
     return table(["ratios", *(block.value.upper() for block in blocks)], rows)
 
 
+def is_tuned(runs: list[dict[str, Any]]) -> bool:
+    """Whether the best run, which comes first, has a worse base learning rate on both sides."""
+    rates = {run["arm"]["base_lr"] for run in runs if run["arm"]["seed"] == 0}
+    return min(rates) < runs[0]["arm"]["base_lr"] < max(rates)
+
+
 def table_of_trained(shape: str = "llama-600k") -> str:
     rows = []
     for rule, runs in trained(shape).items():
-        first = [run for run in runs if run["arm"]["seed"] == 0]
-        best, rates = first[0], sorted({run["arm"]["base_lr"] for run in first})
-        inside = rates[0] < best["arm"]["base_lr"] < rates[-1]
+        best = runs[0]
         rows.append(
-            [rule, str(len(first)), f"{best['arm']['base_lr']:g}", "yes" if inside else "no",
+            [rule, str(len(runs)), f"{best['arm']['base_lr']:g}", "yes" if is_tuned(runs) else "no",
              f"{best['arm']['warmup']:.0%}", f"{best['tune_loss']:.3f}", f"{best['val_loss']:.3f}"]
         )  # fmt: skip
     header = ["ratios", "runs", "best base LR", "worse on both sides", "warm-up", "tune loss", "val loss"]
     return table(header, rows)
+
+
+def text_of_trained(shape: str = "llama-600k") -> str:
+    """Return by how much the rules' val losses differ: tuned, or at the base learning rates that both have had."""
+    found, lines = trained(shape), []
+    for rule, other in (
+        ("the rule", "measured"),
+        ("the rule", "the earlier rule"),
+        ("the rule", "uniform"),
+        ("measured", "uniform"),
+        ("embedding alone", "uniform"),
+    ):
+        if not (rule in found and other in found):
+            continue
+        ours, theirs = found[rule][0], found[other][0]
+        where = "Each at its best rate"
+        if not (is_tuned(found[rule]) and is_tuned(found[other])):
+            both = [
+                (a, b)
+                for a in found[rule]
+                for b in found[other]
+                if key(a) == key(b) and a["arm"]["seed"] == 0
+            ]
+            if not both:
+                continue
+            ours, theirs = min(both, key=lambda pair: float(pair[0]["tune_loss"]))
+            where = f"At a base learning rate of {ours['arm']['base_lr']:g}"
+        gap = theirs["val_loss"] - ours["val_loss"]
+        side = "below" if gap >= 0 else "above"
+        lines.append(f"- {where}, `{rule}` ends {abs(gap):.3f} nats {side} `{other}`.")
+    return "\n".join(lines) or "No two rules have been trained alike yet."
+
+
+def key(run: dict[str, Any]) -> tuple[float, float]:
+    """Return the base learning rate and the warm-up of a run."""
+    return run["arm"]["base_lr"], run["arm"]["warmup"]
 
 
 def draw(path: Path) -> None:
@@ -224,6 +264,8 @@ def tables() -> dict[str, str]:
         "constants": table_of_constants(),
         "trained_ratios": table_of_trained_ratios(),
         "trained": table_of_trained(),
+        "trained_text": text_of_trained(),
+        "number_of_choices": str(len(CHOICES)),
     }
 
 

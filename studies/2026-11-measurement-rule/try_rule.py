@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="*", default=["llama-600k"], choices=sorted(SHAPES))
     parser.add_argument("--known", type=Path, nargs="*", default=[STUDY.parent / "2026-11-horizon/data/runs"])
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--runs", type=int, default=10**6, help="end after so many")
     parser.add_argument("--list", action="store_true", help="show the queue and train nothing")
     arguments = parser.parse_args()
     if arguments.list:
@@ -85,9 +86,12 @@ def main() -> None:
     for shape in arguments.shapes:
         if not (found := arguments.data / "measured" / f"{shape}.json").exists():
             write_json_atomic(found, {**measure(shape, text, arguments), "text": about})
+    ended = 0
     for shape in arguments.shapes:
-        while wanted := queue(shape, arguments):
-            if not any(train(arm, text, about, arguments) for _, arm in wanted):
+        while ended < arguments.runs and (arms := queue(shape, arguments)):
+            if any(train(arm, text, about, arguments) for _, arm in arms):
+                ended += 1
+            else:
                 time.sleep(10)  # another process has what is known to be needed
 
 

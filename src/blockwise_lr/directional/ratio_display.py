@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from blockwise_lr.blocks import Block
 from blockwise_lr.directional.slope import short
 from blockwise_lr.drawing import block_colour, log_ticks
 
@@ -21,7 +22,7 @@ def run_ratios(reports: Sequence[DirectionalReport]) -> RunRatios | None:
         return None
 
 
-def ratio_cell(ratios: RunRatios, block: Any) -> str:
+def ratio_cell(ratios: RunRatios, block: Block) -> str:
     """Return the ratio of a block for a table; an asterisk marks one that is `measured`'s."""
     return short(ratios[block]) + "*" * (block in ratios.undetermined)
 
