@@ -64,9 +64,12 @@ def start_points(runs: Sequence[Run]) -> list[Point]:
     Half, `measured` to the power 1/2, has the uniform rate over sqrt 2. `measured` has a quarter of the uniform rate.
     """
     uniform = min(
-        (run for run in runs if run.ratios == (1.0,) * len(BLOCKS) and run.seed == 0), key=lambda run: run.tune_loss
+        (run for run in runs if run.ratios == (1.0,) * len(BLOCKS) and run.seed == 0),
+        key=lambda run: run.tune_loss,
     )
-    measured = {block.value: float(ratio) for block, ratio in MEASURED_RATIOS.items() if block.value in BLOCKS[:-1]}
+    measured = {
+        block.value: float(ratio) for block, ratio in MEASURED_RATIOS.items() if block.value in BLOCKS[:-1]
+    }
     half = {block: ratio**0.5 for block, ratio in measured.items()}
     return [
         Point(uniform.base_lr, uniform.warmup),
@@ -76,7 +79,14 @@ def start_points(runs: Sequence[Run]) -> list[Point]:
 
 
 def race(
-    make: MakeSampler, surface: Surface, start: Sequence[Point], *, box: str, trials: int, noise: float, seed: int
+    make: MakeSampler,
+    surface: Surface,
+    start: Sequence[Point],
+    *,
+    box: str,
+    trials: int,
+    noise: float,
+    seed: int,
 ) -> list[float]:
     """Search one surface.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from blockwise_lr.train.ratio_text import parse_ratios
 
@@ -86,7 +89,14 @@ def all_runs() -> list[Run]:
     """
     unique: dict[Any, Run] = {}
     for run in (*_from_folders(), *_from_comparisons(), *_from_lists()):
-        key = (run.setting, run.ratios, f"{run.base_lr:.3g}", round(run.warmup, 3), run.seed, round(run.tune_loss, 6))
+        key = (
+            run.setting,
+            run.ratios,
+            f"{run.base_lr:.3g}",
+            round(run.warmup, 3),
+            run.seed,
+            round(run.tune_loss, 6),
+        )
         if key not in unique or len(unique[key].curve) < len(run.curve):
             unique[key] = run
     return sorted(unique.values(), key=lambda run: (run.setting, run.tune_loss, run.base_lr, run.seed))
@@ -98,6 +108,27 @@ def by_setting(runs: Iterable[Run]) -> dict[str, list[Run]]:
     for run in runs:
         found.setdefault(run.setting, []).append(run)
     return found
+
+
+def run_to_run_noise(runs: Iterable[Run]) -> float:
+    """Return the standard deviation of one run's tune loss: what is left after its point's and its seed's means.
+
+    A search trains all its runs with one seed, so what the seed changes for all points is no noise to it. Every setting
+    with two points or more that were trained with seeds 0, 1 and 2 counts.
+    """
+    total, freedom = 0.0, 0
+    for members in by_setting(runs).values():
+        points: dict[Any, dict[int, float]] = {}
+        for run in members:
+            if run.ratios is not None:
+                points.setdefault((run.ratios, f"{run.base_lr:.3g}", run.warmup), {})[run.seed] = (
+                    run.tune_loss
+                )
+        losses = np.array([[point[0], point[1], point[2]] for point in points.values() if len(point) == 3])
+        if len(losses) > 1:
+            left = losses - losses.mean(1, keepdims=True) - losses.mean(0) + losses.mean()
+            total, freedom = total + float((left**2).sum()), freedom + 2 * (len(losses) - 1)
+    return math.sqrt(total / freedom)
 
 
 def _from_folders() -> Iterator[Run]:
@@ -121,10 +152,15 @@ _KEPT = ("config.json", "metrics.jsonl", "result.json")
 def _from_folder(config_text: str, metrics: str, result_text: str) -> Iterator[Run]:
     config, result = json.loads(config_text)["train"], json.loads(result_text)
     optim, model = config["optim"], config["model"]
-    if any(optim.get(name, value) != value for name, value in STANDARD.items()) or result["terminal_tune_loss"] is None:
+    if (
+        any(optim.get(name, value) != value for name, value in STANDARD.items())
+        or result["terminal_tune_loss"] is None
+    ):
         return
     shape = SHAPES[model["family"], model["hidden_size"]]
-    kind = [optim["optimizer"]] * (optim["optimizer"] != "adamw") + [optim["schedule"]] * (optim["schedule"] != "cosine")
+    kind = [optim["optimizer"]] * (optim["optimizer"] != "adamw") + [optim["schedule"]] * (
+        optim["schedule"] != "cosine"
+    )
     rows = [json.loads(line) for line in metrics.splitlines()]
     curve = [(row["step"], row["val_loss"]) for row in rows if row["val_loss"] is not None]
     yield Run(
@@ -174,7 +210,11 @@ def _from_lists() -> Iterator[Run]:
 
 
 def _one(
-    shape: str, ratios: str | None, found: Mapping[str, Any], steps: int, values: tuple[float, ...] | None = None
+    shape: str,
+    ratios: str | None,
+    found: Mapping[str, Any],
+    steps: int,
+    values: tuple[float, ...] | None = None,
 ) -> Iterator[Run]:
     tune = found.get("tune_loss", found.get("terminal_tune_loss"))
     val = found.get("val_loss", found.get("terminal_val_loss"))

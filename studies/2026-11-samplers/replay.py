@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from records import Run, by_setting
+from records import BLOCKS, Run, by_setting
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -92,12 +92,30 @@ def wrong_ends(runs: Set, share: float, margin: float) -> float:
     return float((gaps(runs, share) > margin)[better].mean())
 
 
-def behind(runs: Set, share: float, gap: float) -> float:
-    """Return the share of the pairs in which the better run is more than `gap` behind at a share of the run."""
-    column = int(np.argmin(np.abs(runs.logged - share * runs.steps)))
-    at = runs.train[:, column]
-    better = runs.final[:, None] < runs.final[None, :]
-    return float((at[:, None] - at[None, :] > gap)[better].mean())
+KINDS = ("blockwise against uniform", "longer warm-up", "shorter warm-up", "other ratios", "another rate")
+"""What the better run of a pair has that the worse one has not; :func:`kind_of` gives the first that applies."""
+
+
+def kind_of(better: Run, worse: Run) -> str:
+    """Return the kind of a pair, one of KINDS. Ratios that move during a run count as blockwise."""
+    uniform = (1.0,) * len(BLOCKS)
+    if better.warmup != worse.warmup:
+        return "longer warm-up" if better.warmup > worse.warmup else "shorter warm-up"
+    if better.ratios == worse.ratios:
+        return "another rate"
+    return "blockwise against uniform" if worse.ratios == uniform else "other ratios"
+
+
+def behind(sets: Sequence[Set], kind: str, share: float, gap: float) -> tuple[int, int]:
+    """Count the pairs of one kind in all sets: all, and those whose better run is more than `gap` behind at `share`."""
+    pairs = found = 0
+    for runs in sets:
+        at = runs.train[:, int(np.argmin(np.abs(runs.logged - share * runs.steps)))]
+        for i, better in enumerate(runs.runs):
+            for j, worse in enumerate(runs.runs):
+                if runs.final[i] < runs.final[j] and kind_of(better, worse) == kind:
+                    pairs, found = pairs + 1, found + int(at[i] - at[j] > gap)
+    return pairs, found
 
 
 @dataclass(frozen=True)

@@ -119,26 +119,23 @@ class Surrogate:
             log.requires_grad_(False)
         self._inverse = torch.linalg.inv(self._covariance_of_data())
 
-    @property
-    def noise(self) -> float:
-        """Standard deviation of one run around the smooth surface, in nats near the optimum."""
-        return float(self._logs["noise"].exp())
-
-    def residuals(self, *, by_group: bool) -> Tensor:
-        """Return the error in nats of predicting each run from the others.
+    def left_out(self, *, by_group: bool) -> tuple[Tensor, Tensor]:
+        """Predict each run from the others.
 
         Args:
             by_group: leave out all runs with the ratios of the predicted one, not only the run itself.
+
+        Returns:
+            The error of each prediction in nats, and the error over the standard deviation that the process gives it.
         """
         weights = self._inverse @ (self._target - self._mean)
-        if not by_group:
-            left = weights / self._inverse.diagonal()
-        else:
-            left = torch.empty_like(weights)
-            for group in self.data.group.unique():
-                own = (self.data.group == group).nonzero()[:, 0]
-                left[own] = torch.linalg.solve(self._inverse[own][:, own], weights[own])
-        return self.data.above - unflatten(self._target - left)
+        error, deviation = torch.empty_like(weights), torch.empty_like(weights)
+        groups = self.data.group if by_group else torch.arange(len(weights))
+        for group in groups.unique():
+            own = (groups == group).nonzero()[:, 0]
+            covariance = torch.linalg.inv(self._inverse[own][:, own])
+            error[own], deviation[own] = covariance @ weights[own], covariance.diagonal().sqrt()
+        return self.data.above - unflatten(self._target - error), error / deviation
 
     def mean(self, setting: str) -> Surface:
         """Return the posterior mean of a setting: smoother than any real surface, with no optimum that no run found."""
@@ -149,7 +146,9 @@ class Surrogate:
         """Draw one loss surface of a setting from the posterior (pathwise conditioning of a random-feature prior)."""
         generator = torch.Generator().manual_seed(seed)
         prior = _Prior(self._logs, len(self.data.settings), generator)
-        noise = self.noise * torch.randn(len(self._target), generator=generator, dtype=torch.float64)
+        noise = self._logs["noise"].exp() * torch.randn(
+            len(self._target), generator=generator, dtype=torch.float64
+        )
         known = prior(self.data.x, self.data.setting) + noise
         weights = self._inverse @ (self._target - self._mean - known)
         return Surface(self, prior, weights, self.data.settings.index(setting))
@@ -177,7 +176,9 @@ class Surrogate:
     def _negative_log_density(self) -> Tensor:
         factor = torch.linalg.cholesky(self._covariance_of_data())
         target = self._target - self._mean
-        likelihood = target @ torch.cholesky_solve(target[:, None], factor)[:, 0] / 2 + factor.diagonal().log().sum()
+        likelihood = (
+            target @ torch.cholesky_solve(target[:, None], factor)[:, 0] / 2 + factor.diagonal().log().sum()
+        )
         prior = sum((self._logs[name] - math.log(0.1)) ** 2 / 8 for name in "abcde")
         prior += (self._logs["noise"] - math.log(0.02)) ** 2 / 2
         return likelihood + prior + ((self._logs["length"] - math.log(4.0)) ** 2 / 2).sum()
