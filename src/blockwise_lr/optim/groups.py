@@ -87,8 +87,8 @@ def param_groups(
         A trainer that logs the learning rate of group 0 only therefore logs NORM's, which is 6 * lr by default.
         Each has ``params``, ``lr`` and ``initial_lr`` (both ratio * base), ``weight_decay``, ``block`` (a plain str),
         ``lr_ratio``, ``decay`` and ``names`` (the parameters' names, in the order of ``params``). With `relative_to`,
-        ``lr_ratio`` includes the factor, and the groups also have ``init_scale`` (the factor) and ``init_rms`` (the
-        block's scale at start, or None without one). All are plain floats, which checkpoints keep.
+        ``lr_ratio`` includes the factor, and the groups also have ``init_scale`` (the factor) and, unless the block has
+        no scale, ``init_rms`` (its RMS at start). Both are plain floats, which checkpoints keep.
 
     Raises:
         ValueError: lr or weight_decay is out of range; ratios, weight_decay or no_decay names an unknown block; a
@@ -103,10 +103,9 @@ def param_groups(
         [('norm', 0.006), ('emb', 0.004)]
         >>> [g["weight_decay"] for g in param_groups(model, lr=1e-3, weight_decay={"norm": 0})]
         [0.0, 0.1]
-        >>> _ = nn.init.normal_(model["wte"].weight, std=1.0)
         >>> scales = {"emb": 1.0, "norm": 1.0, "ffn": 0.02}
-        >>> [(g["block"], g["lr"]) for g in param_groups(model, lr=1e-3, relative_to=scales)]
-        [('norm', 0.001), ('emb', 0.5)]
+        >>> [(g["block"], g["lr"]) for g in param_groups(model, 1e-3, "measured", relative_to=scales)]
+        [('norm', 0.032), ('emb', 0.8)]
     """
     check_model(model, "param_groups")
     given, lr, ratios = lr, check_number(lr, "lr", "1e-3"), given_ratios(ratios)
@@ -154,7 +153,7 @@ def param_groups(
             }
         )
         if scales is not None:
-            groups[-1] |= {"init_scale": factor, "init_rms": scales.get(block)}
+            groups[-1] |= {"init_scale": factor, **({"init_rms": scales[block]} if block in scales else {})}
     remember_structures(
         (parameter, blocks.assignment(name).structure)
         for pairs in members.values()

@@ -171,4 +171,4 @@ def _norm(parameter: Tensor) -> float:
     norm = torch.linalg.vector_norm(
         parameter.detach(), dtype=torch.promote_types(parameter.dtype, torch.float32)
     )
-    return float(norm.full_tensor() if is_sharded(norm) else norm)  # type: ignore[attr-defined]
+    return float(norm.full_tensor() if is_sharded(norm) else norm)

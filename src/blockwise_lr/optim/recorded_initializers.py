@@ -27,7 +27,7 @@ _ELEMENTWISE = frozenset(
 _COPIES = frozenset({"clone", "detach", "_to_copy", "alias", "contiguous"})
 
 
-class RecordedInitializers(TorchDispatchMode):
+class RecordedInitializers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A context in which the initial values of tensors on the meta device are followed, without memory for them.
 
     Each tensor is represented by a sample of its distribution: quantiles of a normal or a uniform distribution, or one
@@ -42,7 +42,7 @@ class RecordedInitializers(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._samples: dict[int, Tensor] = {}
         self._kept: list[Tensor] = []  # keeps storages alive, so that their addresses stay unique
         self._originals: list[tuple[Any, str, Any]] = []
@@ -51,11 +51,11 @@ class RecordedInitializers(TorchDispatchMode):
         for owner, name, replacement in self._replacements():
             self._originals.append((owner, name, owner[name]))
             owner[name] = replacement
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         while self._originals:
             owner, name, original = self._originals.pop()
             owner[name] = original
@@ -197,7 +197,7 @@ def _rms(parameter: Tensor) -> float:
 
 
 def _key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _stored(tensor: Tensor) -> int:
@@ -210,7 +210,7 @@ def _quantiles() -> Tensor:
 
 
 def _normal(mean: float = 0.0, std: float = 1.0) -> Tensor:
-    sample = torch.special.ndtri(_quantiles())
+    sample: Tensor = torch.special.ndtri(_quantiles())
     return mean + std * sample / sample.square().mean().sqrt()
 
 

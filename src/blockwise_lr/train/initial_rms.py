@@ -30,7 +30,8 @@ def initial_rms_of(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str,
         model = build()
         if isinstance(model, PreTrainedModel) and all(p.is_meta for p in model.parameters()):
             try:
-                model.initialize_weights()  # transformers leaves this out on the meta device
+                # transformers leaves this out on the meta device.
+                model.initialize_weights()  # type: ignore[no-untyped-call]
             except Exception:  # the initializer may need values, and code of the Hub may raise any error
                 recorded = RecordedInitializers()
     return model, initial_rms(model, recorded)
