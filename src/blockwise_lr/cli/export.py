@@ -109,12 +109,7 @@ def _write_rates(parsed: ExportCommand) -> None:
     except UserError:
         raise
     except ValueError as error:
-        text = str(error)
-        setting = text.partition(" ")[0]
-        flag = f"--{setting.replace('_', '-')}"
-        raise UserError(
-            text.replace(setting, flag, 1) if setting in ("lr", "weight_decay") else text
-        ) from None
+        raise UserError(_with_flag(str(error))) from None
     if parsed.out is None:
         print(exported.text, end="")
         return
@@ -122,6 +117,12 @@ def _write_rates(parsed: ExportCommand) -> None:
     print(f"{parsed.out}: learning rates by block for {parsed.to}, under the names of {exported.naming}")
     for each in exported.lost:
         print(f"lost: {each}")
+
+
+def _with_flag(message: str) -> str:
+    """Return a message of the library with the flag in place of the argument that it begins with."""
+    argument, _, rest = message.partition(" ")
+    return f"--{argument.replace('_', '-')} {rest}" if argument in ("lr", "weight_decay") else message
 
 
 def _fixed_ratios(text: str) -> dict[Block, float]:

@@ -1,0 +1,201 @@
+"""The trainers' own code reads what is exported for them, where they are installed.
+
+None of them is a dependency. `pip install --no-deps` is enough for each, with the packages that the test names.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from blockwise_lr.export import export_rates
+from blockwise_lr.export.codebase_names import _TABLES
+from support.export_models import MODELS, RATIOS, expected_ratios, tiny
+
+LR = 1e-3
+
+
+def rates_in(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Return the learning rate and weight decay of each parameter of a model."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def expected(model: nn.Module) -> dict[str, object]:
+    return {n: (pytest.approx(LR * r), pytest.approx(0.1)) for n, r in expected_ratios(model).items()}
+
+
+def loaded(text: str) -> dict[str, object]:
+    namespace: dict[str, object] = {}
+    exec(compile(text, "exported", "exec"), namespace)
+    return namespace
+
+
+@pytest.mark.slow  # its import takes 15 seconds
+@pytest.mark.parametrize("name", MODELS)
+def test_torchtitan_builds_its_optimizer(name):
+    pytest.importorskip("spmd_types")
+    pytest.importorskip("torchtitan.components.optimizer")
+    model = tiny(name, "cpu")
+    config = loaded(export_rates(model, "torchtitan", lr=LR, ratios=RATIOS, names="model").text)["optimizer"]
+    config.implementation = "for-loop"
+    (optimizer,) = config.build(model_parts=[model]).optimizers
+    assert rates_in(optimizer, model) == expected(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_automodel_builds_its_optimizer_and_scheduler(name):
+    optimizers = pytest.importorskip("nemo_automodel.components.optim.optimizer")
+    schedulers = pytest.importorskip("nemo_automodel.components.optim.scheduler")
+    model = tiny(name, "cpu")
+    settings = yaml.safe_load(export_rates(model, "automodel", lr=LR, ratios=RATIOS).text)["optimizer"]
+    settings.pop("_target_")
+    (optimizer,) = optimizers.AdamWConfig(**settings).build(model)
+    schedulers.OptimizerParamScheduler(
+        optimizer, init_lr=LR, max_lr=LR, min_lr=LR, lr_warmup_steps=0, lr_decay_steps=10,
+        lr_decay_style="constant", start_wd=0.1, end_wd=0.1, wd_incr_steps=10, wd_incr_style="constant",
+    )  # fmt: skip
+    assert rates_in(optimizer, model) == expected(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_megatrons_keys_match_and_its_overrides_merge(name):
+    config = pytest.importorskip("megatron.core.optimizer.optimizer_config")
+    scheduler = pytest.importorskip("megatron.core.optimizer_param_scheduler")
+    model = tiny(name)
+    overrides = loaded(export_rates(model, "megatron", lr=LR, ratios=RATIOS, names="model").text)[
+        "block_overrides"
+    ]
+    assert all(isinstance(key, config.ParamKey) for key in overrides)
+    found = {}
+    for each, parameter in model.named_parameters():
+        matching = [override for key, override in overrides.items() if key.matches(parameter, each)]
+        found[each] = scheduler.combine_param_group_overrides(matching)["max_lr"]
+    assert found == {each: pytest.approx(LR * ratio) for each, ratio in expected_ratios(model).items()}
+
+
+@pytest.mark.slow  # its import takes 15 seconds
+@pytest.mark.parametrize("name", MODELS)
+def test_olmo_core_builds_its_optimizer(name):
+    pytest.importorskip("olmo_core.optim")
+    model = tiny(name, "cpu")
+    optim = loaded(export_rates(model, "olmo-core", lr=LR, ratios=RATIOS, names="model").text)["optim"]
+    assert rates_in(optim.build(model), model) == expected(model)
+
+
+@pytest.mark.slow  # its import takes 15 seconds
+@pytest.mark.parametrize("name", MODELS)
+def test_fairseq2_makes_its_groups(name, monkeypatch):
+    pytest.importorskip("ruamel.yaml")
+    if not any((Path(folder) / "fairseq2").is_dir() for folder in sys.path):
+        pytest.skip("fairseq2 is not installed")
+    # Its compiled part is bound to one version of torch, and the optimizer's groups do not need it.
+    compiled = types.ModuleType("fairseq2n")
+    compiled.DOC_MODE = True
+    monkeypatch.setitem(sys.modules, "fairseq2n", compiled)
+    from fairseq2.recipe.config import AdamWConfig, AdamWGroupConfig
+    from fairseq2.recipe.optim import prepare_parameter_groups
+    from fairseq2.utils.structured import StandardValueConverter
+
+    model = tiny(name, "cpu")
+    content = yaml.safe_load(export_rates(model, "fairseq2", lr=LR, ratios=RATIOS, names="model").text)
+    assert content["optimizer"]["name"] == "adamw"
+    config = StandardValueConverter().structure(content["optimizer"]["config"], AdamWConfig)
+    assert all(isinstance(group, AdamWGroupConfig) for group in config.groups)
+    groups = prepare_parameter_groups(model, config.groups)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+    assert rates_in(optimizer, model) == expected(model)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_axolotls_schema_takes_the_groups(name):
+    schemas = pytest.importorskip("axolotl.utils.schemas.training")
+    content = yaml.safe_load(export_rates(tiny(name), "axolotl", lr=LR, ratios=RATIOS).text)
+    fields = schemas.HyperparametersConfig.model_fields
+    assert content.keys() <= fields.keys()
+    config = schemas.HyperparametersConfig(**content, gradient_accumulation_steps=1, micro_batch_size=1)
+    assert [group.model_dump() for group in config.lr_groups] == content["lr_groups"]
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224"])
+def test_timm_makes_its_optimizer_and_its_schedule_keeps_the_ratios(name):
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
+    model = timm.create_model(
+        name, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=4
+    )
+    block_groups = loaded(export_rates(model, "timm", ratios=RATIOS).text)["block_groups"]
+    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=LR, param_group_fn=block_groups)
+    schedule = timm.scheduler.CosineLRScheduler(optimizer, t_initial=10, t_in_epochs=False)
+    for step in (0, 5):
+        schedule.step_update(step)
+        base = LR if step == 0 else LR / 2
+        found = {each: lr / base for each, (lr, _) in rates_in(optimizer, model).items()}
+        assert found == pytest.approx(expected_ratios(model))
+
+
+@pytest.mark.slow  # its import takes 10 seconds
+@pytest.mark.parametrize("scheduled", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_optax_moves_every_leaf_at_the_rate_of_its_block(name, scheduled):
+    pytest.importorskip("jax")
+    optax = pytest.importorskip("optax")
+    import jax
+    import numpy as np
+
+    model = tiny(name)
+    made = loaded(export_rates(model, "optax", ratios=RATIOS, weight_decay=0).text)
+    params: dict[str, object] = {}
+    for each in expected_ratios(model):
+        *path, leaf = each.split(".")
+        inner = params
+        for word in path:
+            inner = inner.setdefault(word, {})
+        inner["kernel" if leaf == "weight" else leaf] = np.zeros(1, np.float32)
+    lr = optax.constant_schedule(LR) if scheduled else LR
+    optimizer = made["adamw_by_block"](lr)
+    gradients = jax.tree_util.tree_map(np.ones_like, {"params": params})
+    updates, _ = optimizer.update(gradients, optimizer.init({"params": params}), {"params": params})
+    leaves, _ = jax.tree_util.tree_flatten_with_path(updates["params"])
+    found = {
+        jax.tree_util.keystr(p, simple=True, separator=".").replace("kernel", "weight"): leaf
+        for p, leaf in leaves
+    }
+    # Adam's first step has the size of the learning rate.
+    assert {each: float(-leaf[0]) for each, leaf in found.items()} == {
+        each: pytest.approx(LR * ratio, rel=1e-4) for each, ratio in expected_ratios(model).items()
+    }
+    with pytest.raises(ValueError, match=r"mystery\.kernel matches 0 blocks; expected 1"):
+        made["labels"]({"mystery": {"kernel": np.zeros(1)}})
+
+
+@pytest.mark.slow  # torchtitan's import takes 15 seconds
+def test_torchtitans_names_are_those_of_its_own_adapter():
+    pytest.importorskip("triton")
+    adapters = pytest.importorskip("torchtitan.models.llama3.state_dict_adapter")
+    adapter = adapters.Llama3StateDictAdapter.__new__(adapters.Llama3StateDictAdapter)
+    adapter.__init__(types.SimpleNamespace(), None)
+    table = _TABLES["torchtitan"][0]
+    for theirs, ours in adapter.from_hf_map.items():
+        if ours is not None:
+            assert f"{table[theirs.removesuffix('.weight')]}.weight" == ours
+
+
+@pytest.mark.slow  # OLMo-core's import takes 15 seconds
+def test_olmo_cores_names_are_those_of_its_own_conversion():
+    convert = pytest.importorskip("olmo_core.nn.hf.convert")
+    layer = str(convert.LAYER)
+    theirs = convert.HF_TO_OLMO_CORE_WEIGHT_MAPPINGS
+    theirs |= convert.MODEL_TYPE_SPECIFIC_HF_TO_OLMO_CORE_WEIGHT_MAPPINGS["llama"]
+    for ours, named in _TABLES["olmo-core"][0].items():
+        assert theirs[f"{ours.replace('{}', layer)}.weight"] == f"{named.replace('{}', layer)}.weight"
