@@ -9,7 +9,8 @@ log2 of the base learning rate itself. In these coordinates, a change of one rat
 
 The fit is a Bayesian linear regression, so it also has an error where trials are few. Trials count the less the higher
 their loss is above the best one, because the parabolas hold only near the best point. How much less follows from the
-trials: the share of the height that the parabolas miss is the one under which the losses are most probable.
+trials: the share of the height that the parabolas miss, and the noise, are those under which the losses are most
+probable.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ from blockwise_lr.tune.space import Point, Space, Vector
 ALLOWED = 0.01
 """The loss in nats that a move within the valley costs."""
 
-_FARTHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
+_LEAST_NOISE = 5e-4  # nats
+_HIGHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
+REACH = 2.5
+"""Log2 units from the best point within which trials enter the fit, and beyond which it tells nothing."""
+
 _MISFITS = (0.05, 0.1, 0.2, 0.4)  # shares of a trial's height above the best that the parabolas may miss
+_NOISES = (1.0, 2.0, 4.0)  # over the noise given, which is from few seeds
 _PRIOR_SLOPE = 0.05  # nats for a factor of 2
 _PRIOR_CURVATURE = 0.05
 _CERTAIN = 2.0  # standard errors
@@ -84,7 +90,7 @@ def fit_valleys(
     Args:
         space: the space that was searched; it names the blocks and the reference.
         points: the points of the trials.
-        losses: their losses; trials with an infinite loss are left out.
+        losses: their losses; trials far from the best point or with an infinite loss are left out.
         best: the point around which to fit.
         noise: standard deviation of a loss between seeds.
 
@@ -92,18 +98,24 @@ def fit_valleys(
         The valley of the reference, of every block and of "warmup".
 
     Raises:
-        ValueError: no trial has a finite loss.
+        ValueError: no trial near the best point has a finite loss.
     """
     names = valley_names(space)
-    near = [(p, x) for p, x in zip(points, losses) if math.isfinite(x) and x <= min(losses) + _FARTHEST]
+    centre, lowest = block_vector(space, best), min(losses)
+    near = [
+        (block_vector(space, point) - centre, loss - lowest)
+        for point, loss in zip(points, losses)
+        if math.isfinite(loss) and loss <= lowest + _HIGHEST
+    ]
+    near = [(move, height) for move, height in near if np.abs(move).max() <= REACH]
     if not near:
-        raise ValueError("no trial has a finite loss; expected one at least")
-    heights = np.array([loss for _, loss in near]) - min(losses)
-    moves = np.stack([block_vector(space, point) for point, _ in near]) - block_vector(space, best)
+        raise ValueError("no trial near the best point has a finite loss; expected one at least")
+    moves, heights = np.stack([move for move, _ in near]), np.array([height for _, height in near])
     features = np.concatenate([np.ones((len(near), 1)), moves, moves**2], axis=1)
     count = len(names)
     prior = np.concatenate([[1.0], np.full(count, _PRIOR_SLOPE), np.full(count, _PRIOR_CURVATURE)]) ** 2
-    variances = [noise**2 + (share * heights) ** 2 + 1e-8 for share in _MISFITS]
+    noises = [max(noise, _LEAST_NOISE) * times for times in _NOISES]
+    variances = [each**2 + (share * heights) ** 2 for each in noises for share in _MISFITS]
     variance = max(variances, key=lambda each: _log_evidence(features, heights, prior, each))
     weighted = features / variance[:, None]
     covariance = np.linalg.inv(features.T @ weighted + np.diag(1 / prior))
