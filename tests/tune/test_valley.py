@@ -61,7 +61,12 @@ def test_few_trials_bound_nothing():
 
 def test_runs_that_diverged_or_are_far_above_do_not_count():
     points, losses = trials(40)
-    far = [*points, Point(0.05, 0.2), Point(1e-3, 0.2), Point(2e-3, 0.2, {"emb": 30.0, "norm": 8.0, "vo": 0.5})]
+    far = [
+        *points,
+        Point(0.05, 0.2),
+        Point(1e-3, 0.2),
+        Point(2e-3, 0.2, {"emb": 30.0, "norm": 8.0, "vo": 0.5}),
+    ]
     a = fit_valleys(SPACE, points, losses, CENTRE, noise=0.01)
     b = fit_valleys(SPACE, far, [*losses, 9.0, math.inf, 3.01], CENTRE, noise=0.01)
     assert a == b

@@ -89,6 +89,11 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
             "The best uniform learning rate is at the edge of those tried, so uniform may not be tuned: give it more "
             "--trials, or another --base-lr."
         )
+    if content["near_trials"] < content["needed_trials"]:
+        found.append(
+            f"{content['near_trials']} trials are near the best one, and the ranges of the ratios need "
+            f"{content['needed_trials']}: give it more --trials."
+        )
     if content["noise"] is None:
         found.append(
             "The noise between seeds is not known, for want of seeds that differ. The fits assume 0.01 nats."
@@ -119,8 +124,8 @@ def format_range(valley: Mapping[str, Any]) -> str:
 RANGE_NOTE = (
     f"Within its range, a ratio costs at most {ALLOWED:g} nats while all other blocks stay at their best. The range is "
     "from a fit of parabolas in the logarithm of each learning rate. The cost of 1 is that of giving this block the "
-    f"base learning rate, with its standard error. If 1 is more than a factor of {2**REACH:.1f} away, it is the cost of "
-    "moving by this factor. A ratio is decided if its range is known and the cost is more than two standard errors; "
+    f"base learning rate, with its standard error. If 1 is more than a factor of {2**REACH:.1f} away, it is the cost "
+    "of moving by this factor. A ratio is decided if its range is known and the cost is more than two standard errors; "
     "otherwise, it may be noise."
 )
 

@@ -47,12 +47,14 @@ class Valley:
         name: the block, or "warmup".
         slope, curvature: g and q of the parabola, in nats per log2 unit and its square.
         covariance: their covariance, as ((var g, cov), (cov, var q)).
+        enough: whether the fit had enough trials to claim anything.
     """
 
     name: str
     slope: float
     curvature: float
     covariance: tuple[tuple[float, float], tuple[float, float]]
+    enough: bool = True
 
     def cost(self, move: float) -> tuple[float, float]:
         """Return the loss of a move by `move` log2 units over that of the best point, and its standard error."""
@@ -63,7 +65,7 @@ class Valley:
     @property
     def is_bounded(self) -> bool:
         """Whether the trials show that the loss rises on both sides: the curvature is positive beyond its error."""
-        return self.curvature > _CERTAIN * math.sqrt(self.covariance[1][1])
+        return self.enough and self.curvature > _CERTAIN * math.sqrt(self.covariance[1][1])
 
     @property
     def moves(self) -> tuple[float, float] | None:
@@ -101,13 +103,7 @@ def fit_valleys(
         ValueError: no trial near the best point has a finite loss.
     """
     names = valley_names(space)
-    centre, lowest = block_vector(space, best), min(losses)
-    near = [
-        (block_vector(space, point) - centre, loss - lowest)
-        for point, loss in zip(points, losses)
-        if math.isfinite(loss) and loss <= lowest + _HIGHEST
-    ]
-    near = [(move, height) for move, height in near if np.abs(move).max() <= REACH]
+    near = near_trials(space, points, losses, best)
     if not near:
         raise ValueError("no trial near the best point has a finite loss; expected one at least")
     moves, heights = np.stack([move for move, _ in near]), np.array([height for _, height in near])
@@ -129,8 +125,27 @@ def fit_valleys(
             float(solution[g]),
             float(solution[q]),
             ((float(block[0, 0]), float(block[0, 1])), (float(block[1, 0]), float(block[1, 1]))),
+            enough=len(near) >= needed_trials(space),
         )
     return valleys
+
+
+def near_trials(
+    space: Space, points: Sequence[Point], losses: Sequence[float], best: Point
+) -> list[tuple[Vector, float]]:
+    """Return the trials that enter the fit: the move of each from the best point, and its height above the lowest loss.
+
+    Args:
+        space, points, losses, best: as in :func:`fit_valleys`.
+    """
+    centre, lowest = block_vector(space, best), min(losses)
+    moves = [(block_vector(space, point) - centre, loss - lowest) for point, loss in zip(points, losses)]
+    return [(move, height) for move, height in moves if height <= _HIGHEST and np.abs(move).max() <= REACH]
+
+
+def needed_trials(space: Space) -> int:
+    """Return how many trials near the best point the fit needs: a third more than it has parameters."""
+    return math.ceil(4 / 3 * (1 + 2 * len(valley_names(space))))
 
 
 def _log_evidence(features: Vector, heights: Vector, prior: Vector, variance: Vector) -> float:
