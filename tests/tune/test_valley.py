@@ -61,11 +61,16 @@ def test_few_trials_bound_nothing():
 
 def test_runs_that_diverged_or_are_far_above_do_not_count():
     points, losses = trials(40)
-    far = [*points, Point(0.05, 0.2), Point(1e-3, 0.2)]
+    far = [
+        *points,
+        Point(0.05, 0.2),
+        Point(1e-3, 0.2),
+        Point(2e-3, 0.2, {"emb": 30.0, "norm": 8.0, "vo": 0.5}),
+    ]
     a = fit_valleys(SPACE, points, losses, CENTRE, noise=0.01)
-    b = fit_valleys(SPACE, far, [*losses, 9.0, math.inf], CENTRE, noise=0.01)
+    b = fit_valleys(SPACE, far, [*losses, 9.0, math.inf, 3.01], CENTRE, noise=0.01)
     assert a == b
-    with pytest.raises(ValueError, match="no trial has a finite loss"):
+    with pytest.raises(ValueError, match="no trial near the best point has a finite loss"):
         fit_valleys(SPACE, points, [math.inf] * len(points), CENTRE, noise=0.01)
 
 

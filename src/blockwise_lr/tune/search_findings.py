@@ -15,7 +15,7 @@ from blockwise_lr.tune.proxy import describe_size
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.space import Point, Space
 from blockwise_lr.tune.trial_store import TrialRecord, TrialStore
-from blockwise_lr.tune.valley import Valley, fit_valleys, paired_noise
+from blockwise_lr.tune.valley import REACH, Valley, fit_valleys, near_trials, needed_trials, paired_noise
 
 _UNKNOWN_NOISE = 0.01  # nats; used for the fit where no point was trained with two seeds
 _CERTAIN = 2.0  # standard errors
@@ -84,6 +84,10 @@ def build_content(
         "gain": _gain(runs["uniform"], runs["best"]),
         "noise": noise,
         "valleys": _valleys(space, search, best, uniform, noise or _UNKNOWN_NOISE),
+        "near_trials": len(
+            near_trials(space, [r.point for r in search], [r.loss for r in search], best.point)
+        ),
+        "needed_trials": needed_trials(space),
         "counts": {s: sum(r.status == s for r in search) for s in ("finished", "ended", "diverged")},
         "trials": [record.to_dict() for record in records],
         "seconds": sum(record.seconds or 0.0 for record in records),
@@ -190,6 +194,12 @@ def _moves(valley: Valley, value: float) -> dict[str, Any]:
 def _against_one(valley: Valley, ratio: float) -> dict[str, Any]:
     """Return what a ratio of 1 costs, and whether the trials decide that it is worse."""
     if ratio == 1.0:
-        return {"cost_of_one": 0.0, "stderr": 0.0, "decided": False}
-    cost, stderr = valley.cost(-math.log2(ratio))
-    return {"cost_of_one": cost, "stderr": stderr, "decided": cost > _CERTAIN * stderr}
+        return {"cost_of_one": 0.0, "stderr": 0.0, "beyond_reach": False, "decided": False}
+    move = -math.log2(ratio)
+    cost, stderr = valley.cost(math.copysign(min(abs(move), REACH), move))
+    return {
+        "cost_of_one": cost,
+        "stderr": stderr,
+        "beyond_reach": abs(move) > REACH,
+        "decided": valley.is_bounded and cost > _CERTAIN * stderr,
+    }

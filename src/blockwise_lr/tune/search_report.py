@@ -179,6 +179,7 @@ def _ratios_table(content: Mapping[str, Any]) -> Table:
         row = [_NAMES.get(name, name.upper()), f"{valley['value']:.3g}", search_wording.format_range(valley)]
         if "decided" in valley:
             cost = f"{format_signed(valley['cost_of_one'], 3)} ± {valley['stderr']:.3f}"
+            cost = f"≥ {cost}" if valley["beyond_reach"] else cost
             row += [cost, search_wording.verdict(valley)]
         rows.append(row + [""] * (5 - len(row)))
     return Table(

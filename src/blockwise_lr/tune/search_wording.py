@@ -9,7 +9,7 @@ from typing import Any
 from blockwise_lr.compare.wording import format_interval, format_p_value, format_signed
 from blockwise_lr.optim.block_values import format_pairs
 from blockwise_lr.tune.search_plan import SearchPlan
-from blockwise_lr.tune.valley import ALLOWED
+from blockwise_lr.tune.valley import ALLOWED, REACH
 
 RATIOS = "ratios.json"
 _OWN_FLAGS = {"trials", "sampler", "proxy", "workers", "repeats", "out", "early-end", "no-early-end"}
@@ -89,6 +89,11 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
             "The best uniform learning rate is at the edge of those tried, so uniform may not be tuned: give it more "
             "--trials, or another --base-lr."
         )
+    if content["near_trials"] < content["needed_trials"]:
+        found.append(
+            f"{content['near_trials']} trials are near the best one, and the ranges of the ratios need "
+            f"{content['needed_trials']}: give it more --trials."
+        )
     if content["noise"] is None:
         found.append(
             "The noise between seeds is not known, for want of seeds that differ. The fits assume 0.01 nats."
@@ -118,9 +123,10 @@ def format_range(valley: Mapping[str, Any]) -> str:
 
 RANGE_NOTE = (
     f"Within its range, a ratio costs at most {ALLOWED:g} nats while all other blocks stay at their best. The range is "
-    "from a fit of parabolas in the logarithm of each learning rate. The cost of 1 is that of giving this block "
-    "the base learning rate, with its standard error. It is decided if it is more than two standard errors; otherwise, "
-    "the ratio may be noise."
+    "from a fit of parabolas in the logarithm of each learning rate. The cost of 1 is that of giving this block the "
+    f"base learning rate, with its standard error. If 1 is more than a factor of {2**REACH:.1f} away, it is the cost "
+    "of moving by this factor. A ratio is decided if its range is known and the cost is more than two standard errors; "
+    "otherwise, it may be noise."
 )
 
 

@@ -9,7 +9,8 @@ log2 of the base learning rate itself. In these coordinates, a change of one rat
 
 The fit is a Bayesian linear regression, so it also has an error where trials are few. Trials count the less the higher
 their loss is above the best one, because the parabolas hold only near the best point. How much less follows from the
-trials: the share of the height that the parabolas miss is the one under which the losses are most probable.
+trials: the share of the height that the parabolas miss, and the noise, are those under which the losses are most
+probable.
 """
 
 from __future__ import annotations
@@ -26,8 +27,13 @@ from blockwise_lr.tune.space import Point, Space, Vector
 ALLOWED = 0.01
 """The loss in nats that a move within the valley costs."""
 
-_FARTHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
+_LEAST_NOISE = 5e-4  # nats
+_HIGHEST = 0.5  # nats above the best: trials beyond tell nothing about its surroundings
+REACH = 2.5
+"""Log2 units from the best point within which trials enter the fit, and beyond which it tells nothing."""
+
 _MISFITS = (0.05, 0.1, 0.2, 0.4)  # shares of a trial's height above the best that the parabolas may miss
+_NOISES = (1.0, 2.0, 4.0)  # over the noise given, which is from few seeds
 _PRIOR_SLOPE = 0.05  # nats for a factor of 2
 _PRIOR_CURVATURE = 0.05
 _CERTAIN = 2.0  # standard errors
@@ -41,12 +47,14 @@ class Valley:
         name: the block, or "warmup".
         slope, curvature: g and q of the parabola, in nats per log2 unit and its square.
         covariance: their covariance, as ((var g, cov), (cov, var q)).
+        enough: whether the fit had enough trials to claim anything.
     """
 
     name: str
     slope: float
     curvature: float
     covariance: tuple[tuple[float, float], tuple[float, float]]
+    enough: bool = True
 
     def cost(self, move: float) -> tuple[float, float]:
         """Return the loss of a move by `move` log2 units over that of the best point, and its standard error."""
@@ -57,7 +65,7 @@ class Valley:
     @property
     def is_bounded(self) -> bool:
         """Whether the trials show that the loss rises on both sides: the curvature is positive beyond its error."""
-        return self.curvature > _CERTAIN * math.sqrt(self.covariance[1][1])
+        return self.enough and self.curvature > _CERTAIN * math.sqrt(self.covariance[1][1])
 
     @property
     def moves(self) -> tuple[float, float] | None:
@@ -84,7 +92,7 @@ def fit_valleys(
     Args:
         space: the space that was searched; it names the blocks and the reference.
         points: the points of the trials.
-        losses: their losses; trials with an infinite loss are left out.
+        losses: their losses; trials far from the best point or with an infinite loss are left out.
         best: the point around which to fit.
         noise: standard deviation of a loss between seeds.
 
@@ -92,18 +100,18 @@ def fit_valleys(
         The valley of the reference, of every block and of "warmup".
 
     Raises:
-        ValueError: no trial has a finite loss.
+        ValueError: no trial near the best point has a finite loss.
     """
     names = valley_names(space)
-    near = [(p, x) for p, x in zip(points, losses) if math.isfinite(x) and x <= min(losses) + _FARTHEST]
+    near = near_trials(space, points, losses, best)
     if not near:
-        raise ValueError("no trial has a finite loss; expected one at least")
-    heights = np.array([loss for _, loss in near]) - min(losses)
-    moves = np.stack([block_vector(space, point) for point, _ in near]) - block_vector(space, best)
+        raise ValueError("no trial near the best point has a finite loss; expected one at least")
+    moves, heights = np.stack([move for move, _ in near]), np.array([height for _, height in near])
     features = np.concatenate([np.ones((len(near), 1)), moves, moves**2], axis=1)
     count = len(names)
     prior = np.concatenate([[1.0], np.full(count, _PRIOR_SLOPE), np.full(count, _PRIOR_CURVATURE)]) ** 2
-    variances = [noise**2 + (share * heights) ** 2 + 1e-8 for share in _MISFITS]
+    noises = [max(noise, _LEAST_NOISE) * times for times in _NOISES]
+    variances = [each**2 + (share * heights) ** 2 for each in noises for share in _MISFITS]
     variance = max(variances, key=lambda each: _log_evidence(features, heights, prior, each))
     weighted = features / variance[:, None]
     covariance = np.linalg.inv(features.T @ weighted + np.diag(1 / prior))
@@ -117,8 +125,27 @@ def fit_valleys(
             float(solution[g]),
             float(solution[q]),
             ((float(block[0, 0]), float(block[0, 1])), (float(block[1, 0]), float(block[1, 1]))),
+            enough=len(near) >= needed_trials(space),
         )
     return valleys
+
+
+def near_trials(
+    space: Space, points: Sequence[Point], losses: Sequence[float], best: Point
+) -> list[tuple[Vector, float]]:
+    """Return the trials that enter the fit: the move of each from the best point, and its height above the lowest loss.
+
+    Args:
+        space, points, losses, best: as in :func:`fit_valleys`.
+    """
+    centre, lowest = block_vector(space, best), min(losses)
+    moves = [(block_vector(space, point) - centre, loss - lowest) for point, loss in zip(points, losses)]
+    return [(move, height) for move, height in moves if height <= _HIGHEST and np.abs(move).max() <= REACH]
+
+
+def needed_trials(space: Space) -> int:
+    """Return how many trials near the best point the fit needs: a third more than it has parameters."""
+    return math.ceil(4 / 3 * (1 + 2 * len(valley_names(space))))
 
 
 def _log_evidence(features: Vector, heights: Vector, prior: Vector, variance: Vector) -> float:
