@@ -81,7 +81,20 @@ def search_settings(out: Path) -> None:
 def tune_base_lrs(out: Path) -> None:
     """Compare the arms over GRID, and copy the results without the checkpoints."""
     compared = out / "compare"
-    grid = ["--base-lrs", *map(str, GRID), "--warmup-fraction", "0.15", "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
+    grid = [
+        "--base-lrs",
+        *map(str, GRID),
+        "--warmup-fraction",
+        "0.15",
+        "--seeds",
+        "0",
+        "1",
+        "2",
+        "--jobs",
+        "2",
+        "--out",
+        str(compared),
+    ]
     command = [sys.executable, "-m", "blockwise_lr", "compare", "quickstart", "--arms", *ARMS, *grid]
     subprocess.run(command, check=True)
     for file in compared.glob("*.*"):

@@ -119,7 +119,9 @@ def test_other_ratios_or_another_base_rate_are_an_error_that_names_both(runs, tm
 def test_a_run_of_an_earlier_versions_default_is_an_error_with_the_argument_that_goes_on_with_it(tmp_path):
     blockwise(tmp_path / "old", ratios="paper").train()
     checkpoint = tmp_path / "old" / "checkpoint-3"
-    with pytest.raises(ValueError, match=r'ratio of norm is 1 there and 6 here; .* \(ratios="paper"\), or go on'):
+    with pytest.raises(
+        ValueError, match=r'ratio of norm is 1 there and 6 here; .* \(ratios="paper"\), or go on'
+    ):
         blockwise(tmp_path / "new").train(resume_from_checkpoint=str(checkpoint))
     resumed = blockwise(tmp_path / "again", ratios="paper")
     assert resume(resumed, checkpoint) == []

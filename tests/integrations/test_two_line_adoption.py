@@ -24,7 +24,11 @@ RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 
 gpt2 = partial(tiny_models.gpt2, vocab_size=VOCAB, n_positions=CONTEXT, n_embd=64, dropout=0.0, split=True)
 llama = partial(
-    tiny_models.llama, vocab_size=VOCAB, hidden_size=64, intermediate_size=256, max_position_embeddings=CONTEXT
+    tiny_models.llama,
+    vocab_size=VOCAB,
+    hidden_size=64,
+    intermediate_size=256,
+    max_position_embeddings=CONTEXT,
 )
 
 

@@ -26,9 +26,13 @@ SEARCH = json.loads((QUICKSTART / "data" / "search.json").read_text())
 def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
     assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
     optim = get_preset("quickstart").optim.resolved()
-    searched = {name: value for name, value in SEARCH["baseline"]["best"].items() if name != "warmup_fraction"}
+    searched = {
+        name: value for name, value in SEARCH["baseline"]["best"].items() if name != "warmup_fraction"
+    }
     assert {name: getattr(optim, name) for name in searched} == searched
-    uniform = tuned_settings(get_preset("quickstart"))["adamw:uniform:N"]  # a later study tuned the warm-up, too
+    uniform = tuned_settings(get_preset("quickstart"))[
+        "adamw:uniform:N"
+    ]  # a later study tuned the warm-up, too
     assert (optim.base_lr, optim.warmup_fraction) == (uniform.base_lr, uniform.warmup_fraction)
 
 
@@ -233,6 +237,31 @@ def test_the_pages_of_the_optimizer_study_are_made_from_its_data(tmp_path, monke
     write_report(copy)
     for page in ("README.md", "details.md"):
         assert (copy / page).read_text() == (study / page).read_text()
+
+
+def test_the_page_of_the_default_ratios_is_made_from_its_data(monkeypatch):
+    study = STUDIES / "2026-11-default-ratios"
+    monkeypatch.syspath_prepend(str(study))
+    from tune_default import load, page
+
+    assert (study / "README.md").read_text() == page(load())
+
+
+def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured():
+    runs = STUDIES / "2026-11-horizon" / "data" / "runs"
+    half, uniform = (json.loads((runs / f"{name}.json").read_text()) for name in ("3348c56ff74c", "aa7f85d9eb4c"))
+    assert half["arm"]["ratios"] == {
+        block.value: pytest.approx(ratio**0.5, rel=1e-3) for block, ratio in MEASURED_RATIOS.items()
+    }
+    assert {**half["arm"], "ratios": {}} == uniform["arm"]  # nothing else differs, so the rate is unchanged
+    assert uniform["arm"]["steps"] == 4800
+    choice = (ROOT / "docs" / "how-to" / "choose-ratios-and-learning-rate.md").read_text()
+    assert f"{uniform['val_loss']:.3f} and {half['val_loss']:.3f}" in " ".join(choice.split())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"they end {uniform['val_loss'] - half['val_loss']:.3f} nats below uniform AdamW" in readme
+    at = {run["ratios"]: run for run in (*default_runs("uniform"), *default_runs("half"))
+          if (run["base_lr"], run["warmup"]) == (5.66e-3, 0.6)}  # fmt: skip
+    assert f"{at['uniform']['val_loss'] - at['half']['val_loss']:.3f} nats" in choice
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():

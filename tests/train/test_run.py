@@ -358,7 +358,9 @@ class TestBadInput:
         with pytest.raises(UserError) as error:
             train(new, tmp_path / "run")
         says = str(error.value)
-        assert "optim.base_lr is 0.01 there and 0.02 here; optim.ratios is 'paper' there and 'half' here" in says
+        assert (
+            "optim.base_lr is 0.01 there and 0.02 here; optim.ratios is 'paper' there and 'half' here" in says
+        )
         assert says.endswith("choose another --out, or run it as it was, with --ratios paper --base-lr 0.01")
         assert train(old, tmp_path / "run")["steps"] == 4  # what the flags ask for
         assert read_run_config(tmp_path / "run").optim.ratios == "paper"

@@ -51,8 +51,9 @@ class OptimConfig:
     learning rate; with --ratios measured or auto, about a quarter of it."""
     ratios: str = "half"
     """Learning-rate ratio of each block: a name ("half"; "measured", for short runs; "paper", to reproduce the paper;
-    "uniform"; "quickstart"); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or directional.json); or "auto",
-    which starts from the measured ratios and adjusts them in the first part of the run."""
+    "uniform"; "quickstart"); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or
+    directional.json); or "auto", which starts from the measured ratios and adjusts them in the first part of the
+    run."""
     re_measure: int = 0
     """With --ratios auto: after the first part of the run, adjust the ratios again every this many steps; 0: keep the
     ratios fixed from then on."""

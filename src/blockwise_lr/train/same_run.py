@@ -142,7 +142,9 @@ def _check_same(config: TrainConfig, out: Path) -> TrainConfig | None:
     there, here = identity(before), identity(config)
     differing = [name for name in {**here, **there} if name != "steps" and there.get(name) != here.get(name)]
     if differing:
-        each = "; ".join(f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing)
+        each = "; ".join(
+            f"{name} is {there.get(name)!r} there and {here.get(name)!r} here" for name in differing
+        )
         # These two have other defaults than in earlier versions, so the same command may differ in them.
         flags = [f"--{flag} {there[name]}" for name, flag in _CHANGED_DEFAULTS.items() if name in differing]
         raise UserError(
