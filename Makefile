@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lower-bounds lint format docs bench clean
+.PHONY: quickstart horizon test test-slow lower-bounds lint format docs bench clean
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make quickstart   set up, then train and compare on the embedded text (minutes on two CPU cores)"
+	@echo "make horizon      the same over four times the steps, on the embedded text or TEXT=file (up to an hour)"
 	@echo "make test         set up, then run the tests (under 10 minutes); make test-slow: the long ones too"
 	@echo "make lower-bounds  a short set of tests with the lowest declared version of every dependency (but torch)"
 	@echo "make lint         ruff and mypy --strict;  make format: let ruff format"
@@ -28,6 +29,12 @@ $(READY): pyproject.toml constraints.txt
 
 quickstart: $(READY)
 	$(BIN)/blockwise-lr compare quickstart --out runs/compare-quickstart
+
+# A pass over the embedded text, 2.5 million tokens. The baseline of twice the steps sees the text twice.
+TEXT ?= sotu
+horizon: $(READY)
+	$(BIN)/blockwise-lr compare quickstart --steps 1200 --data "$(TEXT)" --arms adamw:uniform adamw:half \
+		--base-lrs 2e-3 4e-3 8e-3 --out runs/compare-horizon
 
 test: $(READY)
 	@# One process a core; a file's tests stay together, for what they share. One thread each, or they would fight over cores.

@@ -50,7 +50,9 @@ with tempfile.TemporaryDirectory() as folder:
     trainer.train()
     log = [entry for entry in trainer.state.log_history if "loss" in entry]
     # The checkpoint resumes with the same rates.
-    BlockwiseTrainer(model=LlamaForCausalLM(config), args=arguments, train_dataset=Counting()).train(resume_from_checkpoint=f"{folder}/checkpoint-30")
+    BlockwiseTrainer(model=LlamaForCausalLM(config), args=arguments, train_dataset=Counting()).train(
+        resume_from_checkpoint=f"{folder}/checkpoint-30"
+    )
 
 for entry in log:
     print({name: value for name, value in entry.items() if name == "loss" or name.startswith("lr/")})

@@ -1,14 +1,14 @@
 """Tune the default ratios on the quickstart as the study of the ratio rules tuned the others.
 
     python studies/2026-11-default-ratios/tune_default.py --out runs/default-ratios
-    python studies/2026-11-default-ratios/tune_default.py --table
+    python studies/2026-11-default-ratios/tune_default.py --report
 
-The grid is that of the ratio rules: GRID times WARMUPS at seed 0, then a factor of sqrt 2 to either side of the best, by
-the tune loss. `uniform`, `measured` and `paper` are trained at the settings that were tuned for them there, because
+The grid is that of the ratio rules: GRID times WARMUPS at seed 0, then a factor of sqrt 2 to either side of the best,
+by the tune loss. `uniform`, `measured` and `paper` are trained at the settings that were tuned for them there, because
 these runs are in fp32 and the earlier ones in bf16.
 
-One process trains one run after another and adds each to data/runs.json. It continues where it was cut off. --table
-prints the results, and what is still to be trained.
+One process trains one run after another and adds each to data/runs.json. It continues where it was cut off. --report
+writes README.md from README.template.md, data/runs.json and the two longest runs of the horizon study.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 from kept_runs import run, tune_loss
 from model_settings import GRID, WARMUPS
 
-DATA = Path(__file__).parent / "data" / "runs.json"
+STUDY = Path(__file__).parent
+DATA = STUDY / "data" / "runs.json"
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("runs/default-ratios"))
-    parser.add_argument("--table", action="store_true", help="show the results and train nothing")
+    parser.add_argument("--report", action="store_true", help="write the page and train nothing")
     arguments = parser.parse_args()
     runs = load()
-    if arguments.table:
-        print(table(runs))
-        print(*(f"to be trained: {point}" for point in missing(runs)), sep="\n")
+    if arguments.report:
+        (STUDY / "README.md").write_text(page(runs))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     while points := missing(runs):
@@ -77,9 +78,7 @@ def load() -> list[dict[str, Any]]:
 def config_of(point: Point) -> TrainConfig:
     """The quickstart at a point, evaluated at its end only."""
     preset = replace(get_preset("quickstart"), device="cpu", precision="fp32", report_to="none")
-    optim = replace(
-        preset.optim, ratios=point.ratios, base_lr=point.base_lr, warmup_fraction=point.warmup
-    )
+    optim = replace(preset.optim, ratios=point.ratios, base_lr=point.base_lr, warmup_fraction=point.warmup)
     return replace(preset, save_every=0, eval_every=0, optim=optim)
 
 
@@ -96,12 +95,63 @@ def missing(runs: list[dict[str, Any]]) -> list[Point]:
     return [point for point in (*wanted, MEASURED, PAPER) if point not in done]
 
 
+def page(runs: list[dict[str, Any]]) -> str:
+    """Return README.md."""
+    losses = {Point(**each["point"]): each for each in runs}
+    won = {
+        point: losses[UNIFORM]["val_loss"] - losses[point]["val_loss"]
+        for point in (UNCHANGED, MEASURED)
+        if point in losses
+    }
+    uniform, half = (longest(name) for name in ("aa7f85d9eb4c", "3348c56ff74c"))
+    left = len(missing(runs))
+    values = {
+        "ANSWER": (
+            f"With nothing changed but the ratios, `half` wins {won[UNCHANGED]:.3f} nats over 300 steps at the base "
+            "learning rate and warm-up that were tuned for uniform. Over 4 800 steps it wins "
+            f"{uniform['val_loss'] - half['val_loss']:.3f} nats at one rate. In the short run, `measured` wins "
+            + (f"{won[MEASURED]:.3f}." if MEASURED in won else "more.")
+            + " All of this is one seed."
+        ),
+        "TABLE": table(runs),
+        "MISSING": f"**{left} of these runs are still to be made**, so the tuning is not complete."
+        if left
+        else "The tuning is complete: the best base learning rate of `half` has a worse one on both sides.",
+        "LONG": "\n".join(
+            [
+                "| ratios | base LR | warm-up | tune loss | val loss |",
+                "| --- | --- | --- | --- | --- |",
+                *(
+                    f"| `{name}` | {one['arm']['base_lr']:g} | {one['arm']['warmup']:.0%} | {one['tune_loss']:.3f} | "
+                    f"{one['val_loss']:.3f} |"
+                    for name, one in (("half", half), ("uniform", uniform))
+                ),
+            ]
+        ),
+    }
+    text = (STUDY / "README.template.md").read_text()
+    for name, value in values.items():
+        text = text.replace(f"@@{name}@@", wrapped(value) if name in ("ANSWER", "MISSING") else value)
+    return text
+
+
+def longest(name: str) -> dict[str, Any]:
+    """Read a run of the horizon study."""
+    return dict(json.loads((STUDY.parent / "2026-11-horizon" / "data" / "runs" / f"{name}.json").read_text()))
+
+
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_on_hyphens=False)
+
+
 def table(runs: list[dict[str, Any]]) -> str:
     """Return the runs as a table, the best of each ratios first."""
     lines = ["| ratios | base LR | warm-up | tune loss | val loss |", "| --- | --- | --- | --- | --- |"]
     for each in sorted(runs, key=lambda one: (one["point"]["ratios"], tune_loss(one))):
         point = Point(**each["point"])
-        losses = [f"{each[key]:.3f}" if each[key] is not None else "diverged" for key in ("tune_loss", "val_loss")]
+        losses = [
+            f"{each[key]:.3f}" if each[key] is not None else "diverged" for key in ("tune_loss", "val_loss")
+        ]
         lines.append(f"| `{point.ratios}` | {point.base_lr:g} | {point.warmup:.0%} | {' | '.join(losses)} |")
     return "\n".join(lines)
 

@@ -9,7 +9,7 @@ ratios of the blocks and starts from those that won a trial on other text. The o
 and clipping of the uniform baseline, so that neither side is searched harder. Writes data/search.json. Its result is
 entered by hand as QUICKSTART_RATIOS and in the preset; a test checks both.
 
-`grid` runs `blockwise-lr compare`: every arm over one grid of base learning rates at the preset's warm-up, then three
+`grid` runs `blockwise-lr compare`: every arm over one grid of base learning rates at a warm-up of 15 %, then three
 seeds at the chosen ones. It is the earlier of the two comparisons; the ratio-rules study tunes the warm-up too. Writes
 compare.json and the reports in data/.
 
@@ -81,7 +81,20 @@ def search_settings(out: Path) -> None:
 def tune_base_lrs(out: Path) -> None:
     """Compare the arms over GRID, and copy the results without the checkpoints."""
     compared = out / "compare"
-    grid = ["--base-lrs", *map(str, GRID), "--seeds", "0", "1", "2", "--jobs", "2", "--out", str(compared)]
+    grid = [
+        "--base-lrs",
+        *map(str, GRID),
+        "--warmup-fraction",
+        "0.15",
+        "--seeds",
+        "0",
+        "1",
+        "2",
+        "--jobs",
+        "2",
+        "--out",
+        str(compared),
+    ]
     command = [sys.executable, "-m", "blockwise_lr", "compare", "quickstart", "--arms", *ARMS, *grid]
     subprocess.run(command, check=True)
     for file in compared.glob("*.*"):
@@ -95,8 +108,8 @@ def tune_base_lrs(out: Path) -> None:
 def try_edges(out: Path) -> None:
     """Train beyond the edges, one setting at a time; warm-up further, since it went on helping the baseline."""
     preset = replace(get_preset("quickstart"), device="cpu", precision="bf16", report_to="none")
-    preset = replace(preset, optim=replace(preset.optim, warmup_start="zero"))
-    preset = replace(preset, optim=replace(preset.optim, ratios="uniform", base_lr=4e-3))
+    optim = {"ratios": "uniform", "base_lr": 4e-3, "warmup_fraction": 0.15, "warmup_start": "zero"}
+    preset = replace(preset, optim=replace(preset.optim, **optim))
     arms: dict[str, list[dict[str, Any]]] = {
         "uniform": [
             {}, *({"warmup_fraction": share} for share in (0.25, 0.4, 0.6, 0.8)),

@@ -20,7 +20,8 @@ def settings() -> dict[str, TrainConfig]:
     # Precision and warm-up are those of the runs that are kept; without bf16 instructions a CPU takes hours for one.
     fixed = {"device": "cpu", "precision": "bf16", "report_to": "none", "save_every": 0}
     quickstart = replace(get_preset("quickstart"), **fixed)
-    optim = replace(quickstart.optim, ratios="uniform", base_lr=4e-3, warmup_start="zero")
+    fixed_optim = {"ratios": "uniform", "base_lr": 4e-3, "warmup_fraction": 0.15, "warmup_start": "zero"}
+    optim = replace(quickstart.optim, **fixed_optim)
     quickstart = replace(quickstart, optim=optim)
     model = quickstart.model
     gpt2 = {"family": "gpt2", "tied": True}

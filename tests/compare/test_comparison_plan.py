@@ -208,7 +208,7 @@ def test_a_file_of_ratios_is_spelled_out_so_that_the_plan_does_not_need_it(tmp_p
         ),
         (
             {"arms": (ARMS[0], Arm("b", "adamw", "papre"))},
-            "arm 'b': ratios: 'papre' is no file and none of uniform, paper",
+            "arm 'b': ratios: 'papre' is no file and none of uniform, half, paper",
         ),
         ({"seeds": ()}, "no seeds were given"),
         ({"seeds": (1, 1)}, "each seed may be given once; given more than once: 1"),

@@ -110,10 +110,22 @@ def test_other_ratios_or_another_base_rate_are_an_error_that_names_both(runs, tm
     trainer = blockwise(tmp_path, arguments_={"learning_rate": 2e-3}, ratios={"emb": 3.0})
     with pytest.raises(
         ValueError,
-        match=r"base learning rate is 0.001 there and 0.002 here; ratio of emb is 4 there and 3 here; .*"
+        match=r"base learning rate is 0.001 there and 0.002 here; ratio of norm is 6 there and 1 here; .*"
         r'on_change="use_new"',
     ):
         trainer.train(resume_from_checkpoint=str(runs["cosine"] / "checkpoint-3"))
+
+
+def test_a_run_of_an_earlier_versions_default_is_an_error_with_the_argument_that_goes_on_with_it(tmp_path):
+    blockwise(tmp_path / "old", ratios="paper").train()
+    checkpoint = tmp_path / "old" / "checkpoint-3"
+    with pytest.raises(
+        ValueError, match=r'ratio of norm is 1 there and 6 here; .* \(ratios="paper"\), or go on'
+    ):
+        blockwise(tmp_path / "new").train(resume_from_checkpoint=str(checkpoint))
+    resumed = blockwise(tmp_path / "again", ratios="paper")
+    assert resume(resumed, checkpoint) == []
+    assert rates(resumed, "emb")[6] == pytest.approx(asked("emb", 5, steps=6, ratio=10))
 
 
 def test_use_new_goes_on_with_the_new_ratios_and_the_old_moments(runs, tmp_path):

@@ -314,8 +314,8 @@ def test_other_ratios_and_another_base_rate_are_an_error_that_names_both():
         optimizer.load_state_dict(states[0])
     assert str(raised.value) == (
         "the saved optimizer has other settings: base learning rate is 0.001 there and 0.002 here; "
-        "ratio of emb is 10 there and 5 here; make the groups as they were, or go on with the new ones by "
-        'on_change="use_new"'
+        'ratio of emb is 10 there and 5 here; make the groups as they were (ratios="paper"), or go on with the new '
+        'ones by on_change="use_new"'
     )
     assert [g["initial_lr"] for g in optimizer.param_groups] == before
     assert schedule.last_epoch == 0

@@ -171,7 +171,7 @@ def test_a_split_gpt2_equals_a_hand_written_one_with_separate_projections_and_ha
     hand_optimizer = torch.optim.AdamW(
         [{"params": p, "lr": r * lr, "lr_ratio": r} for r, p in hand_groups], **options
     )
-    optimizer = torch.optim.AdamW(param_groups(split, lr, weight_decay=0.1), **options)
+    optimizer = torch.optim.AdamW(param_groups(split, lr, "paper", weight_decay=0.1), **options)
     schedules = [
         cosine_schedule(o, warmup_steps=5, total_steps=steps, floor=lr / 20)
         for o in (hand_optimizer, optimizer)

@@ -26,7 +26,14 @@ SEARCH = json.loads((QUICKSTART / "data" / "search.json").read_text())
 def test_the_quickstarts_ratios_and_settings_are_those_that_the_search_found():
     assert resolve_ratios(SEARCH["ratios"]["best"]) == resolve_ratios(QUICKSTART_RATIOS)
     optim = get_preset("quickstart").optim.resolved()
-    assert {name: getattr(optim, name) for name in SEARCH["baseline"]["best"]} == SEARCH["baseline"]["best"]
+    searched = {
+        name: value for name, value in SEARCH["baseline"]["best"].items() if name != "warmup_fraction"
+    }
+    assert {name: getattr(optim, name) for name in searched} == searched
+    uniform = tuned_settings(get_preset("quickstart"))[
+        "adamw:uniform:N"
+    ]  # a later study tuned the warm-up, too
+    assert (optim.base_lr, optim.warmup_fraction) == (uniform.base_lr, uniform.warmup_fraction)
 
 
 def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_for():
@@ -36,6 +43,12 @@ def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_f
         assert set(along) == set(MEASURED_RATIOS)
         for block, ratio in MEASURED_RATIOS.items():
             assert 1 / 2.6 < ratio / along[block] < 2.6
+
+
+def default_runs(ratios: str) -> list[dict]:
+    """The runs of one set of ratios in the study of the default ones: points with their losses."""
+    runs = json.loads((STUDIES / "2026-11-default-ratios" / "data" / "runs.json").read_text())["runs"]
+    return [{**run, **run["point"]} for run in runs if run["point"]["ratios"] == ratios]
 
 
 def test_both_sides_were_searched_with_as_many_runs():
@@ -55,9 +68,11 @@ def test_the_quickstarts_settings_are_the_best_of_the_committed_grid():
         found[f"{arm['optimizer']}:{ratios}:{'2N' if name.endswith('2N') else 'N'}"] = min(
             tried, key=tried.get
         )
+    tried = {Setting(p["base_lr"], p["warmup"]): p["tune_loss"] for p in default_runs("half")}
+    found["adamw:half:N"] = min(tried, key=tried.get)
     tuned = dict(tuned_settings(get_preset("quickstart")))
     assert tuned == {key: found[key] for key in tuned}
-    assert {key.rpartition(":")[0] for key in tuned} == {*arms_of("quickstart"), "adamw:auto"}
+    assert {key.rpartition(":")[0] for key in tuned} == {*arms_of("quickstart"), "adamw:paper", "adamw:auto"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +85,8 @@ def test_the_committed_results_are_of_the_preset_as_it_is(study):
     preset = identity(get_preset("quickstart"))
     differing = {name for name in preset if ran.get(name) != preset[name]}
     # Resolved; each arm has its own; and these runs began their warm-up at 0.
-    assert differing <= {"device", "precision", "optim.base_lr", "optim.ratios", "optim.warmup_start"}
+    tuned = {"optim.base_lr", "optim.ratios", "optim.warmup_fraction"}
+    assert differing <= {"device", "precision", "optim.warmup_start", *tuned}
 
 
 def test_tuned_learning_rates_are_not_used_for_other_settings():
@@ -221,6 +237,31 @@ def test_the_pages_of_the_optimizer_study_are_made_from_its_data(tmp_path, monke
     write_report(copy)
     for page in ("README.md", "details.md"):
         assert (copy / page).read_text() == (study / page).read_text()
+
+
+def test_the_page_of_the_default_ratios_is_made_from_its_data(monkeypatch):
+    study = STUDIES / "2026-11-default-ratios"
+    monkeypatch.syspath_prepend(str(study))
+    from tune_default import load, page
+
+    assert (study / "README.md").read_text() == page(load())
+
+
+def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured():
+    runs = STUDIES / "2026-11-horizon" / "data" / "runs"
+    half, uniform = (json.loads((runs / f"{name}.json").read_text()) for name in ("3348c56ff74c", "aa7f85d9eb4c"))
+    assert half["arm"]["ratios"] == {
+        block.value: pytest.approx(ratio**0.5, rel=1e-3) for block, ratio in MEASURED_RATIOS.items()
+    }
+    assert {**half["arm"], "ratios": {}} == uniform["arm"]  # nothing else differs, so the rate is unchanged
+    assert uniform["arm"]["steps"] == 4800
+    choice = (ROOT / "docs" / "how-to" / "choose-ratios-and-learning-rate.md").read_text()
+    assert f"{uniform['val_loss']:.3f} and {half['val_loss']:.3f}" in " ".join(choice.split())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert f"they end {uniform['val_loss'] - half['val_loss']:.3f} nats below uniform AdamW" in readme
+    at = {run["ratios"]: run for run in (*default_runs("uniform"), *default_runs("half"))
+          if (run["base_lr"], run["warmup"]) == (5.66e-3, 0.6)}  # fmt: skip
+    assert f"{at['uniform']['val_loss'] - at['half']['val_loss']:.3f} nats" in choice
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():

@@ -23,6 +23,7 @@ from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.run import train
+from blockwise_lr.train.run_folder import read_run_config
 from support.commands import run_command, start_command
 
 
@@ -347,6 +348,22 @@ class TestBadInput:
             match=r"holds a run of another configuration \(optim.base_lr is 0.01 there and 0.02 here",
         ):
             train(replace(tiny, steps=4, optim=replace(tiny.optim, base_lr=2e-2)), tmp_path / "run")
+
+    def test_a_run_of_an_earlier_versions_default_is_named_with_the_flags_that_go_on_with_it(
+        self, tiny, tmp_path
+    ):
+        old = replace(tiny, steps=4, optim=replace(tiny.optim, ratios="paper", base_lr=1e-2))
+        train(replace(old, steps=2), tmp_path / "run")
+        new = replace(old, optim=replace(old.optim, ratios="half", base_lr=2e-2))
+        with pytest.raises(UserError) as error:
+            train(new, tmp_path / "run")
+        says = str(error.value)
+        assert (
+            "optim.base_lr is 0.01 there and 0.02 here; optim.ratios is 'paper' there and 'half' here" in says
+        )
+        assert says.endswith("choose another --out, or run it as it was, with --ratios paper --base-lr 0.01")
+        assert train(old, tmp_path / "run")["steps"] == 4  # what the flags ask for
+        assert read_run_config(tmp_path / "run").optim.ratios == "paper"
 
     def test_fsdp_on_the_cpu(self, tiny, tmp_path, monkeypatch):
         monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")

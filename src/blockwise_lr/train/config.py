@@ -52,7 +52,8 @@ class OptimConfig:
     ratios: str = "half"
     """Learning-rate ratio of each block: a name ("half"; "measured", for short runs; "paper", to reproduce the paper;
     "uniform"; "quickstart"); pairs such as emb=4,vo=0.5; a JSON file ({block: ratio}, sharpness.json or
-    directional.json); or "auto", which starts from the measured ratios and adjusts them in the first part of the run."""
+    directional.json); or "auto", which starts from the measured ratios and adjusts them in the first part of the
+    run."""
     relative_to: Literal["lr", "init"] = "lr"
     """What the ratios relate to. "lr": the learning rate of each block. "init": that learning rate over the block's
     initial scale, so that the ratios carry between initialisations. The two are equal for a LLaMA of this command."""

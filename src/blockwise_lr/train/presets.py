@@ -109,10 +109,10 @@ def _quickstart() -> TrainConfig:
         steps=300,
         eval_every=30,
         eval_tokens=24_576,
-        # The ratios won on models that they were not derived from; the base learning rate is the one tuned for them
-        # (studies/2026-11-ratio-rules). A search for the uniform baseline chose decay and clipping, and `compare` uses
-        # them for every arm. _TUNED has each arm's own base learning rate and warm-up.
-        optim=OptimConfig(base_lr=2e-3, ratios="measured", weight_decay=0.03, warmup_fraction=0.15, clip=0.3),
+        # Base learning rate and warm-up are those tuned for one rate, which the default ratios take. A search for the
+        # uniform baseline chose decay and clipping, and `compare` uses them for every arm. _TUNED has each arm's own
+        # base learning rate and warm-up.
+        optim=OptimConfig(base_lr=5.66e-3, weight_decay=0.03, warmup_fraction=0.6, clip=0.3),
     )
 
 
@@ -153,16 +153,17 @@ def get_preset(name: str) -> TrainConfig:
         ) from None
 
 
-_ARMS = {"quickstart": ("adamw:uniform", "adamw:paper", "adamw:measured")}
+_ARMS = {"quickstart": ("adamw:uniform", "adamw:half", "adamw:measured")}
 
-# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m. A test compares
-# both.
+# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m, or for "half" in
+# studies/2026-11-default-ratios. A test compares them.
 _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(
             {
                 "adamw:uniform:N": Setting(5.66e-3, 0.6),
                 "adamw:uniform:2N": Setting(8e-3, 0.6),
+                "adamw:half:N": Setting(5.66e-3, 0.6),
                 "adamw:paper:N": Setting(2e-3, 0.6),
                 "adamw:measured:N": Setting(2e-3, 0.15),
                 "adamw:auto:N": Setting(1.41e-3, 0.15),
