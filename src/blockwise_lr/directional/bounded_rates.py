@@ -31,7 +31,7 @@ def bounded_minimum(matrix: npt.ArrayLike, signal: npt.ArrayLike, low: float, hi
             "the quadratic model has a curvature that is not above 0, or a number that is not finite: "
             "measure more batches"
         )
-    found = np.clip(s / diagonal, low, high)
+    found: Numbers = np.clip(s / diagonal, low, high)
     for _ in range(_SWEEPS):
         before = found.copy()
         for i in range(len(s)):
