@@ -125,7 +125,7 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
     if len(start) < len(chosen):
         return [], None
     space = Space(["emb", "qk", "vo", "norm", "head"])
-    sampler = make_sampler("trust-region", space, seed=0)
+    sampler = make_sampler("tpe", space, seed=0)
     for arm in start:
         sampler.tell(_point(arm), results.loss(arm) or float("inf"))
     arms: list[Arm] = []
