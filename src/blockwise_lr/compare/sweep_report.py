@@ -59,8 +59,8 @@ def run_sweep(
     run_all(plan, out, jobs, progress, runner=runner)
     results = read_results(plan, out)
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    content = sweep_content(kind, points, results, command=command, date=date)
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
+    made = sweep_content(kind, points, results, command=command, date=date)
+    content: dict[str, Any] = json.loads(json.dumps(made, allow_nan=False))  # as it will be read
     with drawing.figure(_size(content)) as figure:
         draw_sweep(figure, content)
         drawing.save(figure, out / f"{kind}.png")
@@ -203,9 +203,9 @@ def draw_sweep(figure: Any, content: Mapping[str, Any]) -> None:
         bars = [p["cost"]["ci95"] or [mean, mean] for p, mean in zip(finite, means)]
         below = [mean - low for mean, (low, _) in zip(means, bars)]
         above = [high - mean for mean, (_, high) in zip(means, bars)]
-        style = {**drawing.series_style(i), "label": curve}
+        style = {**drawing.series_style(i), "label": curve, "marker": "o"}
         if robustness:
-            style |= {"color": drawing.block_colour(curve), "linestyle": "-", "marker": "o"}
+            style |= {"color": drawing.block_colour(curve), "linestyle": "-"}
         axes.errorbar(
             [p["position"] for p in finite], means, yerr=[below, above], capsize=2, linewidth=1.6, **style
         )
@@ -216,6 +216,11 @@ def draw_sweep(figure: Any, content: Mapping[str, Any]) -> None:
             positions = [p["position"] for p in own]
             axes.set_xticks(positions, [f"×{digits(position)}" for position in positions])
             axes.set_title(curve, fontsize=9, loc="left")
+        for point in finite if not robustness else ():  # the block that each point switches on
+            if "+" in point["arm"]:
+                place = {"xytext": (0, 6 if i else -13), "textcoords": "offset points", "ha": "center"}
+                added = point["arm"].rpartition("+")[2]
+                axes.annotate(added, (point["position"], point["cost"]["mean"]), fontsize=8, **place)
         for diverged in (p for p in own if p["cost"]["mean"] is None):
             axes.axvline(diverged["position"], color="#bb3333", linewidth=0.8, linestyle="--")
     if not robustness:
