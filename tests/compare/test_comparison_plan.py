@@ -225,7 +225,7 @@ def test_a_file_of_ratios_is_spelled_out_so_that_the_plan_does_not_need_it(tmp_p
             {"tuned": {"adamw:uniform:N": Setting(1e-3)}},
             "no base learning rate was tuned for adamw:uniform:2N",
         ),
-        ({"horizons": ("N",)}, "must hold N and 2N"),
+        ({"horizons": ("2N",)}, "must hold N and be of"),
         ({"base": TrainConfig(steps=1)}, "at least 2 steps; got 1"),
         ({"base": TrainConfig(init_seed=0, data_seed=0)}, "2 seeds would repeat one run"),
     ],

@@ -54,12 +54,19 @@ def fit(folder, data, resume=None):
     )
     saving = ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename="{step}")
     trainer = Trainer(
-        accelerator="cpu", devices=WORLD, strategy="ddp" if WORLD > 1 else "auto", use_distributed_sampler=False,
-        max_steps=STEPS, accumulate_grad_batches=2, gradient_clip_val=0.1, log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False,
+        accelerator="cpu",
+        devices=WORLD,
+        strategy="ddp" if WORLD > 1 else "auto",
+        use_distributed_sampler=False,
+        max_steps=STEPS,
+        accumulate_grad_batches=2,
+        gradient_clip_val=0.1,
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
         logger=CSVLogger(folder, version=0 if resume is None else 1),
         callbacks=[monitor, LearningRateMonitor(), saving],
-    )  # fmt: skip
+    )
     module = LanguageModel()
     trainer.fit(module, data, ckpt_path=resume)
     return module

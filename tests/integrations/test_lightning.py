@@ -107,7 +107,7 @@ def same(one, other):
 def by_hand():
     """The same training as a plain loop: two micro-batches a step, clipped as a whole."""
     module = LanguageModel()
-    optimizer = torch.optim.AdamW(param_groups(module.model, LR), lr=LR)
+    optimizer = torch.optim.AdamW(param_groups(module.model, LR, "paper"), lr=LR)
     schedule = cosine_schedule(optimizer, warmup_steps=1, total_steps=STEPS, floor=LR / 20)
     seed_everything(0, verbose=False)
     batches = iter(loader())
@@ -442,7 +442,9 @@ def test_the_number_of_steps_has_to_be_known(tmp_path):
         configure_optimizers_by_block(LanguageModel().model, LR)
     with pytest.raises(ValueError, match="because this LanguageModel has no trainer"):
         configure_optimizers_by_block(LanguageModel(), LR)
-    configure_optimizers_by_block(LanguageModel(), LR, total_steps=10)
+    found = configure_optimizers_by_block(LanguageModel(), LR, total_steps=10)
+    default = [group["lr"] for group in param_groups(LanguageModel(), LR)]
+    assert [group["initial_lr"] for group in found["optimizer"].param_groups] == default
 
 
 def test_mistakes_are_explained():

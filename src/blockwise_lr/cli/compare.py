@@ -47,6 +47,7 @@ def run(arguments: list[str]) -> None:
     parsed = parse(CompareCommand, f"compare {preset.preset}", rest, default)
     needs("compare", "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare import Arm, compare
+    from blockwise_lr.compare.execute import default_jobs
     from blockwise_lr.compare.tables import print_summary
     from blockwise_lr.train.checks import check_config
 
@@ -74,16 +75,7 @@ def run(arguments: list[str]) -> None:
         warmups=parsed.warmups or None,
         refine=parsed.refine,
         out=parsed.out,
-        jobs=parsed.jobs or _default_jobs(config),
+        jobs=parsed.jobs or default_jobs(config),
         command=command_line("compare", arguments),
     )
     print_summary(content, parsed.out)
-
-
-def _default_jobs(config: TrainConfig) -> int:
-    """Return the number of parallel runs: small models on the CPU finish sooner as one single-threaded run per core."""
-    from blockwise_lr.compare.execute import available_cores
-    from blockwise_lr.train.build_model import count_parameters
-
-    small = count_parameters(config.model) < 10_000_000
-    return available_cores() if small and config.device == "cpu" else 1

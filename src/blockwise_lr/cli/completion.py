@@ -40,7 +40,7 @@ _blockwise_lr() {{
 complete -o filenames -F _blockwise_lr blockwise-lr
 """
 _ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
-_WITH_PRESET = ("train", "compare", "tune", "inspect", "sharpness")
+_WITH_PRESET = ("train", "compare", "tune", "robustness", "ablation", "inspect", "sharpness")
 """Commands whose first word may be a preset."""
 
 
@@ -86,7 +86,8 @@ def flags_of(command: str) -> Mapping[str, Sequence[str]]:
     tyro writes them, as a Python literal, into the completion script that it makes for a single command. That script
     alone is of no use here: it completes a program, and a program's name has no spaces.
     """
-    first = ["quickstart"] if command in ("train", "compare", "tune", "inspect") else []
+    training = ("train", "compare", "tune", "robustness", "ablation", "inspect")
+    first = ["quickstart"] if command in training else []
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         importlib.import_module(f"blockwise_lr.cli.{command}").run(

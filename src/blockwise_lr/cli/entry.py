@@ -34,6 +34,8 @@ Train Transformers with a separate learning rate for each block type.
   train PRESET      pre-train one model, or resume an unfinished run
   compare PRESET    train with uniform and with blockwise learning rates; write report.html
   tune PRESET       search the ratios of all blocks on a small proxy; write ratios.json and report.html
+  robustness PRESET scale every ratio by 1/4 to 4; report how far each can move
+  ablation PRESET   switch the blocks on one after another; report what each is worth
   eval RUN          evaluate a checkpoint: loss and bits per byte on the held-out text or on --data
   generate RUN      sample text from a checkpoint, continuing --prompt
   sharpness MODEL   measure the sharpness of each block; write a table, sharpness.json and figures
@@ -49,10 +51,22 @@ For inspect and export, MODEL can also be module:function, where your function r
 `blockwise-lr --print-completion bash` (or zsh) prints a script for completion with the Tab key.
 """
 
-_COMMANDS = ("train", "compare", "tune", "eval", "generate", "export", "sharpness", "inspect", "presets")
+_COMMANDS = (
+    "train",
+    "compare",
+    "tune",
+    "robustness",
+    "ablation",
+    "eval",
+    "generate",
+    "export",
+    "sharpness",
+    "inspect",
+    "presets",
+)
 _TERMINATED = 128 + signal.SIGTERM
 _PIPE_CLOSED = 128 + 13  # SIGPIPE, which Windows lacks
-_TRAINING_COMMANDS = ("train", "compare", "tune")
+_TRAINING_COMMANDS = ("train", "compare", "tune", "robustness", "ablation")
 # Windows lacks EDQUOT.
 _DISK_ERRORS = [getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EIO")]
 

@@ -20,6 +20,7 @@ from blockwise_lr.compare.results import check_unchanged, is_finished, read_run
 from blockwise_lr.errors import SigtermInterrupt, UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.locks import HeldError, take_lock
+from blockwise_lr.train.config import TrainConfig
 
 Runner = Callable[[Path, Path], Sequence[str]]
 """A function from (config.json of a run, folder of the run) to the command line that trains it."""
@@ -177,6 +178,14 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def default_jobs(config: TrainConfig) -> int:
+    """Return the number of parallel runs: small models on the CPU finish sooner as one single-threaded run per core."""
+    from blockwise_lr.train.build_model import count_parameters  # imported here because it loads transformers
+
+    small = count_parameters(config.model) < 10_000_000
+    return available_cores() if small and config.device == "cpu" else 1
 
 
 @contextlib.contextmanager

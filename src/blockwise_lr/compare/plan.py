@@ -58,7 +58,7 @@ class Plan:
         base_lrs: base learning rates to tune every series over, with the first seed. Default: use `tuned`.
         tuned: {"optimizer:ratios:horizon": setting that was tuned beforehand}. If both this and `base_lrs` are None,
             all arms use the learning rate of `base`, and the report says that nothing was tuned.
-        horizons: run lengths of the baseline, as keys of `HORIZONS`; "N" and "2N" are required.
+        horizons: run lengths of the baseline, as keys of `HORIZONS`; "N" is required, and speed-ups need "2N".
         warmups: warm-ups to try with each of `base_lrs`, as fractions of the steps. Default: that of `base`.
         refine: whether every series also tries its best base learning rate multiplied and divided by sqrt(2).
 
@@ -261,6 +261,6 @@ def _check_values(plan: Plan) -> None:
     for lr in [*(plan.base_lrs or ()), *(setting.base_lr for setting in (plan.tuned or {}).values())]:
         if not (math.isfinite(lr) and lr > 0):
             raise UserError(f"a base learning rate must be a positive number; got {lr:g}")
-    if not {"N", "2N"} <= set(plan.horizons) <= set(HORIZONS):
-        raise UserError(f"the baseline's horizons must hold N and 2N and be of {', '.join(HORIZONS)}; "
+    if not {"N"} <= set(plan.horizons) <= set(HORIZONS):
+        raise UserError(f"the baseline's horizons must hold N and be of {', '.join(HORIZONS)}; "
                         f"got {', '.join(plan.horizons)}")  # fmt: skip

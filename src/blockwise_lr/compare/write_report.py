@@ -91,7 +91,7 @@ def compare(
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
     done = _same_plan(out, stored["plan"])  # a repeated plan needs no checks, and keeps its date
     if not done:
-        _check_runs(plan)
+        check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
     if not done:
         stored["date"] = datetime.now(UTC).isoformat(timespec="seconds")
@@ -99,7 +99,7 @@ def compare(
     return render(out)
 
 
-def _check_runs(plan: Plan) -> None:
+def check_runs(plan: Plan) -> None:
     """Check the configuration and text of the runs now, instead of failing later in every run's process.
 
     Raises:

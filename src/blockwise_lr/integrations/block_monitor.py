@@ -16,7 +16,7 @@ try:
     from lightning.pytorch import Callback
 except ModuleNotFoundError:
     try:
-        from pytorch_lightning import Callback
+        from pytorch_lightning import Callback  # type: ignore[assignment]  # another class of the same name
     except ModuleNotFoundError:
         raise missing("blockwise_lr.integrations.lightning needs", "lightning", "lightning") from None
 

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from blockwise_lr.arguments import check_model, check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.block_monitor import BlockMonitor, check_strategy
-from blockwise_lr.optim import PAPER_RATIOS, BlockwiseSchedule, Ratios, param_groups
+from blockwise_lr.optim import BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay
 from blockwise_lr.optim.load_hooks import compare_when_loading
@@ -28,7 +28,7 @@ ScheduleShape = Literal["cosine", "wsd"]
 def configure_optimizers_by_block(
     module: nn.Module,
     lr: float,
-    ratios: Ratios = PAPER_RATIOS,
+    ratios: Ratios | None = None,
     *,
     schedule: ScheduleShape | None = "cosine",
     warmup_steps: float = 0.02,
@@ -54,7 +54,8 @@ def configure_optimizers_by_block(
     Args:
         module: the LightningModule (``self``). All of its trainable parameters are in the optimizer.
         lr: base learning rate, which is the peak of a block whose ratio is 1.
-        ratios, weight_decay, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
+        ratios: as in :func:`blockwise_lr.param_groups`. Default: None, for the default of that function.
+        weight_decay, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
         schedule: "cosine" (default) or "wsd" for :func:`blockwise_lr.cosine_schedule` or
             :func:`blockwise_lr.wsd_schedule`. None: no schedule. Add one of your own with
             :func:`blockwise_lr.scale_by_block`.
@@ -89,9 +90,10 @@ def configure_optimizers_by_block(
     trainer = _trainer_of(module)
     if trainer is not None:
         check_strategy(trainer.strategy)
-    groups = param_groups(
-        module, lr, ratios, weight_decay=weight_decay, no_decay=no_decay, decay=decay, blocks=blocks
-    )
+    settings: dict[str, Any] = {
+        "weight_decay": weight_decay, "no_decay": no_decay, "decay": decay, "blocks": blocks,
+    }  # fmt: skip
+    groups = param_groups(module, lr, **settings | ({} if ratios is None else {"ratios": ratios}))
     optimizer = optimizer_cls(name_groups(groups), lr=lr, **optimizer_kwargs)  # type: ignore[call-arg]
     compare_when_loading(optimizer, on_change)
     if schedule is None:
