@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 	@# curvlinops asks for backpack, and that for a torchvision that has to match torch's build: neither imports it here.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 		curvlinops-for-pytorch backpack-for-pytorch unfoldNd
+	@# The trainers whose own code reads what `blockwise-lr export` writes, in tests: only their optimizer settings run.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl
 	touch $(READY)
 
 quickstart: $(READY)

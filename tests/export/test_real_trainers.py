@@ -1,6 +1,6 @@
 """The trainers' own code reads what is exported for them, where they are installed.
 
-None of them is a dependency. `pip install --no-deps` is enough for each, with the packages that the test names.
+None of them is a dependency. The Makefile installs torchtitan, AutoModel, Megatron-core and axolotl without theirs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from blockwise_lr.export.codebase_names import _TABLES
 from support.export_models import MODELS, RATIOS, expected_ratios, tiny
 
 LR = 1e-3
+pytestmark = (
+    pytest.mark.slow
+)  # imports of up to 15 seconds; test_targets.py applies the same rules without them
 
 
 def rates_in(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, tuple[float, float]]:
@@ -41,7 +44,6 @@ def loaded(text: str) -> dict[str, object]:
     return namespace
 
 
-@pytest.mark.slow  # its import takes 15 seconds
 @pytest.mark.parametrize("name", MODELS)
 def test_torchtitan_builds_its_optimizer(name):
     pytest.importorskip("spmd_types")
@@ -84,7 +86,6 @@ def test_megatrons_keys_match_and_its_overrides_merge(name):
     assert found == {each: pytest.approx(LR * ratio) for each, ratio in expected_ratios(model).items()}
 
 
-@pytest.mark.slow  # its import takes 15 seconds
 @pytest.mark.parametrize("name", MODELS)
 def test_olmo_core_builds_its_optimizer(name):
     pytest.importorskip("olmo_core.optim")
@@ -93,7 +94,6 @@ def test_olmo_core_builds_its_optimizer(name):
     assert rates_in(optim.build(model), model) == expected(model)
 
 
-@pytest.mark.slow  # its import takes 15 seconds
 @pytest.mark.parametrize("name", MODELS)
 def test_fairseq2_makes_its_groups(name, monkeypatch):
     pytest.importorskip("ruamel.yaml")
@@ -144,7 +144,6 @@ def test_timm_makes_its_optimizer_and_its_schedule_keeps_the_ratios(name):
         assert found == pytest.approx(expected_ratios(model))
 
 
-@pytest.mark.slow  # its import takes 10 seconds
 @pytest.mark.parametrize("scheduled", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_optax_moves_every_leaf_at_the_rate_of_its_block(name, scheduled):
@@ -179,7 +178,6 @@ def test_optax_moves_every_leaf_at_the_rate_of_its_block(name, scheduled):
         made["labels"]({"mystery": {"kernel": np.zeros(1)}})
 
 
-@pytest.mark.slow  # torchtitan's import takes 15 seconds
 def test_torchtitans_names_are_those_of_its_own_adapter():
     pytest.importorskip("triton")
     adapters = pytest.importorskip("torchtitan.models.llama3.state_dict_adapter")
@@ -191,7 +189,6 @@ def test_torchtitans_names_are_those_of_its_own_adapter():
             assert f"{table[theirs.removesuffix('.weight')]}.weight" == ours
 
 
-@pytest.mark.slow  # OLMo-core's import takes 15 seconds
 def test_olmo_cores_names_are_those_of_its_own_conversion():
     convert = pytest.importorskip("olmo_core.nn.hf.convert")
     layer = str(convert.LAYER)

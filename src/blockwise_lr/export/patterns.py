@@ -52,7 +52,7 @@ def _kinds(owner: Mapping[str, str]) -> dict[_Kind, list[str]]:
     alike: dict[_Kind, list[str]] = {}
     for name in owner:
         alike.setdefault(_numbers_replaced(name.split("."), ()), []).append(name)
-    kinds = {}
+    kinds: dict[_Kind, list[str]] = {}
     for kind, names in alike.items():
         numbers = [i for i, word in enumerate(kind) if word == NUMBER]
         # Keep as few numbers as decide the group: none, one, or all.
