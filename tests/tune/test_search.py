@@ -13,34 +13,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.errors import UserError
-from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
 from blockwise_lr.tune.early_end import EarlyEnd
 from blockwise_lr.tune.search import check_folder, run_search
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.search_progress import SearchProgress
 from blockwise_lr.tune.trial_store import TrialStore
 from blockwise_lr.tune.worker_pool import WorkerPool
-
-HERE = Path(__file__).parent
-WORKER = (sys.executable, str(HERE / "synthetic_worker.py"))
-BASE = TrainConfig(
-    steps=100,
-    device="cpu",
-    model=ModelConfig(hidden_size=16, layers=2, heads=2, vocab_size=64, context=16),
-    data=DataConfig(data="none"),
-    optim=OptimConfig(base_lr=4e-3, ratios="uniform"),
-)
-PLAN = SearchPlan(BASE, trials=14, repeats=2)
-
-
-def quiet() -> SearchProgress:
-    return SearchProgress(Console(quiet=True))
-
-
-def search(plan, out, workers=1):
-    return run_search(plan, out, workers, quiet(), worker=WORKER)
+from support.synthetic_search import BASE, PLAN, WORKER, search
 
 
 def trials(store):
@@ -187,7 +167,7 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job is started with SIGINT ignored
 sys.path.insert(0, {here!r})
 from pathlib import Path
-from test_search import PLAN, WORKER, run_search
+from support.synthetic_search import PLAN, WORKER, run_search
 run_search(PLAN, Path({out!r}), 2, worker=WORKER)
 """
 
@@ -229,7 +209,7 @@ def test_a_signal_ends_the_workers_and_the_search_goes_on_later(tmp_path, monkey
 
 @pytest.mark.slow
 def test_ctrl_c_ends_the_workers_and_the_search_goes_on_later(tmp_path, whole):
-    script = _SEARCH.format(here=str(HERE), out=str(tmp_path))
+    script = _SEARCH.format(here=str(Path(__file__).parents[1]), out=str(tmp_path))
     process = subprocess.Popen(
         [sys.executable, "-c", script],
         env={**os.environ, "SYNTHETIC_SECONDS": "60"},

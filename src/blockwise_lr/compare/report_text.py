@@ -33,7 +33,6 @@ def markdown_report(content: Mapping[str, Any], figures: Mapping[str, list[Repor
         table = sections[key]
         return [f"### {escape(table.title)}", tables.markdown_table(table)] if table.rows else []
 
-    fence = "`" * max(3, _longest_backtick_sequence(content["command"]) + 1)
     parts = [
         f"# Comparison: {escape(content['preset'])}, {content['steps']:,} steps",
         *[f"**{escape(sentence)}**" for sentence in content["answer"]],
@@ -52,9 +51,15 @@ def markdown_report(content: Mapping[str, Any], figures: Mapping[str, list[Repor
         *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
         *section("runs"),
         "## How to repeat it",
-        f"{fence}\n{content['command']}\n{fence}",
+        code_block(content["command"]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def code_block(text: str, language: str = "") -> str:
+    """Return text as a Markdown code block, with a fence that is longer than any run of backticks in the text."""
+    fence = "`" * max(3, _longest_backtick_sequence(text) + 1)
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def html_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFigure]]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from blockwise_lr import drawing
 from blockwise_lr.compare.figures import ReportFigure
-from blockwise_lr.tune.valley import ALLOWED, Valley
+from blockwise_lr.tune.valley import ALLOWED, REACH, Valley
 
 _COLUMNS = 4
 _UNIFORM, _RATIOS, _BEST = "#8a8a8a", "#0072B2", "#D55E00"
@@ -92,7 +92,7 @@ def _draw_ratios(figure: Any, content: Mapping[str, Any]) -> None:
 
 
 def _draw_panel(axes: Any, content: Mapping[str, Any], name: str, trials: list[Mapping[str, Any]]) -> None:
-    low, high = axes.get_ylim()
+    high = axes.get_ylim()[1]
     values = np.array([_value(trial, name) for trial in trials])
     for trial, value in zip(trials, values):
         loss, colour = trial["tune_loss"], _UNIFORM if trial["phase"] == "uniform" else _RATIOS
@@ -109,20 +109,27 @@ def _draw_panel(axes: Any, content: Mapping[str, Any], name: str, trials: list[M
     left, right = axes.get_xlim()
     if entry["bounded"]:
         axes.axvspan(max(entry["low"], left), min(entry["high"], right), color=_BEST, alpha=0.15, linewidth=0)
-    valley = Valley(name, entry["slope"], entry["curvature"], entry["covariance"])
-    moves = np.linspace(math.log2(left / entry["value"]), math.log2(right / entry["value"]), 81)
-    costs, errors = np.array([valley.cost(float(move)) for move in moves]).T
-    x, y = entry["value"] * 2.0**moves, best["tune_loss"] + costs
-    # Where the error is larger than the frame, the curve would only look like a finding.
-    known = 2 * errors < 0.5 * (high - low)
-    dashes = "-" if entry["bounded"] else (0, (3, 2))
-    axes.plot(x, np.where(known, y, np.nan), color=_BEST, linewidth=1.4, linestyle=dashes)
-    axes.fill_between(x, y - 2 * errors, y + 2 * errors, where=known, color="#999999", alpha=0.2, linewidth=0)
-    if not entry["bounded"]:
+    else:
         axes.text(0.03, 0.03, "range not known", transform=axes.transAxes, fontsize=8, color="#555555")
+    if content["near_trials"] >= content["needed_trials"]:
+        _draw_fit(axes, entry, best["tune_loss"])
     _ticks(axes, name)
     title = _TITLES.get(name, f"{name.upper()} ratio")
     axes.set_title(title, fontsize=10, loc="left", color=drawing.BLOCK_COLOURS.get(name, "#333333"), pad=9)
+
+
+def _draw_fit(axes: Any, entry: Mapping[str, Any], lowest: float) -> None:
+    """Draw the parabola and two standard errors to either side, where they are smaller than the frame."""
+    low, high = axes.get_ylim()
+    left, right = (math.log2(limit / entry["value"]) for limit in axes.get_xlim())
+    valley = Valley("", entry["slope"], entry["curvature"], entry["covariance"])
+    moves = np.linspace(left, right, 81)
+    costs, errors = np.array([valley.cost(float(move)) for move in moves]).T
+    known = (2 * errors < 0.5 * (high - low)) & (np.abs(moves) <= REACH)
+    x, y = entry["value"] * 2.0**moves, lowest + costs
+    dashes = "-" if entry["bounded"] else (0, (3, 2))
+    axes.plot(x, np.where(known, y, np.nan), color=_BEST, linewidth=1.4, linestyle=dashes)
+    axes.fill_between(x, y - 2 * errors, y + 2 * errors, where=known, color="#999999", alpha=0.2, linewidth=0)
 
 
 def _ticks(axes: Any, name: str) -> None:
@@ -185,19 +192,28 @@ def _draw_gain(figure: Any, content: Mapping[str, Any]) -> None:
         left.plot(steps, losses, color=colour, label=label, linewidth=1.6)
         ends += losses[len(losses) // 4 :]
     left.set_ylim(min(ends) - 0.05 * (max(ends) - min(ends)), max(ends))
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.set(xlabel="optimizer step", ylabel="training loss (nats per token)")
     left.set_title(f"seed {content['seed']}", fontsize=10, loc="left")
     left.legend(loc="upper right", fontsize=9)
-    for i, seed in enumerate(content["seeds"]):
+    for i in range(len(content["seeds"])):
         pair = [content[key]["runs"][i]["val_loss"] for key, _, _ in shown]
         if None not in pair:
             right.plot([0, 1], pair, color="#bbbbbb", linewidth=1, zorder=1)
         for x, (value, (_, _, colour)) in enumerate(zip(pair, shown)):
             if value is not None:
                 right.plot([x], [value], "o", color=colour, markersize=6)
-        if pair[1] is not None:
-            right.annotate(f"seed {seed}", (1, pair[1]), (8, -3), textcoords="offset points", fontsize=8)
     right.set_xlim(-0.4, 1.6)
     right.set_xticks([0, 1], [label for _, label, _ in shown])
     right.set_ylabel("val loss (nats per token)")
-    right.set_title("after the last step", fontsize=10, loc="left")
+    right.set_title("after the last step, by seed", fontsize=10, loc="left")
+    _label_seeds(right, [(run["val_loss"], run["seed"]) for run in content["best"]["runs"]])
+
+
+def _label_seeds(axes: Any, runs: list[tuple[float | None, int]]) -> None:
+    """Write the seed next to each point of the best ratios, with labels of close points moved apart."""
+    low, high = axes.get_ylim()
+    height = -math.inf
+    for loss, seed in sorted((loss, seed) for loss, seed in runs if loss is not None):
+        height = max(loss, height + 0.05 * (high - low))
+        axes.text(1.08, height, f"seed {seed}", fontsize=8, va="center")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from blockwise_lr.compare.comparison_progress import format_seconds
 from blockwise_lr.compare.figures import ReportFigure
-from blockwise_lr.compare.report_text import render_template
+from blockwise_lr.compare.report_text import code_block, render_template
 from blockwise_lr.compare.tables import Table, escape_markdown, facts_table, markdown_table
 from blockwise_lr.compare.wording import format_loss, format_signed
 from blockwise_lr.files import write_json_atomic, write_text_atomic
@@ -94,9 +94,9 @@ def _markdown(
         "\n".join(f"- {escape_markdown(warning)}" for warning in content["warnings"]),
         "## Use them",
         "In your own training loop, after `split_fused(model)`, with `from blockwise_lr import param_groups`:",
-        f"```python\n{paste['python']}\n```",
+        code_block(paste["python"], "python"),
         "On the command line:",
-        f"```\n{paste['command']}\n```",
+        code_block(paste["command"]),
         "## Gain over the tuned uniform learning rate",
         *image("gain", "Training loss of the best ratios and of uniform, and their val loss by seed"),
         *section("gain"),
@@ -110,7 +110,7 @@ def _markdown(
         *(part for key in ("run", "model", "optim", "data", "hardware", "versions") for part in section(key)),
         *section("trials"),
         "## How to repeat it",
-        f"```\n{content['command']}\n```",
+        code_block(content["command"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -175,12 +175,13 @@ def _gain_table(content: Mapping[str, Any]) -> Table:
 
 def _ratios_table(content: Mapping[str, Any]) -> Table:
     rows = []
+    enough = content["near_trials"] >= content["needed_trials"]
     for name, valley in content["valleys"].items():
         row = [_NAMES.get(name, name.upper()), f"{valley['value']:.3g}", search_wording.format_range(valley)]
         if "decided" in valley:
             cost = f"{format_signed(valley['cost_of_one'], 3)} ± {valley['stderr']:.3f}"
             cost = f"≥ {cost}" if valley["beyond_reach"] else cost
-            row += [cost, search_wording.verdict(valley)]
+            row += [cost if enough else "–", search_wording.verdict(valley)]
         rows.append(row + [""] * (5 - len(row)))
     return Table(
         f"Ratios, with {content['reference'].upper()} at ratio 1",

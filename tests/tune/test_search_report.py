@@ -1,0 +1,169 @@
+"""The report says what the trials show, from a recorded search and from closed-form ones.
+
+data/tune.json: 16 trials of 40 steps of a LLaMA of 17 360 parameters on this project's documentation, 2 CPU cores,
+2026-11-27, by `blockwise-lr tune tiny.json --steps 40 --trials 16 --repeats 2 --workers 2 --out out3`.
+"""
+
+import copy
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from blockwise_lr.errors import UserError
+from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.tune.search_findings import build_content
+from blockwise_lr.tune.search_report import print_summary, write_results
+from support.synthetic_search import PLAN, search
+
+RECORDED = json.loads((Path(__file__).parent / "data" / "tune.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The folder of the recorded search's results."""
+    out = tmp_path_factory.mktemp("recorded")
+    write_results(RECORDED, out)
+    return out
+
+
+def content_of(plan, out, **changes):
+    """tune.json of a closed-form search."""
+    store = search(plan, out, workers=2)
+    facts = json.loads((out / "runs" / "0001" / "config.json").read_text())
+    about = {key: facts[key] for key in ("hardware", "versions", "git_commit", "data")}
+    command = f"blockwise-lr tune quickstart --trials={plan.trials} --data texts --out {out} --seed 0"
+    return build_content(plan, store, out, command=command, about=about, date="2026-11-27")
+
+
+@pytest.fixture(scope="module")
+def closed_form(tmp_path_factory):
+    """40 trials of a known valley, in which NORM is flat."""
+    out = tmp_path_factory.mktemp("closed_form")
+    return content_of(replace(PLAN, trials=40, repeats=3), out)
+
+
+def test_every_file_is_there_and_tune_json_is_the_content(recorded):
+    names = {"ratios.json", "tune.json", "report.md", "report.html", "ratios.png", "search.png", "gain.png"}
+    assert {path.name for path in recorded.iterdir()} == names
+    assert json.loads((recorded / "tune.json").read_text()) == RECORDED
+    for name in ("ratios", "search", "gain"):
+        assert (recorded / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_train_reads_the_ratios(recorded):
+    best = RECORDED["trials"][RECORDED["best"]["trial"] - 1]["point"]["ratios"]
+    assert parse_ratios(str(recorded / "ratios.json")) == {**best, "ffn": 1.0}
+
+
+def test_both_reports_give_the_answer_the_lines_to_paste_and_every_trial(recorded):
+    page, text = ((recorded / name).read_text() for name in ("report.html", "report.md"))
+    for words in (
+        "cannot be told apart after 40 steps",
+        "gain +0.244 nats",
+        "13 trials are near the best one, and the ranges of the ratios need 20",
+    ):
+        assert words in page
+        assert words in text.replace("\\", "")
+    assert RECORDED["paste"]["python"] in text
+    assert RECORDED["paste"]["command"] in text
+    assert page.count("<img") == 3
+    assert text.count("\n| uniform |") == 3
+    assert text.count("\n| ratios |") == 13
+    assert text.count("\n| repeat |") == 2
+
+
+def test_the_lines_to_paste_run():
+    from torch import nn
+
+    from blockwise_lr import param_groups
+
+    model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
+    found = {"LR": 1e-2, "model": model, "param_groups": param_groups}
+    exec(RECORDED["paste"]["python"], found)
+    lrs = {group["block"]: group["lr"] for group in found["groups"]}
+    assert lrs["norm"] == pytest.approx(1e-2 * 0.186 * RECORDED["ratios"]["norm"], rel=1e-2)
+
+
+def test_the_command_to_paste_keeps_the_run_and_drops_the_search(closed_form):
+    command = closed_form["paste"]["command"]
+    assert command.startswith("blockwise-lr train quickstart --data texts --ratios ")
+    assert "/ratios.json --base-lr 0.008 --warmup-fraction 0.16" in command
+    assert "--trials" not in command
+    assert "--seed" not in command
+
+
+def test_names_with_markup_are_text(tmp_path):
+    hostile = copy.deepcopy(RECORDED)
+    hostile["preset"] = "<script>alert(1)</script>"
+    hostile["command"] = "x ``` <b>bold</b>"
+    write_results(hostile, tmp_path)
+    page, text = ((tmp_path / name).read_text() for name in ("report.html", "report.md"))
+    assert "<script" not in page + text
+    assert "<b>" not in page
+    assert "````\nx ``` <b>bold</b>\n````" in text
+    shown = StringIO()
+    print_summary({**hostile, "answer": ["[red]x[/bold]"]}, tmp_path, Console(file=shown))
+    assert "[red]x[/bold]" in shown.getvalue()
+
+
+def test_what_is_decided_is_what_is_there(closed_form):
+    """The valley: EMB and HEAD 4, QK 2, VO 1/2 at base LR 2^-7, and NORM too flat to see."""
+    valleys = closed_form["valleys"]
+    assert {name for name, valley in valleys.items() if valley.get("decided")} == {"emb", "qk", "vo", "head"}
+    assert valleys["base_lr"]["low"] < 2**-7 < valleys["base_lr"]["high"]
+    for block, ratio in (("emb", 4.0), ("head", 4.0), ("qk", 2.0), ("vo", 0.5)):
+        assert valleys[block]["low"] < ratio < valleys[block]["high"]
+    assert not valleys["norm"]["bounded"]
+    assert "They do not decide the ratio of NORM: a ratio of 1 may be as good." in closed_form["answer"][2]
+
+
+def test_the_gain_is_over_the_best_uniform_run_by_seed(closed_form):
+    gain = closed_form["gain"]
+    assert len(gain["per_seed"]) == 3
+    assert gain["ci95"][0] < gain["mean"] < gain["ci95"][1]
+    assert closed_form["answer"][0].startswith("The best ratios beat the tuned uniform learning rate by 0.16")
+    assert closed_form["noise"] == pytest.approx(0.002, abs=0.002)  # without what a seed adds to every run
+    assert [start["name"] for start in closed_form["start"]] == ["half way", "measured"]
+
+
+def test_one_seed_has_no_interval_and_says_so(tmp_path):
+    content = content_of(replace(PLAN, repeats=1), tmp_path)
+    assert content["gain"]["ci95"] is None
+    assert "one seed cannot separate an effect from noise" in content["answer"][0]
+    assert any("noise between seeds is not known" in warning for warning in content["warnings"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{"repeats": 1}, {"trials": 5, "proxy": "8x1"}, {"trials": 40}])
+def test_the_report_of_every_kind_of_search_is_written(tmp_path, changes):
+    write_results(content_of(replace(PLAN, **changes), tmp_path), tmp_path)
+    assert (tmp_path / "report.html").read_text().count("<img") == 3
+
+
+def test_a_proxy_is_named_with_what_it_stands_for(tmp_path):
+    content = content_of(replace(PLAN, trials=5, repeats=1, proxy="8x1"), tmp_path)
+    assert content["proxy"] == {
+        "size": "8x1",
+        "parameters": content["proxy"]["parameters"],
+        "stands_for": "16x2",
+    }
+    assert content["warnings"][0].startswith("The trials trained a proxy, 8x1 with ")
+
+
+def test_a_search_without_a_result_is_refused(tmp_path):
+    from blockwise_lr.tune.trial_store import TrialStore
+
+    with pytest.raises(
+        UserError, match="the search has no finished trial yet; run the same tune command again"
+    ):
+        build_content(PLAN, TrialStore(tmp_path / "trials"), tmp_path, command="", about={}, date="")
+
+
+def test_a_missing_seed_is_named(tmp_path):
+    store = search(PLAN, tmp_path)
+    with pytest.raises(UserError, match="with the seeds 2 are missing; run the same tune command again"):
+        build_content(replace(PLAN, repeats=3), store, tmp_path, command="", about={}, date="")
