@@ -201,6 +201,9 @@ def test_a_block_without_curvature_is_not_determined_and_damaged_reports_are_lef
     assert ratios[Block.QK] == 4.0
     assert ratios.to_dict()["qk"]["determined"] is False
     json.dumps(ratios.to_dict(), allow_nan=False)
+    nothing = ratios_from_sharpness([lost])
+    assert (nothing.reports, dict(nothing)) == (0, {b: MEASURED_RATIOS[b] for b in nothing})
+    assert ratio_lines([lost])[-1] == "no block is determined by this measurement: use --ratios measured"
 
 
 def test_without_ffn_the_largest_block_is_the_anchor() -> None:

@@ -57,6 +57,21 @@ def test_on_the_nine_reports_every_block_is_near_what_won_or_is_not_determined()
     assert row.split(" | ")[1:] == [*cells[:-1], f"{cells[-1]} |"]
 
 
+def test_trained_with_the_rule_ends_near_measured() -> None:
+    from rule_report import key, trained
+
+    found = trained()
+    for other, bound in (("measured", 0.01), ("the earlier rule", 0.02)):
+        gaps = [
+            theirs["val_loss"] - ours["val_loss"]
+            for ours in found["the rule"]
+            for theirs in found[other]
+            if (*key(ours), ours["arm"]["seed"]) == (*key(theirs), theirs["arm"]["seed"])
+        ]
+        assert gaps
+        assert max(map(abs, gaps)) < bound
+
+
 def test_every_block_of_the_small_models_is_determined_and_two_checkpoints_decide_nothing() -> None:
     from choose_rule import LARGE, ratios, reports
 

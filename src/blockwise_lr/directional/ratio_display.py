@@ -33,7 +33,7 @@ def ratio_lines(reports: Sequence[DirectionalReport]) -> list[str]:
         return []
     decided = [block.value for block in ratios if block not in ratios.undetermined]
     left = [block.value for block in ratios.undetermined]
-    if decided == [ratios.anchor.value]:
+    if not set(decided) - {ratios.anchor.value}:
         paste = "no block is determined by this measurement: use --ratios measured"
     else:
         by = f"; {', '.join(left)} as in measured" if left else ""
@@ -65,7 +65,7 @@ def draw_ratios(axes: Any, ratios: RunRatios) -> None:
     axes.set_xticks(range(len(blocks)), [block.value.upper() for block in blocks], fontsize=8)
     axes.set_xlim(-0.6, len(blocks) - 0.4)
     axes.set_title(
-        "ratio over FFN's: ● measured (hollow: not determined),\n◀ to train with, — measured's",
+        "ratio over FFN's: ● by these reports (hollow: not\ndetermined), ◀ to train with, — in `measured`",
         fontsize=9,
         loc="left",
     )
