@@ -26,8 +26,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
 		curvlinops-for-pytorch backpack-for-pytorch unfoldNd
 	@# The trainers whose own code reads what `blockwise-lr export` writes, in tests: only their optimizer settings run.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
-		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl
+	@# Where one has no wheel, its test is skipped.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --only-binary :all: \
+		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl \
+		|| echo "not installed: the trainers that read exported learning rates; their tests are skipped"
 	touch $(READY)
 
 quickstart: $(READY)

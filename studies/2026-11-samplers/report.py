@@ -71,11 +71,12 @@ def signed(mean: float, half: float) -> str:
 def table_of_samplers(found: Mapping[str, Any]) -> str:
     """One row a sampler: nats below trust-region at the end of the search under every condition, with intervals."""
     header = ["sampler", f"{LABELS['drawn']}, half way", *LABELS.values()]
+    columns = [("drawn", "half_way"), *((condition, "end") for condition in LABELS)]
     rows = []
     for name in NAMES:
-        cells = [("drawn", "half_way"), *((condition, "end") for condition in LABELS)]
-        shown = ["" if name == REFERENCE else signed(*difference(found, *((c, name, w)))) for c, w in cells]
-        rows.append([f"`{name}`" if name != "random" else "random points", *shown])
+        cells = [signed(*difference(found, condition, name, when)) for condition, when in columns]
+        label = "random points" if name == "random" else f"`{name}`"
+        rows.append([label, *("" if name == REFERENCE else cell for cell in cells)])
     return table(header, rows)
 
 
@@ -149,14 +150,13 @@ def table_of_rules(found: Mapping[str, Any]) -> str:
     return table(header, rows)
 
 
-def table_of_halves(found: Mapping[str, Any], key: str) -> str:
-    """One row a share, one column a margin: `key` of the rules in the half that fixed the rule, and in the other."""
-    margins = list(next(iter(found["rules"]["fixed"].values())))
+def table_of_grid(found: Mapping[str, Any], key: str, halves: Sequence[str] = ("fixed", "tested")) -> str:
+    """One row a share, one column a margin: `key` of the rules, as a mean over the sets of these halves."""
+    both = [found["rules"][half] for half in halves]
+    margins = list(next(iter(both[0].values())))
     rows = [
-        [f"{float(share):.0%}", *(f"{by_margin[m][key]:.1%} / {tested[m][key]:.1%}" for m in margins)]
-        for (share, by_margin), tested in zip(
-            found["rules"]["fixed"].items(), found["rules"]["tested"].values()
-        )
+        [f"{float(share):.0%}", *(f"{np.mean([half[share][m][key] for half in both]):.1%}" for m in margins)]
+        for share in both[0]
     ]
     return table(["no end before", *(f"margin {margin}" for margin in margins)], rows)
 
@@ -264,9 +264,10 @@ def tables(samplers: Mapping[str, Any], early: Mapping[str, Any]) -> dict[str, s
         "variants": table_of_variants(samplers),
         "surrogates": table_of_surrogates(samplers),
         "rules": table_of_rules(early),
-        "saved": table_of_halves(early, "saved"),
-        "wrong": table_of_halves(early, "wrong"),
-        "lost": table_of_halves(early, "lost"),
+        "saved": table_of_grid(early, "saved"),
+        "wrong_fixed": table_of_grid(early, "wrong", ["fixed"]),
+        "wrong_tested": table_of_grid(early, "wrong", ["tested"]),
+        "lost": table_of_grid(early, "lost"),
         "sets": table_of_sets(early),
         "behind": table_of_behind(early),
     }

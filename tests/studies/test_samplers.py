@@ -18,6 +18,7 @@ from support.processes import run_python
 
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-samplers"
 PAGES = {name: (STUDY / f"{name}.md").read_text(encoding="utf-8") for name in ("README", "details")}
+PROSE = " ".join(PAGES["README"].split())
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +70,61 @@ def test_the_pages_show_the_data() -> None:
     assert all(table in "".join(PAGES.values()) for table in made.values())
 
 
+def test_what_the_page_says_of_the_samplers() -> None:
+    from report import NAMES, all_races, difference, load
+
+    found = load("samplers")
+    mean, half = difference(found, "drawn", "tpe")
+    assert f"ends {mean:.3f} nats ({mean - half:.3f} to {mean + half:.3f}) below the trust-region" in PROSE
+    mean, half = difference(found, "mean", "cma-es")
+    assert f"CMA-ES is best, by {mean:.3f} nats" in PROSE
+    assert mean > half
+    points = sum(each["points"] for each in found["surrogate"].values())
+    assert f"the tune losses of {points} points" in PROSE
+    assert f"noise of one run, {found['noise']:.3f} nats" in PROSE
+    for by_sampler in found["nats_below_uniform"]["drawn"].values():
+        assert max(NAMES, key=lambda name: np.mean(by_sampler[name]["end"])) == "tpe"
+    curves = {
+        name: np.mean([each[name]["mean"] for each in found["nats_below_uniform"]["drawn"].values()], axis=0)
+        for name in NAMES
+    }
+    assert int(np.argmax(curves["tpe"][3:] > curves["trust-region"][3:])) + 4 in (24, 25, 26)
+    leads = [
+        np.mean([each["tpe"]["mean"][32] - each["trust-region"]["mean"][32] for each in by_setting.values()])
+        for by_setting in (found["nats_below_uniform"][name] for name in ("drawn", "wide box", "mean"))
+    ]
+    shown = "{:.3f} nats on drawn surfaces, {:.3f} in the wide box and {:.3f} on the mean surfaces"
+    assert shown.format(*leads) in PROSE
+    smooth = found["nats_below_uniform"]["mean"]
+    begin = np.mean([each["tpe"]["mean"][2] for each in smooth.values()])
+    assert max(all_races(found, "mean", name).mean() for name in NAMES) - begin < 0.0105
+
+
+def test_what_the_page_says_of_the_early_end() -> None:
+    from report import load
+
+    found = load("early-end")
+    share, margin = f"{found['chosen']['share']:g}", f"{found['chosen']['margin']:g}"
+    halves = [found["rules"][half] for half in ("fixed", "tested")]
+    saved = np.mean([half[share][margin]["saved"] for half in halves])
+    assert f"after {float(share):.0%} of its steps".replace("%", " %") in PROSE
+    assert f"its train loss is {margin} nats above" in PROSE
+    assert f"saves {saved:.1%} of the steps".replace("%", " %") in PROSE
+    assert all(half[share][margin]["wrong"] == 0 for half in halves)
+    nearest = [
+        max(each["needed"][share] for each in found["sets"] if each["half"] == half)
+        for half in ("fixed", "tested")
+    ]
+    assert f"{nearest[0]:.3f} nats behind in the one half, and {nearest[1]:.3f} in the other" in PROSE
+    quick = [half["0.5"]["0.2"] for half in halves]
+    assert np.mean([each["saved"] for each in quick]) == pytest.approx(2 * saved, rel=0.1)
+    assert [each["lost"] for each in quick] == [0, 0]
+    assert f"ends {np.mean([each['wrong'] for each in quick]):.1%}".replace("%", " %") in PROSE
+    assert f"the loss curves of {sum(each['runs'] for each in found['sets'])} runs" in PROSE
+    pairs, behind = found["behind"]["blockwise against uniform"]["0.5"]
+    assert behind / pairs < 0.01
+
+
 def test_the_figures_can_be_drawn(tmp_path: Path) -> None:
     from report import draw_early_end, draw_races, load
 
@@ -78,7 +134,7 @@ def test_the_figures_can_be_drawn(tmp_path: Path) -> None:
 
 
 def test_recorded_runs_are_read_once_each() -> None:
-    from records import all_runs
+    from records import RULES, all_runs
 
     runs = all_runs()
     assert len(runs) > 800
@@ -86,6 +142,9 @@ def test_recorded_runs_are_read_once_each() -> None:
     assert known.setting == "llama-2m, 300 steps"
     assert known.ratios == (16.0, 16.0, 32.0, 4.0, 0.5, 1.0)
     assert (known.base_lr, known.warmup, known.seed, known.steps) == (2e-3, 0.15, 0, 300)
+    search = json.loads((RULES / "search/llama-2m.json").read_text())["ratios"]["runs"]
+    start, best = min(each["tune_loss"] for each in search[:2]), min(each["tune_loss"] for each in search)
+    assert f"{start - best:.3f} nats below its best start point" in PROSE
     kept = [run for run in runs if run.train]
     assert len(kept) > 400
     assert all(step < run.steps for run in kept for step, _ in run.curve)
