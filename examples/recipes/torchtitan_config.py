@@ -4,7 +4,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from blockwise_lr.export import export_rates
 
-BASE_LR = 1.5e-4  # for ratios="measured": a quarter of a tuned uniform learning rate
+BASE_LR = 6e-4  # the learning rate that you tuned for one rate
 
 model = LlamaForCausalLM(
     LlamaConfig(
@@ -12,6 +12,6 @@ model = LlamaForCausalLM(
     )
 )
 # By default, the patterns are for the names of torchtitan's own LLaMA; names="model" keeps those of `model`.
-exported = export_rates(model, "torchtitan", lr=BASE_LR, ratios="measured")
+exported = export_rates(model, "torchtitan", lr=BASE_LR)
 print(exported.text)
 assert exported.lost == ()  # torchtitan can express every block
