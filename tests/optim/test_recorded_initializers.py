@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
 from blockwise_lr import Block, classify, initial_scales, split_fused
 from blockwise_lr.optim.initial_scales import scales_of_rms
@@ -15,6 +16,7 @@ from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.initial_rms import initial_rms_of, initial_scales_of
 from support import tiny_models
+from support.architectures import CAUSAL, tiny_config
 
 
 def filled(initialize):
@@ -116,6 +118,51 @@ def test_a_model_with_weights_is_measured_and_not_initialised_again():
     assert same is model
     assert rms["lm_head.weight"] == pytest.approx(3.0)
     assert (model.lm_head.weight == 3).all()
+
+
+def check_architecture(kind):
+    """Every known RMS on meta is that of the weights, up to the error of their number."""
+    config = tiny_config(kind)
+
+    def build():
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+
+    _, rms = initial_rms_of(build)
+    torch.manual_seed(0)
+    for name, parameter in AutoModelForCausalLM.from_config(config).named_parameters():
+        if rms.get(name) is not None and parameter.numel() >= 64:
+            real = parameter.detach().float().square().mean().sqrt().item()
+            error = 5 * max(real, rms[name]) / math.sqrt(2 * parameter.numel())
+            assert abs(real - rms[name]) <= error + 1e-7, f"{kind}: {name} {rms[name]} {real}"
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gpt_neox", "mixtral", "opt", "diffllama", "xlnet"])
+def test_architectures_start_as_their_weights_do(kind):
+    check_architecture(kind)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_every_architecture_starts_as_its_weights_do(kind):
+    if kind == "modernbert-decoder":
+        pytest.skip("its embedding module, not the embedding, initialises the weight that the head shares")
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(tiny_config(kind))
+    except Exception as error:
+        pytest.skip(f"{kind} cannot be built alone: {error}")
+    check_architecture(kind)
+
+
+def test_a_model_of_transformers_inside_another_module_is_initialised_too():
+    def build():
+        with torch.device("meta"):
+            return nn.ModuleDict({"inner": tiny_models.llama(tie_word_embeddings=True)})
+
+    rms = initial_rms_of(build)[1]
+    assert rms["inner.model.embed_tokens.weight"] == pytest.approx(0.02)
+    assert rms["inner.model.layers.0.mlp.up_proj.weight"] == pytest.approx(0.02)
 
 
 def test_an_initializer_that_needs_values_leaves_all_unknown():

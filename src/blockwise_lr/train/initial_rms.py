@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -13,6 +14,9 @@ from blockwise_lr.optim.initial_scales import scales_of_rms
 from blockwise_lr.optim.recorded_initializers import RecordedInitializers, initial_rms, rms_by_block
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def initial_rms_of(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, float | None]]:
@@ -24,17 +28,33 @@ def initial_rms_of(build: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str,
     Returns:
         The model, and the RMS by parameter name. It is None where the initial values are not known.
     """
-    from transformers import PreTrainedModel
-
     with RecordedInitializers() as recorded:
         model = build()
-        if isinstance(model, PreTrainedModel) and all(p.is_meta for p in model.parameters()):
+        if any(parameter.is_meta for parameter in model.parameters()):
             try:
-                # transformers leaves this out on the meta device.
-                model.initialize_weights()  # type: ignore[no-untyped-call]
+                for part in _of_transformers(model):
+                    _initialize(part)
             except Exception:  # the initializer may need values, and code of the Hub may raise any error
                 recorded = RecordedInitializers()
     return model, initial_rms(model, recorded)
+
+
+def _of_transformers(module: nn.Module) -> Iterator[PreTrainedModel]:
+    """Yield the outermost models of transformers in a module, which may be the module itself."""
+    from transformers import PreTrainedModel
+
+    if isinstance(module, PreTrainedModel):
+        yield module
+    else:
+        for child in module.children():
+            yield from _of_transformers(child)
+
+
+def _initialize(model: PreTrainedModel) -> None:
+    """Run the initializers, which transformers leaves out on the meta device."""
+    model.initialize_weights()  # type: ignore[no-untyped-call]
+    # transformers ties a head to the embedding after this, so a tied weight starts as the embedding does.
+    model._init_weights(model.get_input_embeddings())
 
 
 @cache
