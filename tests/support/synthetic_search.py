@@ -20,7 +20,7 @@ BASE = TrainConfig(
     data=DataConfig(data="none"),
     optim=OptimConfig(base_lr=4e-3, ratios="uniform"),
 )
-PLAN = SearchPlan(BASE, trials=14, repeats=2)
+PLAN = SearchPlan(BASE, trials=14, repeats=2, sampler="trust-region")
 
 
 def quiet() -> SearchProgress:

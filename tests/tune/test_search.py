@@ -119,16 +119,24 @@ def test_a_failing_trial_is_named(tmp_path, monkeypatch):
 
 def test_another_search_in_the_folder_is_refused_by_the_setting_that_differs(tmp_path):
     check_folder(PLAN, tmp_path)
-    check_folder(replace(PLAN, trials=30, repeats=3), tmp_path)
+    check_folder(replace(PLAN, trials=30, repeats=3, sampler="cma-es"), tmp_path)
     for plan, message in (
         (replace(PLAN, base=replace(BASE, steps=50)), "holds a search with --steps 100, and this one has 50"),
-        (replace(PLAN, sampler="tpe"), "holds a search with --sampler trust-region, and this one has tpe"),
+        (replace(PLAN, proxy="8x1"), "holds a search with --proxy 16x2, and this one has 8x1"),
+        (replace(PLAN, early_end=None), "holds a search with --early-end"),
     ):
         with pytest.raises(UserError, match=message):
             check_folder(plan, tmp_path)
     (tmp_path / "plan.json").write_text("[]")
     with pytest.raises(UserError, match="is not the plan of a search; choose another --out"):
         check_folder(PLAN, tmp_path)
+
+
+def test_another_sampler_continues_a_search(tmp_path, whole):
+    pytest.importorskip("optuna")
+    search(replace(PLAN, trials=8), tmp_path)
+    found = trials(search(replace(PLAN, sampler="tpe"), tmp_path))
+    assert sum(record.phase == "ratios" for record in found) == 11
 
 
 def test_a_plan_is_the_same_after_json():

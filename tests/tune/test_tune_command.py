@@ -15,12 +15,14 @@ from support.commands import run_command
 
 
 def test_the_plan_names_the_proxy_the_phases_and_the_rule(tiny):
-    lines = "\n".join(describe_plan(SearchPlan(tiny, trials=20, proxy="8x1"), workers=2))
+    lines = "\n".join(describe_plan(SearchPlan(tiny, trials=40, proxy="8x1"), workers=2))
     assert "proxy: llama 8x1 (for 16x2), " in lines
-    assert "trials: 20 runs of 24 steps, 2 at a time" in lines
-    assert "first, 4 runs tune one learning rate for all blocks" in lines
-    assert "then, 16 search the ratios of EMB, QK, VO, NORM, HEAD (trust-region)" in lines
-    assert "ends early" not in "".join(describe_plan(SearchPlan(tiny, early_end=None), workers=1))
+    assert "trials: 40 runs of 24 steps, 2 at a time" in lines
+    assert "first, 8 runs tune one learning rate for all blocks" in lines
+    assert "then, 32 search the ratios of EMB, QK, VO, NORM, HEAD (tpe)" in lines
+    assert "(trust-region)" in "".join(describe_plan(SearchPlan(tiny, trials=20), workers=1))
+    assert "a run that is 0.4 nats behind after 60% of its steps ends" in lines
+    assert "every run goes to its end" in "".join(describe_plan(SearchPlan(tiny, early_end=None), workers=1))
 
 
 def test_the_estimate_counts_runs_and_measures_a_step(tiny):

@@ -11,8 +11,9 @@ class EarlyEnd:
     """Ends a run whose training loss is far above that of the best finished run at the same steps.
 
     Both runs have the same initial weights and the same data order, so most of the noise of a batch cancels in the
-    difference. Blockwise runs can be behind for the first half and overtake late, so the rule does not act before
-    `share` of the run, and only on a gap above `margin`.
+    difference. A run with a longer warm-up or other ratios can be behind for half of the steps and overtake late. The
+    rule therefore does not act before `share` of the run, and only on a gap above `margin`. The defaults ended no
+    better run on recorded curves of 320 runs (studies/2026-11-samplers).
 
     Args:
         share: share of the steps before which no run ends.
@@ -28,8 +29,8 @@ class EarlyEnd:
         (True, False)
     """
 
-    share: float = 0.5
-    margin: float = 0.5
+    share: float = 0.6
+    margin: float = 0.4
     rows: int = 3
 
     def __post_init__(self) -> None:

@@ -17,7 +17,27 @@ from blockwise_lr.tune.trust_region import TrustRegion
 
 NAMES = ("trust-region", "tpe", "cma-es")
 """The samplers that :func:`make_sampler` knows."""
-DEFAULT = "trust-region"
+
+_TPE_FROM = 30  # trials; TPE explores first, and until about 25 trials the trust-region search is ahead
+
+
+def choose_sampler(name: str, trials: int) -> str:
+    """Return the sampler for a search: the one that is named, or for "auto" the better one for so many trials.
+
+    On loss surfaces fitted to recorded runs, TPE ends 0.026 nats below the trust-region search after 40 trials, and
+    is behind until about 25 (studies/2026-11-samplers).
+
+    Args:
+        name: one of :data:`NAMES`, or "auto".
+        trials: number of trials of the ratios.
+
+    Example:
+        >>> choose_sampler("auto", 32), choose_sampler("auto", 12), choose_sampler("cma-es", 12)
+        ('tpe', 'trust-region', 'cma-es')
+    """
+    if name != "auto":
+        return name
+    return "tpe" if trials >= _TPE_FROM else "trust-region"
 
 
 def make_sampler(
@@ -50,7 +70,7 @@ def make_sampler(
     try:
         check(f"the sampler {name} needs", packages, "tune")
     except ImportError as error:
-        raise UserError(f"{error}, or use --sampler {DEFAULT}") from None
+        raise UserError(f"{error}, or use --sampler trust-region") from None
     return kind(space, start, seed, **settings)
 
 

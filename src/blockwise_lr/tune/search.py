@@ -124,11 +124,9 @@ class _Search:
             )
         space = plan.space(blocks)
         self.known = plan.ratio_start(space, uniform.point)
-        sampler = make_sampler(plan.sampler, space, self.known, plan.seed)
-        for record in store.of_phase("uniform"):
-            if record.order is not None:
-                sampler.tell(record.point, record.loss, prior=True)
-        self._sample("ratios", sampler, plan.trials - plan.uniform_trials)
+        sampler = make_sampler(plan.sampler_name, space, self.known, plan.seed)
+        sampler.tell(uniform.point, uniform.loss, prior=True)
+        self._sample("ratios", sampler, plan.ratio_trials)
         best = store.best("uniform", "ratios")
         assert best is not None
         self._repeat([uniform.point, best.point])

@@ -64,7 +64,7 @@ def build_content(
     content: dict[str, Any] = {
         "preset": plan.base.preset,
         "steps": plan.base.steps,
-        "sampler": plan.sampler,
+        "sampler": plan.sampler_name,
         "seed": plan.seed,
         "seeds": seeds,
         "blocks": blocks,

@@ -16,7 +16,7 @@ from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict, identity
 from blockwise_lr.tune.early_end import DEFAULT_RULE, EarlyEnd
 from blockwise_lr.tune.proxy import describe_size, proxy_model
-from blockwise_lr.tune.samplers import DEFAULT
+from blockwise_lr.tune.samplers import choose_sampler
 from blockwise_lr.tune.space import Point, Space
 
 LEAST_TRIALS = 5
@@ -40,7 +40,7 @@ class SearchPlan:
     Args:
         base: the configuration of the user's run: model, text, optimizer and number of steps of a trial.
         trials: number of trials of the search, the uniform ones included.
-        sampler: name of the sampler of the ratios.
+        sampler: name of the sampler of the ratios; "auto": the better one for this number of trials.
         proxy: size of the proxy, in the form of `--proxy`.
         repeats: number of seeds with which the best point and the best uniform point are trained at the end.
         early_end: the rule that ends lost runs; None: every run goes to its end.
@@ -51,7 +51,7 @@ class SearchPlan:
 
     base: TrainConfig
     trials: int = 40
-    sampler: str = DEFAULT
+    sampler: str = "auto"
     proxy: str = "auto"
     repeats: int = 3
     early_end: EarlyEnd | None = DEFAULT_RULE
@@ -68,6 +68,16 @@ class SearchPlan:
     def uniform_trials(self) -> int:
         """Number of trials that tune the uniform learning rate: a fifth of all, 2 at least."""
         return max(2, round(self.trials / 5))
+
+    @property
+    def ratio_trials(self) -> int:
+        """Number of trials that search the ratios."""
+        return self.trials - self.uniform_trials
+
+    @property
+    def sampler_name(self) -> str:
+        """Name of the sampler of the ratios."""
+        return choose_sampler(self.sampler, self.ratio_trials)
 
     @property
     def seed(self) -> int:
@@ -152,13 +162,16 @@ class SearchPlan:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal for a search to be continued. The number of trials and of repeats may grow."""
+        """Return what must be equal for a search to be continued.
+
+        The number of trials and of repeats may grow. The sampler may change, because any sampler can continue from the
+        trials of another.
+        """
         fields = {name: value for name, value in identity(self.base).items() if name not in _UNUSED}
         rule = self.early_end
         return {
             **fields,
             "proxy": describe_size(self.model),
-            "sampler": self.sampler,
             "early_end": rule and [rule.share, rule.margin, rule.rows],
         }
 

@@ -56,7 +56,7 @@ def tune(
     """
     progress = progress or SearchProgress()
     space = plan.space(plan.blocks())
-    make_sampler(plan.sampler, space)  # raises an error for an unknown sampler or a missing package
+    make_sampler(plan.sampler_name, space)  # raises an error for an unknown sampler or a missing package
     for point in plan.ratio_start(space, plan.uniform_start()[0]):
         check_config(plan.config(point))
     check_folder(plan, out)
@@ -93,7 +93,7 @@ def describe_plan(plan: SearchPlan, workers: int) -> list[str]:
         "outside embedding and head",
         f"trials: {plan.trials} runs of {plan.base.steps:,} steps, {workers} at a time; {early}",
         f"first, {plan.uniform_trials} runs tune one learning rate for all blocks; then, "
-        f"{plan.trials - plan.uniform_trials} search the ratios of {searched} ({plan.sampler})",
+        f"{plan.ratio_trials} search the ratios of {searched} ({plan.sampler_name})",
         f"at the end, the best trial and the best uniform one run with {plan.repeats} seeds in all",
     ]
 
