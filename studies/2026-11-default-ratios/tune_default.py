@@ -86,7 +86,9 @@ def missing(runs: list[dict[str, Any]]) -> list[Point]:
     """Return what is still to be trained, the most telling first."""
     near = (4e-3, 2e-3)
     grid = [Point("half", lr, warmup) for lr in near for warmup in reversed(WARMUPS)]
-    grid += [Point("half", lr, warmup) for lr in GRID if lr not in near for warmup in reversed(WARMUPS)]
+    grid += [
+        Point("half", lr, warmup) for lr in reversed(GRID) if lr not in near for warmup in reversed(WARMUPS)
+    ]
     wanted = [grid[0], UNCHANGED, UNIFORM, *grid[1:]]
     done = {Point(**each["point"]): tune_loss(each) for each in runs}
     if all(point in done for point in grid):
