@@ -54,7 +54,7 @@ def _initialize(model: PreTrainedModel) -> None:
     """Run the initializers, which transformers leaves out on the meta device."""
     model.initialize_weights()  # type: ignore[no-untyped-call]
     # transformers ties a head to the embedding after this, so a tied weight starts as the embedding does.
-    model._init_weights(model.get_input_embeddings())
+    model._init_weights(model.get_input_embeddings())  # type: ignore[no-untyped-call]
 
 
 @cache
