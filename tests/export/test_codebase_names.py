@@ -109,6 +109,7 @@ def test_the_trainers_own_parameters_get_the_rates_of_their_blocks(target, name)
     }
     assert "Transformer's own" not in exported.naming
     assert bool(exported.lost) == (target == "megatron")
+    assert ("needs fuse_qkv=False" in exported.text) == (target == "torchtitan")
 
 
 def test_a_ratio_for_weights_that_the_trainer_fuses():

@@ -59,8 +59,9 @@ def test_a_split_model_loses_nothing(target):
     assert exported.lost == ()
 
 
-@pytest.mark.parametrize("target", RULES)
-@pytest.mark.parametrize("name", ["gpt2", "phi3"])
+@pytest.mark.parametrize(
+    ("target", "name"), [("torchtitan", "gpt2"), ("automodel", "phi3"), ("json", "phi3")]
+)
 def test_a_fused_weight_gets_the_lower_ratio_and_the_text_says_so(target, name):
     exported = export_rates(tiny(name), target, lr=LR, ratios=RATIOS, names="model")
     (lost,) = exported.lost
@@ -124,7 +125,7 @@ def test_one_block_alone_can_have_weight_decay(target):
     assert {name for name, (_, decay) in found.items() if decay} == {"model.embed_tokens.weight"}
 
 
-@pytest.mark.parametrize("target", RULES)
+@pytest.mark.parametrize("target", ["automodel", "megatron"])  # they divide by it
 def test_no_weight_decay_at_all(target):
     model = tiny("llama")
     found = RULES[target](text_for(model, target, weight_decay=0), dict(model.named_parameters()))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from torch import nn
 from transformers import (
@@ -45,6 +48,16 @@ MODELS = ("gpt2", "llama", "mixtral", "phi3")
 
 
 def tiny(name: str, device: str = "meta") -> nn.Module:
+    """Return a model of transformers; those on the meta device are made once and copied."""
+    return copy.deepcopy(_on_meta(name)) if device == "meta" else _made(name, device)
+
+
+@functools.cache
+def _on_meta(name: str) -> nn.Module:
+    return _made(name, "meta")
+
+
+def _made(name: str, device: str) -> nn.Module:
     with torch.device(device):
         if name == "gpt2":
             return GPT2LMHeadModel(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def rates_of(
         "decay": decay,
         "blocks": blocks,
     }
-    lost = []
+    lost: list[str] = []
     if ratios is not None:
         settings["ratios"] = ratios
     fused = [name for name in blocks if blocks[name] is Block.QKV]
@@ -114,10 +115,8 @@ def rates_of(
 
 
 def _default_ratios() -> Ratios:
-    defaults: dict[str, Any] = param_groups.__kwdefaults__ or {}
-    if "ratios" in defaults:
-        return defaults["ratios"]  # type: ignore[no-any-return]
-    return (param_groups.__defaults__ or ("uniform",))[0]
+    default: Ratios = inspect.signature(param_groups).parameters["ratios"].default
+    return default
 
 
 def _with_fused(

@@ -21,8 +21,10 @@ def write_torchtitan(rates: Rates) -> str:
     lr = needed_lr(rates, "torchtitan")
     patterns = find_patterns(rates.names, SEARCHED)
     prove("torchtitan", rates.label_of, first_match(patterns, re.search))
+    unfused = "# The model needs fuse_qkv=False: a fused weight wqkv can have only one learning rate."
     lines = [
         *header(rates, "torchtitan"),
+        *([unfused] if any(".qkv_linear.wq." in name for name in rates.label_of) else []),
         "from torchtitan.components.optimizer import OptimizersContainer, ParamGroupConfig",
         "",
         f"LR = {number(lr)}",
