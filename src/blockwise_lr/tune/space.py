@@ -115,7 +115,7 @@ class Space:
         if (ratio := point.ratios.get(self.reference, 1.0)) != 1.0:
             raise ValueError(f"the point has ratio {ratio:g} for {self.reference}; its ratio is 1 here")
         values = [point.base_lr, point.warmup, *(point.ratios.get(block, 1.0) for block in self.blocks)]
-        return np.log2(np.array(values, dtype=float))
+        return np.asarray(np.log2(np.array(values, dtype=float)))
 
     def point(self, vector: Iterable[float]) -> Point:
         """Return the point of a vector of log2 values, rounded to four significant digits."""

@@ -18,12 +18,14 @@ class TrialEnded(Exception):  # noqa: N818 (ending a lost trial is no error)
     Args:
         step: the step after which it ended.
         gap: how far it was above the best finished run, in nats.
+        loss: its training loss at this step, which metrics.jsonl does not have.
     """
 
-    def __init__(self, step: int, gap: float) -> None:
+    def __init__(self, step: int, gap: float, loss: float) -> None:
         super().__init__(f"ended at step {step}, {gap:.3f} nats above the best run")
         self.step = step
         self.gap = gap
+        self.loss = loss
 
 
 class EndIfLost(TrainerCallback):
@@ -48,4 +50,5 @@ class EndIfLost(TrainerCallback):
             return
         self._losses[state.global_step] = logs["loss"]
         if state.global_step < state.max_steps and self._rule.lost(self._losses, self._best, state.max_steps):
-            raise TrialEnded(state.global_step, self._rule.gap(self._losses, self._best) or 0.0)
+            gap = self._rule.gap(self._losses, self._best) or 0.0
+            raise TrialEnded(state.global_step, gap, logs["loss"])

@@ -51,7 +51,7 @@ def run_trial(task: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(task["folder"])
     config = config_from_dict(task["config"])
     rule = None if task["early_end"] is None else EarlyEnd(**task["early_end"])
-    watch = None
+    watch, last = None, []
     if rule is not None and task["best"]:
         best = {int(step): float(loss) for step, loss in task["best"]}
         watch = EndIfLost(rule, best, folder / "metrics.jsonl")
@@ -64,6 +64,7 @@ def run_trial(task: Mapping[str, Any]) -> dict[str, Any]:
         }
     except TrialEnded as ended:
         answer = {"status": "ended", "step": ended.step, "gap": ended.gap}
+        last = [[ended.step, ended.loss]]
     except NonFiniteLossError as error:
         answer = {"status": "diverged", "step": error.step}
     except Terminated:
@@ -75,7 +76,7 @@ def run_trial(task: Mapping[str, Any]) -> dict[str, Any]:
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     gc.collect()  # a trainer refers to itself, so its model would stay in memory
-    return {**answer, "seconds": rows[-1]["seconds"] if rows else 0.0, "curve": curve}
+    return {**answer, "seconds": rows[-1]["seconds"] if rows else 0.0, "curve": curve + last}
 
 
 def _is_finite(value: Any) -> bool:

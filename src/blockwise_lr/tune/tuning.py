@@ -17,7 +17,7 @@ from blockwise_lr.train.build_model import count_parameters
 from blockwise_lr.train.checks import check_config
 from blockwise_lr.tune.proxy import describe_size
 from blockwise_lr.tune.samplers import make_sampler
-from blockwise_lr.tune.search import PLAN, check_folder, run_search
+from blockwise_lr.tune.search import check_folder, run_search
 from blockwise_lr.tune.search_findings import build_content
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.search_progress import SearchProgress
@@ -120,9 +120,9 @@ def _environment(out: Path, store: TrialStore) -> dict[str, Any]:
 
 
 def _date(out: Path) -> str:
-    """Return the date of the results that exist, if they are of this search's last trial; otherwise now."""
+    """Return the date of the results that exist, if no trial is newer; otherwise now."""
     newest = max(path.stat().st_mtime for path in (out / "trials").glob("*.json"))
     path = out / TUNE
-    if path.exists() and path.stat().st_mtime > max(newest, (out / PLAN).stat().st_mtime):
+    if path.exists() and path.stat().st_mtime > newest:
         return str(json.loads(path.read_text(encoding="utf-8"))["date"])
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -39,5 +39,5 @@ class UniformLadder(Sampler):
         best = self.best
         if best is None:
             return False
-        rates = [trial.vector[0] - best.vector[0] for trial in self.trials]
+        rates = [float(trial.vector[0] - best.vector[0]) for trial in self.trials]
         return min(rates) < -_SAME and max(rates) > _SAME
