@@ -89,7 +89,7 @@ OPTIMIZATION = [
     flags("--base-lr 1e400", f"--base-lr is inf; {ABOVE_0}"),
     flags("--base-lr 1e300 --ratios emb=1e300", "--base-lr 1e+300 times a ratio of 1e+300 is inf",
         "lower one of them"),
-    flags("--ratios papper", "'papper' is no file and none of uniform, paper, measured",
+    flags("--ratios papper", "'papper' is no file and none of uniform, half, paper, measured",
         'pairs such as "emb=4,vo=0.5"'),
     flags("--ratios emb=0", f"ratios: emb is 0.0; {ABOVE_0}"),
     flags("--ratios emb=-1", f"ratios: emb is -1.0; {ABOVE_0}"),
@@ -158,9 +158,9 @@ CONFIGURATIONS = [
 ]
 
 RATIO_FILES = [
-    ratios("not JSON", "{", 'r.json is not JSON', 'expected {"emb": 10, "qk": 8, ...}'),
+    ratios("not JSON", "{", 'r.json is not JSON', 'expected {"emb": 4, "qk": 2, ...}'),
     ratios("nested without end", "[" * 100_000, "r.json is not JSON"),
-    ratios("a list", "[]", 'r.json holds list; expected {"emb": 10'),
+    ratios("a list", "[]", 'r.json holds list; expected {"emb": 4'),
     ratios("a number no float holds", '{"emb": 1' + "0" * 400 + "}", "ratios: emb is 1", ABOVE_0),
     ratios("true", '{"emb": true}', f"ratios: emb is True; {ABOVE_0}"),
     ratios("a report of another format", '{"estimator": "fisher", "format": 2}', "its format is 2; expected 1"),
