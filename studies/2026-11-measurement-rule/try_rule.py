@@ -53,7 +53,7 @@ MEASURED_AT = {"llama-600k": 2e-3, "llama-2m": 1.4e-3, "tiny": 2e-3}
 CENTRES = {"uniform": 8e-3, "embedding alone": 5.6e-3, "after MoLS": 8e-3, "after LLR": 8e-3}
 """Where the search over base learning rates begins; elsewhere at 2.8e-3."""
 
-ORDER = ("the rule", "the earlier rule", "embedding alone", "measured", "uniform", "after MoLS", "after LLR")
+ORDER = ("uniform", "the rule", "embedding alone", "measured", "the earlier rule", "after MoLS", "after LLR")
 """The order of the queue; the horizon study trains measured and uniform, too."""
 
 
@@ -133,13 +133,12 @@ def tuning(first: Arm, known: Results) -> tuple[list[Arm], Arm | None]:
 
 
 def wanted(shape: str, arguments: argparse.Namespace, known: Results) -> Iterator[tuple[str, Arm]]:
-    """Yield the runs in order: one rate of every rule, all rates, then the other warm-up, then two more seeds."""
+    """Yield the runs in order: the rates of every rule, then the other warm-up, then two more seeds."""
     chosen: dict[str, Arm] = {}
     firsts = {
         rule: Arm(shape, arguments.steps, CENTRES.get(rule, 2.8e-3), rules(shape, arguments)[rule])
         for rule in ORDER
     }
-    yield from firsts.items()
     for rule, first in firsts.items():
         arms, best = tuning(first, known)
         yield from ((rule, arm) for arm in arms)

@@ -72,6 +72,14 @@ def test_trained_with_the_rule_ends_near_measured() -> None:
         assert max(map(abs, gaps)) < bound
 
 
+def test_the_embedding_alone_brings_most_of_what_measured_wins() -> None:
+    from rule_report import trained
+
+    val = {rule: runs[0]["val_loss"] for rule, runs in trained().items()}
+    assert f"{val['embedding alone'] - val['measured']:.2f}" == "0.03"
+    assert val["uniform"] - val["embedding alone"] > 0.9 * (val["uniform"] - val["measured"])
+
+
 def test_every_block_of_the_small_models_is_determined_and_two_checkpoints_decide_nothing() -> None:
     from choose_rule import LARGE, ratios, reports
 
