@@ -118,7 +118,7 @@ def test_what_is_decided_is_what_is_there(closed_form):
     for block, ratio in (("emb", 4.0), ("head", 4.0), ("qk", 2.0), ("vo", 0.5)):
         assert valleys[block]["low"] < ratio < valleys[block]["high"]
     assert not valleys["norm"]["bounded"]
-    assert "They do not decide the ratio of NORM: a ratio of 1 may be as good." in closed_form["answer"][2]
+    assert "The trials do not decide the ratio of NORM: its ratio may be noise." in closed_form["answer"][2]
 
 
 def test_the_gain_is_over_the_best_uniform_run_by_seed(closed_form):

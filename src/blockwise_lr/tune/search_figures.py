@@ -186,7 +186,7 @@ def _draw_gain(figure: Any, content: Mapping[str, Any]) -> None:
     left, right = figure.subplots(1, 2, width_ratios=(1.6, 1.0))
     by_number = {trial["number"]: trial for trial in content["trials"]}
     shown = (("uniform", "tuned uniform", _UNIFORM), ("best", "best ratios", _BEST))
-    ends = []
+    ends: list[float] = []
     for key, label, colour in shown:
         steps, losses = zip(*by_number[content[key]["trial"]]["curve"])
         left.plot(steps, losses, color=colour, label=label, linewidth=1.6)

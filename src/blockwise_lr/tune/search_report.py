@@ -17,6 +17,7 @@ from blockwise_lr.files import write_json_atomic, write_text_atomic
 from blockwise_lr.train.config import config_from_dict
 from blockwise_lr.tune import search_wording
 from blockwise_lr.tune.search_figures import draw_figures
+from blockwise_lr.tune.valley import ALLOWED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -185,7 +186,7 @@ def _ratios_table(content: Mapping[str, Any]) -> Table:
         rows.append(row + [""] * (5 - len(row)))
     return Table(
         f"Ratios, with {content['reference'].upper()} at ratio 1",
-        ["", "best", f"within {search_wording.ALLOWED:g} nats", "cost of 1", "decided"],
+        ["", "best", f"within {ALLOWED:g} nats", "cost of 1", "decided"],
         rows,
         text_columns=frozenset({0, 4}),
         note=search_wording.RANGE_NOTE,

@@ -64,7 +64,8 @@ def _decisions(content: Mapping[str, Any]) -> str:
     if decided:
         sentences.append(f"The trials decide that {_listed(decided)} should not have a ratio of 1.")
     if others:
-        sentences.append(f"They do not decide the ratio of {_listed(others)}: a ratio of 1 may be as good.")
+        one = "its ratio" if len(others) == 1 else "each of these ratios alone"
+        sentences.append(f"The trials do not decide the ratio of {_listed(others)}: {one} may be noise.")
     return " ".join(sentences)
 
 

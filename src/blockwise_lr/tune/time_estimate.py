@@ -26,7 +26,8 @@ def seconds_per_step(config: TrainConfig, *, steps: int = 3, threads: int = 1) -
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        model = build_model(config.model, seed=0).to(device)
+        model: torch.nn.Module = build_model(config.model, seed=0)
+        model.to(device)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         generator = torch.Generator().manual_seed(0)
         shape = (config.batch_size, config.model.context)
