@@ -305,7 +305,9 @@ def runs_table(results: Results) -> str:
 
 def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
     """Draw the nats won over tuned uniform against the length of the run, a panel a model."""
-    shapes = [shape for shape in MODELS if len(list(_lines(found, shape))) > 0]
+    shapes = [shape for shape in MODELS if list(_lines(found, shape))]
+    if not shapes:
+        return  # nothing is tuned yet
     with drawing.figure((3.6 * max(2, len(shapes)), 4.2)) as made:
         every = made.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
         for axes, shape in zip(every, shapes):
@@ -341,11 +343,10 @@ def _lines(
             yield rule, points
 
 
-def main() -> None:
-    results = load(RESULTS)
+def tables(results: Results) -> dict[str, str]:
+    """Return every table of the pages by its name in the templates."""
     found = all_tuned(results)
-    draw_gains(found, HERE / "gain-over-length.png")
-    tables = {
+    every = {
         "gains": gains_table(found),
         "speedups": speedups_table(found),
         "exponents": exponents_table(found),
@@ -354,7 +355,13 @@ def main() -> None:
         "variants": variants_table(results),
         "runs": runs_table(results),
     }
-    write_pages(HERE, tables)
+    return {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()}
+
+
+def main() -> None:
+    results = load(RESULTS)
+    draw_gains(all_tuned(results), HERE / "gain-over-length.png")
+    write_pages(HERE, tables(results))
 
 
 if __name__ == "__main__":

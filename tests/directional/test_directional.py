@@ -55,7 +55,7 @@ def trained(
     """A model in float64 after some steps of the optimizer, and batches that it has not seen."""
     torch.manual_seed(0)
     model = split_fused(build_model(TINY[family], seed=0).double()).train()
-    optimizer = kind(param_groups(model, lr=2e-3), lr=2e-3)
+    optimizer = kind(param_groups(model, lr=2e-3, ratios="paper"), lr=2e-3)
     for _ in range(8):
         ids = torch.randint(11, (2, 6))
         logits, labels = logits_and_labels(model, ids)
@@ -158,7 +158,7 @@ def test_an_update_that_has_been_taken_tells_what_it_told_before(kind) -> None:
     model, optimizer, (first, *fresh) = trained("gpt2", kind)
     for group in optimizer.param_groups:
         group["weight_decay"] = 10.0  # no part of an update, but it moves the parameters
-    other = Other(param_groups(model, lr=2e-3), lr=2e-3)
+    other = Other(param_groups(model, lr=2e-3, ratios="paper"), lr=2e-3)
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     before = measure_directional(model, other, [first, *fresh], loss_fn=logits_and_labels)
     model.eval()  # as a measurement does
@@ -279,7 +279,7 @@ def test_noise_is_what_float32_adds_to_the_curvature() -> None:
     model, optimizer, batches = trained("gpt2")
     exact = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels)
     narrow = copy.deepcopy(model).float()
-    same = torch.optim.AdamW(param_groups(narrow, lr=2e-3), lr=2e-3)
+    same = torch.optim.AdamW(param_groups(narrow, lr=2e-3, ratios="paper"), lr=2e-3)
     of = dict(zip(model.parameters(), narrow.parameters()))
     for parameter, state in optimizer.state.items():
         same.state[of[parameter]] = {k: v.float() for k, v in state.items()}

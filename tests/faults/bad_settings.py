@@ -32,7 +32,7 @@ def compare(given: str, *says: str) -> Bad:
 
 # fmt: off
 COMMANDS = [
-    Bad("a command misspelled", "trian", ("no command 'trian'", "the commands are train, compare, eval")),
+    Bad("a command misspelled", "trian", ("no command 'trian'", "the commands are train, compare, tune")),
     Bad("a command in capitals", "Train", ("no command 'Train'",)),
     Bad("train alone", "train", ("train needs the name of a preset first", "blockwise-lr train quickstart")),
     Bad("flags before the preset", "train --steps 3", ("train needs the name of a preset first",)),
@@ -101,7 +101,7 @@ OPTIMIZATION = [
     flags("--ratios embedding=4", "'embedding' is not a block", BLOCKS),
     flags("--ratios auto:speed=3", "auto: no option 'speed'; there are begin, gain"),
     flags("--ratios auto --optimizer sgd", "--optimizer is sgd: give it ratios that do not move"),
-    flags("--re-measure 5", "--re-measure is 5 with --ratios paper", "with --ratios auto"),
+    flags("--re-measure 5", "--re-measure is 5 with --ratios half", "with --ratios auto"),
     flags("--optimizer adamm", "no optimizer named 'adamm'; there are adamw, nadamw", "module:Class"),
     flags("--optimizer torch.optim:NoSuch", "has no attribute 'NoSuch'; expected module:Class"),
     flags("--optimizer torch.nn:Linear", "is the class Linear; expected a subclass of torch.optim.Optimizer"),

@@ -143,7 +143,7 @@ def test_the_precision_is_that_of_training(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [Plain, Blockwise])
-@pytest.mark.parametrize("clip", [0.0, 0.05, 0.65, 1e3], ids=lambda clip: f"clip{clip:g}")
+@pytest.mark.parametrize("clip", [0.0, 0.05, 0.67, 1e3], ids=lambda clip: f"clip{clip:g}")
 def test_empirical_is_that_of_the_gradient_before_clipping(kind, clip, tmp_path):
     callback = everything(tmp_path, every=1, estimators="empirical")
     trainer = run(kind, tmp_path, callback, max_grad_norm=clip)
@@ -155,7 +155,7 @@ def test_empirical_is_that_of_the_gradient_before_clipping(kind, clip, tmp_path)
             # Exact to the rounding of float32: a clipped gradient was multiplied once and its norm is float32.
             assert report[block].mean == pytest.approx(TOKENS * squares / report[block].numel, rel=2e-6)
     norms = [math.sqrt(sum(squares.values())) for squares in trainer.seen.values()]
-    if clip == 0.65:  # some are clipped, some are not
+    if clip == 0.67:  # some are clipped, some are not
         assert min(norms) < 0.99 * clip < clip < max(norms)
 
 

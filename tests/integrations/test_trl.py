@@ -17,7 +17,7 @@ from integrations.test_transformers import Tokens, arguments
 from support import tiny_models
 
 LR = 1e-2
-EXPECTED = {"qk": 8 * LR, "vo": 4 * LR, "ffn": 6 * LR}
+EXPECTED = {"qk": 2 * LR, "vo": 0.7 * LR, "ffn": LR}
 
 
 llama = partial(tiny_models.llama, bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -106,7 +106,7 @@ def test_overrides_for_a_model_that_trl_wraps_are_given_as_a_function(sft):
     )
     trainer = sft(model=model, optimizer_cls_and_kwargs=factory)
     trainer.train()
-    assert rates(trainer) == pytest.approx({"vo": 4 * LR, "ffn": 6 * LR})
+    assert rates(trainer) == pytest.approx({"vo": 0.7 * LR, "ffn": LR})
 
 
 @pytest.mark.parametrize("read", [False, True])

@@ -180,6 +180,33 @@ def test_the_first_runs_are_one_of_each_rule(shape: str, steps: int, rules: int)
     assert len({json.dumps(arm.ratios) for arm in first}) == rules
 
 
+def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:
+    import report
+
+    pages = [(STUDY / name).read_text(encoding="utf-8") for name in ("README.md", "details.md")]
+    for name, table in report.tables(report.load(report.RESULTS)).items():
+        assert any(table in page for page in pages), name
+
+
+def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(tmp_path: Path) -> None:
+    import report
+    from plan import Results, queue
+
+    runs: dict[str, Any] = {}
+    while arms := [arm for arm in queue(Results(runs), ["llama-600k"]) if arm.steps <= 1200]:
+        runs |= {arm.name: {"arm": arm.to_dict(), **pretend(arm)} for arm in arms}
+    results = Results(runs)
+    found = report.tables(results)
+    assert "not tuned yet" not in found["gains"]
+    assert all(name in found["runs"] for name in ("uniform", "half", "measured", "paper", "searched"))
+    tuned = report.all_tuned(results)
+    gap = report.gap(tuned["llama-600k", 300, "uniform"], tuned["llama-600k", 300, "half"])
+    assert gap.mean == pytest.approx(0.003 - 0.00325, abs=1e-3)  # the rates are a factor of sqrt 2 apart
+    report.draw_gains(tuned, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert report.best_exponent([4.0, 4.1, 4.0]) is None
+
+
 @pytest.mark.slow
 def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -> None:
     document = " ".join(f"word{i % 97} and line {i}" for i in range(400))

@@ -32,11 +32,13 @@ def as_on_a_gpu(monkeypatch):
 def waits_by_step(config, out, monkeypatch) -> dict[int, int]:
     """Train, and count the waits of each step. Forward passes are counted too, and backward passes are not.
 
+    What is read before training, such as the initial scales, is not counted.
+
     Copies by ``Tensor.to`` are left out: the run's device is the CPU, so every ``to(device)`` looks like one to the
     host.
     """
     found, before = {}, 0
-    end_of_step = PretrainTrainer._maybe_log_save_evaluate
+    end_of_step, training = PretrainTrainer._maybe_log_save_evaluate, PretrainTrainer.train
 
     def count():
         return work.waits - work.waits_of["to"]
@@ -48,11 +50,17 @@ def waits_by_step(config, out, monkeypatch) -> dict[int, int]:
             found[self.state.global_step] = count() - before
             before = count()
 
+    def begun(self, *args, **kwargs):
+        nonlocal before
+        before = count()
+        return training(self, *args, **kwargs)
+
     def synchronized(*args):
         work.waits_of["synchronize"] += 1
 
     with monkeypatch.context() as patch, counted_work() as work:
         patch.setattr(PretrainTrainer, "_maybe_log_save_evaluate", noted)
+        patch.setattr(PretrainTrainer, "train", begun)
         patch.setattr(torch.cuda, "synchronize", synchronized)
         # The loader draws its seed on the host before the first step.
         patch.setattr("torch.utils.data.dataloader._BaseDataLoaderIter.__init__", seeded(work))

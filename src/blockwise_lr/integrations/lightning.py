@@ -126,9 +126,9 @@ def name_groups(groups: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Example:
         >>> from blockwise_lr import param_groups
-        >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ffn": nn.Linear(4, 4), "ln_f": nn.LayerNorm(4)})
+        >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
         >>> [group["name"] for group in name_groups(param_groups(model, lr=1e-3, no_decay="1d"))]
-        ['norm', 'emb', 'ffn', 'ffn-no-decay']
+        ['norm', 'emb']
     """
     groups = list(groups)
     sizes = Counter(group["block"] for group in groups)
