@@ -46,7 +46,8 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --timeout 1200
+	@# The files in the order of tests/conftest.py, the longest first.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --timeout 1200
 
 # torch as CI has it: its lowest wheel is a CUDA build of gigabytes. Another one: make lower-bounds TORCH=2.9.0
 LOWER := .venv-lower
