@@ -8,7 +8,7 @@ learning rate, the warm-up, weight decay, beta2 and clipping. The ratios keep th
 preset, which an earlier search had found for the uniform baseline.
 
 Writes data/search/SETTING.json. Runs are cached in --out, and the searches are deterministic: a second call repeats
-nothing. Needs `pip install -e ".[study]"`.
+nothing. Needs `pip install -e ".[train,tune]"`.
 """
 
 from __future__ import annotations

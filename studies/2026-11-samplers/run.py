@@ -1,7 +1,7 @@
 """Which sampler should `blockwise-lr tune` use, and when may it end a lost run?
 
     python studies/2026-11-samplers/run.py
-    python studies/2026-11-samplers/run.py --repeats 2 --trials 12 --out /tmp/samplers   # a trial of the code
+    python studies/2026-11-samplers/run.py --repeats 2 --trials 12 --out runs/samplers   # a trial of the code
 
 Nothing is trained: everything is computed from the runs that other studies recorded. Writes samplers.json and
 early-end.json; report.py makes the pages from them. Needs `pip install -e ".[train,tune]"`.
