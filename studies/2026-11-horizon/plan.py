@@ -12,7 +12,7 @@ from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.space import Point, Space
 
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
-WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05, 0.4), 4800: (0.15, 0.05), 19200: (0.15,)}
+WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05), 4800: (0.15, 0.05), 19200: (0.15,)}
 """The warm-ups tried, as shares of the run; the rates are tuned with the first."""
 
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
@@ -169,11 +169,11 @@ def _wanted(results: Results) -> Iterator[Arm]:
         for rule in rules:
             if best := chosen.get((shape, steps, rule)):
                 yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
-        if (shape, steps) in _SEARCHED:
-            arms, best = search(shape, steps, results)
-            yield from arms
-            if best is not None:
-                yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+    for shape, steps in _SEARCHED:
+        arms, best = search(shape, steps, results)
+        yield from arms
+        if best is not None:
+            yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
     for steps in (1200, 4800):
         for rule in ("half", "measured"):
             if best := chosen.get(("llama-600k", steps, rule)):
