@@ -34,9 +34,10 @@ _ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
     ("llama-2m", 4800, ("paper",)),
 )
 _LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
+SPACE = Space(["emb", "qk", "vo", "norm", "head"])
 TRIALS = {300: 40, 1200: 40, 4800: 20}
 _ROUND = 4  # trials that are proposed together, so that several processes can train them
-_SEARCHED = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
+SEARCHES = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
     "decay of matrices": {"decay": "matrices"},
@@ -124,10 +125,9 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
     start = [arm for arm in chosen if arm is not None]
     if len(start) < len(chosen):
         return [], None
-    space = Space(["emb", "qk", "vo", "norm", "head"])
-    sampler = make_sampler("tpe", space, seed=0)
+    sampler = make_sampler("tpe", SPACE, seed=0)
     for arm in start:
-        sampler.tell(_point(arm), results.loss(arm) or float("inf"))
+        sampler.tell(point_of(arm), results.loss(arm) or float("inf"))
     arms: list[Arm] = []
     if steps // 4 in TRIALS:
         shorter = search(shape, steps // 4, results)[1]
@@ -136,7 +136,7 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
         arms.append(replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5)))
         if (loss := results.loss(arms[0])) is None:
             return arms, None
-        sampler.tell(_point(arms[0]), loss)
+        sampler.tell(point_of(arms[0]), loss)
     while len(arms) < TRIALS[steps]:
         points = [sampler.ask() for _ in range(_ROUND)]
         asked = [Arm(shape, steps, point.base_lr, point.ratios, point.warmup) for point in points]
@@ -149,7 +149,8 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
     return arms, results.best([*start, *arms])
 
 
-def _point(arm: Arm) -> Point:
+def point_of(arm: Arm) -> Point:
+    """Return where an arm lies in the space that is searched."""
     return Point(arm.base_lr, arm.warmup, {block: r for block, r in arm.ratios.items() if block != "ffn"})
 
 
@@ -169,7 +170,7 @@ def _wanted(results: Results) -> Iterator[Arm]:
         for rule in rules:
             if best := chosen.get((shape, steps, rule)):
                 yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
-    for shape, steps in _SEARCHED:
+    for shape, steps in SEARCHES:
         arms, best = search(shape, steps, results)
         yield from arms
         if best is not None:

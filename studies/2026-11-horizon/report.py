@@ -8,84 +8,34 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from arms import RULES, SHAPES, Arm
-from plan import SEEDS, VARIANTS, Results, baseline, tuning
+from arms import RULES, Arm
+from plan import SPACE, VARIANTS, Results, baseline, tuning
 from run import RESULTS, load
+from searched import draw_ratios, searched_table
+from tuned import (
+    HORIZONS,
+    MODELS,
+    OTHERS,
+    SEARCHED,
+    Tuned,
+    all_tuned,
+    gap,
+    speedup,
+    tokens_a_parameter,
+    tuned,
+)
 
 from blockwise_lr import drawing
-from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds, loss_gap, speedup_over_seeds
-from blockwise_lr.compare.speedup import decayed_speedup
+from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from _support.comparison_tables import table  # noqa: E402
 from _support.pages import write_pages  # noqa: E402
-
-MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
-PARAMETERS = {"llama-600k": 655_936, "llama-2m": 1_836_160}
-HORIZONS = tuple(SEEDS)
-TOKENS_A_STEP = 16 * SHAPES["llama-2m"].context
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was chosen for one rule at one horizon, and its val loss at every seed that has been trained."""
-
-    arm: Arm
-    losses: dict[int, float]  # by seed
-
-
-def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
-    """Return the choice for a rule, or None while its tuning has not ended."""
-    _, best = tuning(shape, steps, rule, results)
-    if best is not None and rule == "uniform":
-        _, best = baseline(best, results)
-    if best is None:
-        return None
-    seeds = {seed: replace(best, seed=seed).name for seed in SEEDS[steps]}
-    return Tuned(
-        best,
-        {s: float(results.runs[name]["val_loss"]) for s, name in seeds.items() if name in results.runs},
-    )
-
-
-def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
-    """Return every rule whose tuning has ended, by shape, steps and rule."""
-    found = {
-        (shape, steps, rule): tuned(shape, steps, rule, results)
-        for shape in MODELS
-        for steps in HORIZONS
-        for rule in RULES
-    }
-    return {key: value for key, value in found.items() if value is not None}
-
-
-def gap(uniform: Tuned, other: Tuned) -> LossGap:
-    """Return the nats won over uniform, over the seeds that both have."""
-    both = sorted(uniform.losses.keys() & other.losses.keys())
-    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
-
-
-def speedup(shape: str, steps: int, rule: str, found: dict[tuple[str, int, str], Tuned]) -> SpeedUpOverSeeds:
-    """Return how many times as many steps a tuned uniform run needs, between fully decayed runs."""
-    uniform = {n: found[shape, n, "uniform"] for n in HORIZONS if (shape, n, "uniform") in found}
-    arm = found[shape, steps, rule]
-    seeds = sorted(arm.losses.keys() & uniform[steps].losses.keys())
-    return speedup_over_seeds(
-        [
-            # A horizon with fewer seeds stands in with its first.
-            decayed_speedup(
-                {n: each.losses.get(seed, each.losses[0]) for n, each in uniform.items()},
-                arm.losses[seed],
-                steps,
-            )
-            for seed in seeds
-        ]
-    )
 
 
 def _gap_cell(found: LossGap, seeds: int) -> str:
@@ -117,38 +67,36 @@ def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
                 _gap_cell(gap(uniform, other), len(other.losses))
                 if (other := found.get((shape, steps, rule)))
                 else "not tuned yet"
-                for rule in RULES
-                if rule != "uniform"
+                for rule in OTHERS
             ]
-            tokens = steps * TOKENS_A_STEP / PARAMETERS[shape]
+            tokens = tokens_a_parameter(shape, steps)
             rows.append([name, f"{steps:,}".replace(",", " "), f"{tokens:.2g}", f"{mean:.3f}", *cells])
     header = [
         "model",
         "steps",
         "tokens a parameter",
         "uniform: val loss",
-        *(r for r in RULES if r != "uniform"),
+        *OTHERS,
     ]
     return table(header, rows)
 
 
 def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     """One row a model and horizon: how many times as many steps uniform needs for the rule's loss."""
-    others = [rule for rule in RULES if rule != "uniform"]
     rows = [
         [
             MODELS[shape],
             f"{steps:,}".replace(",", " "),
             *(
                 _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
-                for rule in others
+                for rule in OTHERS
             ),
         ]
         for shape in MODELS
         for steps in HORIZONS
         if (shape, steps, "uniform") in found
     ]
-    return table(["model", "steps", *others], rows)
+    return table(["model", "steps", *OTHERS], rows)
 
 
 def best_exponent(losses: Sequence[float]) -> tuple[float, float] | None:
@@ -190,7 +138,7 @@ def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def exponents_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     """The best exponent by model and horizon, and for the larger model what the smaller one's line predicts."""
     every = exponents(found)
-    place = {key: math.log10(key[1] * TOKENS_A_STEP / PARAMETERS[key[0]]) for key in every}
+    place = {key: math.log10(tokens_a_parameter(*key)) for key in every}
     small = [key for key in every if key[0] == "llama-600k"]
     lines = [fit([(place[key], every[key][i]) for key in small]) if len(small) > 1 else None for i in (0, 1)]
     rows = []
@@ -221,13 +169,18 @@ def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     rows = []
     for shape in MODELS:
         for steps in HORIZONS:
-            chosen = {rule: found[shape, steps, rule].arm for rule in RULES if (shape, steps, rule) in found}
+            chosen = {
+                rule: found[shape, steps, rule].arm
+                for rule in (*RULES, SEARCHED)
+                if (shape, steps, rule) in found
+            }
             if chosen:
                 cells = [
-                    f"{a.base_lr:.2g}, {a.warmup:.0%}" if (a := chosen.get(rule)) else "-" for rule in RULES
+                    f"{a.base_lr:.2g}, {a.warmup:.0%}" if (a := chosen.get(rule)) else "-"
+                    for rule in (*RULES, SEARCHED)
                 ]
                 rows.append([MODELS[shape], f"{steps:,}".replace(",", " "), *cells])
-    return table(["model", "steps", *RULES], rows)
+    return table(["model", "steps", *RULES, SEARCHED], rows)
 
 
 def baseline_table(results: Results) -> str:
@@ -333,13 +286,13 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
 def _lines(
     found: dict[tuple[str, int, str], Tuned], shape: str
 ) -> Iterator[tuple[str, Sequence[tuple[int, LossGap]]]]:
-    for rule in RULES:
+    for rule in OTHERS:
         points = [
             (steps, gap(found[shape, steps, "uniform"], found[shape, steps, rule]))
             for steps in HORIZONS
             if (shape, steps, rule) in found and (shape, steps, "uniform") in found
         ]
-        if rule != "uniform" and points:
+        if points:
             yield rule, points
 
 
@@ -350,6 +303,10 @@ def tables(results: Results) -> dict[str, str]:
         "gains": gains_table(found),
         "speedups": speedups_table(found),
         "exponents": exponents_table(found),
+        "searched": table(
+            ["model", "steps", "nats won", "base LR", *(block.upper() for block in SPACE.blocks)],
+            searched_table(found, results),
+        ),
         "settings": settings_table(found),
         "baseline": baseline_table(results),
         "variants": variants_table(results),
@@ -360,7 +317,9 @@ def tables(results: Results) -> dict[str, str]:
 
 def main() -> None:
     results = load(RESULTS)
-    draw_gains(all_tuned(results), HERE / "gain-over-length.png")
+    found = all_tuned(results)
+    draw_gains(found, HERE / "gain-over-length.png")
+    draw_ratios(found, results, HERE / "ratio-over-length.png")
     write_pages(HERE, tables(results))
 
 

@@ -204,13 +204,16 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
         runs |= {arm.name: {"arm": arm.to_dict(), **pretend(arm)} for arm in arms}
     results = Results(runs)
     found = report.tables(results)
-    assert "not tuned yet" not in found["gains"]
     assert all(name in found["runs"] for name in ("uniform", "half", "measured", "paper", "searched"))
     tuned = report.all_tuned(results)
     gap = report.gap(tuned["llama-600k", 300, "uniform"], tuned["llama-600k", 300, "half"])
     assert gap.mean == pytest.approx(0.003 - 0.00325, abs=1e-3)  # the rates are a factor of sqrt 2 apart
     report.draw_gains(tuned, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert "not tuned yet" not in found["gains"]
+    assert found["searched"].count("0.6M") == 2
+    report.draw_ratios(tuned, results, tmp_path / "ratios.png")
+    assert (tmp_path / "ratios.png").stat().st_size > 5000
     assert report.best_exponent([4.0, 4.1, 4.0]) is None
 
 

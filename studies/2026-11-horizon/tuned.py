@@ -1,0 +1,86 @@
+"""The rules whose tuning has ended: their losses, what they win over uniform, and how much faster they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from arms import RULES, SHAPES, Arm
+from plan import SEARCHES, SEEDS, Results, baseline, search, tuning
+
+from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.speedup import decayed_speedup
+
+MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
+PARAMETERS = {"llama-600k": 655_936, "llama-2m": 1_836_160}
+HORIZONS = tuple(SEEDS)
+TOKENS_A_STEP = 16 * SHAPES["llama-2m"].context
+SEARCHED = "searched"
+"""The name, beside those of RULES, of the ratios that were searched at their own horizon."""
+
+OTHERS = (*(rule for rule in RULES if rule != "uniform"), SEARCHED)
+"""What is compared with uniform."""
+
+
+def tokens_a_parameter(shape: str, steps: int) -> float:
+    """Return the tokens that a run reads over the model's parameters."""
+    return steps * TOKENS_A_STEP / PARAMETERS[shape]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What was chosen for one rule at one horizon, and its val loss at every seed that has been trained."""
+
+    arm: Arm
+    losses: dict[int, float]  # by seed
+
+
+def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
+    """Return the choice for a rule, or None while its tuning has not ended."""
+    if rule == SEARCHED:
+        best = search(shape, steps, results)[1] if (shape, steps) in SEARCHES else None
+    else:
+        best = tuning(shape, steps, rule, results)[1]
+    if best is not None and rule == "uniform":
+        best = baseline(best, results)[1]
+    if best is None:
+        return None
+    seeds = {seed: replace(best, seed=seed).name for seed in SEEDS[steps]}
+    return Tuned(
+        best,
+        {s: float(results.runs[name]["val_loss"]) for s, name in seeds.items() if name in results.runs},
+    )
+
+
+def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
+    """Return every rule whose tuning has ended, by shape, steps and rule."""
+    found = {
+        (shape, steps, rule): tuned(shape, steps, rule, results)
+        for shape in MODELS
+        for steps in HORIZONS
+        for rule in (*RULES, SEARCHED)
+    }
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def gap(uniform: Tuned, other: Tuned) -> LossGap:
+    """Return the nats won over uniform, over the seeds that both have."""
+    both = sorted(uniform.losses.keys() & other.losses.keys())
+    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
+
+
+def speedup(shape: str, steps: int, rule: str, found: dict[tuple[str, int, str], Tuned]) -> SpeedUpOverSeeds:
+    """Return how many times as many steps a tuned uniform run needs, between fully decayed runs."""
+    uniform = {n: found[shape, n, "uniform"] for n in HORIZONS if (shape, n, "uniform") in found}
+    arm = found[shape, steps, rule]
+    seeds = sorted(arm.losses.keys() & uniform[steps].losses.keys())
+    return speedup_over_seeds(
+        [
+            # A horizon with fewer seeds stands in with its first.
+            decayed_speedup(
+                {n: each.losses.get(seed, each.losses[0]) for n, each in uniform.items()},
+                arm.losses[seed],
+                steps,
+            )
+            for seed in seeds
+        ]
+    )
