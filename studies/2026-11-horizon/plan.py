@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from arms import RULES, Arm
+from tuning import Results, bracket, three_digits
 
 from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.space import Point, Space
@@ -14,8 +15,6 @@ from blockwise_lr.tune.space import Point, Space
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
 WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05), 4800: (0.15, 0.05), 19200: (0.15,)}
 """The warm-ups tried, as shares of the run; the rates are tuned with the first."""
-
-MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
 
 # Where the search over base learning rates begins where no shorter horizon has been tuned.
 _CENTRES = {
@@ -52,32 +51,6 @@ _BASELINE: Sequence[Mapping[str, float]] = (
 )
 
 
-@dataclass(frozen=True)
-class Results:
-    """The runs that have ended, by the name of their arm."""
-
-    runs: Mapping[str, Mapping[str, Any]]
-
-    def loss(self, arm: Arm) -> float | None:
-        """Return the tune loss; infinite for a run that diverged, None for one that has not been made."""
-        run = self.runs.get(arm.name)
-        if run is None:
-            return None
-        return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
-
-    def best(self, arms: Sequence[Arm]) -> Arm | None:
-        """Return the arm with the lowest tune loss, or None while one of them has not been made."""
-        losses = [self.loss(arm) for arm in arms]
-        if any(loss is None for loss in losses):
-            return None
-        return min(zip(losses, arms), key=lambda pair: pair[0] or 0.0)[1]
-
-
-def three_digits(value: float) -> float:
-    """Round to three digits, so that equal rates are equal numbers."""
-    return float(f"{value:.3g}")
-
-
 def centre(shape: str, steps: int, rule: str, results: Results) -> float | None:
     """Return the base learning rate to begin with: the best of a quarter of the steps, over sqrt 2; None: not known."""
     if rate := _CENTRES.get((shape, steps), {}).get(rule):
@@ -96,13 +69,7 @@ def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Ar
     if begin is None:
         return [], None
     first = Arm(shape, steps, begin, RULES[rule])
-    arms = [first, *(replace(first, base_lr=three_digits(begin * by)) for by in (2**-0.5, 2**0.5))]
-    while (best := results.best(arms)) is not None and len(arms) < MOST_RATES:
-        rates = sorted(arm.base_lr for arm in arms)
-        if best.base_lr not in (rates[0], rates[-1]):
-            break
-        factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
-        arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
+    arms, best = bracket(first, results)
     if best is None:
         return arms, None
     arms += [replace(best, warmup=warmup) for warmup in WARMUPS[steps][1:]]

@@ -12,10 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+
+from blockwise_lr import drawing
+from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
 from arms import RULES, Arm
-from plan import SPACE, VARIANTS, Results, baseline, tuning
-from run import RESULTS, load
+from comparison_tables import table
+from plan import SPACE, VARIANTS, baseline, tuning
+from run import RESULTS
 from searched import draw_ratios, searched_table
+from text_runs import load
 from tuned import (
     HORIZONS,
     MODELS,
@@ -28,14 +36,11 @@ from tuned import (
     tokens_a_parameter,
     tuned,
 )
+from tuning import Results
 
-from blockwise_lr import drawing
-from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
+from pages import write_pages
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from _support.comparison_tables import table  # noqa: E402
-from _support.pages import write_pages  # noqa: E402
 
 
 def _gap_cell(found: LossGap, seeds: int) -> str:

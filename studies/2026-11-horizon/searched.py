@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arms import RULES
-from plan import SEARCHES, SPACE, Results, point_of, search, tuning
+from plan import SEARCHES, SPACE, point_of, search, tuning
 from tuned import HORIZONS, MODELS, SEARCHED, Tuned, gap
+from tuning import Results
 
 from blockwise_lr import drawing
 from blockwise_lr.blocks import Block

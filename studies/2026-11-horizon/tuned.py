@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from arms import RULES, SHAPES, Arm
-from plan import SEARCHES, SEEDS, Results, baseline, search, tuning
+from arms import RULES, Arm
+from plan import SEARCHES, SEEDS, baseline, search, tuning
+from shapes import CONTEXT
+from tuning import Results
 
 from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds, loss_gap, speedup_over_seeds
 from blockwise_lr.compare.speedup import decayed_speedup
@@ -13,7 +15,7 @@ from blockwise_lr.compare.speedup import decayed_speedup
 MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
 PARAMETERS = {"llama-600k": 655_936, "llama-2m": 1_836_160}
 HORIZONS = tuple(SEEDS)
-TOKENS_A_STEP = 16 * SHAPES["llama-2m"].context
+TOKENS_A_STEP = 16 * CONTEXT
 SEARCHED = "searched"
 """The name, beside those of RULES, of the ratios that were searched at their own horizon."""
 

@@ -34,18 +34,18 @@ from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.environment import describe_environment
 from blockwise_lr.train.run_sharpness import measure_batches
 
-sys.path.append(str(Path(__file__).parents[1] / "2026-11-horizon"))
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from arms import RULES, SHAPES, Arm
+from arms import RULES, Arm
 from joint_rule import joint_ratios
 from other_rules import by_exponent, exponents, signal_to_noise, undamped
-from plan import Results, three_digits
-from run import load, tokens
+from shapes import CONTEXT, LLAMAS, VOCABULARY
 from stacked import Stack, Text
+from text_runs import load, tokens
+from tuning import Results, bracket
 
 STUDY = Path(__file__).parent
-STEPS, POINTS, MOST_RATES = 300, 20, 6
+STEPS, POINTS = 300, 20
 WARMUPS = (0.15, 0.4)
 MEASURED_AT = {"llama-600k": 2e-3, "llama-2m": 1.4e-3, "tiny": 2e-3}
 """A quarter of the tuned uniform rate, as the documentation advises."""
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rule"), help="tokens and checkpoints")
     parser.add_argument("--tokens", type=Path, help="the horizon study's --out, whose tokens are used again")
     parser.add_argument("--data", type=Path, default=STUDY / "data", help="where the results go")
-    parser.add_argument("--shapes", nargs="*", default=["llama-600k"], choices=sorted(SHAPES))
+    parser.add_argument("--shapes", nargs="*", default=["llama-600k"], choices=sorted(LLAMAS))
     parser.add_argument("--known", type=Path, nargs="*", default=[STUDY.parent / "2026-11-horizon/data/runs"])
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--runs", type=int, default=10**6, help="end after so many")
@@ -120,18 +120,6 @@ def results(arguments: argparse.Namespace) -> Results:
     return Results(found)
 
 
-def tuning(first: Arm, known: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the runs over base learning rates of one rule, and the best once it has a worse one on both sides."""
-    arms = [first, *(replace(first, base_lr=three_digits(first.base_lr * by)) for by in (2**-0.5, 2**0.5))]
-    while (best := known.best(arms)) is not None and len(arms) < MOST_RATES:
-        rates = sorted(arm.base_lr for arm in arms)
-        if best.base_lr not in (rates[0], rates[-1]):
-            break
-        factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
-        arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
-    return arms, best
-
-
 def wanted(shape: str, arguments: argparse.Namespace, known: Results) -> Iterator[tuple[str, Arm]]:
     """Yield the runs in order: the rates of every rule, then the other warm-up, then two more seeds."""
     chosen: dict[str, Arm] = {}
@@ -140,7 +128,7 @@ def wanted(shape: str, arguments: argparse.Namespace, known: Results) -> Iterato
         for rule in ORDER
     }
     for rule, first in firsts.items():
-        arms, best = tuning(first, known)
+        arms, best = bracket(first, known)
         yield from ((rule, arm) for arm in arms)
         if best is not None:
             chosen[rule] = best
@@ -171,14 +159,14 @@ def measure(shape: str, text: Text, arguments: argparse.Namespace) -> dict[str, 
     """Train uniformly, and measure along the update at POINTS points."""
     torch.manual_seed(0)
     arm = Arm(shape, arguments.steps, MEASURED_AT[shape])
-    config = SHAPES[shape]
+    config = LLAMAS[shape]
     data_config = DataConfig(
         data=str(arguments.text), cache=str((arguments.tokens or arguments.out) / "cache")
     )
     data = prepare_data(
         data_config,
-        vocab_size=SHAPES["llama-2m"].vocab_size,
-        context=SHAPES["llama-2m"].context,
+        vocab_size=VOCABULARY,
+        context=CONTEXT,
         progress=False,
     )
     batches = measure_batches(data.measure, config.context, batches=4, batch_size=16)

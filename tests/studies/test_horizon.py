@@ -20,6 +20,7 @@ STEPS, ROWS, CONTEXT = 12, 4, 16
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY.parent / "_support"))
     monkeypatch.syspath_prepend(str(STUDY))
 
 
@@ -42,9 +43,9 @@ def arms() -> list[Any]:
 
 def alone(arm: Any, windows: Any) -> dict[str, torch.Tensor]:
     """Train the arm in an ordinary loop on transformers' model, torch's AdamW and the library's schedule."""
-    from arms import SHAPES
+    from shapes import LLAMAS
 
-    model = build_model(SHAPES[arm.shape], seed=arm.seed).double()
+    model = build_model(LLAMAS[arm.shape], seed=arm.seed).double()
     model.set_attn_implementation("eager")
     groups = param_groups(model, arm.base_lr, arm.ratios, weight_decay=arm.weight_decay, decay=arm.decay)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, arm.beta2))
@@ -115,9 +116,10 @@ def test_the_ratio_at_the_last_step_is_the_one_asked_for(floor: Any) -> None:
 
 def test_decay_of_matrices_leaves_out_embedding_head_and_norms() -> None:
     from arms import Arm
+    from shapes import LLAMAS
 
     arm = Arm("tiny", 10, 1e-3, {"emb": 4.0}, decay="matrices")
-    model = build_model(__import__("arms").SHAPES["tiny"], seed=0)
+    model = build_model(LLAMAS["tiny"], seed=0)
     decayed = {str(block.value) for block in classify(model).values() if arm.weight_decay_of(block.value, 5)}
     assert decayed == {"qk", "vo", "ffn"}
     constant = Arm("tiny", 10, 1e-3, {"emb": 4.0}, decay="constant")
@@ -138,7 +140,8 @@ def pretend(arm: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_the_queue_brackets_the_best_rate_of_every_rule_and_ends() -> None:
-    from plan import Results, queue, tuning
+    from plan import queue, tuning
+    from tuning import Results
 
     runs: dict[str, Any] = {}
     while arms := queue(Results(runs), ["llama-2m"]):
@@ -153,7 +156,8 @@ def test_the_queue_brackets_the_best_rate_of_every_rule_and_ends() -> None:
 def test_the_search_is_the_same_whatever_the_order_in_which_its_trials_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from plan import TRIALS, Results, search, tuning
+    from plan import TRIALS, search, tuning
+    from tuning import Results
 
     monkeypatch.setitem(TRIALS, 300, 12)
     runs: dict[str, Any] = {}
@@ -176,7 +180,8 @@ def test_the_search_is_the_same_whatever_the_order_in_which_its_trials_end(
 
 @pytest.mark.parametrize(("shape", "steps", "rules"), [("llama-600k", 300, 4), ("llama-2m", 4800, 3)])
 def test_the_first_runs_are_one_of_each_rule(shape: str, steps: int, rules: int) -> None:
-    from plan import Results, queue
+    from plan import queue
+    from tuning import Results
 
     first = queue(Results({}), [shape])[:rules]
     assert [arm.steps for arm in first] == [steps] * rules
@@ -195,7 +200,8 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import report
-    from plan import TRIALS, Results, queue
+    from plan import TRIALS, queue
+    from tuning import Results
 
     monkeypatch.setitem(TRIALS, 300, 4)
     monkeypatch.setitem(TRIALS, 1200, 4)
@@ -223,9 +229,9 @@ def test_the_runner_trains_on_a_text_and_a_second_call_goes_on(tmp_path: Path) -
     lines = (json.dumps({"text": f"{i} {document}"}) for i in range(40))
     (tmp_path / "text.jsonl").write_text("\n".join(lines))
     code = (
-        "import plan, run, arms, sys; "
-        "plan.queue = run.queue = lambda results, shapes: [arm for arm in "
-        "[arms.Arm('llama-600k', 3, lr) for lr in (1e-3, 2e-3)] if arm.name not in results.runs]; run.main()"
+        "import run, arms, pathlib; queue = lambda results, shapes: [arm for arm in "
+        "[arms.Arm('llama-600k', 3, lr) for lr in (1e-3, 2e-3)] if arm.name not in results.runs]; "
+        "run.text_runs.main('', queue, ['llama-600k'], results=run.RESULTS, out=pathlib.Path('runs'))"
     )
     for _ in range(2):
         done = run_python(

@@ -21,7 +21,7 @@ STUDY = ROOT / "studies" / "2026-11-measurement-rule"
 
 @pytest.fixture(autouse=True)
 def _studies_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    for folder in ("2026-11-horizon", "_support", STUDY.name):
+    for folder in ("_support", STUDY.name):
         monkeypatch.syspath_prepend(str(ROOT / "studies" / folder))
 
 
@@ -129,12 +129,12 @@ def test_the_signal_to_noise_ratio_of_known_gradients() -> None:
 
 
 def test_base_learning_rates_are_tried_until_the_best_has_a_worse_one_on_both_sides() -> None:
-    from plan import Results
-    from try_rule import Arm, tuning
+    from arms import Arm
+    from tuning import Results, bracket
 
     first, runs = Arm("tiny", 10, 1e-3), {}
     while True:
-        arms, best = tuning(first, Results(runs))
+        arms, best = bracket(first, Results(runs))
         missing = [arm for arm in arms if arm.name not in runs]
         if best is not None and not missing:
             break

@@ -11,15 +11,6 @@ from typing import Any, Literal
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.curves import cosine
 from blockwise_lr.optim.ratios import MEASURED_RATIOS, PAPER_RATIOS
-from blockwise_lr.train.config import ModelConfig
-
-SHAPES: Mapping[str, ModelConfig] = {
-    "llama-600k": ModelConfig("llama", hidden_size=64, layers=4, heads=1),
-    "llama-2m": ModelConfig("llama", hidden_size=128, layers=4, heads=2),
-    # For trials of the code.
-    "tiny": ModelConfig("llama", hidden_size=16, layers=2, heads=2, vocab_size=64, context=16),
-}
-"""The quickstart's LLaMA (1.8M parameters), the same at half the width (0.6M), and one for tests."""
 
 
 def power(ratios: Mapping[Block, float], exponent: float) -> dict[str, float]:
@@ -41,7 +32,7 @@ class Arm:
     """One training run.
 
     Args:
-        shape: a name of SHAPES.
+        shape: a name of shapes.SHAPES.
         steps: optimizer steps.
         ratios: learning-rate ratio by block; a block that is not named has 1.
         base_lr: peak learning rate of a block whose ratio is 1.

@@ -16,13 +16,13 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from arms import SHAPES, Arm
+from arms import Arm
+from shapes import build
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 
 from blockwise_lr.blocks import classify
 from blockwise_lr.files import storing
-from blockwise_lr.train.build_model import build_model
 
 BETA1, EPS = 0.9, 1e-8
 
@@ -70,7 +70,7 @@ class Stack:
         if len({(arm.shape, arm.steps) for arm in arms}) != 1:
             raise ValueError("the arms of a stack have one shape and one number of steps")
         self.arms, self.text, self.rows, self.device = list(arms), text, rows, device
-        models = [build_model(SHAPES[arm.shape], seed=arm.seed).to(device, dtype) for arm in arms]
+        models = [build(arm.shape, seed=arm.seed).to(device, dtype) for arm in arms]
         self.model = models[0]
         self.model.set_attn_implementation("eager")  # vmap has no rule for the CPU's flash attention
         blocks = classify(self.model)

@@ -1,0 +1,38 @@
+"""The models that studies train on one text, by name: small enough for a core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
+
+VOCABULARY, CONTEXT = 3072, 128
+"""Tokens of the text's vocabulary, and of a window."""
+
+LLAMAS: Mapping[str, ModelConfig] = {
+    "llama-600k": ModelConfig("llama", hidden_size=64, layers=4, heads=1),
+    "llama-2m": ModelConfig("llama", hidden_size=128, layers=4, heads=2),
+    # For trials of the code.
+    "tiny": ModelConfig("llama", hidden_size=16, layers=2, heads=2, vocab_size=64, context=16),
+}
+"""The quickstart's LLaMA (1.8M parameters), the same at half the width (0.6M), and one for tests."""
+
+OTHERS: dict[str, Callable[[], PreTrainedModel]] = {}
+"""Models that a study adds, each a function without arguments that builds one with new weights."""
+
+
+def build(shape: str, *, seed: int) -> PreTrainedModel:
+    """Build a model with new weights, the same for the same seed.
+
+    Raises:
+        KeyError: there is no model of that name.
+    """
+    if shape in LLAMAS:
+        return build_model(LLAMAS[shape], seed=seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return OTHERS[shape]()
