@@ -7,10 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from arms import RULES, Arm
-from tuning import Results, bracket, three_digits
+from tuning import Results, bracket, search_from, three_digits
 
-from blockwise_lr.tune.samplers import make_sampler
-from blockwise_lr.tune.space import Point, Space
+from blockwise_lr.tune.space import Space
 
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
 WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05), 4800: (0.15, 0.05), 19200: (0.15,)}
@@ -35,7 +34,6 @@ _ORDER: Sequence[tuple[str, int, tuple[str, ...]]] = (
 _LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
 SPACE = Space(["emb", "qk", "vo", "norm", "head"])
 TRIALS = {300: 40, 1200: 40, 4800: 20}
-_ROUND = 4  # trials that are proposed together, so that several processes can train them
 SEARCHES = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
@@ -92,33 +90,13 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
     start = [arm for arm in chosen if arm is not None]
     if len(start) < len(chosen):
         return [], None
-    sampler = make_sampler("tpe", SPACE, seed=0)
-    for arm in start:
-        sampler.tell(point_of(arm), results.loss(arm) or float("inf"))
     arms: list[Arm] = []
     if steps // 4 in TRIALS:
         shorter = search(shape, steps // 4, results)[1]
         if shorter is None:
             return [], None
         arms.append(replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5)))
-        if (loss := results.loss(arms[0])) is None:
-            return arms, None
-        sampler.tell(point_of(arms[0]), loss)
-    while len(arms) < TRIALS[steps]:
-        points = [sampler.ask() for _ in range(_ROUND)]
-        asked = [Arm(shape, steps, point.base_lr, point.ratios, point.warmup) for point in points]
-        arms += asked
-        losses = [results.loss(arm) for arm in asked]
-        for point, loss in zip(points, losses):
-            if loss is None:
-                return arms, None
-            sampler.tell(point, loss)
-    return arms, results.best([*start, *arms])
-
-
-def point_of(arm: Arm) -> Point:
-    """Return where an arm lies in the space that is searched."""
-    return Point(arm.base_lr, arm.warmup, {block: r for block, r in arm.ratios.items() if block != "ffn"})
+    return search_from(start, SPACE, TRIALS[steps], results, first=arms)
 
 
 def _wanted(results: Results) -> Iterator[Arm]:

@@ -20,6 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import RULES, Arm
 from comparison_tables import table
+from gaps import gap, gap_cell
 from plan import SPACE, VARIANTS, baseline, tuning
 from run import RESULTS
 from searched import draw_ratios, searched_table
@@ -31,7 +32,6 @@ from tuned import (
     SEARCHED,
     Tuned,
     all_tuned,
-    gap,
     speedup,
     tokens_a_parameter,
     tuned,
@@ -41,14 +41,6 @@ from tuning import Results
 from pages import write_pages
 
 HERE = Path(__file__).parent
-
-
-def _gap_cell(found: LossGap, seeds: int) -> str:
-    if found.mean is None:
-        return "diverged"
-    if found.ci95 is None:
-        return f"{found.mean:+.3f} (one seed)" if seeds == 1 else f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} ({found.ci95[0]:+.3f} to {found.ci95[1]:+.3f})"
 
 
 def _speed_cell(found: SpeedUpOverSeeds) -> str:
@@ -69,7 +61,7 @@ def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
             seeds = len(uniform.losses)
             mean = sum(uniform.losses.values()) / seeds
             cells = [
-                _gap_cell(gap(uniform, other), len(other.losses))
+                gap_cell(gap(uniform.losses, other.losses), len(other.losses))
                 if (other := found.get((shape, steps, rule)))
                 else "not tuned yet"
                 for rule in OTHERS
@@ -293,7 +285,7 @@ def _lines(
 ) -> Iterator[tuple[str, Sequence[tuple[int, LossGap]]]]:
     for rule in OTHERS:
         points = [
-            (steps, gap(found[shape, steps, "uniform"], found[shape, steps, rule]))
+            (steps, gap(found[shape, steps, "uniform"].losses, found[shape, steps, rule].losses))
             for steps in HORIZONS
             if (shape, steps, rule) in found and (shape, steps, "uniform") in found
         ]

@@ -2,72 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from arms import RULES
-from plan import SEARCHES, SPACE, point_of, search, tuning
-from tuned import HORIZONS, MODELS, SEARCHED, Tuned, gap
+from found_ratios import Found, found_ratios
+from gaps import gap
+from plan import SEARCHES, SPACE, search, tuning
+from tuned import HORIZONS, MODELS, SEARCHED, Tuned
 from tuning import Results
 
 from blockwise_lr import drawing
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.ratios import MEASURED_RATIOS
-from blockwise_lr.tune.space import Point
-from blockwise_lr.tune.valley import Valley, fit_valleys
-
-_NOISE = 0.005  # nats: how much a seed moves one arm more than another
 
 
-@dataclass(frozen=True)
-class Found:
-    """The best point of a search, with the valley of each block around it."""
-
-    best: Point
-    valleys: dict[str, Valley]
-
-    def ratio(self, block: str) -> tuple[float, tuple[float, float] | None]:
-        """Return the block's ratio and between which ratios the loss stays within 0.01 nats; None: not known."""
-        value = self.best.ratios.get(block, 1.0)
-        moves = self.valleys[block].moves
-        return value, None if moves is None else (value * 2 ** moves[0], value * 2 ** moves[1])
-
-
-def found_ratios(found: dict[tuple[str, int, str], Tuned], results: Results) -> dict[tuple[str, int], Found]:
+def searches(found: dict[tuple[str, int, str], Tuned], results: Results) -> dict[tuple[str, int], Found]:
     """Return the result of every search that has ended, by shape and steps."""
     every = {}
     for shape, steps in SEARCHES:
-        if (shape, steps, SEARCHED) not in found:
-            continue
-        arms = [*search(shape, steps, results)[0]]
-        for rule in RULES:
-            arms += tuning(shape, steps, rule, results)[0]
-        losses = {arm.name: loss for arm in arms if (loss := results.loss(arm)) is not None}
-        points = {arm.name: point_of(arm) for arm in arms if arm.name in losses}
-        best = point_of(found[shape, steps, SEARCHED].arm)
-        valleys = fit_valleys(SPACE, list(points.values()), [losses[n] for n in points], best, noise=_NOISE)
-        every[shape, steps] = Found(best, valleys)
+        if best := found.get((shape, steps, SEARCHED)):
+            arms = [*search(shape, steps, results)[0]]
+            for rule in RULES:
+                arms += tuning(shape, steps, rule, results)[0]
+            every[shape, steps] = found_ratios(best.arm, arms, SPACE, results)
     return every
 
 
 def searched_table(found: dict[tuple[str, int, str], Tuned], results: Results) -> list[list[str]]:
     """One row a search: what it won over tuned uniform, its base learning rate and the ratio of every block."""
     rows = []
-    for (shape, steps), each in found_ratios(found, results).items():
+    for (shape, steps), each in searches(found, results).items():
         uniform = found.get((shape, steps, "uniform"))
-        won = None if uniform is None else gap(uniform, found[shape, steps, SEARCHED]).mean
-        cells = []
-        for block in SPACE.blocks:
-            value, between = each.ratio(block)
-            width = "not decided" if between is None else f"{between[0]:.2g} to {between[1]:.2g}"
-            cells.append(f"{value:.2g} ({width})")
+        won = None if uniform is None else gap(uniform.losses, found[shape, steps, SEARCHED].losses).mean
         rows.append(
             [
                 MODELS[shape],
                 f"{steps:,}".replace(",", " "),
                 "-" if won is None else f"{won:+.3f}",
                 f"{each.best.base_lr:.2g}",
-                *cells,
+                *(each.cell(block) for block in SPACE.blocks),
             ]
         )
     return rows
@@ -75,7 +48,7 @@ def searched_table(found: dict[tuple[str, int, str], Tuned], results: Results) -
 
 def draw_ratios(found: dict[tuple[str, int, str], Tuned], results: Results, path: Path) -> None:
     """Draw the searched ratio of each block against the length of the run, with its valley, a panel a block."""
-    every = found_ratios(found, results)
+    every = searches(found, results)
     if not every:
         return
     with drawing.figure((2.1 * len(SPACE.blocks), 3.2)) as made:

@@ -9,7 +9,7 @@ from plan import SEARCHES, SEEDS, baseline, search, tuning
 from shapes import CONTEXT
 from tuning import Results
 
-from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, speedup_over_seeds
 from blockwise_lr.compare.speedup import decayed_speedup
 
 MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
@@ -62,12 +62,6 @@ def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
         for rule in (*RULES, SEARCHED)
     }
     return {key: value for key, value in found.items() if value is not None}
-
-
-def gap(uniform: Tuned, other: Tuned) -> LossGap:
-    """Return the nats won over uniform, over the seeds that both have."""
-    both = sorted(uniform.losses.keys() & other.losses.keys())
-    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
 
 
 def speedup(shape: str, steps: int, rule: str, found: dict[tuple[str, int, str], Tuned]) -> SpeedUpOverSeeds:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from transformers import PreTrainedModel
 
+from blockwise_lr.blocks import Block, BlockMap, classify
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig
 
@@ -24,6 +25,9 @@ LLAMAS: Mapping[str, ModelConfig] = {
 OTHERS: dict[str, Callable[[], PreTrainedModel]] = {}
 """Models that a study adds, each a function without arguments that builds one with new weights."""
 
+OVERRIDES: dict[str, dict[str, Block]] = {}
+"""Where a study puts parameters of such a model into another block than `classify` does, by pattern."""
+
 
 def build(shape: str, *, seed: int) -> PreTrainedModel:
     """Build a model with new weights, the same for the same seed.
@@ -36,3 +40,8 @@ def build(shape: str, *, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return OTHERS[shape]()
+
+
+def blocks_of(shape: str, model: PreTrainedModel) -> BlockMap:
+    """Return the block of every parameter, by `classify` and the overrides of the shape."""
+    return classify(model, OVERRIDES.get(shape))

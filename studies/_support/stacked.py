@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from arms import Arm
-from shapes import build
+from shapes import blocks_of, build
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
+from transformers import LlamaForCausalLM
 
-from blockwise_lr.blocks import classify
 from blockwise_lr.files import storing
 
 BETA1, EPS = 0.9, 1e-8
@@ -72,8 +73,9 @@ class Stack:
         self.arms, self.text, self.rows, self.device = list(arms), text, rows, device
         models = [build(arm.shape, seed=arm.seed).to(device, dtype) for arm in arms]
         self.model = models[0]
-        self.model.set_attn_implementation("eager")  # vmap has no rule for the CPU's flash attention
-        blocks = classify(self.model)
+        if isinstance(self.model, LlamaForCausalLM):
+            self.model.set_attn_implementation("eager")  # vmap has no rule for the CPU's flash attention
+        blocks = blocks_of(arms[0].shape, self.model)
         self.block_of = {name: blocks[name].value for name, _ in self.model.named_parameters()}
         weights = [dict(model.named_parameters()) for model in models]
         self.weights = {
@@ -87,9 +89,9 @@ class Stack:
         order = [text.order(arm.seed, arm.steps * rows) for arm in arms]
         self._order = np.stack(order)  # (arms, windows)
 
-    def _loss(self, weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+    def _loss(self, weights: Mapping[str, Tensor], ids: Tensor, **options: Any) -> Tensor:
         """The mean loss of one arm on its own (rows, context) tokens."""
-        inputs = {"input_ids": ids, "labels": ids}
+        inputs = {"input_ids": ids, "labels": ids, **options}
         return cast("Tensor", functional_call(self.model, (weights, self._buffers), (), inputs).loss)
 
     def _gradients(self, ids: Tensor) -> dict[str, Tensor]:
@@ -137,7 +139,16 @@ class Stack:
     def evaluate(self, windows: npt.NDArray[np.uint16], most: int) -> list[float]:
         """Return each arm's mean loss in nats on at most that many windows, evenly spaced over the split."""
         chosen = windows[np.arange(min(most, len(windows))) * len(windows) // min(most, len(windows))]
-        losses = vmap(self._loss, in_dims=(0, None))
+        # A mixture of experts has a loss of its own in training, which balances the experts.
+        balanced = hasattr(self.model.config, "output_router_logits")
+        loss = partial(self._loss, **{"output_router_logits": False} if balanced else {})
+        if len(self.arms) > 1:
+            losses = vmap(loss, in_dims=(0, None))
+        else:  # alone, so that models train for which vmap has no rule
+
+            def losses(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
+                return loss({name: weight[0] for name, weight in weights.items()}, ids)[None]
+
         total = torch.zeros(len(self.arms), dtype=torch.float64)
         for begin in range(0, len(chosen), self.rows):
             ids = torch.from_numpy(chosen[begin : begin + self.rows].astype(np.int64)).to(self.device)

@@ -1,4 +1,4 @@
-"""The results of a study's runs, and which base learning rates to try next."""
+"""The results of a study's runs, and which base learning rates and which ratios to try next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from typing import Any
 
 from arms import Arm
 
+from blockwise_lr.tune.samplers import make_sampler
+from blockwise_lr.tune.space import Point, Space
+
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
+_ROUND = 4  # trials that are proposed together, so that several processes can train them
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,43 @@ def bracket(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
         factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
         arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
     return arms, best
+
+
+def search_from(
+    start: Sequence[Arm], space: Space, trials: int, results: Results, *, first: Sequence[Arm] = ()
+) -> tuple[list[Arm], Arm | None]:
+    """Return the trials of a search for ratios by TPE, as far as they are known, and the best arm once all have ended.
+
+    The trials follow from the results alone, whatever the order in which they end.
+
+    Args:
+        start: arms that have ended, at which the search begins. They are no trials, and can be the best.
+        space: the blocks whose ratios are searched, with the base learning rate and the warm-up.
+        trials: how many arms to try.
+        results: the runs that have ended.
+        first: trials to begin with.
+    """
+    sampler = make_sampler("tpe", space, seed=0)
+    arms = list(first)
+    for arm in (*start, *arms):
+        if (loss := results.loss(arm)) is None:
+            return arms, None
+        sampler.tell(point_of(arm, space), loss)
+    while len(arms) < trials:
+        points = [sampler.ask() for _ in range(_ROUND)]
+        asked = [
+            replace(start[0], base_lr=point.base_lr, ratios=point.ratios, warmup=point.warmup)
+            for point in points
+        ]
+        arms += asked
+        losses = [results.loss(arm) for arm in asked]
+        for point, loss in zip(points, losses):
+            if loss is None:
+                return arms, None
+            sampler.tell(point, loss)
+    return arms, results.best([*start, *arms])
+
+
+def point_of(arm: Arm, space: Space) -> Point:
+    """Return where an arm lies in a space; a block that the arm does not name has ratio 1."""
+    return Point(arm.base_lr, arm.warmup, {block: arm.ratios.get(block, 1.0) for block in space.blocks})

@@ -212,7 +212,7 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     found = report.tables(results)
     assert all(name in found["runs"] for name in ("uniform", "half", "measured", "paper", "searched"))
     tuned = report.all_tuned(results)
-    gap = report.gap(tuned["llama-600k", 300, "uniform"], tuned["llama-600k", 300, "half"])
+    gap = report.gap(*(tuned["llama-600k", 300, rule].losses for rule in ("uniform", "half")))
     assert gap.mean == pytest.approx(0.003 - 0.00325, abs=1e-3)  # the rates are a factor of sqrt 2 apart
     report.draw_gains(tuned, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000

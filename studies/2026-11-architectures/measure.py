@@ -1,0 +1,107 @@
+"""How sharp is each block of these models along a uniform run?
+
+    python studies/2026-11-architectures/measure.py --text TEXT.jsonl[.xz] --out runs/architectures
+
+Trains each model at its tuned uniform learning rate and measures sharpness by `fisher`, and along the optimizer's
+update, at the steps POINTS, on text that nothing else uses. Writes data/sharpness/MODEL.json, once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+import models
+from arms import Arm
+from plan import tuning
+from shapes import CONTEXT, VOCABULARY, blocks_of, build
+from stacked import Text
+from text_runs import load, tokens
+
+from blockwise_lr import measure_directional, measure_sharpness
+from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.data.prepare import prepare_data
+from blockwise_lr.files import write_json_atomic
+from blockwise_lr.train.allocator import keep_freed_memory
+from blockwise_lr.train.environment import describe_environment
+from blockwise_lr.train.run_sharpness import measure_batches
+
+DATA = Path(__file__).parent / "data"
+POINTS = (0, 15, 30, 60, 120, 180, 240, 300)
+SHAPES = tuple(name for name in models.NAMES if name != "mamba-2")  # in parts it says more
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/architectures"), help="tokens")
+    parser.add_argument(
+        "--data", type=Path, default=DATA, help="where the runs are, and where the results go"
+    )
+    parser.add_argument("--shapes", nargs="*", default=SHAPES, choices=SHAPES, help="only these models")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text, about = tokens(arguments.text, arguments.out)
+    config = DataConfig(data=str(arguments.text), cache=str(arguments.out / "cache"))
+    data = prepare_data(config, vocab_size=VOCABULARY, context=CONTEXT, progress=False)
+    batches = measure_batches(data.measure, CONTEXT, batches=4, batch_size=16)
+    results = load(arguments.data / "runs")
+    for shape in arguments.shapes:
+        path = arguments.data / "sharpness" / f"{shape}.json"
+        if path.exists():
+            continue
+        best = tuning("mamba-2" if shape == "mamba-2-parts" else shape, "uniform", results)[1]
+        if best is None:
+            print(f"{shape}: uniform is not tuned yet; run run.py first", flush=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arm = Arm(shape, best.steps, best.base_lr, warmup=best.warmup)
+        write_json_atomic(path, {**measure(arm, text, batches), "text": about, **describe_environment("cpu")})
+
+
+def measure(arm: Arm, text: Text, batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Train one learning rate for all blocks, and measure at every point of POINTS within the run.
+
+    Returns:
+        ``{"arm", "sharpness": [{"step", "report"}], "directional": [...]}``; the latter from the first update on.
+    """
+    torch.manual_seed(0)
+    model = build(arm.shape, seed=arm.seed)
+    blocks = blocks_of(arm.shape, model)
+    decay = {"betas": (0.9, arm.beta2), "weight_decay": arm.weight_decay}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.base_lr, **decay)
+    order = text.order(arm.seed, arm.steps * 16)
+    sharpness, directional = [], []
+    for step in range(arm.steps + 1):
+        if step in POINTS:
+            report = measure_sharpness(model, batches, blocks=blocks, step=step)
+            sharpness.append({"step": step, "report": report.to_dict()})
+            if step:
+                along = measure_directional(model, optimizer, batches, blocks=blocks, step=step)
+                directional.append({"step": step, "report": along.to_dict()})
+            print(f"{arm.shape}: measured at step {step}", flush=True)
+        if step == arm.steps:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = arm.lr("", step)
+        ids = torch.from_numpy(text.train[order[16 * step : 16 * (step + 1)]].astype(np.int64))
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), arm.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"arm": arm.to_dict(), "sharpness": sharpness, "directional": directional}
+
+
+if __name__ == "__main__":
+    main()

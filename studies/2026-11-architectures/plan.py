@@ -1,0 +1,116 @@
+"""What to train next: a queue that follows from the results so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from arms import RULES, Arm
+from tuning import Results, bracket, search_from
+
+from blockwise_lr.tune.space import Space
+
+STEPS = 300
+SEEDS = (0, 1, 2)
+WARMUPS = (0.15, 0.4)
+"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
+
+DENSE = "llama-600k"
+SHAPES = ("qwen3-next", "mamba-2", "mixtral", DENSE)
+"""The models on which every rule is tuned. The dense LLaMA's runs are those of the horizon study, where it has them."""
+
+_FIRST = {"uniform": 8e-3, "half": 5.6e-3, "measured": 2.8e-3, "paper": 2.8e-3}
+
+TRIALS = 24
+SPACES = {
+    "qwen3-next": Space(["emb", "qk", "vo", "norm", "head", "ssm", "conv"]),
+    "mamba-2-parts": Space(["emb", "qk", "vo", "norm", "head", "conv"], reference="ssm"),
+}
+"""What is searched, with the blocks that other models do not have."""
+
+EXPERTS = (0.25, 0.5, 2.0, 4.0)
+"""Factors on the learning rate of all feed-forward matrices, on top of `half`: experts or dense."""
+
+ROUTERS = (0.25, 4.0)
+"""Factors on the router's learning rate, on top of `half`."""
+
+ENDS = {"low to high": (0.5, 4.0), "high to low": (2.0, 0.25)}
+"""The feed-forward matrices' ratio, and the ratio of the floor at which they end, on top of `half`."""
+
+
+def tuning(shape: str, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule on one model, as far as they are known, and what was chosen.
+
+    All rules are tuned alike, at seed 0 and by the tune loss: the base learning rate first, then the warm-up.
+    """
+    arms, best = bracket(Arm(shape, STEPS, _FIRST[rule], RULES[rule]), results)
+    if best is None:
+        return arms, None
+    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[1:]]
+    return arms, results.best(arms)
+
+
+def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the trials of the search for a model's ratios, as far as they are known, and the best arm.
+
+    Mamba-2 in parts is the same model as Mamba-2: the search begins at the rules that were tuned on that.
+    """
+    tuned_on = "mamba-2" if shape == "mamba-2-parts" else shape
+    start = [tuning(tuned_on, rule, results)[1] for rule in ("uniform", "half", "measured")]
+    known = [arm for arm in start if arm is not None]
+    if len(known) < len(start):
+        return [], None
+    # The same run under the name of the shape that is searched; measured has QK and VO there, so it is another run.
+    begin = [replace(arm, shape=shape) for arm in known]
+    missing = [arm for arm in begin if results.loss(arm) is None]
+    if missing:
+        return missing, None
+    return search_from(begin, SPACES[shape], TRIALS, results)
+
+
+def expert_arms(shape: str, results: Results) -> dict[str, Arm]:
+    """Return the arms that move the feed-forward matrices, or the router, from where `half` has them, by name."""
+    best = tuning(shape, "half", results)[1]
+    if best is None:
+        return {}
+    arms = {"half": best}
+    for factor in EXPERTS:
+        arms[f"FFN x{factor:g}"] = replace(best, ratios={**best.ratios, "ffn": factor})
+    for name, (ratio, end) in ENDS.items():
+        arms[f"FFN {name}"] = replace(best, ratios={**best.ratios, "ffn": ratio}, floor={"ffn": end})
+    if shape != DENSE:
+        for factor in ROUTERS:
+            arms[f"ROUTER x{factor:g}"] = replace(best, ratios={**best.ratios, "router": factor})
+    return arms
+
+
+def _wanted(results: Results) -> Iterator[Arm]:
+    chosen: dict[tuple[str, str], Arm] = {}
+    for shape in SHAPES:
+        for rule in RULES:
+            arms, best = tuning(shape, rule, results)
+            yield from arms
+            if best is not None:
+                chosen[shape, rule] = best
+        for rule in RULES:
+            if best := chosen.get((shape, rule)):
+                yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+    for shape in ("mixtral", DENSE):
+        for seed in SEEDS:
+            yield from (replace(arm, seed=seed) for arm in expert_arms(shape, results).values())
+    for shape in SPACES:
+        arms, best = search(shape, results)
+        yield from arms
+        if best is not None:
+            yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+
+
+def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
+    """Return the arms that are still to be trained and follow from the results so far, in order.
+
+    Args:
+        results: the runs that have ended.
+        shapes: only arms of these models; empty: of all.
+    """
+    arms = {arm.name: arm for arm in _wanted(results) if not shapes or arm.shape in shapes}
+    return [arm for name, arm in arms.items() if name not in results.runs]
