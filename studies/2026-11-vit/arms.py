@@ -24,7 +24,7 @@ class Shape:
     width: int = 64
     layers: int = 4
     heads: int = 2
-    patch: int = 4
+    patch: int = 7
 
 
 SHAPES: Mapping[str, Shape] = {
@@ -92,6 +92,7 @@ def build(shape: Shape, seed: int) -> nn.Module:
     Raises:
         ModuleNotFoundError: the shape's library is not installed.
     """
+    _repair_torchvision()
     torch.manual_seed(seed)
     if shape.library == "timm":
         return split_fused(_timm(shape))
@@ -112,13 +113,6 @@ def build(shape: Shape, seed: int) -> nn.Module:
 
 
 def _timm(shape: Shape) -> nn.Module:
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        # timm imports torchvision, which PyPI has for Linux with CUDA only. Where torch is built for the CPU, it lacks
-        # these operators. A vision Transformer does not use them, so a declaration is enough.
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
     import timm
 
     model: nn.Module = timm.create_model(
@@ -132,3 +126,18 @@ def _timm(shape: Shape) -> nn.Module:
         num_heads=shape.heads,
     )
     return model
+
+
+def _repair_torchvision() -> None:
+    """Make torchvision importable, if it is installed and was built for CUDA where torch is built for the CPU.
+
+    timm imports torchvision, and so does transformers if it is there. PyPI has it for Linux with CUDA only. Without
+    CUDA it lacks two operators. A vision Transformer does not use them, so declaring them is enough.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except ModuleNotFoundError:
+        return
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")

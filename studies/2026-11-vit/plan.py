@@ -13,8 +13,9 @@ from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.space import Point, Space
 
 SEEDS = (0, 1, 2)
-WARMUPS: Mapping[int, Sequence[float]] = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05)}
-"""The warm-ups tried at each length of run, as shares of it; the rates are tuned with the first."""
+WARMUPS: Mapping[int, Sequence[float]] = {780: (0.15, 0.05, 0.4), 3120: (0.15, 0.05)}
+"""The warm-ups tried at each length of run, as shares of it; the rates are tuned with the first. 780 steps are one pass
+over the images."""
 
 SHORT, LONG = WARMUPS
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place

@@ -18,8 +18,9 @@ from blockwise_lr import classify, cosine_schedule, measure_directional, measure
 WATCHED_AT = (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
 """Where a watched run is measured, as shares of its steps."""
 
-ESTIMATORS = ("fisher", "hutchinson")
-_BATCHES = 8  # of each measurement
+PROBES = {"fisher": 1, "hutchinson": 4}
+"""The estimators of sharpness, and their draws for each batch: the Hessian's trace varies more between draws."""
+_BATCHES = 8  # of each measurement; twice as many for fisher, which is cheap
 _LOGGED = 25  # times a run
 
 
@@ -100,15 +101,18 @@ def _measure(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Images, step: int, rows: int, count: int
 ) -> dict[str, Any]:
     """Return the sharpness of each block by both estimators, and the directional report, on the `measure` split."""
-    batches = list(images.batches(images.measure, rows, count))
+    batches = list(images.batches(images.measure, rows, 2 * count))
     found: dict[str, Any] = {"step": step}
-    for estimator in ESTIMATORS:
-        report = measure_sharpness(model, batches, estimator=estimator, step=step)  # type: ignore[arg-type]
+    for estimator, probes in PROBES.items():
+        chosen = batches if probes == 1 else batches[:count]
+        report = measure_sharpness(model, chosen, estimator=estimator, probes=probes, step=step)  # type: ignore[arg-type]
         found[estimator] = {
             block.value: [_short(each.mean), _short(each.stderr)] for block, each in report.items()
         }
     if step:  # before the first step there is no update to measure along
-        found["directional"] = _rounded(measure_directional(model, optimizer, batches, step=step).to_dict())
+        found["directional"] = _rounded(
+            measure_directional(model, optimizer, batches[:count], step=step).to_dict()
+        )
     return found
 
 

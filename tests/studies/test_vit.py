@@ -213,15 +213,14 @@ def test_the_tables_and_figures_follow_from_the_results(
     results = plan.Results(finished)
     shown = report.tables(results)
     assert "None yet." not in shown.values()
-    assert "Against tuned uniform over 1 200 steps: `half` " in shown["answer"]
+    assert "Against tuned uniform over 3 120 steps: `half` " in shown["answer"]
     counts = along_the_run.order_counts(results)["uniform"]
     points = [each["fisher"] for each in along_the_run.measured_runs(results)["uniform"]["measurements"][1:]]
     assert counts["qk", "ffn"] == (sum(p["qk"][0] < p["ffn"][0] for p in points), len(points))
     found = report.all_tuned(results)
-    expected = np.mean([
-        found["vit", 300, "uniform"].losses[seed] - found["vit", 300, "half"].losses[seed] for seed in (0, 1, 2)
-    ])  # fmt: skip
-    assert report.gap(found["vit", 300, "uniform"], found["vit", 300, "half"]).mean == pytest.approx(expected)
+    uniform, half = (found["vit", plan.SHORT, rule] for rule in ("uniform", "half"))
+    expected = np.mean([uniform.losses[seed] - half.losses[seed] for seed in (0, 1, 2)])
+    assert report.gap(uniform, half).mean == pytest.approx(expected)
     for draw, values in ((along_the_run.draw_sharpness, results), (report.draw_losses, found)):
         assert draw(values, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 5000
