@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,20 +222,31 @@ def runs_table(results: Results) -> str:
     return table([*header, "tune loss", "val loss", "val accuracy"], [row for _, row in rows])
 
 
-def draw_losses(found: Found, path: Path) -> bool:
-    """Draw the training loss of every tuned rule over the second half of its short run at seed 0."""
-    rules = [rule for rule in TUNED if ("vit", SHORT, rule) in found]
-    if not rules:
+def draw_gains(found: Found, path: Path) -> bool:
+    """Draw the nats that every rule wins over tuned uniform, by length of run; return whether there are any."""
+    rules = [rule for rule in TUNED[1:] if ("vit", SHORT, rule) in found]
+    if not rules or ("vit", SHORT, "uniform") not in found:
         return False
-    with drawing.figure((6.4, 4.2)) as made:
+    with drawing.figure((6.4, 1.2 + 0.6 * len(rules))) as made:
         axes = made.subplots()
-        for number, rule in enumerate(rules):
-            curve: Sequence[Sequence[float]] = found["vit", SHORT, rule].runs[0]["curve"]
-            late = [point for point in curve if point[0] > SHORT / 4]
-            steps, losses = zip(*late) if late else ((), ())
-            axes.plot(steps, losses, label=rule, linewidth=2, **drawing.series_style(number))
-        axes.set_xlabel("step")
-        axes.set_ylabel("training loss")
+        for number, steps in enumerate(
+            steps for steps in (SHORT, LONG) if ("vit", steps, "uniform") in found
+        ):
+            there = [rule for rule in rules if ("vit", steps, rule) in found]
+            gaps = [gap(found["vit", steps, "uniform"], found["vit", steps, rule]) for rule in there]
+            axes.errorbar(
+                [each.mean if each.mean is not None else math.nan for each in gaps],
+                [rules.index(rule) + 0.2 * number for rule in there],
+                xerr=[0.0 if each.ci95 is None else (each.ci95[1] - each.ci95[0]) / 2 for each in gaps],
+                marker="o",
+                capsize=3,
+                label=f"{steps:,} steps".replace(",", " "),
+                **drawing.series_style(number) | {"linestyle": "none"},
+            )
+        axes.axvline(0, color="#777777", linewidth=1)
+        axes.set_yticks(range(len(rules)), rules)
+        axes.invert_yaxis()
+        axes.set_xlabel("nats won over tuned uniform")
         axes.legend()
         drawing.save(made, path)
     return True
@@ -277,11 +288,11 @@ def main() -> None:
         raise SystemExit(f"no run has ended in {RESULTS}: make them by run.py, then write the page")
     shown = tables(results)
     sharp = draw_sharpness(results, HERE / "sharpness-along-the-run.png")
-    losses = draw_losses(all_tuned(results), HERE / "training-loss.png")
+    gains = draw_gains(all_tuned(results), HERE / "nats-won.png")
     shown["sharpness_figure"] = _image(
         "Average sharpness of every block", "sharpness-along-the-run.png", sharp
     )
-    shown["loss_figure"] = _image("Training loss of every rule", "training-loss.png", losses)
+    shown["gains_figure"] = _image("Nats that every rule wins over tuned uniform", "nats-won.png", gains)
     shown["machine"] = machine(results)
     # The templates name no page or figure that may not be there yet.
     shown["to_details"], shown["to_answer"] = "[details](details.md)", "[answer](README.md)"

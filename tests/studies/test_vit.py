@@ -145,7 +145,7 @@ def pretend(chosen: Any, measurements: Any) -> dict[str, Any]:
     )
     loss += (chosen.seed + 1) * len(chosen.ratios) / 1e5
     return {
-        "arm": chosen.to_dict(), "tune_loss": loss, "val_loss": loss, "val_accuracy": 0.8, "curve": [[100, loss]],
+        "arm": chosen.to_dict(), "tune_loss": loss, "val_loss": loss, "val_accuracy": 0.8,
         "measurements": measurements if chosen.watched else [], "seconds": 60.0, "date": "2026-11-28T01:00:00",
         "hardware": {"cpu": "a processor"},
     }  # fmt: skip
@@ -221,7 +221,7 @@ def test_the_tables_and_figures_follow_from_the_results(
     uniform, half = (found["vit", plan.SHORT, rule] for rule in ("uniform", "half"))
     expected = np.mean([uniform.losses[seed] - half.losses[seed] for seed in (0, 1, 2)])
     assert report.gap(uniform, half).mean == pytest.approx(expected)
-    for draw, values in ((along_the_run.draw_sharpness, results), (report.draw_losses, found)):
+    for draw, values in ((along_the_run.draw_sharpness, results), (report.draw_gains, found)):
         assert draw(values, tmp_path / "figure.png")
         assert (tmp_path / "figure.png").stat().st_size > 5000
 
