@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from along_the_run import (
     BLOCKS,
@@ -22,80 +19,17 @@ from along_the_run import (
     sharpness_table,
 )
 from arms import RULES, SHAPES, Arm
-from plan import BASELINE, LONG, SEEDS, SHORT, Results, patches, tuning
+from plan import BASELINE, LONG, SHORT, Results, patches, tuning
 from run import RESULTS, load
+from tuned import MODELS, TUNED, Found, all_tuned, gap, speedup
 
 from blockwise_lr import drawing
-from blockwise_lr.compare.over_seeds import LossGap, loss_gap, speedup_over_seeds
-from blockwise_lr.compare.speedup import decayed_speedup
+from blockwise_lr.compare.over_seeds import LossGap
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 from _support.comparison_tables import table  # noqa: E402
 from _support.pages import write_pages  # noqa: E402
-
-MODELS = ("vit", "vit-timm")
-TUNED = (*RULES, "own", "searched")
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """What was chosen for one rule at one length, and its results at every seed that has been trained."""
-
-    arm: Arm
-    runs: dict[int, Mapping[str, Any]]  # by seed
-
-    @property
-    def losses(self) -> dict[int, float]:
-        """The val loss by seed; infinite for a run that diverged."""
-        found = {seed: run["val_loss"] for seed, run in self.runs.items()}
-        return {seed: math.inf if loss is None else float(loss) for seed, loss in found.items()}
-
-    def mean(self, key: str) -> float:
-        """Return the mean of a value over the seeds; NaN if a run diverged."""
-        values = [run[key] for run in self.runs.values()]
-        return math.nan if None in values else sum(values) / len(values)
-
-
-Found = Mapping[tuple[str, int, str], Tuned]
-"""What was chosen, by shape, steps and rule."""
-
-
-def all_tuned(results: Results) -> Found:
-    """Return every rule whose tuning has ended."""
-    found = {}
-    for shape in MODELS:
-        for steps in (SHORT, LONG):
-            for rule in TUNED:
-                _, best = tuning(shape, steps, rule, results)
-                if best is not None:
-                    names = {seed: replace(best, seed=seed).name for seed in SEEDS}
-                    runs = {s: results.runs[name] for s, name in names.items() if name in results.runs}
-                    found[shape, steps, rule] = Tuned(best, runs)
-    return found
-
-
-def gap(uniform: Tuned, other: Tuned) -> LossGap:
-    """Return the nats won over uniform, over the seeds that both have."""
-    both = sorted(uniform.losses.keys() & other.losses.keys())
-    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
-
-
-def _speedup(found: Found, shape: str, steps: int, rule: str) -> str:
-    """How many times as many steps a tuned uniform run needs, between fully decayed runs."""
-    uniform = {n: found[shape, n, "uniform"] for n in (SHORT, LONG) if (shape, n, "uniform") in found}
-    arm = found[shape, steps, rule]
-    seeds = sorted(arm.losses.keys() & uniform[steps].losses.keys())
-    each = [
-        decayed_speedup({n: u.losses.get(s, u.losses[0]) for n, u in uniform.items()}, arm.losses[s], steps)
-        for s in seeds
-    ]
-    over = speedup_over_seeds(each)
-    if over.value is None:
-        return "-"
-    return {"exact": "", "at_least": "at least ", "at_most": "at most "}[over.bound or "exact"] + (
-        f"{over.value:.2f}x"
-    )
 
 
 def _gap_cell(found: LossGap, seeds: int) -> str:
@@ -123,7 +57,7 @@ def gains_table(found: Found) -> str:
                 *(
                     ("-", "-")
                     if rule == "uniform"
-                    else (_gap_cell(gap(uniform, each), len(each.runs)), _speedup(found, shape, steps, rule))
+                    else (_gap_cell(gap(uniform, each), len(each.runs)), speedup(found, shape, steps, rule))
                 ),
             ]
         )

@@ -214,6 +214,9 @@ def test_the_tables_and_figures_follow_from_the_results(
     shown = report.tables(results)
     assert "None yet." not in shown.values()
     assert "Against tuned uniform over 3 120 steps: `half` " in shown["answer"]
+    few = report.tables(plan.Results(dict(list(finished.items())[:4])))
+    assert few["gains"] == few["order"] == "None yet."
+    assert few["answer"].startswith("Not answered yet")
     counts = along_the_run.order_counts(results)["uniform"]
     points = [each["fisher"] for each in along_the_run.measured_runs(results)["uniform"]["measurements"][1:]]
     assert counts["qk", "ffn"] == (sum(p["qk"][0] < p["ffn"][0] for p in points), len(points))
