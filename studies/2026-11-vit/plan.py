@@ -1,0 +1,213 @@
+"""What to train next: a queue that follows from the results so far, the most telling runs first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from arms import RULES, SHAPES, Arm
+
+from blockwise_lr import DirectionalReport
+from blockwise_lr.tune.samplers import make_sampler
+from blockwise_lr.tune.space import Point, Space
+
+SEEDS = (0, 1, 2)
+WARMUPS: Mapping[int, Sequence[float]] = {780: (0.15, 0.05, 0.4), 3120: (0.15, 0.05)}
+"""The warm-ups tried at each length of run, as shares of it; the rates are tuned with the first. 780 steps are one pass
+over the images."""
+
+SHORT, LONG = WARMUPS
+MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
+TRIALS = 40
+_ROUND = 4  # trials that are proposed together, so that several processes can train them
+
+# Where the search over base learning rates begins at the short length. The long one begins at half its choice.
+_CENTRES: Mapping[str, float] = {
+    "uniform": 2.8e-3,
+    "half": 2.8e-3,
+    "measured": 2e-3,
+    "paper": 1e-3,
+    "own": 2e-3,
+}
+BASELINE: Mapping[str, Mapping[str, float]] = {
+    "decay 0.2": {"weight_decay": 0.2},
+    "decay 0.01": {"weight_decay": 0.01},
+    "beta2 0.99": {"beta2": 0.99},
+    "clipping at 0.3": {"clip": 0.3},
+}
+"""Further settings that are tried for the uniform baseline."""
+SEARCHED_BLOCKS = ("emb", "qk", "vo", "norm", "head", "pos", "conv")
+PATCHES: Mapping[str, Sequence[str]] = {"patches": ("conv",), "patches and positions": ("conv", "pos")}
+"""The blocks that get the ratio of EMB, whose place they take in a vision Transformer. All rules give them 1."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The runs that have ended, by the name of their arm."""
+
+    runs: Mapping[str, Mapping[str, Any]]
+
+    def loss(self, arm: Arm) -> float | None:
+        """Return the tune loss; infinite for a run that diverged, None for one that has not been made."""
+        run = self.runs.get(arm.name)
+        if run is None:
+            return None
+        return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
+
+    def best(self, arms: Sequence[Arm]) -> Arm | None:
+        """Return the arm with the lowest tune loss, or None while one of them has not been made."""
+        losses = [self.loss(arm) for arm in arms]
+        if any(loss is None for loss in losses):
+            return None
+        return min(zip(losses, arms), key=lambda pair: pair[0] or 0.0)[1]
+
+
+def three_digits(value: float) -> float:
+    """Round to three digits, so that equal rates are equal numbers."""
+    return float(f"{value:.3g}")
+
+
+def brackets(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune an arm, as far as they are known, and what was chosen.
+
+    Everything is tuned alike, at seed 0 and by the tune loss: base learning rates a factor of sqrt 2 apart until the
+    best has a worse one on both sides, then the other warm-ups at that rate.
+    """
+    begin = first.base_lr
+    arms = [first, *(replace(first, base_lr=three_digits(begin * by)) for by in (2**-0.5, 2**0.5))]
+    while (best := results.best(arms)) is not None and len(arms) < MOST_RATES:
+        rates = sorted(arm.base_lr for arm in arms)
+        if best.base_lr not in (rates[0], rates[-1]):
+            break
+        factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
+        arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
+    if best is None:
+        return arms, None
+    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[first.steps][1:]]
+    return arms, results.best(arms)
+
+
+def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule at one length, as far as they are known, and what was chosen.
+
+    `uniform`, the baseline, also gets other weight decays, another beta2 and another clipping. The rule `searched` is
+    what the search found, and `own` needs the watched runs.
+    """
+    if rule == "searched":
+        return search(shape, results) if steps == SHORT else ([], None)
+    ratios = own_ratios(shape, results) if rule == "own" else RULES[rule]
+    centre: float | None = _CENTRES[rule]
+    if steps != SHORT:
+        shorter = tuning(shape, SHORT, rule, results)[1]
+        centre = shorter and three_digits(shorter.base_lr / 2)
+    if ratios is None or centre is None:
+        return [], None
+    arms, best = brackets(Arm(shape, steps, centre, ratios), results)
+    if rule == "uniform" and best is not None:
+        arms += [replace(best, **changes) for changes in BASELINE.values()]
+        best = results.best(arms)
+    return arms, best
+
+
+def watched(shape: str, results: Results) -> dict[str, Arm]:
+    """Return the runs along which sharpness is measured, by name; empty until their rates are tuned.
+
+    Reports along a run at a rate well below the best one say most about ratios, so `own` is read off that run.
+    """
+    found: dict[str, Arm] = {}
+    for rule in ("uniform", "half"):
+        best = tuning(shape, SHORT, rule, results)[1]
+        if best is None:
+            return {}
+        found[rule] = replace(best, watched=True)
+    slow = replace(found["uniform"], base_lr=three_digits(found["uniform"].base_lr / 4))
+    return {"uniform": found["uniform"], "uniform, a quarter of the rate": slow, "half": found["half"]}
+
+
+def own_ratios(shape: str, results: Results) -> dict[str, float] | None:
+    """Return the ratios that follow from the model's own directional reports; None until they are made."""
+    arms = watched(shape, results)
+    run = results.runs.get(arms["uniform, a quarter of the rate"].name) if arms else None
+    if run is None or run["tune_loss"] is None:
+        return None
+    reports = [DirectionalReport.from_dict(each["directional"]) for each in run["measurements"][1:]]
+    return {block.value: three_digits(r) for block, r in DirectionalReport.ratios_of_run(reports).items()}
+
+
+def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the trials of the search for ratios, as far as they are known, and the best arm.
+
+    The search begins at the tuned arms of uniform, half and measured. Its trials follow from the results alone.
+    """
+    chosen = [tuning(shape, SHORT, rule, results)[1] for rule in ("uniform", "half", "measured")]
+    start = [arm for arm in chosen if arm is not None]
+    if len(start) < len(chosen):
+        return [], None
+    sampler = make_sampler("tpe", Space(SEARCHED_BLOCKS), seed=0)
+    for arm in start:
+        point = Point(
+            arm.base_lr, arm.warmup, {block: r for block, r in arm.ratios.items() if block != "ffn"}
+        )
+        sampler.tell(point, results.loss(arm) or float("inf"))
+    arms: list[Arm] = []
+    while len(arms) < TRIALS:
+        points = [sampler.ask() for _ in range(_ROUND)]
+        asked = [Arm(shape, SHORT, point.base_lr, point.ratios, point.warmup) for point in points]
+        arms += asked
+        losses = [results.loss(arm) for arm in asked]
+        for point, loss in zip(points, losses):
+            if loss is None:
+                return arms, None
+            sampler.tell(point, loss)
+    return arms, results.best([*start, *arms])
+
+
+def patches(shape: str, results: Results) -> dict[tuple[str, str], Arm]:
+    """Return the runs in which PATCHES have the ratio of EMB, by rule and name, at the rule's own tuned rate."""
+    found = {}
+    for rule in ("half", "measured"):
+        best = tuning(shape, SHORT, rule, results)[1]
+        if best is None:
+            continue
+        for name, blocks in PATCHES.items():
+            ratios = {**best.ratios, **dict.fromkeys(blocks, best.ratios["emb"])}
+            found[rule, name] = replace(best, ratios=ratios)
+    return found
+
+
+def seeds(arm: Arm | None) -> list[Arm]:
+    """Return a chosen arm at the seeds that did not choose it."""
+    return [] if arm is None else [replace(arm, seed=seed) for seed in SEEDS[1:]]
+
+
+def _wanted(shape: str, results: Results) -> Iterator[Arm]:
+    rules = ("uniform", "half", "measured", "paper")
+    for rule in rules:
+        yield from tuning(shape, SHORT, rule, results)[0][:1]  # one of each says most
+    for rule in rules:
+        yield from tuning(shape, SHORT, rule, results)[0]
+    for rule in rules:
+        yield from seeds(tuning(shape, SHORT, rule, results)[1])
+    if SHAPES[shape].library == "timm":
+        return  # the second library repeats the comparison only
+    yield from watched(shape, results).values()
+    for rule in ("own", "searched"):
+        arms, best = tuning(shape, SHORT, rule, results)
+        yield from [*arms, *seeds(best)]
+    yield from patches(shape, results).values()
+    for rule in rules:
+        yield from tuning(shape, LONG, rule, results)[0]
+    for rule in rules:
+        yield from seeds(tuning(shape, LONG, rule, results)[1])
+
+
+def queue(results: Results, shapes: Sequence[str] = ("vit",)) -> list[Arm]:
+    """Return the arms that are still to be trained and follow from the results so far, in order.
+
+    Args:
+        results: the runs that have ended.
+        shapes: the models, names of SHAPES.
+    """
+    arms = {arm.name: arm for shape in shapes for arm in _wanted(shape, results)}
+    return [arm for name, arm in arms.items() if name not in results.runs]
