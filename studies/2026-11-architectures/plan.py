@@ -65,7 +65,7 @@ def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:
     missing = [arm for arm in begin if results.loss(arm) is None]
     if missing:
         return missing, None
-    return search_from(begin, SPACES[shape], TRIALS, results)
+    return search_from(begin, Arm(shape, STEPS, 1.0), SPACES[shape], TRIALS, results)
 
 
 def expert_arms(shape: str, results: Results) -> dict[str, Arm]:

@@ -96,7 +96,7 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
         if shorter is None:
             return [], None
         arms.append(replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5)))
-    return search_from(start, SPACE, TRIALS[steps], results, first=arms)
+    return search_from(start, Arm(shape, steps, 1.0), SPACE, TRIALS[steps], results, first=arms)
 
 
 def _wanted(results: Results) -> Iterator[Arm]:

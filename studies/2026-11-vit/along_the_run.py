@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plan import Results, watched
+from plan import watched
+from tuning import Results
 
 from blockwise_lr import DirectionalReport, drawing
 from blockwise_lr.blocks import Block

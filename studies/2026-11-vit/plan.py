@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
 
 from arms import RULES, SHAPES, Arm
 
 from blockwise_lr import DirectionalReport
-from blockwise_lr.tune.samplers import make_sampler
-from blockwise_lr.tune.space import Point, Space
+from blockwise_lr.tune.space import Space
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
+
+from tuning import Results, bracket, search_from, three_digits
 
 SEEDS = (0, 1, 2)
 WARMUPS: Mapping[int, Sequence[float]] = {780: (0.15, 0.05, 0.4), 3120: (0.15, 0.05)}
@@ -18,9 +22,7 @@ WARMUPS: Mapping[int, Sequence[float]] = {780: (0.15, 0.05, 0.4), 3120: (0.15, 0
 over the images."""
 
 SHORT, LONG = WARMUPS
-MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
 TRIALS = 40
-_ROUND = 4  # trials that are proposed together, so that several processes can train them
 
 # Where the search over base learning rates begins at the short length. The long one begins at half its choice.
 _CENTRES: Mapping[str, float] = {
@@ -42,46 +44,13 @@ PATCHES: Mapping[str, Sequence[str]] = {"patches": ("conv",), "patches and posit
 """The blocks that get the ratio of EMB, whose place they take in a vision Transformer. All rules give them 1."""
 
 
-@dataclass(frozen=True)
-class Results:
-    """The runs that have ended, by the name of their arm."""
-
-    runs: Mapping[str, Mapping[str, Any]]
-
-    def loss(self, arm: Arm) -> float | None:
-        """Return the tune loss; infinite for a run that diverged, None for one that has not been made."""
-        run = self.runs.get(arm.name)
-        if run is None:
-            return None
-        return float("inf") if run["tune_loss"] is None else float(run["tune_loss"])
-
-    def best(self, arms: Sequence[Arm]) -> Arm | None:
-        """Return the arm with the lowest tune loss, or None while one of them has not been made."""
-        losses = [self.loss(arm) for arm in arms]
-        if any(loss is None for loss in losses):
-            return None
-        return min(zip(losses, arms), key=lambda pair: pair[0] or 0.0)[1]
-
-
-def three_digits(value: float) -> float:
-    """Round to three digits, so that equal rates are equal numbers."""
-    return float(f"{value:.3g}")
-
-
 def brackets(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune an arm, as far as they are known, and what was chosen.
 
     Everything is tuned alike, at seed 0 and by the tune loss: base learning rates a factor of sqrt 2 apart until the
     best has a worse one on both sides, then the other warm-ups at that rate.
     """
-    begin = first.base_lr
-    arms = [first, *(replace(first, base_lr=three_digits(begin * by)) for by in (2**-0.5, 2**0.5))]
-    while (best := results.best(arms)) is not None and len(arms) < MOST_RATES:
-        rates = sorted(arm.base_lr for arm in arms)
-        if best.base_lr not in (rates[0], rates[-1]):
-            break
-        factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
-        arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
+    arms, best = bracket(first, results)
     if best is None:
         return arms, None
     arms += [replace(best, warmup=warmup) for warmup in WARMUPS[first.steps][1:]]
@@ -144,23 +113,7 @@ def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:
     start = [arm for arm in chosen if arm is not None]
     if len(start) < len(chosen):
         return [], None
-    sampler = make_sampler("tpe", Space(SEARCHED_BLOCKS), seed=0)
-    for arm in start:
-        point = Point(
-            arm.base_lr, arm.warmup, {block: r for block, r in arm.ratios.items() if block != "ffn"}
-        )
-        sampler.tell(point, results.loss(arm) or float("inf"))
-    arms: list[Arm] = []
-    while len(arms) < TRIALS:
-        points = [sampler.ask() for _ in range(_ROUND)]
-        asked = [Arm(shape, SHORT, point.base_lr, point.ratios, point.warmup) for point in points]
-        arms += asked
-        losses = [results.loss(arm) for arm in asked]
-        for point, loss in zip(points, losses):
-            if loss is None:
-                return arms, None
-            sampler.tell(point, loss)
-    return arms, results.best([*start, *arms])
+    return search_from(start, Arm(shape, SHORT, 1.0), Space(SEARCHED_BLOCKS), TRIALS, results)
 
 
 def patches(shape: str, results: Results) -> dict[tuple[str, str], Arm]:

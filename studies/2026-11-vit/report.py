@@ -19,9 +19,10 @@ from along_the_run import (
     sharpness_table,
 )
 from arms import RULES, SHAPES, Arm
-from plan import BASELINE, LONG, SHORT, Results, patches, tuning
+from plan import BASELINE, LONG, SHORT, patches, tuning
 from run import RESULTS, load
 from tuned import MODELS, TUNED, Found, all_tuned, gap, speedup
+from tuning import Results
 
 from blockwise_lr import drawing
 from blockwise_lr.compare.over_seeds import LossGap

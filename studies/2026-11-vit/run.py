@@ -22,8 +22,9 @@ import torch
 from arms import SHAPES, Arm
 from filelock import FileLock, Timeout
 from images import Images, read
-from plan import SHORT, Results, queue
+from plan import SHORT, queue
 from training import run
+from tuning import Results
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.train.allocator import keep_freed_memory

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arms import RULES, Arm
-from plan import LONG, SEEDS, SHORT, Results, tuning
+from plan import LONG, SEEDS, SHORT, tuning
+from tuning import Results
 
 from blockwise_lr.compare.over_seeds import LossGap, loss_gap, speedup_over_seeds
 from blockwise_lr.compare.speedup import decayed_speedup

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from arms import Arm
+from typing import Any, TypeVar
 
 from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.space import Point, Space
+
+Arm = TypeVar("Arm", bound=Any)
+"""A dataclass with `name`, `base_lr`, `ratios` and `warmup`, and whatever else its study has."""
 
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
 _ROUND = 4  # trials that are proposed together, so that several processes can train them
@@ -58,7 +59,13 @@ def bracket(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
 
 
 def search_from(
-    start: Sequence[Arm], space: Space, trials: int, results: Results, *, first: Sequence[Arm] = ()
+    start: Sequence[Arm],
+    like: Arm,
+    space: Space,
+    trials: int,
+    results: Results,
+    *,
+    first: Sequence[Arm] = (),
 ) -> tuple[list[Arm], Arm | None]:
     """Return the trials of a search for ratios by TPE, as far as they are known, and the best arm once all have ended.
 
@@ -66,6 +73,7 @@ def search_from(
 
     Args:
         start: arms that have ended, at which the search begins. They are no trials, and can be the best.
+        like: an arm with the settings of every trial, but for what is searched.
         space: the blocks whose ratios are searched, with the base learning rate and the warm-up.
         trials: how many arms to try.
         results: the runs that have ended.
@@ -80,8 +88,7 @@ def search_from(
     while len(arms) < trials:
         points = [sampler.ask() for _ in range(_ROUND)]
         asked = [
-            replace(start[0], base_lr=point.base_lr, ratios=point.ratios, warmup=point.warmup)
-            for point in points
+            replace(like, base_lr=point.base_lr, ratios=point.ratios, warmup=point.warmup) for point in points
         ]
         arms += asked
         losses = [results.loss(arm) for arm in asked]
