@@ -17,7 +17,7 @@ import models
 from arms import RULES, Arm
 from comparison_tables import table
 from found_ratios import found_ratios
-from gaps import gap, gap_cell
+from gaps import gap, gap_cell, losses
 from plan import DENSE, SEEDS, SHAPES, SPACES, expert_arms, search, tuning
 from run import RESULTS
 from text_runs import load
@@ -32,16 +32,6 @@ SHARPNESS = HERE / "data" / "sharpness"
 NAMES = {**models.NAMES, DENSE: "LLaMA (dense)"}
 SEARCHED_ON = {"mamba-2": "mamba-2-parts"}
 """Where the search of a model trains it under another name."""
-
-
-def losses(arm: Arm, results: Results) -> dict[int, float]:
-    """Return the val loss of an arm by seed, of the seeds that have been trained."""
-    names = {seed: replace(arm, seed=seed).name for seed in SEEDS}
-    return {
-        seed: float("inf") if (loss := results.runs[name]["val_loss"]) is None else float(loss)
-        for seed, name in names.items()
-        if name in results.runs
-    }
 
 
 def chosen(results: Results) -> dict[tuple[str, str], Arm]:
@@ -61,11 +51,11 @@ def gains_table(results: Results) -> str:
     for shape in SHAPES:
         if (shape, "uniform") not in found:
             continue
-        uniform = losses(found[shape, "uniform"], results)
+        uniform = losses(found[shape, "uniform"], results, SEEDS)
         cells = []
         for rule in others:
             arm = found.get((shape, rule))
-            own = {} if arm is None else losses(arm, results)
+            own = {} if arm is None else losses(arm, results, SEEDS)
             cells.append(gap_cell(gap(uniform, own), len(own)) if own else "-")
         rows.append([NAMES[shape], f"{sum(uniform.values()) / len(uniform):.3f}", *cells])
     return table(["model", "uniform: val loss", *others], rows)
@@ -112,8 +102,8 @@ def experts_table(results: Results) -> str:
     for name in dict.fromkeys(name for arms in found.values() for name in arms if name != "half"):
         cells = []
         for arms in found.values():
-            own = losses(arms[name], results) if name in arms else {}
-            cells.append(gap_cell(gap(losses(arms["half"], results), own), len(own)) if own else "-")
+            own = losses(arms[name], results, SEEDS) if name in arms else {}
+            cells.append(gap_cell(gap(losses(arms["half"], results, SEEDS), own), len(own)) if own else "-")
         if set(cells) != {"-"}:
             rows.append([name, *cells])
     return table(["change", *(NAMES[shape] for shape in found)], rows)

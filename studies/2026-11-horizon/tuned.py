@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from arms import RULES, Arm
+from gaps import losses
 from plan import SEARCHES, SEEDS, baseline, search, tuning
 from shapes import CONTEXT
 from tuning import Results
@@ -46,11 +47,7 @@ def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
         best = baseline(best, results)[1]
     if best is None:
         return None
-    seeds = {seed: replace(best, seed=seed).name for seed in SEEDS[steps]}
-    return Tuned(
-        best,
-        {s: float(results.runs[name]["val_loss"]) for s, name in seeds.items() if name in results.runs},
-    )
+    return Tuned(best, losses(best, results, SEEDS[steps]))
 
 
 def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from arms import Arm
+from tuning import Results
 
 from blockwise_lr.compare.over_seeds import LossGap, loss_gap
+
+
+def losses(arm: Arm, results: Results, seeds: Iterable[int]) -> dict[int, float]:
+    """Return the val loss of an arm by seed, of the seeds that have been trained; infinite for a run that diverged."""
+    names = {seed: replace(arm, seed=seed).name for seed in seeds}
+    return {
+        seed: float("inf") if (loss := results.runs[name]["val_loss"]) is None else float(loss)
+        for seed, name in names.items()
+        if name in results.runs
+    }
 
 
 def gap(baseline: Mapping[int, float], other: Mapping[int, float]) -> LossGap:

@@ -179,7 +179,7 @@ class Stack:
             self.seconds = before + time.monotonic() - begun
             if self.step % max(1, steps // points) == 0 and self.step < steps:
                 for curve, loss in zip(self.curves, self.evaluate(self.text.val, 192)):
-                    curve.append([self.step, _rounded(loss)])
+                    curve.append([self.step, rounded(loss)])
             if checkpoint is not None and time.monotonic() - written > every_seconds:
                 with storing(checkpoint):
                     torch.save(self._state(), checkpoint.with_suffix(".tmp"))
@@ -191,8 +191,8 @@ class Stack:
         return [
             {
                 "arm": arm.to_dict(),
-                "tune_loss": _rounded(tune[i]),
-                "val_loss": _rounded(val[i]),
+                "tune_loss": rounded(tune[i]),
+                "val_loss": rounded(val[i]),
                 "curve": self.curves[i],
                 "seconds": round(self.seconds, 1),
                 "rows": self.rows,
@@ -209,5 +209,6 @@ class Stack:
             setattr(self, name, value)
 
 
-def _rounded(loss: float) -> float | None:
+def rounded(loss: float) -> float | None:
+    """Return a loss as a result holds it; None if it is not finite."""
     return round(loss, 5) if np.isfinite(loss) else None

@@ -30,7 +30,19 @@ Queue = Callable[[Results, Sequence[str]], list[Arm]]
 """Returns the arms that are still to be trained, in order, of the shapes that are named (none: of all)."""
 
 
-def main(description: str | None, queue: Queue, shapes: Sequence[str], *, results: Path, out: Path) -> None:
+Trainer = Callable[[list[Arm], Text, argparse.Namespace], list[dict[str, Any]]]
+"""Trains arms of one shape and length to their end and returns the result of each."""
+
+
+def main(
+    description: str | None,
+    queue: Queue,
+    shapes: Sequence[str],
+    *,
+    results: Path,
+    out: Path,
+    trainer: Trainer | None = None,
+) -> None:
     """Run the command line of a study.
 
     Args:
@@ -38,6 +50,7 @@ def main(description: str | None, queue: Queue, shapes: Sequence[str], *, result
         queue: what to train next.
         shapes: the names of the models, for --shapes.
         results, out: the defaults of --results and --out.
+        trainer: how to train; None: AdamW, by `stacked`.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -66,7 +79,7 @@ def main(description: str | None, queue: Queue, shapes: Sequence[str], *, result
     while time.monotonic() < end and (arms := queue(load(arguments.results), arguments.shapes)):
         with ExitStack() as locks:
             if taken := claim(arms, arguments.out, arguments.stack, locks):
-                train(taken, text, about, arguments)
+                train(taken, text, about, arguments, trainer or by_stack)
             else:
                 time.sleep(10)  # another process has what is known to be needed
 
@@ -89,16 +102,22 @@ def claim(arms: list[Arm], out: Path, most: int, locks: ExitStack) -> list[Arm]:
     return taken
 
 
-def train(arms: list[Arm], text: Text, about: dict[str, Any], arguments: argparse.Namespace) -> None:
+def train(
+    arms: list[Arm], text: Text, about: dict[str, Any], arguments: argparse.Namespace, trainer: Trainer
+) -> None:
     """Train the arms to their end and write their results."""
-    stack = Stack(arms, text, device=arguments.device)
-    checkpoint = arguments.out / f"{'-'.join(sorted(arm.name for arm in arms))[:200]}.pt"
-    for arm, result in zip(arms, stack.run(checkpoint=checkpoint)):
+    for arm, result in zip(arms, trainer(arms, text, arguments)):
         environment = describe_environment(arguments.device)
         write_json_atomic(arguments.results / f"{arm.name}.json", {**result, "text": about, **environment})
         print(
             result["tune_loss"], result["val_loss"], result["seconds"], json.dumps(arm.to_dict()), flush=True
         )
+
+
+def by_stack(arms: list[Arm], text: Text, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train with AdamW, from the last checkpoint if there is one."""
+    checkpoint = arguments.out / f"{'-'.join(sorted(arm.name for arm in arms))[:200]}.pt"
+    return Stack(arms, text, device=arguments.device).run(checkpoint=checkpoint)
 
 
 def tokens(path: Path, out: Path) -> tuple[Text, dict[str, Any]]:

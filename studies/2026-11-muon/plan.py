@@ -1,0 +1,129 @@
+"""What to train next: a queue that follows from the results so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from arms import RULES, Arm
+from tuning import Results, bracket, search_from, three_digits
+
+from blockwise_lr.tune.space import Space
+
+
+@dataclass(frozen=True)
+class MuonArm(Arm):
+    """One training run with Muon: QK, VO and FFN by Muon, all else by AdamW."""
+
+    optimizer: str = "muon"
+
+
+SHAPE = "llama-600k"
+HORIZONS = (150, 600)
+SEEDS = (0, 1, 2)
+WARMUPS = (0.15, 0.4)
+"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
+
+TRIALS = {150: 24, 600: 12}
+SPACE = Space(["emb", "qk", "vo", "norm", "head"])
+NOT_MATRICES = ("emb", "norm", "head")
+"""What AdamW updates."""
+
+MOST_SHARES = 8  # a search over one ratio that needs more has begun at the wrong place
+_FIRST = {"uniform": 4e-3, "half": 2.8e-3, "measured": 1.4e-3}
+"""The base learning rates to begin with at 150 steps; longer runs begin at the choice of the shorter, over sqrt 2."""
+
+COMPARED = ("uniform", "two rates", "half", "measured")
+
+
+def tuning(steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
+
+    All rules are tuned alike, at seed 0 and by the tune loss: the base learning rate, then the warm-up. "two rates",
+    the baseline of people who train with Muon, is "uniform" with a learning rate of its own for all that AdamW updates:
+    its ratio is tuned in factors of 2 until the best has a worse one on both sides, and the base learning rate again.
+    """
+    if rule == "two rates":
+        return _two_rates(steps, results)
+    begin: float | None = _FIRST[rule]
+    if steps != HORIZONS[0]:
+        shorter = tuning(HORIZONS[0], rule, results)[1]
+        begin = shorter and three_digits(shorter.base_lr * 2**-0.5)
+    if begin is None:
+        return [], None
+    arms, best = bracket(MuonArm(SHAPE, steps, begin, RULES[rule]), results)
+    return _warmups(arms, best, results)
+
+
+def _two_rates(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
+    first = tuning(steps, "uniform", results)[1]
+    if first is None:
+        return [], None
+    arms = [first, *(_with_ratio(first, ratio) for ratio in (0.5, 2.0))]
+    while (best := results.best(arms)) is not None and len(arms) < MOST_SHARES:
+        ratios = sorted(_ratio(arm) for arm in arms)
+        if _ratio(best) not in (ratios[0], ratios[-1]):
+            break
+        arms.append(_with_ratio(first, _ratio(best) * (0.5 if _ratio(best) == ratios[0] else 2.0)))
+    if best is None:
+        return arms, None
+    again, best = bracket(best, results)
+    return _warmups([*arms, *again], best, results)
+
+
+def _warmups(arms: list[Arm], best: Arm | None, results: Results) -> tuple[list[Arm], Arm | None]:
+    if best is None:
+        return arms, None
+    others = [replace(best, warmup=warmup) for warmup in WARMUPS]
+    return [*arms, *others], results.best([best, *others])
+
+
+def _ratio(arm: Arm) -> float:
+    return arm.ratios.get("emb", 1.0)
+
+
+def _with_ratio(arm: Arm, ratio: float) -> Arm:
+    return arm if ratio == 1 else replace(arm, ratios=dict.fromkeys(NOT_MATRICES, ratio))
+
+
+def search(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the trials of the search for ratios at one horizon, as far as they are known, and the best arm.
+
+    It begins at the tuned arms of COMPARED, and at the longer horizon at the best of the shorter one's search, too.
+    """
+    start = [arm for rule in COMPARED if (arm := tuning(steps, rule, results)[1]) is not None]
+    if len(start) < len(COMPARED):
+        return [], None
+    first: list[Arm] = []
+    if steps != HORIZONS[0]:
+        shorter = search(HORIZONS[0], results)[1]
+        if shorter is None:
+            return [], None
+        first.append(replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5)))
+    return search_from(start, MuonArm(SHAPE, steps, 1.0), SPACE, TRIALS[steps], results, first=first)
+
+
+def _wanted(results: Results) -> Iterator[Arm]:
+    for steps in HORIZONS:
+        for rule in COMPARED:
+            yield from tuning(steps, rule, results)[0]
+        for rule in COMPARED:
+            if best := tuning(steps, rule, results)[1]:
+                yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+    for steps in HORIZONS:
+        arms, best = search(steps, results)
+        yield from arms
+        if best is not None:
+            yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+
+
+def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
+    """Return the arms that are still to be trained and follow from the results so far, in order.
+
+    Args:
+        results: the runs that have ended.
+        shapes: unused: there is one model.
+    """
+    return [
+        arm for name, arm in {arm.name: arm for arm in _wanted(results)}.items() if name not in results.runs
+    ]
