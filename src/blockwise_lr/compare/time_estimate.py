@@ -1,4 +1,4 @@
-"""How long a search takes, from a few measured steps."""
+"""How long many training runs take, from a few measured steps."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import time
 
 import torch
 
-from blockwise_lr.train.build_model import build_model
+from blockwise_lr.compare.comparison_progress import format_seconds
+from blockwise_lr.train.build_model import build_model, count_parameters
 from blockwise_lr.train.config import TrainConfig
 
-_START_SECONDS = 10.0  # a worker's imports
+_START_SECONDS = 10.0  # imports of a process
+MEASURED_BELOW = 10_000_000
+"""Parameters up to which :func:`estimate` measures a step; it takes too long in a larger model."""
 _TRIAL_SECONDS = 2.0  # building, evaluating and saving
 
 
@@ -55,6 +58,26 @@ def search_seconds(per_step: float, *, steps: int, runs: int, workers: int) -> f
         650.0
     """
     return _START_SECONDS + math.ceil(runs / workers) * (per_step * steps + _TRIAL_SECONDS)
+
+
+def estimate(config: TrainConfig, *, arms: int, runs: int, done: int, jobs: int) -> str:
+    """Return a line with the number of runs, and for small models on the CPU also with their duration.
+
+    Args:
+        config: the configuration of a run.
+        arms: number of arms.
+        runs: number of runs in all.
+        done: number of runs that are finished already.
+        jobs: number of runs in parallel, one thread each.
+    """
+    left = max(0, runs - done)
+    line = f"{arms} arms, {runs} runs of {config.steps:,} steps" + (f", {left} of them left" if done else "")
+    if not left or config.device == "cuda" or count_parameters(config.model) > MEASURED_BELOW:
+        return f"{line}."
+    seconds = seconds_per_step(config) * config.steps + _START_SECONDS + _TRIAL_SECONDS
+    together = format_seconds(math.ceil(left / jobs) * seconds)
+    with_jobs = f", {together} with {jobs} jobs" if jobs > 1 else ""
+    return f"{line}: about {format_seconds(left * seconds)} on one core{with_jobs}."
 
 
 def _wait(device: torch.device) -> None:
