@@ -238,23 +238,23 @@ def test_mistakes_are_explained():
         robustness_points("adamw", "nothing", BLOCKS)
 
 
-TINY = """
---steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64
---eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4,vo=0.5 --base-lr 1e-3
-""".split()
+TINY = (
+    "--steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 "
+    "--eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4,vo=0.5 --base-lr 1e-3"
+)
 
 
 def test_a_dry_run_counts_the_runs_and_trains_nothing(capsys, tmp_path):
     grid = ["--base-lrs", "1e-3", "2e-3", "--warmups", "0.15", "0.6", "--seeds", "0", "1", "--jobs", "2"]
     where = ["--out", tmp_path / "out", "--dry-run"]
-    code, out, err = call(capsys, "robustness", "quickstart", *TINY, *grid, *where)
+    code, out, err = call(capsys, "robustness", "quickstart", *TINY.split(), *grid, *where)
     assert (code, err) == (0, "")
     # 2 arms try 4 settings each; 30 arms train with 2 seeds, and 2 of these runs are of the grid.
     assert re.fullmatch(r"30 arms, 66 runs of 4 steps: about .* on one core, .* with 2 jobs\.\n", out)
     assert not (tmp_path / "out").exists()
-    code, _, err = call(capsys, "ablation", "quickstart", *TINY, "--seed", "1", *where)
+    code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--seed", "1", *where)
     assert (code, err) == (2, "blockwise-lr: --seed 1 belongs to train; ablation takes it as --seeds 0 1 2\n")
-    code, _, err = call(capsys, "ablation", "quickstart", *TINY, "--warmups", "0.2", *where)
+    code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--warmups", "0.2", *where)
     assert code == 2
     assert "--warmups is part of the tuning: give the grid too, such as --base-lrs" in err
 
@@ -262,7 +262,7 @@ def test_a_dry_run_counts_the_runs_and_trains_nothing(capsys, tmp_path):
 @pytest.mark.slow
 def test_the_command_trains_and_reports(text, cache, tmp_path):
     where = ["--data", text, "--cache", cache, "--out", tmp_path / "out"]
-    done = run_command("ablation", "quickstart", *TINY, *where)
+    done = run_command("ablation", "quickstart", *TINY.split(), *where)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [point["arm"] for point in content["points"]] == ["none", "+emb", "+vo", "all"]
