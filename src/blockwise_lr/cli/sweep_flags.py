@@ -54,7 +54,7 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     needs(kind, "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare.execute import default_jobs
     from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points
-    from blockwise_lr.compare.sweep_plan import sweep_plan
+    from blockwise_lr.compare.sweep_plan import finished_runs, sweep_plan
     from blockwise_lr.compare.sweep_report import print_sweep, run_sweep
     from blockwise_lr.compare.time_estimate import estimate
     from blockwise_lr.train.checks import check_config
@@ -76,7 +76,7 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
         tune=parsed.tune_arms,
     )
     jobs = parsed.jobs or default_jobs(config)
-    done = len(list((parsed.out / "runs").glob("*/result.json")))
+    done = finished_runs(plan, parsed.out)
     print(estimate(config, arms=len(plan.arms), runs=plan.runs_in_all, done=done, jobs=jobs), flush=True)
     if parsed.dry_run:
         return

@@ -37,9 +37,11 @@ def draw_laws(figure: Any, content: Mapping[str, Any]) -> None:
     axes.set_ylim(min(seen) / pad, max(seen) * pad)  # a wide band must not flatten the curves
     _label_sizes(axes, content)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:.3g}")
-    axes.tick_params(axis="y", which="minor", labelsize=8)
+    low, high = axes.get_ylim()
+    step = next(s for s in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if (high - low) / s <= 9)
+    ticks = np.arange(np.ceil(low / step), np.floor(high / step) + 1) * step
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks.round(6)])
+    axes.set_yticks([], minor=True)
     axes.set_ylabel("validation loss (nats per token)")
     axes.legend(fontsize=9)
 

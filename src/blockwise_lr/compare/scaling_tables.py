@@ -62,7 +62,7 @@ def _comparisons_table(content: Mapping[str, Any]) -> Table:
                 comparison["arm"], f"{size['parameters']:,}",
                 format_signed(gap["mean"]), format_interval(gap["ci95"], signed=True),
                 format_factor(factor["value"]) + (" *" if factor["outside"] else ""),
-                format_range(factor["ci95"]),
+                " to ".join(format_factor(end) for end in factor["ci95"]),
                 "–" if between["value"] is None else format_speedup(between),
             ])  # fmt: skip
     return Table(

@@ -90,9 +90,10 @@ def _factor(comparison: Mapping[str, Any]) -> str | None:
     if size is None:
         return None
     factor = size["factor"]
+    interval = " to ".join("∞" if end is None else f"{end:.2f}" for end in factor["ci95"])
     return (
         f"For the loss of {comparison['arm']} with {format_count(size['parameters'])} parameters, "
-        f"{comparison['against']} needs {factor['value']:.2f} times as many (95 % CI {format_range(factor['ci95'])})."
+        f"{comparison['against']} needs {factor['value']:.2f} times as many (95 % CI {interval})."
     )
 
 

@@ -33,13 +33,14 @@ def draw_figures(content: Mapping[str, Any], out: Path) -> dict[str, list[Report
             figure.savefig(svg, format="svg", metadata={"Date": None})
         figures[group].append(ReportFigure(name, svg.getvalue()))
 
-    draw("sweep", content["kind"], _size(content), draw_sweep)
+    draw("sweep", content["kind"], sweep_size(content), draw_sweep)
     if content["tuning"]:
         draw("tuning", "tuning", (9.0, 4.2), _draw_tuning)
     return figures
 
 
-def _size(content: Mapping[str, Any]) -> tuple[float, float]:
+def sweep_size(content: Mapping[str, Any]) -> tuple[float, float]:
+    """Return width and height of the figure of a sweep, in inches."""
     if content["kind"] == "ablation":
         return 7.2, 4.2
     panels = len(_curves(content))

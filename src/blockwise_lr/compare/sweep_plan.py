@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from blockwise_lr.compare.arms import Arm, Series
 from blockwise_lr.compare.plan import Plan, Run
 from blockwise_lr.compare.ratio_sweeps import Point
+from blockwise_lr.compare.results import is_finished, read_run
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import Setting
@@ -123,6 +125,27 @@ def sweep_plan(
         follows=follow,
         tuned_before=tuple(before) if base_lrs is None else (),
     )
+
+
+def finished_runs(plan: SweepPlan, out: Path) -> int:
+    """Return how many runs of the plan are finished in `out`.
+
+    Runs whose setting is not chosen yet count as unfinished.
+    """
+    runs = plan.tuning_runs()
+    found = _finished(runs, out)
+    losses: dict[Run, float] = {}
+    for more in (plan.refining_runs, lambda known: plan.final_runs(plan.choose(known))):
+        if any(run.folder not in found for run in runs):
+            return len(found)
+        losses |= {run: read_run(out / "runs" / run.folder).tune_loss for run in runs}
+        runs = more(losses)
+        found |= _finished(runs, out)
+    return len(found)
+
+
+def _finished(runs: Sequence[Run], out: Path) -> set[str]:
+    return {run.folder for run in runs if is_finished(out / "runs" / run.folder)}
 
 
 def _key(arm: Arm) -> str:
