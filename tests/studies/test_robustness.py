@@ -86,7 +86,7 @@ def test_both_sweeps_share_their_runs_and_the_pages_can_be_made(tmp_path: Path) 
     write(tmp_path, found)
     text = (tmp_path / "README.md").read_text()
     assert "{{" not in text
-    assert "| `qk` | 1 | 0.6" in text
+    assert "| `qk` | 1 | 0.71 | 0.71 | 1.4 | 1.4 |" in text
     assert "| `emb` | 4 | +0.020 (" in text
     assert "end 0.021 nats below uniform after 60 steps" in text
     assert "+emb" in (tmp_path / "details.md").read_text()

@@ -102,6 +102,6 @@ def test_the_page_can_be_made(tmp_path: Path) -> None:
     text = (tmp_path / "README.md").read_text()
     assert "{{" not in text
     assert "needs 1.50 times as many (95 % CI " in text
-    assert text.count("| `adamw:half` |") == 1 + 4  # a law, and a factor at each size
+    assert text.count("| `adamw:half` |") == 1 + 4 + 4  # a law, then a factor and a setting at each size
     for name in ("scaling", "gaps", "factors"):
         assert (tmp_path / f"{name}.png").stat().st_size > 5_000
