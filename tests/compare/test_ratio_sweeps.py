@@ -23,6 +23,7 @@ from blockwise_lr.compare.ratio_sweeps import (
 )
 from blockwise_lr.compare.sweep_plan import SweepPlan, sweep_plan
 from blockwise_lr.compare.sweep_report import run_sweep
+from blockwise_lr.compare.sweep_wording import answer
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.config import ModelConfig
@@ -195,6 +196,19 @@ def test_uniform_has_its_own_setting_and_all_other_arms_that_of_the_ratios():
     assert chosen.pop("none") == Setting(9e-3)
     assert set(chosen.values()) == {Setting(5e-4, 0.2)}
     assert set(sweep_plan(base, points, seeds=(0,)).choose({}).values()) == {Setting(base.optim.base_lr)}
+
+
+def test_sentences_for_one_block_and_for_a_gain_within_the_noise():
+    gain = {"mean": 0.001, "ci95": [-0.01, 0.012], "significant": False}
+    content = {
+        "kind": "ablation", "seeds": [0, 1], "steps": 300, "ratios": "emb=4", "centre": "all", "tuned_arms": ["none"],
+        "baseline": {"arm": "none", "gain": gain}, "worth": {"alone": {"emb": gain}},
+    }  # fmt: skip
+    assert answer(content) == [
+        "The ratios emb=4 and tuned uniform cannot be told apart after 300 steps: +0.001 nats (95 % CI −0.010 to "
+        "+0.012, 2 seeds).",
+        "EMB alone wins +0.001 nats.",
+    ]
 
 
 def test_a_scaled_arm_that_is_uniform_is_the_baseline():

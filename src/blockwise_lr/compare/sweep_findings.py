@@ -38,8 +38,7 @@ def sweep_content(
         - "runs": every run. "kind", "preset", "steps", "seeds", "command", "date", "seconds", "config", "hardware",
           "versions", "git_commit", "data": how it was run.
     """
-    plan = results.plan
-    assert isinstance(plan, SweepPlan)
+    plan = _plan(results)
     losses = {series.name: [run.val_loss for run in results.runs_of(series)] for series in plan.series}
     reference = losses[points[0].arm.name]
     found = [_point(point, results, reference) for point in points]
@@ -71,6 +70,12 @@ def sweep_content(
     return content
 
 
+def _plan(results: Results) -> SweepPlan:
+    plan = results.plan
+    assert isinstance(plan, SweepPlan)
+    return plan
+
+
 def _point(point: Point, results: Results, reference: Sequence[float]) -> dict[str, Any]:
     series = series_of(results.plan, point.arm.name)
     losses = [run.val_loss for run in results.runs_of(series)]
@@ -88,8 +93,7 @@ def _point(point: Point, results: Results, reference: Sequence[float]) -> dict[s
 
 
 def _baseline(results: Results, losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    plan = results.plan
-    assert isinstance(plan, SweepPlan)
+    plan = _plan(results)
     uniform = losses[plan.baseline]
     gap = loss_gap(uniform, losses[plan.centre])
     return {
@@ -149,8 +153,7 @@ def _gain(losses: Mapping[str, Sequence[float]], before: str, after: str) -> dic
 
 
 def _tuned_arms(results: Results) -> list[str]:
-    plan = results.plan
-    assert isinstance(plan, SweepPlan)
+    plan = _plan(results)
     if plan.base_lrs is None:
         return list(plan.tuned_before)
     edge = series_at_edge(results)
@@ -158,8 +161,7 @@ def _tuned_arms(results: Results) -> list[str]:
 
 
 def _warnings(results: Results, content: Mapping[str, Any]) -> list[str]:
-    plan = results.plan
-    assert isinstance(plan, SweepPlan)
+    plan = _plan(results)
     found = []
     if plan.base_lrs is None:
         missing = [name for name in (plan.centre, plan.baseline) if name not in plan.tuned_before]

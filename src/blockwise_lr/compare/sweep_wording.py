@@ -69,6 +69,11 @@ def _gain(content: Mapping[str, Any]) -> list[str]:
     if len(content["seeds"]) > 1:
         found = "no interval" if gain["ci95"] is None else f"95 % CI {format_interval(gain['ci95'], 3, True)}"
         interval = f"{found}, {len(content['seeds'])} seeds"
+    if gain["significant"] is False:
+        return [
+            f"{ratios} and {uniform} cannot be told apart after {steps}: {format_signed(gain['mean'], 3)} nats "
+            f"({interval})."
+        ]
     return [f"{ratios} end {abs(gain['mean']):.3f} nats {side} {uniform} after {steps} ({interval})."]
 
 
@@ -112,6 +117,9 @@ def _ablation(content: Mapping[str, Any]) -> list[str]:
             continue
         first = next(iter(blocks))
         best = max(known, key=lambda block: float(known[block]))
+        if len(blocks) == 1:
+            found.append(f"{best.upper()} alone wins {format_signed(known[best], 3)} nats.")
+            continue
         given = "alone" if best == first else "given the blocks before it"
         found.append(
             f"Switched on {order}, {best.upper()} wins most: {format_signed(known[best], 3)} nats {given}."
