@@ -86,7 +86,8 @@ def fit_power_laws(sizes: Any, losses: Any) -> PowerLaws:
         raise ValueError("sizes must be positive, and sizes and losses finite: leave diverged runs out")
     centre = float(np.exp(np.log(n).mean()))
     x = np.log(n / centre)
-    grid = np.linspace(*np.log(ALPHAS), _GRID)
+    low_edge, high_edge = np.log(ALPHAS)
+    grid = np.linspace(float(low_edge), float(high_edge), _GRID)
     errors = np.stack([_solve(x, y, np.full(len(y), at))[2] for at in grid], axis=1)
     best = errors.argmin(axis=1)
     low, high = grid[np.maximum(best - 1, 0)], grid[np.minimum(best + 1, _GRID - 1)]

@@ -127,7 +127,8 @@ def _draw(means: Array, noise: Noise, seeds: Sequence[int], draws: int) -> Array
     normal = generator.standard_normal((draws, *means.shape))
     scale = np.sqrt(noise.degrees / generator.chisquare(noise.degrees, draws))
     moved = np.einsum("ab,dbs->das", root, normal) / np.sqrt(np.array(seeds, dtype=float))
-    return means + moved * scale[:, None, None]
+    drawn: Array = means + moved * scale[:, None, None]
+    return drawn
 
 
 def _size(size: Size, arms: Sequence[str]) -> dict[str, Any]:

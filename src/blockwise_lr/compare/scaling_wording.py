@@ -101,7 +101,7 @@ def warnings_about(content: Mapping[str, Any]) -> list[str]:
     """Return what a fit over these sizes cannot tell, one sentence each."""
     sizes, fits = content["sizes"], content["fits"]
     free = len(sizes) - 3
-    found = [
+    found: list[str | None] = [
         f"{len(sizes)} sizes determine three numbers per arm, which leaves {free} degree{'s' * (free > 1)} of freedom: "
         "E, A and alpha can trade off against each other, so read them with their intervals, and do not extrapolate.",
         _span(content),
