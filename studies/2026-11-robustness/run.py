@@ -72,6 +72,7 @@ def main() -> None:
         for kind in given.kinds:
             call([*command(kind, given), "--dry-run"])
         return
+    DATA.mkdir(exist_ok=True)
     runs = share_runs(given.out)
     with kept(DATA / "runs.tar.gz", runs):
         for kind in given.kinds:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -122,14 +123,16 @@ def show(given: argparse.Namespace) -> None:
     runs, horizons = runs_of(given)
     for size in given.sizes:
         config = config_of(size, given.steps)
-        seconds = horizons * given.steps * seconds_per_step(config) + runs * START_SECONDS
+        seconds = (
+            horizons * given.steps * seconds_per_step(config, clock=time.process_time) + runs * START_SECONDS
+        )
         total += seconds
         print(shlex.join(["blockwise-lr", *compare_command(size, given)]))
         print(
-            f"  {count_parameters(config.model):,} parameters, {runs} runs: {format_seconds(seconds)} on one core"
+            f"  {count_parameters(config.model):,} parameters, {runs} runs: {format_seconds(seconds)} on one idle core"
         )
     print(shlex.join(["blockwise-lr", *scaling_command(given)]))
-    print(f"In all {runs * len(given.sizes)} runs, about {format_seconds(total)} on one core.")
+    print(f"In all {runs * len(given.sizes)} runs, about {format_seconds(total)} on one idle core.")
 
 
 def call(arguments: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from blockwise_lr.compare.ratio_sweeps import (
     robustness_points,
     valley_width,
 )
-from blockwise_lr.compare.sweep_plan import SweepPlan, sweep_plan
+from blockwise_lr.compare.sweep_plan import SweepPlan, finished_runs, sweep_plan
 from blockwise_lr.compare.sweep_report import run_sweep
 from blockwise_lr.compare.sweep_wording import answer
 from blockwise_lr.errors import UserError
@@ -159,6 +159,13 @@ def test_the_report_of_an_ablation_that_is_tuned(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert page.count("data:image/svg+xml;base64,") == page.count("<img ") == 2
     assert "http://" not in page.replace("http://www.w3.org", "")
+    base = replace(BASE, optim=replace(BASE.optim, ratios=RATIOS, base_lr=2e-3))
+    plan = sweep_plan(base, points, seeds=(0,), base_lrs=(1e-3, 2e-3, 4e-3))
+    assert finished_runs(plan, tmp_path) == plan.runs_in_all == 8
+    next(tmp_path.glob("runs/adamw-emb_4-*/result.json")).unlink()
+    assert finished_runs(plan, tmp_path) == 7
+    next(tmp_path.glob("runs/adamw-uniform-*-lr0.001-*/result.json")).unlink()
+    assert finished_runs(plan, tmp_path) == 5  # what follows the choice of a setting is not known
 
 
 def test_all_arms_have_the_setting_that_was_tuned_for_the_ratios(tmp_path):
@@ -264,7 +271,7 @@ def test_a_dry_run_counts_the_runs_and_trains_nothing(capsys, tmp_path):
     code, out, err = call(capsys, "robustness", "quickstart", *TINY.split(), *grid, *where)
     assert (code, err) == (0, "")
     # 2 arms try 4 settings each; 30 arms train with 2 seeds, and 2 of these runs are of the grid.
-    assert re.fullmatch(r"30 arms, 66 runs of 4 steps: about .* on one core, .* with 2 jobs\.\n", out)
+    assert re.fullmatch(r"30 arms, 66 runs of 4 steps: about .* on one idle core, .* with 2 jobs\.\n", out)
     assert not (tmp_path / "out").exists()
     code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--seed", "1", *where)
     assert (code, err) == (2, "blockwise-lr: --seed 1 belongs to train; ablation takes it as --seeds 0 1 2\n")

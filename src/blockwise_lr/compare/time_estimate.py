@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -17,13 +18,21 @@ MEASURED_BELOW = 10_000_000
 _TRIAL_SECONDS = 2.0  # building, evaluating and saving
 
 
-def seconds_per_step(config: TrainConfig, *, steps: int = 3, threads: int = 1) -> float:
+def seconds_per_step(
+    config: TrainConfig,
+    *,
+    steps: int = 3,
+    threads: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the duration of one optimizer step on random tokens, measured here and now.
 
     Args:
         config: the run of a trial.
         steps: number of steps to measure, after one that is not counted.
         threads: number of CPU threads, that of one worker.
+        clock: what to measure. `time.process_time` counts the time of this process on a core, so that other processes
+            on the machine do not matter.
     """
     device = torch.device("cuda" if config.device == "cuda" else "cpu")
     before = torch.get_num_threads()
@@ -39,13 +48,13 @@ def seconds_per_step(config: TrainConfig, *, steps: int = 3, threads: int = 1) -
         for step in range(steps + 1):
             if step == 1:
                 _wait(device)
-                started = time.perf_counter()
+                started = clock()
             for _ in range(config.accumulation):
                 model(input_ids=ids, labels=ids).loss.backward()
             optimizer.step()
             optimizer.zero_grad()
         _wait(device)
-        return (time.perf_counter() - started) / steps
+        return (clock() - started) / steps
     finally:
         torch.set_num_threads(before)
 
@@ -74,10 +83,12 @@ def estimate(config: TrainConfig, *, arms: int, runs: int, done: int, jobs: int)
     line = f"{arms} arms, {runs} runs of {config.steps:,} steps" + (f", {left} of them left" if done else "")
     if not left or config.device == "cuda" or count_parameters(config.model) > MEASURED_BELOW:
         return f"{line}."
-    seconds = seconds_per_step(config) * config.steps + _START_SECONDS + _TRIAL_SECONDS
+    seconds = (
+        seconds_per_step(config, clock=time.process_time) * config.steps + _START_SECONDS + _TRIAL_SECONDS
+    )
     together = format_seconds(math.ceil(left / jobs) * seconds)
     with_jobs = f", {together} with {jobs} jobs" if jobs > 1 else ""
-    return f"{line}: about {format_seconds(left * seconds)} on one core{with_jobs}."
+    return f"{line}: about {format_seconds(left * seconds)} on one idle core{with_jobs}."
 
 
 def _wait(device: torch.device) -> None:
