@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,23 +61,29 @@ def test_the_commands_count_their_runs(kind: str, tmp_path: Path, capsys: pytest
     assert "--warmups" not in command(kind, given)
 
 
-def test_both_sweeps_share_their_runs_and_the_pages_can_be_made(tmp_path: Path) -> None:
+def test_both_sweeps_share_their_runs_and_the_pages_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import run
     from report import load, write
-    from run import share_runs
     from test_ratio_sweeps import BLOCKS, RATIOS, ablation_points, robustness_points, swept
 
-    runs = share_runs(tmp_path / "out")
-    share_runs(tmp_path / "out")  # again, as for a run that continues
-    data: dict[str, Any] = {
+    points: dict[str, Any] = {
         "robustness": robustness_points("adamw", RATIOS, BLOCKS[:3], (0.5, 2.0)),
         "ablation": ablation_points("adamw", RATIOS, BLOCKS),
     }
-    (tmp_path / "data").mkdir()
-    for kind, points in data.items():
-        content = swept(kind, points, tmp_path / "out" / kind)
-        (tmp_path / "data" / f"{kind}.json").write_text(json.dumps(content))
+
+    def synthetic(arguments: list[str]) -> None:
+        """Stand in for a command of the library, with closed-form losses in place of training."""
+        swept(arguments[0], points[arguments[0]], Path(arguments[-1]))
+
+    monkeypatch.setattr(run, "DATA", tmp_path / "data")
+    monkeypatch.setattr(run, "call", synthetic)
+    monkeypatch.setattr("sys.argv", ["run.py", "--out", str(tmp_path / "out")])
+    run.main()
     # 10 arms of the one, 4 of the other, and 3 of them are the same (uniform, both, and EMB alone); two seeds.
-    assert len(list(runs.glob("*/result.json"))) == 2 * (10 + 4 - 3)
+    assert len(list((tmp_path / "out" / "runs").glob("*/result.json"))) == 2 * (10 + 4 - 3)
+    assert (tmp_path / "data" / "runs.tar.gz").exists()
     found = load(tmp_path / "data")
     assert found["robustness"]["baseline"]["losses"] == found["ablation"]["baseline"]["losses"]
     for page in ("README", "details"):
@@ -90,5 +95,5 @@ def test_both_sweeps_share_their_runs_and_the_pages_can_be_made(tmp_path: Path) 
     assert "| `emb` | 4 | +0.020 (" in text
     assert "end 0.021 nats below uniform after 60 steps" in text
     assert "+emb" in (tmp_path / "details.md").read_text()
-    for kind in data:
+    for kind in points:
         assert (tmp_path / f"{kind}.png").stat().st_size > 5_000
