@@ -49,7 +49,7 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
     [
         (
             ["trian"],
-            "no command 'trian'; the commands are train, compare, tune, robustness, ablation, eval, generate, "
+            "no command 'trian'; the commands are train, compare, tune, robustness, ablation, scaling, eval, generate, "
             "export, sharpness, inspect, presets",
         ),
         (["train"], "train needs the name of a preset first, such as: blockwise-lr train quickstart"),

@@ -19,6 +19,7 @@ from blockwise_lr.cli.export import ExportCommand
 from blockwise_lr.cli.generate import GenerateCommand
 from blockwise_lr.cli.inspect import InspectCommand
 from blockwise_lr.cli.sharpness import SharpnessCommand
+from blockwise_lr.cli.sweep_flags import SweepCommand
 from blockwise_lr.cli.train import TrainCommand
 from blockwise_lr.cli.tune import TuneCommand
 from support.commands import call
@@ -32,6 +33,7 @@ COMMANDS = (
     GenerateCommand,
     InspectCommand,
     SharpnessCommand,
+    SweepCommand,
     TuneCommand,
 )
 OTHERS = {

@@ -19,16 +19,17 @@ from blockwise_lr.compare.ratio_sweeps import (
     ablation_points,
     blocks_of,
     robustness_points,
-    sweep_plan,
     valley_width,
 )
+from blockwise_lr.compare.sweep_plan import SweepPlan, finished_runs, sweep_plan
 from blockwise_lr.compare.sweep_report import run_sweep
+from blockwise_lr.compare.sweep_wording import answer
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
 from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.presets import Setting
 from blockwise_lr.train.ratio_text import parse_ratios
-from support.commands import run_command
+from support.commands import call, run_command
 
 TRAINER = Path(__file__).with_name("valley_trainer.py")
 RATIOS = "emb=4,vo=0.5"
@@ -37,6 +38,10 @@ BLOCKS = [Block.EMB, Block.QK, Block.VO, Block.FFN, Block.NORM, Block.HEAD]
 
 def valley_run(config: Path, folder: Path) -> list[str]:
     return [sys.executable, str(TRAINER), str(config), str(folder)]
+
+
+def diverging_run(config: Path, folder: Path) -> list[str]:
+    return [sys.executable, str(TRAINER), str(config), str(folder), "diverging"]
 
 
 def swept(kind, points, out, **options):
@@ -118,8 +123,16 @@ def test_the_report_of_a_valley(tmp_path):
     assert content["widths"]["vo"]["high_bound"] == "at_least"
     assert content["widths"]["qk"]["high_bound"] == "exact"
     report = (tmp_path / "report.md").read_text()
-    assert "All arms have one setting (base LR 0.002); it was not tuned for each of them." in report
-    assert re.search(r"\| vo \| ≤ 0\.5 \| ≥ 4 \|", report)
+    assert content["tuned_arms"] == []
+    assert "not tuned for unscaled and uniform (base LR 0.002)" in content["warnings"][0]
+    assert re.search(r"\| vo \| 0\.5 \| ≤ 0\.5 \| ≤ 0\.5 \| ≥ 4 \| ≥ 4 \|", report)
+    assert [len(width["per_seed"]) for width in content["widths"].values()] == [2, 2, 2, 2]
+    assert content["baseline"]["gain"]["mean"] == pytest.approx(0.021 * 1.005, abs=1e-6)
+    assert content["answer"][0].startswith(
+        "The ratios emb=4,vo=0.5 end 0.021 nats below uniform after 60 steps"
+    )
+    assert "times 4, it changes the loss by +0.080 nats" in content["answer"][1]  # QK
+    assert content["answer"][-1] == "5 of the 8 scaled arms still end below uniform."
     assert (tmp_path / "robustness.png").stat().st_size > 10_000
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")}
     swept("robustness", points, tmp_path)
@@ -133,18 +146,104 @@ def test_the_report_of_an_ablation_that_is_tuned(tmp_path):
     gains = [-point["cost"]["mean"] for point in content["points"]]
     assert gains == pytest.approx([0, 0.02, 0.001, 0.021], abs=1e-6)
     assert {point["setting"] for point in content["points"]} == {"base LR 0.002"}
+    for order in content["worth"].values():
+        assert {block: found["mean"] for block, found in order.items()} == pytest.approx(
+            {"emb": 0.02, "vo": 0.001}
+        )
     report = (tmp_path / "report.md").read_text()
-    assert "Every arm tuned its base learning rate over 0.001, 0.002, 0.004 with seed 0" in report
+    assert "all and none each tuned over 0.001, 0.002, 0.004 with seed 0, chosen by the tune loss" in report
+    assert "Switched on largest first, EMB wins most: +0.020 nats alone." in report
+    assert "Switched on smallest first, EMB wins most: +0.020 nats given the blocks before it." in report
     assert "One seed cannot separate an effect from noise." in report
     assert (tmp_path / "ablation.png").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/svg+xml;base64,") == page.count("<img ") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    base = replace(BASE, optim=replace(BASE.optim, ratios=RATIOS, base_lr=2e-3))
+    plan = sweep_plan(base, points, seeds=(0,), base_lrs=(1e-3, 2e-3, 4e-3))
+    assert finished_runs(plan, tmp_path) == plan.runs_in_all == 8
+    next(tmp_path.glob("runs/adamw-emb_4-*/result.json")).unlink()
+    assert finished_runs(plan, tmp_path) == 7
+    next(tmp_path.glob("runs/adamw-uniform-*-lr0.001-*/result.json")).unlink()
+    assert finished_runs(plan, tmp_path) == 5  # what follows the choice of a setting is not known
 
 
-def test_the_setting_is_that_of_the_ratios_that_are_swept():
+def test_all_arms_have_the_setting_that_was_tuned_for_the_ratios(tmp_path):
+    """The synthetic losses of all arms are lowest at 2e-3; the plan alone decides who is tuned."""
+    points = ablation_points("adamw", "emb=4,vo=0.5,qk=2", BLOCKS)
+    base = replace(BASE, optim=replace(BASE.optim, ratios="emb=4,qk=2,vo=0.5"))
+    options = {"seeds": (0, 1), "base_lrs": (1e-3, 2e-3), "refine": True}
+    plan = sweep_plan(base, points, **options)
+    assert {run.series.name for run in plan.tuning_runs()} == {"none", "all"}
+    losses = {
+        run: abs(run.base_lr - (1e-3 if run.series.name == "none" else 2e-3)) for run in plan.tuning_runs()
+    }
+    chosen = plan.choose(losses)
+    assert chosen.pop("none") == Setting(1e-3)
+    assert set(chosen.values()) == {Setting(2e-3)}
+    assert {run.series.name for run in plan.refining_runs(losses)} == {"none", "all"}
+    finals = plan.final_runs(plan.choose(losses))
+    distinct = {run.folder for run in [*losses, *plan.refining_runs(losses), *finals]}
+    assert len(distinct) == plan.runs_in_all == 2 * 4 + 2 * 6 - 2
+    assert SweepPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+    every = sweep_plan(base, points, tune="all", **options)
+    assert {run.series.name for run in every.tuning_runs()} == {point.arm.name for point in points}
+    assert every.runs_in_all == 6 * 4 + 2 * 6 - 6
+    once = sweep_plan(base, points, seeds=(0, 1))
+    assert once.runs_in_all == len({run.folder for run in once.final_runs(once.choose({}))}) == 12
+
+
+def test_uniform_has_its_own_setting_and_all_other_arms_that_of_the_ratios():
     base = replace(BASE, optim=replace(BASE.optim, ratios="measured"))
     points = ablation_points("adamw", "measured", BLOCKS)
     tuned = {"adamw:measured:N": Setting(5e-4, 0.2), "adamw:uniform:N": Setting(9e-3)}
-    assert set(sweep_plan(base, points, seeds=(0,), tuned=tuned).choose({}).values()) == {Setting(5e-4, 0.2)}
+    plan = sweep_plan(base, points, seeds=(0,), tuned=tuned)
+    chosen = plan.choose({})
+    assert plan.tuned_before == ("all", "none")
+    assert chosen.pop("none") == Setting(9e-3)
+    assert set(chosen.values()) == {Setting(5e-4, 0.2)}
     assert set(sweep_plan(base, points, seeds=(0,)).choose({}).values()) == {Setting(base.optim.base_lr)}
+
+
+def test_sentences_for_one_block_and_for_a_gain_within_the_noise():
+    gain = {"mean": 0.001, "ci95": [-0.01, 0.012], "significant": False}
+    content = {
+        "kind": "ablation", "seeds": [0, 1], "steps": 300, "ratios": "emb=4", "centre": "all", "tuned_arms": ["none"],
+        "baseline": {"arm": "none", "gain": gain}, "worth": {"alone": {"emb": gain}},
+    }  # fmt: skip
+    assert answer(content) == [
+        "The ratios emb=4 and tuned uniform cannot be told apart after 300 steps: +0.001 nats (95 % CI −0.010 to "
+        "+0.012, 2 seeds).",
+        "EMB alone wins +0.001 nats.",
+    ]
+
+
+def test_a_scaled_arm_that_is_uniform_is_the_baseline():
+    points = robustness_points("adamw", "emb=4", [Block.EMB, Block.QK], (0.25, 2.0))
+    plan = sweep_plan(replace(BASE, optim=replace(BASE.optim, ratios="emb=4")), points, seeds=(0,))
+    assert (plan.baseline, plan.centre, len(plan.arms)) == ("emb x0.25", "unscaled", len(points))
+    swept_uniform = sweep_plan(
+        replace(BASE, optim=replace(BASE.optim, ratios="uniform")),
+        robustness_points("adamw", "uniform", [Block.EMB, Block.QK], (0.25, 2.0)),
+        seeds=(0,),
+    )
+    assert swept_uniform.baseline == swept_uniform.centre == "unscaled"
+
+
+def test_a_diverged_arm_is_named_and_hostile_text_is_shown_and_not_run(tmp_path):
+    points = robustness_points("adamw", "qk=16,emb=4", [Block.QK, Block.EMB], (0.5, 2.0))
+    base = replace(BASE, optim=replace(BASE.optim, ratios="emb=4,qk=16", base_lr=1e-2))
+    plan = sweep_plan(base, points, seeds=(0,))
+    hostile = "<script>alert(1)</script>`|x`"
+    content = run_sweep(
+        "robustness", plan, points, tmp_path, jobs=2, command=hostile, progress=quiet(), runner=diverging_run
+    )
+    assert "Of the ratios that were scaled alone, qk x2 diverged." in content["answer"]
+    assert content["widths"]["qk"]["high"] == 1.0
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert f"\n```\n{hostile}\n```\n" in (tmp_path / "report.md").read_text()
 
 
 def test_mistakes_are_explained():
@@ -160,15 +259,33 @@ def test_mistakes_are_explained():
         robustness_points("adamw", "nothing", BLOCKS)
 
 
+TINY = (
+    "--steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 "
+    "--eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4,vo=0.5 --base-lr 1e-3"
+)
+
+
+def test_a_dry_run_counts_the_runs_and_trains_nothing(capsys, tmp_path):
+    grid = ["--base-lrs", "1e-3", "2e-3", "--warmups", "0.15", "0.6", "--seeds", "0", "1", "--jobs", "2"]
+    where = ["--out", tmp_path / "out", "--dry-run"]
+    code, out, err = call(capsys, "robustness", "quickstart", *TINY.split(), *grid, *where)
+    assert (code, err) == (0, "")
+    # 2 arms try 4 settings each; 30 arms train with 2 seeds, and 2 of these runs are of the grid.
+    assert re.fullmatch(r"30 arms, 66 runs of 4 steps: about .* on one idle core, .* with 2 jobs\.\n", out)
+    assert not (tmp_path / "out").exists()
+    code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--seed", "1", *where)
+    assert (code, err) == (2, "blockwise-lr: --seed 1 belongs to train; ablation takes it as --seeds 0 1 2\n")
+    code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--warmups", "0.2", *where)
+    assert code == 2
+    assert "--warmups is part of the tuning: give the grid too, such as --base-lrs" in err
+
+
 @pytest.mark.slow
 def test_the_command_trains_and_reports(text, cache, tmp_path):
-    settings = (
-        "--steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 "
-        "--eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4,vo=0.5 --base-lr 1e-3"
-    )
     where = ["--data", text, "--cache", cache, "--out", tmp_path / "out"]
-    done = run_command("ablation", "quickstart", *settings.split(), *where)
+    done = run_command("ablation", "quickstart", *TINY.split(), *where)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [point["arm"] for point in content["points"]] == ["none", "+emb", "+vo", "all"]
-    assert done.stdout.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'report.md'}"
+    assert done.stdout.splitlines()[0].startswith("4 arms, 4 runs of 4 steps: about ")
+    assert done.stdout.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'report.html'}"

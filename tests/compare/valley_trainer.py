@@ -9,8 +9,6 @@ import synthetic_trainer
 
 BEST = {"emb": 4.0, "vo": 0.5}
 CURVATURE = {"emb": 0.005, "qk": 0.02, "vo": 0.001, "ffn": 0.01, "norm": 0.0, "head": 0.0}
-DIVERGES = 30.0
-"""A ratio of QK this large makes a run diverge."""
 
 
 def valley(step: float, total: int, ratios: str, base_lr: float, warmup: float, seed: int) -> float:
@@ -25,4 +23,8 @@ def valley(step: float, total: int, ratios: str, base_lr: float, warmup: float, 
 
 if __name__ == "__main__":
     synthetic_trainer.loss = valley
+    if sys.argv[3:] == ["diverging"]:  # a peak learning rate of QK above 0.3
+        text = json.loads(Path(sys.argv[1]).read_text())["optim"]["ratios"]
+        pairs = [pair.partition("=") for pair in text.split(",") if "=" in pair]
+        synthetic_trainer.RATIOS[text] = {block: float(ratio) for block, _, ratio in pairs}
     sys.exit(synthetic_trainer.write_run(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])))

@@ -29,6 +29,11 @@ def test_every_example_runs(example, tmp_path):
     assert done.stdout
 
 
+def is_written(page: Path) -> bool:
+    """Whether a page of a study exists; the template of a study that has not run yet has none."""
+    return page.with_name(page.name.replace(".template", "")).exists()
+
+
 @pytest.mark.parametrize(
     "page",
     [
@@ -37,7 +42,7 @@ def test_every_example_runs(example, tmp_path):
             for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md", "studies/README.md")
         ),
         *sorted((ROOT / "docs").rglob("*.md")),
-        *sorted((ROOT / "studies").glob("*/*.md")),
+        *(page for page in sorted((ROOT / "studies").glob("*/*.md")) if is_written(page)),
     ],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )

@@ -36,6 +36,7 @@ Train Transformers with a separate learning rate for each block type.
   tune PRESET       search the ratios of all blocks on a small proxy; write ratios.json and report.html
   robustness PRESET scale every ratio by 1/4 to 4; report how far each can move
   ablation PRESET   switch the blocks on one after another; report what each is worth
+  scaling DIR ...   fit loss against parameters to finished comparisons of four sizes or more
   eval RUN          evaluate a checkpoint: loss and bits per byte on the held-out text or on --data
   generate RUN      sample text from a checkpoint, continuing --prompt
   sharpness MODEL   measure the sharpness of each block; write a table, sharpness.json and figures
@@ -57,6 +58,7 @@ _COMMANDS = (
     "tune",
     "robustness",
     "ablation",
+    "scaling",
     "eval",
     "generate",
     "export",

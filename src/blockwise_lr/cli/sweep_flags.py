@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    """Train the arms of a sweep over ratios, and report how the loss changes. Finished runs are kept."""
+    """Train the arms of a sweep over --ratios and a uniform baseline, and report how the loss changes.
+
+    Finished runs are kept, so the same command resumes an interrupted sweep.
+    """
 
     out: Path
     """Folder for the runs and the report."""
@@ -28,14 +31,19 @@ class SweepCommand:
     seeds: tuple[int, ...] = (0,)
     """Seeds to train every arm with. One seed cannot separate an effect from noise."""
     base_lrs: tuple[float, ...] = ()
-    """Grid of base learning rates over which every arm is tuned. Empty: all arms have the rate that was tuned for
-    --ratios with the preset, or else --base-lr."""
+    """Grid of base learning rates over which arms are tuned. Empty: the rates that were tuned for --ratios and for
+    uniform with the preset, or else --base-lr."""
     warmups: tuple[float, ...] = ()
-    """Warm-ups that every arm tries with each base learning rate, as fractions of the steps."""
+    """Warm-ups to try with each base learning rate, as fractions of the steps. Empty: --warmup-fraction."""
     refine: bool = False
-    """After the grid, every arm also tries its best base learning rate divided by sqrt 2 and multiplied by sqrt 2."""
+    """After the grid, also try the best base learning rate divided by sqrt 2 and multiplied by sqrt 2."""
+    tune_arms: Literal["references", "all"] = "references"
+    """Arms that the grid tunes. "references": --ratios and uniform; the other arms have the setting of --ratios, so
+    that nothing but their ratios changes. "all": every arm, which needs many runs."""
     jobs: int = 0
     """Number of runs in parallel. 0: one per CPU core for models below 10M parameters on the CPU, otherwise 1."""
+    dry_run: bool = False
+    """Print the number of runs and an estimate of the time, and train nothing."""
 
 
 def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
@@ -43,10 +51,12 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     preset, rest = named_preset(kind, arguments)
     default = SweepCommand(Path("runs") / f"{kind}-{preset.preset}", preset)
     parsed = parse(SweepCommand, f"{kind} {preset.preset}", rest, default)
-    needs(kind, "scipy", "matplotlib")
+    needs(kind, "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare.execute import default_jobs
-    from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points, sweep_plan
-    from blockwise_lr.compare.sweep_report import run_sweep
+    from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points
+    from blockwise_lr.compare.sweep_plan import finished_runs, sweep_plan
+    from blockwise_lr.compare.sweep_report import print_sweep, run_sweep
+    from blockwise_lr.compare.time_estimate import estimate
     from blockwise_lr.train.checks import check_config
 
     end_startup()
@@ -63,7 +73,12 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
         warmups=parsed.warmups or None,
         refine=parsed.refine,
         tuned=tuned_settings(config),
+        tune=parsed.tune_arms,
     )
     jobs = parsed.jobs or default_jobs(config)
-    run_sweep(kind, plan, points, parsed.out, jobs=jobs, command=command_line(kind, arguments))
-    print(f"Report: {parsed.out / 'report.md'}")
+    done = finished_runs(plan, parsed.out)
+    print(estimate(config, arms=len(plan.arms), runs=plan.runs_in_all, done=done, jobs=jobs), flush=True)
+    if parsed.dry_run:
+        return
+    content = run_sweep(kind, plan, points, parsed.out, jobs=jobs, command=command_line(kind, arguments))
+    print_sweep(content, parsed.out)

@@ -54,6 +54,8 @@ def _grid_warnings(results: Results) -> list[str]:
     for series in results.plan.series:
         chosen = results.chosen[series.name]
         runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
+        if not runs:  # an arm of a sweep that has the setting of another arm
+            continue
         if all(result.diverged for _, result in runs):
             found.append(f"{series.name} diverged at every base learning rate of the grid.")
             continue

@@ -139,11 +139,10 @@ class Plan:
         """
         if self.base_lrs is None:
             return {series.name: self._fixed_setting(series) for series in self.series}
-        chosen = {}
-        for series in self.series:
-            tried = [(loss, run.setting) for run, loss in tune_losses.items() if run.series == series]
-            chosen[series.name] = min(tried)[1]
-        return chosen
+        return {series.name: self._best(series, tune_losses) for series in self.series}
+
+    def _best(self, series: Series, tune_losses: Mapping[Run, float]) -> Setting:
+        return min((loss, run.setting) for run, loss in tune_losses.items() if run.series == series)[1]
 
     def _fixed_setting(self, series: Series) -> Setting:
         if self.tuned is None:

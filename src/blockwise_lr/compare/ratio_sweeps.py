@@ -12,20 +12,21 @@ import torch
 
 from blockwise_lr.blocks import Block, classify
 from blockwise_lr.compare.arms import Arm
-from blockwise_lr.compare.plan import Plan
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.block_values import digits
 from blockwise_lr.optim.ratios import resolve_ratios, spell_ratios
 from blockwise_lr.train.build_model import build_model
-from blockwise_lr.train.config import ModelConfig, TrainConfig
-from blockwise_lr.train.presets import Setting
-from blockwise_lr.train.ratio_text import canonical_ratios, parse_moving, parse_ratios
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.ratio_text import parse_moving, parse_ratios
 
 SCALES = (0.25, 0.5, 2.0, 4.0)
 """The factors of the robustness sweep."""
 
 TOGETHER = "all together"
 """The curve of the robustness sweep in which every ratio is scaled at once."""
+
+TOLERANCE = 0.01
+"""The rise of the loss, in nats, that ends a valley."""
 
 Kind = Literal["robustness", "ablation"]
 
@@ -111,40 +112,6 @@ def ablation_points(optimizer: str, ratios: str, blocks: Sequence[Block]) -> lis
             text = spell_ratios({block: full[block] for block in on})
             points.append(Point(curve, float(count), Arm(name, optimizer, text)))
     return [*points, Point("", float(len(order)), Arm("all", optimizer, ratios))]
-
-
-def sweep_plan(
-    base: TrainConfig,
-    points: Sequence[Point],
-    *,
-    seeds: Sequence[int],
-    base_lrs: Sequence[float] | None = None,
-    warmups: Sequence[float] | None = None,
-    refine: bool = False,
-    tuned: Mapping[str, Setting] | None = None,
-) -> Plan:
-    """Return the plan that trains every point of a sweep for N steps.
-
-    Args:
-        base: the configuration that all runs share. Its optimizer and ratios are those of the sweep.
-        points: the points.
-        seeds, base_lrs, warmups, refine: as in :class:`Plan`. With `base_lrs`, every arm is tuned by the same rules.
-        tuned: settings that were tuned beforehand, as in :class:`Plan`. Without `base_lrs`, all arms use the setting of
-            the sweep's ratios; if it is not among them, they use the base learning rate of `base`.
-    """
-    setting = (tuned or {}).get(f"{base.optim.optimizer}:{canonical_ratios(base.optim.ratios)}:N")
-    setting = setting or Setting(base.optim.base_lr)
-    shared = {f"{p.arm.optimizer}:{canonical_ratios(p.arm.ratios)}:N": setting for p in points}
-    return Plan(
-        base=base,
-        arms=tuple(point.arm for point in points),
-        seeds=tuple(seeds),
-        base_lrs=None if base_lrs is None else tuple(base_lrs),
-        tuned=shared if base_lrs is None else None,
-        horizons=("N",),
-        warmups=None if warmups is None else tuple(warmups),
-        refine=refine,
-    )
 
 
 def valley_width(costs: Mapping[float, float | None], tolerance: float) -> dict[str, Any]:

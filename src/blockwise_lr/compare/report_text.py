@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,9 @@ from typing import Any
 from blockwise_lr.compare import tables
 from blockwise_lr.compare.comparison_progress import format_seconds
 from blockwise_lr.compare.figures import ReportFigure
+from blockwise_lr.compare.report_facts import what_was_run
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import missing
-from blockwise_lr.train.config import OptimConfig
 
 
 def markdown_report(content: Mapping[str, Any], figures: Mapping[str, list[ReportFigure]]) -> str:
@@ -114,38 +112,12 @@ def render_template(
     return environment.get_template(template.name).render(c=content, tables=sections, images=images)
 
 
-def _with_optimizer_defaults(optim: Mapping[str, Any], optimizers: set[str]) -> dict[str, Any]:
-    """Return the optimizer settings with the defaults of the optimizers filled in.
-
-    If the optimizers of the arms have different defaults, the value lists each of them.
-
-    Args:
-        optim: the settings of the base configuration; None stands for the optimizer's default.
-        optimizers: names of the optimizers of all arms.
-    """
-    defaults = {}
-    for name in sorted(optimizers):
-        # An optimizer of another package may not be installed where the report is rebuilt.
-        with contextlib.suppress(UserError):
-            defaults[name] = dataclasses.asdict(OptimConfig(optimizer=name).resolved())
-    filled = dict(optim)
-    for key in ("beta1", "beta2", "eps", "weight_decay"):
-        if optim.get(key) is None:
-            values = {name: settings[key] for name, settings in defaults.items()}
-            same = len(set(values.values())) == 1
-            each = ", ".join(
-                f"{name} {'none' if v is None else format(v, 'g')}" for name, v in values.items()
-            )
-            filled[key] = next(iter(values.values())) if same else each
-    return filled
-
-
 def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
     """Return the tables of the report by section."""
     config = content["config"]
-    tuned = {"base_lr", *(("warmup_fraction", "warmup_steps") if tables.warmups_differ(content) else ())}
-    shared = _with_optimizer_defaults(config["optim"], {arm["optimizer"] for arm in content["arms"].values()})
-    optim = {k: v for k, v in shared.items() if k not in {"optimizer", "ratios"} | tuned}
+    varied = {"optimizer", "ratios", "base_lr"}
+    varied |= {"warmup_fraction", "warmup_steps"} if tables.warmups_differ(content) else set()
+    optimizers = {arm["optimizer"] for arm in content["arms"].values()}
     run = {
         "preset": content["preset"],
         "steps N": f"{content['steps']:,}",
@@ -160,14 +132,7 @@ def _sections(content: Mapping[str, Any]) -> dict[str, tables.Table]:
         "comparisons": tables.comparisons_table(content),
         "arms": tables.arms_table(content),
         "lr_over_rms": tables.lr_over_rms_table(content),
-        "run": tables.facts_table("Run", run),
-        "model": tables.facts_table("Model", config["model"]),
-        "optim": tables.facts_table("Optimizer and schedule, shared by all arms", optim),
-        "data": tables.facts_table("Text", _as_facts("data", content["data"] or config["data"])),
-        "hardware": tables.facts_table("Hardware", _as_facts("machine", content["hardware"])),
-        "versions": tables.facts_table(
-            "Software", {**_as_facts("versions", content["versions"]), "git commit": content["git_commit"]}
-        ),
+        **what_was_run(content, run, optimizers, varied),
         "runs": tables.runs_table(content),
     }
 
@@ -187,10 +152,6 @@ def _how_tuned(content: Mapping[str, Any]) -> str:
     if content["tuned"]:
         return "tuned beforehand for every arm and horizon; part of the preset"
     return "not tuned"
-
-
-def _as_facts(name: str, value: Any) -> dict[str, Any]:
-    return dict(value) if isinstance(value, Mapping) else {name: value}
 
 
 def _longest_backtick_sequence(text: str) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from blockwise_lr.blocks import Block
 from blockwise_lr.compare.comparison_progress import format_seconds
 from blockwise_lr.compare.execute import available_cores
+from blockwise_lr.compare.time_estimate import search_seconds, seconds_per_step
 from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import count_parameters
@@ -22,7 +23,6 @@ from blockwise_lr.tune.search_findings import build_content
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.search_progress import SearchProgress
 from blockwise_lr.tune.search_report import TUNE, write_results
-from blockwise_lr.tune.time_estimate import search_seconds, seconds_per_step
 from blockwise_lr.tune.trial_store import TrialStore
 from blockwise_lr.tune.worker_pool import COMMAND
 

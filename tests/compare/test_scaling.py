@@ -1,0 +1,370 @@
+"""Fits over sizes: the power law, its intervals, what is read, the report, and one small real run."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+from synthetic_comparison import BASE
+
+from blockwise_lr.compare.power_law import fit_power_laws
+from blockwise_lr.compare.scaling import _draw, _noise, scaling_content
+from blockwise_lr.compare.scaling_report import fit_sizes
+from blockwise_lr.compare.scaling_sizes import read_sizes
+from blockwise_lr.compare.scaling_wording import format_count, format_number
+from blockwise_lr.errors import UserError
+from blockwise_lr.train.build_model import count_parameters
+from support.commands import call
+
+SIZES = np.array([1.5e5, 3e5, 6e5, 1.8e6])
+WIDTHS = (16, 32, 48, 64)
+LAWS = [(3.0, 20.0, 0.3), (0.0, 8.0, 0.07), (1.7, 400.0, 0.34), (2.0, 5e4, 0.9), (3.0, 5.0, 0.05)]
+NAMES = ("adamw:uniform", "adamw:half")
+
+
+def law(sizes: Any, floor: float, amplitude: float, alpha: float) -> Any:
+    return floor + amplitude * np.asarray(sizes, dtype=float) ** -alpha
+
+
+@pytest.mark.parametrize("true", LAWS)
+def test_made_losses_give_back_their_law(true):
+    found = fit_power_laws(SIZES, law(SIZES, *true))
+    assert (found.floor[0], found.amplitude[0], found.alpha[0]) == pytest.approx(true, rel=1e-4, abs=1e-6)
+    assert found.residuals == pytest.approx(np.zeros((1, 4)), abs=1e-7)
+    assert found.loss([1e4, 1e9])[0] == pytest.approx(law([1e4, 1e9], *true), rel=1e-4)
+
+
+def test_no_other_law_is_nearer():
+    """A general solver from ten starting points finds no smaller sum of squares."""
+    generator = np.random.default_rng(0)
+    losses = law(SIZES, 3.0, 20.0, 0.3) + generator.normal(0, 0.02, (5, 4))
+    found = fit_power_laws(SIZES, losses)
+    x = np.log(SIZES / found.centre)
+    for row, residuals in zip(losses, found.residuals):
+        best = min(
+            least_squares(
+                lambda p, row=row: p[0] + p[1] * np.exp(-p[2] * x) - row,
+                generator.uniform([0, 0, 0.02], [row.min(), 2, 1.5]),
+                bounds=([0, 0, 0.01], [np.inf, np.inf, 4]),
+            ).cost
+            for _ in range(10)
+        )
+        assert (residuals**2).sum() / 2 <= best * (1 + 1e-6) + 1e-14
+
+
+def test_sets_that_are_fitted_together_are_fitted_as_each_alone():
+    losses = law(SIZES, 3.0, 20.0, 0.3) + np.random.default_rng(1).normal(0, 0.01, (3, 4))
+    together = fit_power_laws(SIZES, losses)
+    for i, row in enumerate(losses):
+        alone = fit_power_laws(SIZES, row)
+        assert (alone.floor[0], alone.scale[0], alone.alpha[0]) == pytest.approx(
+            (together.floor[i], together.scale[i], together.alpha[i]), rel=1e-12
+        )
+
+
+def test_the_size_for_a_loss_is_the_inverse_of_the_loss():
+    found = fit_power_laws(SIZES, law(SIZES, 3.0, 20.0, 0.3))
+    for size in (1e5, 7e5, 1e8):
+        assert found.size_for(found.loss([size])[:, 0]) == pytest.approx(size, rel=1e-6)
+    assert found.size_for([2.9]) == np.inf
+
+
+def test_a_loss_that_rises_with_size_has_no_amplitude():
+    found = fit_power_laws(SIZES, [3.0, 3.1, 3.2, 3.3])
+    assert found.scale[0] == 0
+    assert found.floor[0] == pytest.approx(3.15)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    with pytest.raises(ValueError, match="at least three sizes"):
+        fit_power_laws([1e5, 1e6], [3.0, 2.9])
+    with pytest.raises(ValueError, match="leave diverged runs out"):
+        fit_power_laws(SIZES, [3.0, 2.9, np.inf, 2.8])
+
+
+@pytest.mark.parametrize("numbers", [12, pytest.param(150, marks=pytest.mark.slow)])
+def test_the_intervals_cover_the_law(numbers):
+    generator = np.random.default_rng(2)
+    true, sizes, seeds = (2.5, 60.0, 0.35), np.geomspace(1e5, 3e7, 6), 3
+    covered = np.zeros(3)
+    for _ in range(numbers):
+        shared = generator.normal(
+            0, 0.01, (6, 1, seeds)
+        )  # seeds are paired: their noise is common to both arms
+        runs = law(sizes, *true)[:, None, None] + shared + generator.normal(0, 0.005, (6, 2, seeds))
+        means = runs.mean(axis=2).T
+        noise = _noise(list(runs), [fit_power_laws(sizes, row) for row in means])
+        assert (noise.degrees, noise.source) == (12, "seeds")
+        drawn = fit_power_laws(sizes, _draw(means, noise, [seeds] * 6, 200)[:, 0])
+        ends = [np.quantile(v, [0.025, 0.975]) for v in (drawn.floor, drawn.amplitude, drawn.alpha)]
+        covered += [low <= value <= high for value, (low, high) in zip(true, ends)]
+    assert (covered / numbers >= (0.88 if numbers > 100 else 0.7)).all()
+
+
+def test_draws_have_the_noise_of_the_seeds():
+    runs = [np.random.default_rng(i).normal(0, [[0.02], [0.01]], (2, 400)) for i in range(4)]
+    means = np.stack([each.mean(axis=1) for each in runs], axis=1)
+    drawn = _draw(means, _noise(runs, []), [400, 100, 100, 25], 4000) - means
+    expected = np.array([[0.02], [0.01]]) / np.sqrt([400, 100, 100, 25])
+    assert drawn.std(axis=0) == pytest.approx(expected, rel=0.06)
+
+
+def model(width: int) -> Any:
+    return replace(BASE.model, hidden_size=width, layers=1, heads=1, vocab_size=256, context=16)
+
+
+def write_comparisons(
+    out: Path,
+    laws: dict[str, tuple[float, float, float]],
+    seeds: int = 3,
+    widths: Any = WIDTHS,
+    **changes: Any,
+) -> list[Path]:
+    """Write the folders of finished comparisons whose losses follow laws, with noise that seeds share."""
+    folders = []
+    for width in widths:
+        config = replace(BASE, model=model(width))
+        count = count_parameters(config.model)
+        arms = {
+            name: {
+                "optimizer": "adamw", "ratios": name.partition(":")[2], "base_lr": 2e-3, "warmup_fraction": 0.6,
+                "horizon": "N", "role": "baseline" if i == 0 else "arm",
+                "seeds": [
+                    {"seed": seed, "terminal_val_loss": float(law(count, *each)) + 0.01 * (seed - 1) * (1 + 0.1 * i)}
+                    for seed in range(seeds)
+                ],
+            }
+            for i, (name, each) in enumerate(laws.items())
+        }  # fmt: skip
+        arms["adamw:uniform 2N"] = {**next(iter(arms.values())), "horizon": "2N"}
+        content = {"config": config.to_dict(), "data": {"content_sha256": "a"}, "arms": arms, "tuned": True}
+        folder = out / f"width-{width}"
+        folder.mkdir(parents=True)
+        (folder / "compare.json").write_text(json.dumps({**content, "at_edge": [], **changes}))
+        folders.append(folder)
+    return folders
+
+
+def shifted(factor: float) -> dict[str, tuple[float, float, float]]:
+    """Two laws; the baseline needs `factor` times as many parameters for the loss of the other, at every size."""
+    return {NAMES[0]: (3.0, 20.0, 0.3), NAMES[1]: (3.0, 20.0 * factor**-0.3, 0.3)}
+
+
+def content_of(folders: list[Path], **options: Any) -> dict[str, Any]:
+    sizes, arms = read_sizes(folders)
+    found = scaling_content(sizes, arms, **{"draws": 200, "command": "", "date": "", **options})
+    return json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_a_shift_of_the_law_is_the_factor_of_parameters(tmp_path):
+    folders = write_comparisons(tmp_path, shifted(1.5))
+    content = content_of(folders[::-1])  # in any order
+    assert content["arms"] == list(NAMES)
+    counts = [size["parameters"] for size in content["sizes"]]
+    assert counts == [count_parameters(model(width)) for width in WIDTHS]
+    assert [size["non_embedding"] for size in content["sizes"]] == [
+        count - 2 * 256 * width for count, width in zip(counts, WIDTHS)
+    ]
+    for name, true in shifted(1.5).items():
+        fit = content["fits"][name]
+        for key, value in zip(("E", "A", "alpha"), true):
+            assert fit[key]["value"] == pytest.approx(value, rel=1e-3)
+            low, high = fit[key]["ci95"]
+            assert (0.0 if low is None else low) <= value * 1.001
+            assert high is None or high >= value * 0.999
+    (comparison,) = content["comparisons"]
+    for size, count in zip(comparison["sizes"], counts):
+        factor = size["factor"]
+        assert factor["value"] == pytest.approx(1.5, rel=1e-3)
+        assert factor["ci95"][0] < 1.5
+        assert factor["outside"] == (1.5 * count > counts[-1])
+        # Straight lines between the sizes lie above the law, which is convex.
+        assert factor["bound"] == ("at_least" if factor["outside"] else "exact")
+        assert factor["outside"] or factor["interpolated"] == pytest.approx(1.5, rel=0.12)
+        gap = law(count, 3.0, 20.0 * (1 - 1.5**-0.3), 0.3) - 3.0
+        assert size["loss_gap"]["mean"] == pytest.approx(gap, rel=1e-6)
+    assert comparison["gap_per_doubling"]["mean"] < 0
+    assert "adamw:half ends below adamw:uniform at every size" in content["answer"][0]
+    assert "needs 1.50 times as many" in content["answer"][-1]
+
+
+def test_more_seeds_give_narrower_intervals(tmp_path):
+    few, many = (
+        content_of(write_comparisons(tmp_path / str(seeds), shifted(1.5), seeds)) for seeds in (2, 16)
+    )
+    sd = {name: found["noise"]["sd"]["adamw:uniform"] for name, found in (("few", few), ("many", many))}
+    assert few["noise"]["degrees"] == 4
+    assert sd["many"] > sd["few"]  # seeds are spaced evenly, so their spread grows with their number
+    scaled = content_of(write_comparisons(tmp_path / "c", shifted(1.5), 3))
+    again = content_of(write_comparisons(tmp_path / "d", shifted(1.5), 3))
+    assert scaled["fits"] == again["fits"]  # the bootstrap repeats
+
+
+def test_one_seed_takes_its_noise_from_the_residuals(tmp_path):
+    laws = {NAMES[0]: (3.0, 20.0, 0.3), NAMES[1]: (2.9, 19.0, 0.3)}
+    folders = write_comparisons(tmp_path, laws, seeds=1)
+    path = folders[1] / "compare.json"
+    changed = json.loads(path.read_text())
+    changed["arms"]["adamw:half"]["seeds"][0]["terminal_val_loss"] += 0.02
+    path.write_text(json.dumps(changed))
+    content = content_of(folders)
+    assert content["noise"]["source"] == "residuals"
+    assert content["noise"]["degrees"] == 1
+    assert content["noise"]["sd"]["adamw:half"] > 5 * content["noise"]["sd"]["adamw:uniform"]
+    assert content["answer"][-1] == "One seed cannot separate an effect from noise."
+    assert any(warning.startswith("No size has two seeds.") for warning in content["warnings"])
+
+
+def test_what_a_fit_cannot_tell_is_said(tmp_path):
+    laws = {NAMES[0]: (0.0, 8.0, 0.07), NAMES[1]: (3.0, 20.0, 0.3)}
+    folders = write_comparisons(tmp_path, laws, at_edge=["adamw:half"])
+    path = folders[2] / "compare.json"
+    changed = json.loads(path.read_text())
+    for run in changed["arms"]["adamw:half"]["seeds"]:
+        run["terminal_val_loss"] += 0.2
+    path.write_text(json.dumps(changed))
+    warnings = " ".join(content_of(folders)["warnings"])
+    assert "4 sizes determine three numbers per arm, which leaves 1 degree of freedom" in warnings
+    assert "do not extrapolate" in warnings
+    assert "Every size was trained on 15.4K tokens." in warnings
+    assert "The law misses the losses of adamw:half by" in warnings
+    assert "is at the edge of its grid, for adamw:half (" in warnings
+
+
+class Page(html.parser.HTMLParser):
+    """What a page would load, and whether it has a script."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.scripts = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_report_shows_the_numbers_and_loads_nothing(tmp_path):
+    hostile = "<script>alert(1)</script>=|`x`"
+    laws = {NAMES[0]: (3.0, 20.0, 0.3), hostile: (3.0, 15.0, 0.3)}
+    content = fit_sizes(
+        write_comparisons(tmp_path, laws), tmp_path / "out", draws=50, command="blockwise-lr scaling"
+    )
+    assert json.loads((tmp_path / "out" / "scaling.json").read_text()) == content
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert Page(page).scripts == 0
+    assert [load[:26] for load in Page(page).loads] == ["data:image/svg+xml;base64,"] * 3
+    report = (tmp_path / "out" / "report.md").read_text()
+    for text in (page, report):
+        assert format_number(content["fits"][NAMES[0]]["A"]["value"]) in text
+        assert "do not extrapolate" in text
+    for name in ("scaling", "gaps", "factors"):
+        assert (tmp_path / "out" / f"{name}.png").stat().st_size > 5_000
+        assert f"({name}.png)" in report
+
+
+def test_mistakes_are_explained(tmp_path):
+    folders = write_comparisons(tmp_path / "a", shifted(2))
+    counts = ", ".join(f"{count_parameters(model(width)):,}" for width in WIDTHS[:3])
+    with pytest.raises(
+        UserError, match=rf"needs at least 4 sizes; got 3 \({counts} parameters\): compare more"
+    ):
+        read_sizes(folders[:3])
+    with pytest.raises(UserError, match="holds neither a finished comparison"):
+        read_sizes([*folders, tmp_path])
+    with pytest.raises(UserError, match="has a second run of adamw:uniform with seed 0"):
+        read_sizes([*folders, folders[0]])
+    with pytest.raises(
+        UserError, match="no arm 'mine' at every size; the arms that all sizes have: adamw:uniform"
+    ):
+        read_sizes(folders, ["adamw:uniform", "mine"])
+    with pytest.raises(UserError, match="compares a baseline with at least one other arm"):
+        read_sizes(folders, ["adamw:uniform"])
+    other = write_comparisons(tmp_path / "b", shifted(2), widths=(80,), data={"content_sha256": "b"})
+    with pytest.raises(UserError, match=r"differ in text \(a and b\), so their losses do not compare"):
+        read_sizes([*folders, *other])
+    seeds = write_comparisons(tmp_path / "c", {"adamw:uniform": (3.0, 20.0, 0.3)}, widths=(80,))
+    with pytest.raises(UserError, match="compares a baseline with at least one other arm"):
+        read_sizes([*folders, *seeds])
+    (folders[0] / "compare.json").write_text("{}")
+    with pytest.raises(UserError, match="run the compare command again to write it"):
+        read_sizes(folders)
+
+
+def test_a_diverged_arm_can_be_left_out(tmp_path):
+    laws = {**shifted(2), "adamw:paper": (3.0, 20.0, 0.3)}
+    folders = write_comparisons(tmp_path, laws)
+    path = folders[0] / "compare.json"
+    changed = json.loads(path.read_text())
+    changed["arms"]["adamw:paper"]["seeds"][1]["terminal_val_loss"] = None
+    path.write_text(json.dumps(changed))
+    with pytest.raises(
+        UserError, match="adamw:paper diverged with seed 1 in .*: leave the arm out with --arms"
+    ):
+        read_sizes(folders)
+    sizes, arms = read_sizes(folders, NAMES[::-1])
+    assert arms == list(NAMES[::-1])
+    assert len(sizes) == 4
+
+
+def test_the_content_of_a_real_comparison_is_read(tuned_comparison, tmp_path):
+    _, content = tuned_comparison
+    for width in WIDTHS:
+        changed = json.loads(json.dumps(content))
+        changed["config"] = replace(BASE, model=model(width)).to_dict()
+        (tmp_path / str(width)).mkdir()
+        (tmp_path / str(width) / "compare.json").write_text(json.dumps(changed))
+    sizes, arms = read_sizes([tmp_path / str(width) for width in WIDTHS])
+    assert arms == ["uniform", "paper", "quickstart"]
+    for size in sizes:
+        for arm in arms:
+            runs = content["arms"][arm]["seeds"]
+            assert size.losses[arm] == {run["seed"]: run["terminal_val_loss"] for run in runs}
+
+
+def test_numbers_are_short():
+    assert [format_count(n) for n in (512, 999_600, 148_520, 1_836_160, 7e10)] == [
+        "512", "1M", "149K", "1.84M", "70B",
+    ]  # fmt: skip
+    assert [format_number(n) for n in (None, 0.0123, 123.4, 2.34e7)] == ["∞", "0.0123", "123", "2.34e7"]
+
+
+@pytest.mark.slow
+def test_real_runs_of_four_sizes(text, cache, tmp_path, capsys):
+    from blockwise_lr.train.run import train
+
+    data = replace(BASE.data, data=str(text), cache=str(cache))
+    folders = []
+    for width in (8, 16, 24, 32):
+        for ratios in ("uniform", "half"):
+            optim = replace(BASE.optim, ratios=ratios, base_lr=4e-3)
+            shape = replace(model(width), vocab_size=300)
+            config = replace(
+                BASE, preset="tiny", model=shape, data=data, optim=optim, steps=12, batch_size=2, eval_tokens=128,
+                eval_every=0, log_every=4, device="cpu", report_to="none",
+            )  # fmt: skip
+            folders.append(tmp_path / f"{ratios}-{width}")
+            train(config, folders[-1])
+    code, out, err = call(
+        capsys, "scaling", *folders, "--out", tmp_path / "out", "--parameters", "non-embedding"
+    )
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'report.html'}"
+    content = json.loads((tmp_path / "out" / "scaling.json").read_text())
+    assert content["arms"] == ["adamw:uniform", "adamw:half"]
+    for size in content["sizes"]:
+        for arm, found in size["arms"].items():
+            folder = next(each for each in size["folders"] if arm.partition(":")[2] in each)
+            result = json.loads((Path(folder) / "result.json").read_text())
+            assert found["losses"] == {"0": result["terminal_val_loss"]}
+            assert found["tuned"] is None
+    code, out, err = call(capsys, "scaling", *folders[:6], "--out", tmp_path / "out")
+    assert code == 2
+    assert err.startswith("blockwise-lr: a fit over sizes needs at least 4 sizes; got 3 (")
