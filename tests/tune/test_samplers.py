@@ -161,6 +161,12 @@ class TestLadder:
         _, tried = self.climb((-7.0, math.log2(0.15)), 4)
         assert [point.base_lr for point in tried] == [1e-3, 2e-3, 4e-3, 8e-3]
 
+    def test_it_repeats_the_step_that_helped(self):
+        # The quickstart's uniform learning rate wants four times the first warm-up: eight trials find it.
+        ladder, tried = self.climb((math.log2(1e-3), math.log2(0.6)), 8)
+        assert ladder.best.vector == pytest.approx((math.log2(1e-3), math.log2(0.6)))
+        assert [point.warmup for point in tried[:4]] == [0.15, 0.15, 0.3, 0.6]
+
     def test_one_trial_brackets_nothing(self):
         ladder, _ = self.climb((-10.0, -3.0), 1)
         assert not ladder.bracketed

@@ -17,6 +17,7 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.train.ratio_text import parse_ratios
 from blockwise_lr.tune.search_findings import build_content
 from blockwise_lr.tune.search_report import print_summary, write_results
+from blockwise_lr.tune.search_wording import warnings
 from support.synthetic_search import PLAN, search
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "tune.json").read_text())
@@ -129,6 +130,19 @@ def test_the_gain_is_over_the_best_uniform_run_by_seed(closed_form):
     assert closed_form["answer"][0].startswith("The best ratios beat the tuned uniform learning rate by 0.17")
     assert closed_form["noise"] == pytest.approx(0.002, abs=0.002)  # without what a seed adds to every run
     assert [start["name"] for start in closed_form["start"]] == ["half way", "measured"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("bracketed", "The best uniform learning rate is at the edge of those tried"),
+        ("warmup_bracketed", "The best uniform warm-up is at the edge of those tried"),
+    ],
+)
+def test_a_uniform_setting_at_the_edge_of_those_tried_is_not_called_tuned(closed_form, key, words):
+    for bracketed in (True, False):
+        content = {**closed_form, "uniform": {**closed_form["uniform"], key: bracketed}}
+        assert any(warning.startswith(words) for warning in warnings(content)) is not bracketed
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):

@@ -76,7 +76,11 @@ def build_content(
         },
         "early_end": plan.to_dict()["early_end"],
         "uniform_trials": plan.uniform_trials,
-        "uniform": {**_chosen(uniform, runs["uniform"]), "bracketed": _is_bracketed(uniform, search)},
+        "uniform": {
+            **_chosen(uniform, runs["uniform"]),
+            "bracketed": _is_bracketed("base_lr", uniform, search),
+            "warmup_bracketed": _is_bracketed("warmup", uniform, search),
+        },
         "best": _chosen(best, runs["best"]),
         "start": _start(plan, space, uniform.point, search),
         "ratios": ratios,
@@ -127,10 +131,11 @@ def _chosen(trial: TrialRecord, runs: Sequence[TrialRecord]) -> dict[str, Any]:
     }
 
 
-def _is_bracketed(uniform: TrialRecord, search: Sequence[TrialRecord]) -> bool:
-    """Return whether a lower and a higher uniform rate were tried than the best one."""
-    rates = [record.point.base_lr / uniform.point.base_lr for record in search if record.phase == "uniform"]
-    return min(rates) < 0.9 and max(rates) > 1.1
+def _is_bracketed(name: str, uniform: TrialRecord, search: Sequence[TrialRecord]) -> bool:
+    """Return whether a lower and a higher uniform base_lr or warmup were tried than the best one."""
+    best = getattr(uniform.point, name)
+    tried = [getattr(record.point, name) / best for record in search if record.phase == "uniform"]
+    return min(tried) < 0.9 and max(tried) > 1.1
 
 
 def _start(

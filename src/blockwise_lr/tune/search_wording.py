@@ -90,6 +90,11 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
             "The best uniform learning rate is at the edge of those tried, so uniform may not be tuned: give it more "
             "--trials, or another --base-lr."
         )
+    if not content["uniform"].get("warmup_bracketed", True):
+        found.append(
+            "The best uniform warm-up is at the edge of those tried, so uniform may not be tuned: give it more "
+            "--trials."
+        )
     if content["near_trials"] < content["needed_trials"]:
         found.append(
             f"{content['near_trials']} trials are near the best one, and the ranges of the ratios need "
