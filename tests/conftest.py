@@ -51,7 +51,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(text, cache) -> TrainConfig:
     """A run of seconds: 24 steps of a LLaMA of a few thousand parameters."""
     return TrainConfig(
