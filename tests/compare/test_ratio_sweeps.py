@@ -164,11 +164,11 @@ def test_mistakes_are_explained():
 def test_the_command_trains_and_reports(text, cache, tmp_path):
     settings = (
         "--steps 4 --layers 1 --hidden-size 16 --vocab-size 300 --context 16 --batch-size 2 --eval-tokens 64 "
-        "--eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4,vo=0.5 --base-lr 1e-3"
+        "--eval-every 0 --log-every 2 --save-every 0 --device cpu --ratios emb=4 --base-lr 1e-3"
     )
     where = ["--data", text, "--cache", cache, "--out", tmp_path / "out"]
     done = run_command("ablation", "quickstart", *settings.split(), *where)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "out" / "ablation.json").read_text())
-    assert [point["arm"] for point in content["points"]] == ["none", "+emb", "+vo", "all"]
+    assert [point["arm"] for point in content["points"]] == ["none", "all"]
     assert done.stdout.splitlines()[-1] == f"Report: {tmp_path / 'out' / 'report.md'}"
