@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Not compiled: most of the installed modules are never imported, and the rest is compiled when it is first imported.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: quickstart horizon test test-slow lower-bounds lint format docs bench clean
 .DEFAULT_GOAL := help
@@ -21,13 +23,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "make needs Python 3.11 or newer; $(PYTHON) is older: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[dev]"
 	@# curvlinops asks for backpack, and that for a torchvision that has to match torch's build: neither imports it here.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps \
+	$(BIN)/python $(PIP) -c constraints.txt --no-deps \
 		curvlinops-for-pytorch backpack-for-pytorch unfoldNd
 	@# The trainers whose own code reads what `blockwise-lr export` writes, in tests: only their optimizer settings run.
 	@# Where one has no wheel, its test is skipped.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --only-binary :all: \
+	$(BIN)/python $(PIP) -c constraints.txt --no-deps --only-binary :all: \
 		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl \
 		|| echo "not installed: the trainers that read exported learning rates; their tests are skipped"
 	touch $(READY)
@@ -46,8 +48,9 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 test-slow: $(READY)
-	@# The files in the order of tests/conftest.py, the longest first.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --timeout 1200
+	@# Only the files that have such tests, in the order of tests/conftest.py: the longest first.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --timeout 1200 \
+		$$(grep -rl --include="test_*.py" "mark\.slow" tests | sort)
 
 # torch as CI has it: its lowest wheel is a CUDA build of gigabytes. Another one: make lower-bounds TORCH=2.9.0
 LOWER := .venv-lower
@@ -55,14 +58,14 @@ TORCH ?= $(shell sed -n 's/^torch==//p' constraints.txt)
 lower-bounds:
 	test -x $(LOWER)/bin/python || $(PYTHON) -m venv $(LOWER)
 	$(PYTHON) tools/lower_bounds.py > $(LOWER)/lower.txt
-	$(LOWER)/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+	$(LOWER)/bin/python $(PIP) --only-binary :all: \
 		-r $(LOWER)/lower.txt torch==$(TORCH) pytest==9.2.0 pytest-timeout==2.4.0
 	LOWER_BOUNDS=1 OMP_NUM_THREADS=1 PYTHONPATH=src $(LOWER)/bin/python -m pytest tests/test_lower_bounds.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -71,8 +74,12 @@ format: $(READY)
 # The Python API is read from the sources, without importing them: mkdocs and its plugins are all that is installed.
 DOCS_READY := $(VENV)/.docs-ready
 $(DOCS_READY): $(READY)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python $(PIP) -c constraints.txt -e ".[docs]"
 	touch $(DOCS_READY)
+
+# All that lint, docs and the tests need, for `make --jobs`: what installs packages ends before what reads them begins.
+.PHONY: ready
+ready: $(DOCS_READY)
 
 docs: $(DOCS_READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -7,8 +7,8 @@ forward and backward on one sequence of 64 tokens. `layers` compiles as `train -
 `torch.compile(model)`, and `eager` compiles nothing. The start is the time from the call of the compiler to the end of
 the first backward pass. A step is the median of the following forward and backward passes, in CPU time. The CPU time of
 compiling is that of the whole process, with the compiler's own processes, less that of `eager`. CPU time depends less
-than time on what else the machine does. Stops if the losses of the arms differ. Writes
-results/compile_start-<date>.json.
+than time on what else the machine does. Stops if the losses of the arms differ. `--quick` traces graphs and generates
+no code for them. Writes results/compile_start-<date>.json.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ def measured(arm: str, *, tiny: bool, tokens: int, steps: int) -> Run:
     model = split_fused(build_model(shape, seed=0)).train()
     ids = torch.randint(shape.vocab_size, (1, tokens))
     steps_seconds = []
+    backend = "aot_eager" if tiny else "inductor"
     begin = time.perf_counter()
     if arm == "layers":
-        compile_layers(model)
-    forward = torch.compile(model) if arm == "whole" else model
+        compile_layers(model, backend=backend)
+    forward = torch.compile(model, backend=backend) if arm == "whole" else model
     for step in range(1 + steps):
         begin_step = time.process_time()
         loss = forward(input_ids=ids, labels=ids).loss

@@ -30,9 +30,27 @@ WORDS = [
 ]
 
 
+LONGEST = (
+    "test_benchmarks.py",
+    "compare/test_end_to_end.py",
+    "distributed/test_equalities.py",
+    "distributed/test_equal_but_for_rounding.py",
+    "faults/test_lost_process.py",
+    "distributed/test_cluster_examples.py",
+    "faults/test_disk_full.py",
+    "faults/test_machines.py",
+    "integrations/test_two_line_adoption.py",
+)
+"""Files with more than a minute of slow tests, the longest first."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files whose tests start several processes first: they take longest, and last they leave a core idle."""
-    items.sort(key=lambda item: not ("distributed" in item.path.parts or "processes" in item.path.stem))
+    """Put the longest files first: a worker that begins one last leaves the other cores idle for minutes."""
+    tests = Path(__file__).parent
+    order = {tests / name: place for place, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in order if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST in tests/conftest.py names {', '.join(gone)}, which does not exist")
+    items.sort(key=lambda item: order.get(item.path, len(order)))
 
 
 @pytest.fixture(scope="session")
@@ -51,7 +69,7 @@ def cache(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(text, cache) -> TrainConfig:
     """A run of seconds: 24 steps of a LLaMA of a few thousand parameters."""
     return TrainConfig(

@@ -93,7 +93,7 @@ SCRIPTS = {
         "evaluation / training: gpt2-small (computed)",
     },
 }
-SLOW = {"train_throughput", "compile_start", "train_parts", "memory"}  # the first two compile
+SLOW = {"train_throughput", "compile_start", "train_parts", "memory"}  # the first compiles
 
 
 def run_script(script: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -104,7 +104,7 @@ def test_the_updates_of_three_steps_differ_by_rounding_alone(tmp_path: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-@pytest.mark.parametrize(("world", "steps"), [(2, 100), (4, 20)])
+@pytest.mark.parametrize(("world", "steps"), [(2, 40), (4, 10)])
 def test_they_learn_alike_over_many_steps(tmp_path: Path, world: int, steps: int, kind: str) -> None:
     found = found_on(world, tmp_path, steps, kinds=(kind,))
     for (*case, way), (curve, _) in found.items():

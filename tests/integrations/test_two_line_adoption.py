@@ -18,7 +18,7 @@ from blockwise_lr.data.sources import open_source
 from blockwise_lr.integrations.transformers import BlockwiseTrainer
 from support import tiny_models
 
-VOCAB, CONTEXT, BATCH, STEPS = 1024, 64, 16, 150
+VOCAB, CONTEXT, BATCH, STEPS = 1024, 64, 16, 100
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2)
 """Learning rates over which plain AdamW is tuned."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,15 @@ def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
         code = int(exit.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def train_here(config: Path, folder: Path) -> list[str]:
+    """Train a run of a comparison in this process, which has imported torch; return a command that only succeeds."""
+    from blockwise_lr.train.config import config_from_dict
+    from blockwise_lr.train.run import train
+
+    train(config_from_dict(json.loads(config.read_text())), folder)
+    return [sys.executable, "-c", ""]
 
 
 def command_line(*arguments: str | Path, processes: int = 1) -> list[str]:

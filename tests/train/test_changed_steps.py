@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from blockwise_lr.optim.ratios import PAPER_RATIOS
 from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.run import train
+from support.commands import train_here
 
 
 def short(tiny, **optim):
@@ -173,7 +173,7 @@ def test_save_every_may_change_on_the_way(tiny, tmp_path):
 def test_a_comparison_refuses_a_run_that_was_made_longer(tiny, tmp_path):
     config = replace(short(tiny), steps=4)
     arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
-    compare(config, arms, seeds=(0,), out=tmp_path, command="", runner=_in_process(tmp_path))
+    compare(config, arms, seeds=(0,), out=tmp_path, command="", runner=train_here)
     (folder,) = (tmp_path / "runs").glob("adamw-paper-4steps-*/")
     longer = replace(config, steps=6, optim=replace(config.optim, ratios="paper"))
     train(longer, folder)
@@ -185,14 +185,3 @@ def test_a_comparison_refuses_a_run_that_was_made_longer(tiny, tmp_path):
     (folder / "result.json").unlink()
     with pytest.raises(UserError, match="was trained to 6 steps by another command"):
         compare(config, arms, seeds=(0,), out=tmp_path, command="")
-
-
-def _in_process(out: Path):
-    """Train in this process, which has torch already; the runner's command then only has to succeed."""
-    from blockwise_lr.train.config import config_from_dict
-
-    def runner(config: Path, folder: Path):
-        train(config_from_dict(json.loads(config.read_text())), folder)
-        return [sys.executable, "-c", ""]
-
-    return runner
