@@ -35,6 +35,9 @@ OVERTAKERS = {
     "llama-2m, 1200 steps": "1.8M, 1 200 steps",
 }
 
+STARTS = 3
+"""Start points of a race on real runs: tuned uniform, half and `measured`."""
+
 
 def load(name: str, data: Path = HERE / "data") -> dict[str, Any]:
     """Return what run.py wrote as ``NAME.json``."""
@@ -78,6 +81,18 @@ def table_of_samplers(found: Mapping[str, Any]) -> str:
         label = "random points" if name == "random" else f"`{name}`"
         rows.append([label, *("" if name == REFERENCE else cell for cell in cells)])
     return table(header, rows)
+
+
+def table_of_real_races(found: Mapping[str, Any]) -> str:
+    """One row a race on real runs: nats below the best start point after half of the trials and after all."""
+    rows = []
+    for name, losses in found["races"].items():
+        racer, seed = name.rsplit(", seed ", 1)
+        start = min(losses[:STARTS])
+        below = [start - min(losses[:count]) for count in (len(losses) // 2, len(losses))]
+        better = sum(loss < start for loss in losses[STARTS:])
+        rows.append([racer, seed, *(f"{each:.3f}" for each in below), f"{better} of {len(losses) - STARTS}"])
+    return table(["sampler", "seed", "after 16", "after 32", "trials better than the start"], rows)
 
 
 def table_of_levels(found: Mapping[str, Any]) -> str:
@@ -259,6 +274,7 @@ def tables(samplers: Mapping[str, Any], early: Mapping[str, Any]) -> dict[str, s
     """Return every table of the pages."""
     return {
         "samplers": table_of_samplers(samplers),
+        "real_races": table_of_real_races(load("real_race")),
         "levels": table_of_levels(samplers),
         "by_setting": table_by_setting(samplers),
         "variants": table_of_variants(samplers),

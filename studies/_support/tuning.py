@@ -67,7 +67,7 @@ def search_from(
     *,
     first: Sequence[Arm] = (),
 ) -> tuple[list[Arm], Arm | None]:
-    """Return the trials of a search for ratios by TPE, as far as they are known, and the best arm once all have ended.
+    """Return the trials of a search for ratios, as far as they are known, and the best arm once all have ended.
 
     The trials follow from the results alone, whatever the order in which they end.
 
@@ -79,12 +79,12 @@ def search_from(
         results: the runs that have ended.
         first: trials to begin with.
     """
-    sampler = make_sampler("tpe", space, seed=0)
+    sampler = make_sampler("trust-region", space, seed=0)
     arms = list(first)
     for arm in (*start, *arms):
         if (loss := results.loss(arm)) is None:
             return arms, None
-        sampler.tell(point_of(arm, space), loss)
+        sampler.tell(point_of(arm, space), loss, prior=True)
     while len(arms) < trials:
         points = [sampler.ask() for _ in range(_ROUND)]
         asked = [

@@ -31,8 +31,8 @@ class TuneCommand:
     """The model to train in the trials: WIDTHxLAYERS such as 128x4; "none": the model itself; "auto": about 2M
     parameters, or the model itself if it is not much larger."""
     sampler: Literal["auto", "trust-region", "tpe", "cma-es"] = "auto"
-    """How trials are chosen: random search around the best trial ("trust-region"), optuna's TPE, or CMA-ES. "auto": TPE
-    from 30 trials of the ratios on, otherwise trust-region."""
+    """How trials are chosen: random search around the best trial ("trust-region"), optuna's TPE, or CMA-ES. "auto":
+    trust-region."""
     early_end: bool = True
     """End a run that is clearly lost before its last step."""
     repeats: int = 3

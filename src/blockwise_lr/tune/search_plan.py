@@ -16,7 +16,7 @@ from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict, identity
 from blockwise_lr.tune.early_end import DEFAULT_RULE, EarlyEnd
 from blockwise_lr.tune.proxy import describe_size, proxy_model
-from blockwise_lr.tune.samplers import choose_sampler
+from blockwise_lr.tune.samplers import AUTO
 from blockwise_lr.tune.space import Point, Space
 
 LEAST_TRIALS = 5
@@ -40,7 +40,7 @@ class SearchPlan:
     Args:
         base: the configuration of the user's run: model, text, optimizer and number of steps of a trial.
         trials: number of trials of the search, the uniform ones included.
-        sampler: name of the sampler of the ratios; "auto": the better one for this number of trials.
+        sampler: name of the sampler of the ratios; "auto": the trust-region search.
         proxy: size of the proxy, in the form of `--proxy`.
         repeats: number of seeds with which the best point and the best uniform point are trained at the end.
         early_end: the rule that ends lost runs; None: every run goes to its end.
@@ -77,7 +77,7 @@ class SearchPlan:
     @property
     def sampler_name(self) -> str:
         """Name of the sampler of the ratios."""
-        return choose_sampler(self.sampler, self.ratio_trials)
+        return AUTO if self.sampler == "auto" else self.sampler
 
     @property
     def seed(self) -> int:
