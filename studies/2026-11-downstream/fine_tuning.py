@@ -27,7 +27,7 @@ def source_files() -> list[Path]:
 
 
 def code_text(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> Text:
-    """Return windows of code, each document after an end-of-text token: of eight documents, one for tune and one val."""
+    """Return windows of code, an end-of-text token before each document; of eight, one is for tune and one for val."""
     splits: dict[str, list[int]] = {"train": [], "tune": [], "val": []}
     for index, document in enumerate(documents):
         tokens = tokenizer.encode(document, add_special_tokens=False)
