@@ -202,6 +202,14 @@ def pretend(arm: Any) -> dict[str, Any]:
     return {"arm": arm.to_dict(), "tune_loss": loss, "val_loss": loss + 0.2}
 
 
+def tuning_arms(plan: Any, steps: int, rule: str, results: Any) -> list[Any]:
+    """The runs that the tuning of a rule still needs."""
+    arms, best = plan.horizon.tuning(plan.SHAPE, steps, rule, results)
+    if best is not None and rule == "uniform":
+        arms = [*arms, *plan.horizon.baseline(best, results)[0]]
+    return [arm for arm in arms if arm.name not in results.runs]
+
+
 def all_runs() -> tuple[Any, Any]:
     """Every run of the tuning at 1 200 steps, and of this study."""
     import plan
@@ -210,14 +218,7 @@ def all_runs() -> tuple[Any, Any]:
     tuning_runs: dict[str, Any] = {}
     for steps in (300, 1200):
         for rule in plan.COMPARED:
-            while missing := [
-                arm
-                for arm in [
-                    *(tuned := plan.horizon.tuning(plan.SHAPE, steps, rule, Results(tuning_runs)))[0],
-                    *(plan.horizon.baseline(tuned[1], Results(tuning_runs))[0] if tuned[1] else []),
-                ]
-                if arm.name not in tuning_runs
-            ]:
+            while missing := tuning_arms(plan, steps, rule, Results(tuning_runs)):
                 tuning_runs |= {arm.name: pretend(arm) for arm in missing}
     runs: dict[str, Any] = {}
     while arms := plan.queue(Results(runs), tuning_runs=Results(tuning_runs)):
