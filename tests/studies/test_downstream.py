@@ -18,8 +18,8 @@ import torch
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-downstream"
 
 DOCUMENTS = [
-    f"The {noun} is kept in the {place} for a long time. This {noun} has a name that nobody in the {place} knows.\n\n"
-    f"A second {noun} was found in another {place} last year. Many people were asked about the {noun} in the {place}."
+    f"The {noun} is kept in the {place} for a long time and in good order. This {noun} has a name that nobody in the {place} knows.\n\n"
+    f"A second {noun} was found in another {place} at the end of last year. Many people were asked about the {noun} in the {place}."
     for noun, place in zip(
         ("lamp", "book", "coin", "knife", "chair", "table", "spoon", "plate", "clock", "brush"),
         ("house", "tower", "river", "castle", "garden", "market", "school", "forest", "valley", "harbour"),
@@ -196,7 +196,9 @@ def test_paired_differences_are_those_of_the_items_and_of_the_seeds() -> None:
 
 def pretend(arm: Any) -> dict[str, Any]:
     """A loss that falls with the logarithm of the steps and is lowest at one rate; half is 0.1 below uniform."""
-    loss = 4 - 0.3 * math.log2(arm.steps / 1200) - 0.1 * (0 < arm.ratios.get("emb", 0) < 4)
+    from arms import RULES
+
+    loss = 4 - 0.3 * math.log2(arm.steps / 1200) - 0.1 * (arm.ratios == RULES["half"])
     loss += 0.05 * math.log2(arm.base_lr / 4e-3 * (arm.steps / 1200) ** 0.25) ** 2 + arm.seed / 100
     loss += (arm.warmup != 0.15) / 1000 + (arm.weight_decay != 0.03) / 1000 + (arm.beta2 != 0.95) / 1000
     return {"arm": arm.to_dict(), "tune_loss": loss, "val_loss": loss + 0.2}
@@ -279,7 +281,7 @@ def pretend_score(arm: Any, items: int = 40) -> dict[str, Any]:
     """Half has eight items in ten right, all others seven."""
     rng = np.random.default_rng(arm.seed)
     share = 0.8 if pretend(arm)["tune_loss"] < 3.95 + arm.seed / 100 else 0.7
-    right = "".join("01"[value < share] for value in rng.permutation(items) / items)
+    right = "".join(str(int(value < share)) for value in rng.permutation(items) / items)
     task = {"items": "0", "acc": right, "acc_norm": right, "log_likelihood": [-2.0] * items}
     tuned = {"arm": {**arm.to_dict(), "base_lr": 2e-3}, "val_loss": 3.5}
     return {
