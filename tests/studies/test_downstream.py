@@ -18,8 +18,10 @@ import torch
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-downstream"
 
 DOCUMENTS = [
-    f"The {noun} is kept in the {place} for a long time and in good order. This {noun} has a name that nobody in the {place} knows.\n\n"
-    f"A second {noun} was found in another {place} at the end of last year. Many people were asked about the {noun} in the {place}."
+    f"The {noun} is kept in the {place} for a long time and in good order. "
+    f"This {noun} has a name that nobody in the {place} knows.\n\n"
+    f"A second {noun} was found in another {place} at the end of last year. "
+    f"Many people were asked about the {noun} in the {place}."
     for noun, place in zip(
         ("lamp", "book", "coin", "knife", "chair", "table", "spoon", "plate", "clock", "brush"),
         ("house", "tower", "river", "castle", "garden", "market", "school", "forest", "valley", "harbour"),
