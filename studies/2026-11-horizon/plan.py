@@ -12,8 +12,8 @@ from tuning import Results, bracket, search_from, three_digits
 from blockwise_lr.tune.space import Space
 
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
-WARMUPS = {300: (0.15, 0.05, 0.4), 1200: (0.15, 0.05), 4800: (0.15, 0.05), 19200: (0.15,)}
-"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
+WARMUPS = (0.05, 0.15, 0.4, 0.6)
+"""The warm-ups that may be tried, as shares of the run."""
 
 # Where the search over base learning rates begins where no shorter horizon has been tuned.
 _CENTRES = {
@@ -49,29 +49,47 @@ _BASELINE: Sequence[Mapping[str, float]] = (
 )
 
 
-def centre(shape: str, steps: int, rule: str, results: Results) -> float | None:
-    """Return the base learning rate to begin with: the best of a quarter of the steps, over sqrt 2; None: not known."""
+def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
+    """Return the arm to begin with: what a quarter of the steps chose, at its rate over sqrt 2; None: not known."""
     if rate := _CENTRES.get((shape, steps), {}).get(rule):
-        return rate
+        return Arm(shape, steps, rate, RULES[rule])
     best = tuning(shape, steps // 4, rule, results)[1]
-    return best and three_digits(best.base_lr * 2**-0.5)
+    return best and replace(best, steps=steps, base_lr=three_digits(best.base_lr * 2**-0.5))
 
 
 def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
 
     Every rule is tuned alike, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2 apart until the
-    best has a worse one on both sides, then the other warm-ups at that rate.
+    best has a worse one on both sides; at that rate the next shorter and longer warm-up, until neither is better; and
+    if the warm-up has changed, the base learning rates again.
     """
-    begin = centre(shape, steps, rule, results)
-    if begin is None:
+    first = begin(shape, steps, rule, results)
+    if first is None:
         return [], None
-    first = Arm(shape, steps, begin, RULES[rule])
     arms, best = bracket(first, results)
     if best is None:
         return arms, None
-    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[steps][1:]]
-    return arms, results.best(arms)
+    tried, best = _warmups(best, results)
+    arms += tried
+    if best is not None and best.warmup != first.warmup:
+        tried, best = bracket(best, results)
+        arms += tried
+    return arms, best
+
+
+def _warmups(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    arms, best = [first], first
+    while True:
+        place = WARMUPS.index(best.warmup)
+        beside = [replace(best, warmup=warmup) for warmup in WARMUPS[max(0, place - 1) : place + 2]]
+        if all(arm in arms for arm in beside):
+            return arms, best
+        arms += [arm for arm in beside if arm not in arms]
+        found = results.best(arms)
+        if found is None:
+            return arms, None
+        best = found
 
 
 def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
