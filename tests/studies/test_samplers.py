@@ -100,6 +100,21 @@ def test_what_the_page_says_of_the_samplers() -> None:
     assert max(all_races(found, "mean", name).mean() for name in NAMES) - begin < 0.0105
 
 
+def test_what_the_page_says_of_real_runs() -> None:
+    from report import STARTS, load
+
+    races = load("real_race")["races"]
+    start = min(races["trust-region, seed 0"][:STARTS])
+    assert min(races["tpe, wide box, seed 0"]) == start
+    assert start - min(races["trust-region, seed 0"]) == pytest.approx(0.042, abs=5e-4)
+    tuned = load("tune-quickstart")
+    ratio_trials = [trial for trial in tuned["trials"] if trial["phase"] == "ratios"]
+    assert (tuned["sampler"], len(ratio_trials)) == ("tpe", 32)
+    assert tuned["best"]["trial"] == next(
+        each["trial"] for each in tuned["start"] if each["name"] == "measured"
+    )
+
+
 def test_what_the_page_says_of_the_early_end() -> None:
     from report import load
 
