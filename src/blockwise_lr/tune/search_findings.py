@@ -133,8 +133,8 @@ def _chosen(trial: TrialRecord, runs: Sequence[TrialRecord]) -> dict[str, Any]:
 
 def _is_bracketed(name: str, uniform: TrialRecord, search: Sequence[TrialRecord]) -> bool:
     """Return whether a lower and a higher uniform base_lr or warmup were tried than the best one."""
-    best = getattr(uniform.point, name)
-    tried = [getattr(record.point, name) / best for record in search if record.phase == "uniform"]
+    best = float(getattr(uniform.point, name))
+    tried = [float(getattr(record.point, name)) / best for record in search if record.phase == "uniform"]
     return min(tried) < 0.9 and max(tried) > 1.1
 
 
