@@ -19,8 +19,8 @@ def test_the_plan_names_the_proxy_the_phases_and_the_rule(tiny):
     assert "proxy: llama 8x1 (for 16x2), " in lines
     assert "trials: 40 runs of 24 steps, 2 at a time" in lines
     assert "first, 8 runs tune one learning rate for all blocks" in lines
-    assert "then, 32 search the ratios of EMB, QK, VO, NORM, HEAD (tpe)" in lines
-    assert "(trust-region)" in "".join(describe_plan(SearchPlan(tiny, trials=20), workers=1))
+    assert "then, 32 search the ratios of EMB, QK, VO, NORM, HEAD (trust-region)" in lines
+    assert "(tpe)" in "".join(describe_plan(SearchPlan(tiny, trials=20, sampler="tpe"), workers=1))
     assert "a run that is 0.4 nats behind after 60% of its steps ends" in lines
     assert "every run goes to its end" in "".join(describe_plan(SearchPlan(tiny, early_end=None), workers=1))
 
