@@ -36,7 +36,8 @@ def run(arguments: list[str]) -> None:
     """Run the command with the arguments that follow its name."""
     parsed = parse(ScalingCommand, "scaling", arguments)
     needs("scaling", "scipy", "matplotlib", "jinja2")
-    from blockwise_lr.compare.scaling_report import fit_sizes, print_scaling
+    from blockwise_lr.compare.printed_answer import print_answer
+    from blockwise_lr.compare.scaling_report import fit_sizes
 
     end_startup()
     content = fit_sizes(
@@ -46,4 +47,4 @@ def run(arguments: list[str]) -> None:
         counted=parsed.parameters,
         command=command_line("scaling", arguments),
     )
-    print_scaling(content, parsed.out)
+    print_answer(content, parsed.out)

@@ -53,9 +53,10 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     parsed = parse(SweepCommand, f"{kind} {preset.preset}", rest, default)
     needs(kind, "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare.execute import default_jobs
+    from blockwise_lr.compare.printed_answer import print_answer
     from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points
     from blockwise_lr.compare.sweep_plan import finished_runs, sweep_plan
-    from blockwise_lr.compare.sweep_report import print_sweep, run_sweep
+    from blockwise_lr.compare.sweep_report import run_sweep
     from blockwise_lr.compare.time_estimate import estimate
     from blockwise_lr.train.checks import check_config
 
@@ -81,4 +82,4 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     if parsed.dry_run:
         return
     content = run_sweep(kind, plan, points, parsed.out, jobs=jobs, command=command_line(kind, arguments))
-    print_sweep(content, parsed.out)
+    print_answer(content, parsed.out)

@@ -37,6 +37,25 @@ class ReportFigure:
     name: str
     svg: bytes
 
+    @classmethod
+    def draw(
+        cls, out: Path, name: str, size: tuple[float, float], function: Callable[..., None], *arguments: Any
+    ) -> ReportFigure:
+        """Draw a figure by ``function(figure, *arguments)`` and write it as a PNG file into `out`.
+
+        Args:
+            out: the folder to write to.
+            name: its name, without an ending.
+            size: width and height, in inches.
+            function, arguments: what draws it.
+        """
+        with drawing.figure(size) as figure:
+            function(figure, *arguments)
+            drawing.save(figure, out / f"{name}.png")
+            svg = io.BytesIO()
+            figure.savefig(svg, format="svg", metadata={"Date": None})
+        return cls(name, svg.getvalue())
+
 
 def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dict[str, list[ReportFigure]]:
     """Draw every figure and write it as a PNG file into `out`.
@@ -56,12 +75,7 @@ def draw_figures(results: Results, content: Mapping[str, Any], out: Path) -> dic
     def draw(
         group: str, name: str, size: tuple[float, float], function: Callable[..., None], *arguments: Any
     ) -> None:
-        with drawing.figure(size) as figure:
-            function(figure, results, *arguments)
-            drawing.save(figure, out / f"{name}.png")
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-        figures[group].append(ReportFigure(name, svg.getvalue()))
+        figures[group].append(ReportFigure.draw(out, name, size, function, results, *arguments))
 
     if len(content["comparisons"]) > 1:
         draw("overview", "loss_curves", _WIDE, _draw_overview)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from blockwise_lr import drawing
 from blockwise_lr.compare.figures import ReportFigure
 from blockwise_lr.compare.report_text import code_block, render_template
 from blockwise_lr.compare.scaling import DRAWS, scaling_content
@@ -19,8 +17,6 @@ from blockwise_lr.compare.scaling_tables import scaling_tables
 from blockwise_lr.compare.tables import Table, escape_markdown, markdown_table
 from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SCALING = "scaling.json"
 _SECTIONS = ("fits", "comparisons", "sizes")
@@ -73,40 +69,15 @@ def write_scaling(content: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return content
 
 
-def print_scaling(content: Mapping[str, Any], out: Path, console: Console | None = None) -> None:
-    """Print the answer, the warnings and the path of the report.
-
-    Args:
-        content: the return value of :func:`fit_sizes`.
-        out: the report's folder.
-        console: where to print. Default: standard output.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = console or Console()
-    for sentence in content["answer"]:
-        console.print(Text(sentence, style="bold"))
-    for warning in content["warnings"]:
-        console.print(Text(f"Note: {warning}"))
-    console.print(Text(f"Report: {out / 'report.html'}"), soft_wrap=True)
-
-
 def _draw_figures(content: Mapping[str, Any], out: Path) -> dict[str, list[ReportFigure]]:
-    figures: dict[str, list[ReportFigure]] = {"laws": [], "comparisons": []}
-
-    def draw(group: str, name: str, size: tuple[float, float], function: Callable[..., None]) -> None:
-        with drawing.figure(size) as figure:
-            function(figure, content)
-            drawing.save(figure, out / f"{name}.png")
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-        figures[group].append(ReportFigure(name, svg.getvalue()))
-
-    draw("laws", "scaling", (9.0, 4.8), draw_laws)
-    draw("comparisons", "gaps", (6.4, 4.2), draw_gaps)
-    draw("comparisons", "factors", (6.4, 4.2), draw_factors)
-    return figures
+    small = (6.4, 4.2)
+    return {
+        "laws": [ReportFigure.draw(out, "scaling", (9.0, 4.8), draw_laws, content)],
+        "comparisons": [
+            ReportFigure.draw(out, "gaps", small, draw_gaps, content),
+            ReportFigure.draw(out, "factors", small, draw_factors, content),
+        ],
+    }
 
 
 def _markdown(

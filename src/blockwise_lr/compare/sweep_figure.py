@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,10 @@ def draw_figures(content: Mapping[str, Any], out: Path) -> dict[str, list[Report
     """
     figures: dict[str, list[ReportFigure]] = {"sweep": [], "tuning": []}
 
-    def draw(group: str, name: str, size: tuple[float, float], function: Callable[..., None]) -> None:
-        with drawing.figure(size) as figure:
-            function(figure, content)
-            drawing.save(figure, out / f"{name}.png")
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-        figures[group].append(ReportFigure(name, svg.getvalue()))
-
-    draw("sweep", content["kind"], sweep_size(content), draw_sweep)
+    sweep = ReportFigure.draw(out, content["kind"], sweep_size(content), draw_sweep, content)
+    figures["sweep"].append(sweep)
     if content["tuning"]:
-        draw("tuning", "tuning", (9.0, 4.2), _draw_tuning)
+        figures["tuning"].append(ReportFigure.draw(out, "tuning", (9.0, 4.2), _draw_tuning, content))
     return figures
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from blockwise_lr.compare.comparison_progress import ComparisonProgress
 from blockwise_lr.compare.execute import Runner, run_all, train_command
@@ -21,9 +21,6 @@ from blockwise_lr.compare.sweep_tables import sweep_tables, sweep_title
 from blockwise_lr.compare.tables import Table, escape_markdown, markdown_table
 from blockwise_lr.compare.write_report import check_runs
 from blockwise_lr.files import write_json_atomic, write_text_atomic
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def run_sweep(
@@ -111,22 +108,3 @@ def sweep_markdown(
         code_block(content["command"]),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def print_sweep(content: Mapping[str, Any], out: Path, console: Console | None = None) -> None:
-    """Print the answer, the warnings and the path of the report.
-
-    Args:
-        content: the return value of :func:`run_sweep`.
-        out: the sweep's folder.
-        console: where to print. Default: standard output.
-    """
-    from rich.console import Console
-    from rich.text import Text
-
-    console = console or Console()
-    for sentence in content["answer"]:
-        console.print(Text(sentence, style="bold"))
-    for warning in content["warnings"]:
-        console.print(Text(f"Note: {warning}"))
-    console.print(Text(f"Report: {out / 'report.html'}"), soft_wrap=True)

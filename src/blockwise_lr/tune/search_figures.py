@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,15 +34,10 @@ def draw_figures(content: Mapping[str, Any], out: Path) -> dict[str, list[Report
         "search": ((9.0, 3.8), _draw_search),
         "gain": ((9.0, 3.8), _draw_gain),
     }
-    figures = {}
-    for name, (size, function) in sizes.items():
-        with drawing.figure(size) as figure:
-            function(figure, content)
-            drawing.save(figure, out / f"{name}.png")
-            svg = io.BytesIO()
-            figure.savefig(svg, format="svg", metadata={"Date": None})
-        figures[name] = [ReportFigure(name, svg.getvalue())]
-    return figures
+    return {
+        name: [ReportFigure.draw(out, name, size, function, content)]
+        for name, (size, function) in sizes.items()
+    }
 
 
 def _searched(content: Mapping[str, Any]) -> list[Mapping[str, Any]]:
