@@ -17,7 +17,6 @@ from blockwise_lr.compare.scaling_tables import scaling_tables
 from blockwise_lr.compare.tables import Table, escape_markdown, markdown_table
 from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
 
-
 SCALING = "scaling.json"
 _SECTIONS = ("fits", "comparisons", "sizes")
 
