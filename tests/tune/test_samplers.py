@@ -154,7 +154,8 @@ class TestLadder:
     @settings(max_examples=30)
     def test_it_brackets_the_best_and_ends_within_a_factor_of_sqrt_2(self, rate, warmup):
         ladder, _ = self.climb((rate, warmup), 20)
-        assert ladder.bracketed
+        rates = [trial.vector[0] for trial in ladder.trials]
+        assert min(rates) < ladder.best.vector[0] < max(rates)
         assert np.abs(ladder.best.vector - (rate, warmup)).max() <= 0.51
 
     def test_it_doubles_the_rate_while_that_helps(self):
@@ -166,10 +167,6 @@ class TestLadder:
         ladder, tried = self.climb((math.log2(1e-3), math.log2(0.6)), 8)
         assert ladder.best.vector == pytest.approx((math.log2(1e-3), math.log2(0.6)))
         assert [point.warmup for point in tried[:4]] == [0.15, 0.15, 0.3, 0.6]
-
-    def test_one_trial_brackets_nothing(self):
-        ladder, _ = self.climb((-10.0, -3.0), 1)
-        assert not ladder.bracketed
 
 
 def test_an_unknown_sampler_is_refused_by_name():

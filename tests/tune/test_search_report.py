@@ -15,9 +15,11 @@ from rich.console import Console
 
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.ratio_text import parse_ratios
-from blockwise_lr.tune.search_findings import build_content
+from blockwise_lr.tune.search_findings import build_content, is_bracketed
 from blockwise_lr.tune.search_report import print_summary, write_results
 from blockwise_lr.tune.search_wording import warnings
+from blockwise_lr.tune.space import Point, Space
+from blockwise_lr.tune.trial_store import TrialRecord
 from support.synthetic_search import PLAN, search
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "tune.json").read_text())
@@ -143,6 +145,23 @@ def test_a_uniform_setting_at_the_edge_of_those_tried_is_not_called_tuned(closed
     for bracketed in (True, False):
         content = {**closed_form, "uniform": {**closed_form["uniform"], key: bracketed}}
         assert any(warning.startswith(words) for warning in warnings(content)) is not bracketed
+
+
+@pytest.mark.parametrize(
+    ("tried", "best", "expected"),
+    [
+        ([0.15], 0.15, False),
+        ([0.15, 0.3], 0.3, False),
+        ([0.15, 0.3, 0.6], 0.3, True),
+        ([0.15, 0.3, 0.6, 0.7071], 0.7071, True),  # no longer one may be tried
+        ([0.7071], 0.7071, False),
+        ([0.0157, 0.0313], 0.0157, True),
+    ],
+)
+def test_a_bound_of_the_space_is_as_good_as_a_trial_beyond_it(tried, best, expected):
+    trials = [TrialRecord(i, "uniform", Point(1e-3, warmup), seed=0) for i, warmup in enumerate(tried)]
+    chosen = trials[tried.index(best)]
+    assert is_bracketed("warmup", chosen, trials, Space([])) is expected
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):

@@ -19,6 +19,7 @@ from blockwise_lr.tune.valley import REACH, Valley, fit_valleys, near_trials, ne
 
 _UNKNOWN_NOISE = 0.01  # nats; used for the fit where no point was trained with two seeds
 _CERTAIN = 2.0  # standard errors
+_STEP = 0.15  # on a log2 scale; a value that is nearer counts as the same
 
 
 def build_content(
@@ -78,8 +79,8 @@ def build_content(
         "uniform_trials": plan.uniform_trials,
         "uniform": {
             **_chosen(uniform, runs["uniform"]),
-            "bracketed": _is_bracketed("base_lr", uniform, search),
-            "warmup_bracketed": _is_bracketed("warmup", uniform, search),
+            "bracketed": is_bracketed("base_lr", uniform, search, space),
+            "warmup_bracketed": is_bracketed("warmup", uniform, search, space),
         },
         "best": _chosen(best, runs["best"]),
         "start": _start(plan, space, uniform.point, search),
@@ -131,11 +132,14 @@ def _chosen(trial: TrialRecord, runs: Sequence[TrialRecord]) -> dict[str, Any]:
     }
 
 
-def _is_bracketed(name: str, uniform: TrialRecord, search: Sequence[TrialRecord]) -> bool:
-    """Return whether a lower and a higher uniform base_lr or warmup were tried than the best one."""
-    best = float(getattr(uniform.point, name))
-    tried = [float(getattr(record.point, name)) / best for record in search if record.phase == "uniform"]
-    return min(tried) < 0.9 and max(tried) > 1.1
+def is_bracketed(name: str, uniform: TrialRecord, search: Sequence[TrialRecord], space: Space) -> bool:
+    """Return whether a lower and a higher uniform base_lr or warmup were tried than the best one, as far as any is."""
+    best = math.log2(getattr(uniform.point, name))
+    tried = [math.log2(getattr(record.point, name)) for record in search if record.phase == "uniform"]
+    lowest, highest = getattr(space, name)
+    is_lower_tried = min(tried) < best - _STEP or best - _STEP < lowest
+    is_higher_tried = max(tried) > best + _STEP or best + _STEP > highest
+    return is_lower_tried and is_higher_tried
 
 
 def _start(

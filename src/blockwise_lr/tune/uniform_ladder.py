@@ -46,12 +46,3 @@ class UniformLadder(Sampler):
         step = best.vector - before.vector
         steps = [np.array(each) for each in _STEPS[:4]]
         return [each for each in steps if np.abs(each - step).max() < _SAME]
-
-    @property
-    def bracketed(self) -> bool:
-        """Whether the best base learning rate has a worse one on both sides among the finished trials."""
-        best = self.best
-        if best is None:
-            return False
-        rates = [float(trial.vector[0] - best.vector[0]) for trial in self.trials]
-        return min(rates) < -_SAME and max(rates) > _SAME
