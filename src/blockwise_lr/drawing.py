@@ -125,6 +125,12 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _NO_DATE: Any = {".png": None, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
 
 
+def lay_out(made: Any) -> None:
+    """Place the axes and labels of a figure once, which otherwise every file that is written of it does again."""
+    made.get_layout_engine().execute(made)
+    made.set_layout_engine("none")
+
+
 def save(made: Any, path: str | Path) -> Path:
     """Write a figure in the format of its file ending (png, svg, pdf). The file is complete, or left as it was.
 

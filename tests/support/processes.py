@@ -26,6 +26,7 @@ _IMPORTS = [
     "torch._dynamo",
     "transformers.trainer",
     "blockwise_lr.train.run",
+    "support.frozen",
 ]
 
 

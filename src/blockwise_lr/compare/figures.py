@@ -51,6 +51,7 @@ class ReportFigure:
         """
         with drawing.figure(size) as figure:
             function(figure, *arguments)
+            drawing.lay_out(figure)
             drawing.save(figure, out / f"{name}.png")
             svg = io.BytesIO()
             figure.savefig(svg, format="svg", metadata={"Date": None})
