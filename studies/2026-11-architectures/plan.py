@@ -6,20 +6,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from arms import RULES, Arm
-from tuning import Results, bracket, search_from
+from tuning import Results, search_from, tune_arm
 
 from blockwise_lr.tune.space import Space
 
 STEPS = 300
 SEEDS = (0, 1, 2)
-WARMUPS = (0.15, 0.4)
-"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
-
 DENSE = "llama-600k"
 SHAPES = ("qwen3-next", "mamba-2", "mixtral", DENSE)
 """The models on which every rule is tuned. The dense LLaMA's runs are those of the horizon study, where it has them."""
 
-_FIRST = {"uniform": 8e-3, "half": 5.6e-3, "measured": 2.8e-3, "paper": 2.8e-3}
+_FIRST = {
+    "uniform": (0.0113, 0.6),
+    "half": (0.00396, 0.4),
+    "measured": (0.0014, 0.15),
+    "paper": (0.0028, 0.6),
+}
+"""The base learning rate and warm-up to begin with: what the horizon study chose for the dense LLaMA."""
 
 TRIALS = 24
 SPACES = {
@@ -39,15 +42,9 @@ ENDS = {"low to high": (0.5, 4.0), "high to low": (2.0, 0.25)}
 
 
 def tuning(shape: str, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the runs that tune a rule on one model, as far as they are known, and what was chosen.
-
-    All rules are tuned alike, at seed 0 and by the tune loss: the base learning rate first, then the warm-up.
-    """
-    arms, best = bracket(Arm(shape, STEPS, _FIRST[rule], RULES[rule]), results)
-    if best is None:
-        return arms, None
-    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[1:]]
-    return arms, results.best(arms)
+    """Return the runs that tune a rule on one model, as far as they are known, and what was chosen."""
+    base_lr, warmup = _FIRST[rule]
+    return tune_arm(Arm(shape, STEPS, base_lr, RULES[rule], warmup), results)
 
 
 def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:

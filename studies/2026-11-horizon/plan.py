@@ -7,14 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from arms import RULES, Arm
-from tuning import Results, bracket, search_from, three_digits
+from tuning import Results, search_from, three_digits, tune_arm
 
 from blockwise_lr.tune.space import Space
 
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
-WARMUPS = (0.05, 0.15, 0.4, 0.6)
-"""The warm-ups that may be tried, as shares of the run."""
-
 # Where the search over base learning rates begins where no shorter horizon has been tuned.
 _CENTRES = {
     ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
@@ -58,38 +55,9 @@ def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
 
 
 def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
-
-    Every rule is tuned alike, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2 apart until the
-    best has a worse one on both sides; at that rate the next shorter and longer warm-up, until neither is better; and
-    if the warm-up has changed, the base learning rates again.
-    """
+    """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen."""
     first = begin(shape, steps, rule, results)
-    if first is None:
-        return [], None
-    arms, best = bracket(first, results)
-    if best is None:
-        return arms, None
-    tried, best = _warmups(best, results)
-    arms += tried
-    if best is not None and best.warmup != first.warmup:
-        tried, best = bracket(best, results)
-        arms += tried
-    return arms, best
-
-
-def _warmups(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
-    arms, best = [first], first
-    while True:
-        place = WARMUPS.index(best.warmup)
-        beside = [replace(best, warmup=warmup) for warmup in WARMUPS[max(0, place - 1) : place + 2]]
-        if all(arm in arms for arm in beside):
-            return arms, best
-        arms += [arm for arm in beside if arm not in arms]
-        found = results.best(arms)
-        if found is None:
-            return arms, None
-        best = found
+    return ([], None) if first is None else tune_arm(first, results)
 
 
 def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from arms import RULES, Arm
-from tuning import Results, bracket, search_from, three_digits
+from tuning import Results, search_from, three_digits, tune_arm
 
 from blockwise_lr.tune.space import Space
 
@@ -21,9 +21,6 @@ class MuonArm(Arm):
 SHAPE = "llama-600k"
 HORIZONS = (150, 600)
 SEEDS = (0, 1, 2)
-WARMUPS = (0.15, 0.4)
-"""The warm-ups tried, as shares of the run; the rates are tuned with the first."""
-
 TRIALS = {150: 24, 600: 12}
 SPACE = Space(["emb", "qk", "vo", "norm", "head"])
 NOT_MATRICES = ("emb", "norm", "head")
@@ -39,20 +36,19 @@ COMPARED = ("uniform", "two rates", "half", "measured")
 def tuning(steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune a rule at one horizon, as far as they are known, and what was chosen.
 
-    All rules are tuned alike, at seed 0 and by the tune loss: the base learning rate, then the warm-up. "two rates",
-    the baseline of people who train with Muon, is "uniform" with a learning rate of its own for all that AdamW updates:
-    its ratio is tuned in factors of 2 until the best has a worse one on both sides, and the base learning rate again.
+    "two rates", the baseline of people who train with Muon, is "uniform" with a learning rate of its own for all that
+    AdamW updates: its ratio is tuned in factors of 2 until the best has a worse one on both sides, and the base
+    learning rate again.
     """
     if rule == "two rates":
         return _two_rates(steps, results)
-    begin: float | None = _FIRST[rule]
+    first = MuonArm(SHAPE, steps, _FIRST[rule], RULES[rule])
     if steps != HORIZONS[0]:
         shorter = tuning(HORIZONS[0], rule, results)[1]
-        begin = shorter and three_digits(shorter.base_lr * 2**-0.5)
-    if begin is None:
-        return [], None
-    arms, best = bracket(MuonArm(SHAPE, steps, begin, RULES[rule]), results)
-    return _warmups(arms, best, results)
+        if shorter is None:
+            return [], None
+        first = replace(shorter, steps=steps, base_lr=three_digits(shorter.base_lr * 2**-0.5))
+    return tune_arm(first, results)
 
 
 def _two_rates(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
@@ -67,15 +63,8 @@ def _two_rates(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
         arms.append(_with_ratio(first, _ratio(best) * (0.5 if _ratio(best) == ratios[0] else 2.0)))
     if best is None:
         return arms, None
-    again, best = bracket(best, results)
-    return _warmups([*arms, *again], best, results)
-
-
-def _warmups(arms: list[Arm], best: Arm | None, results: Results) -> tuple[list[Arm], Arm | None]:
-    if best is None:
-        return arms, None
-    others = [replace(best, warmup=warmup) for warmup in WARMUPS]
-    return [*arms, *others], results.best([best, *others])
+    again, best = tune_arm(best, results)
+    return [*arms, *again], best
 
 
 def _ratio(arm: Arm) -> float:

@@ -14,14 +14,12 @@ from blockwise_lr.tune.space import Space
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from tuning import Results, bracket, search_from, three_digits
+from tuning import Results, search_from, three_digits, tune_arm
 
 SEEDS = (0, 1, 2)
-WARMUPS: Mapping[int, Sequence[float]] = {780: (0.15, 0.05, 0.4), 3120: (0.15, 0.05)}
-"""The warm-ups tried at each length of run, as shares of it; the rates are tuned with the first. 780 steps are one pass
-over the images."""
+SHORT, LONG = 780, 3120
+"""The lengths of run, in steps: one pass over the images, and four."""
 
-SHORT, LONG = WARMUPS
 TRIALS = 40
 
 # Where the search over base learning rates begins at the short length. The long one begins at half its choice.
@@ -44,19 +42,6 @@ PATCHES: Mapping[str, Sequence[str]] = {"patches": ("conv",), "patches and posit
 """The blocks that get the ratio of EMB, whose place they take in a vision Transformer. All rules give them 1."""
 
 
-def brackets(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the runs that tune an arm, as far as they are known, and what was chosen.
-
-    Everything is tuned alike, at seed 0 and by the tune loss: base learning rates a factor of sqrt 2 apart until the
-    best has a worse one on both sides, then the other warm-ups at that rate.
-    """
-    arms, best = bracket(first, results)
-    if best is None:
-        return arms, None
-    arms += [replace(best, warmup=warmup) for warmup in WARMUPS[first.steps][1:]]
-    return arms, results.best(arms)
-
-
 def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune a rule at one length, as far as they are known, and what was chosen.
 
@@ -66,13 +51,15 @@ def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Ar
     if rule == "searched":
         return search(shape, results) if steps == SHORT else ([], None)
     ratios = own_ratios(shape, results) if rule == "own" else RULES[rule]
-    centre: float | None = _CENTRES[rule]
+    if ratios is None:
+        return [], None
+    first = Arm(shape, steps, _CENTRES[rule], ratios)
     if steps != SHORT:
         shorter = tuning(shape, SHORT, rule, results)[1]
-        centre = shorter and three_digits(shorter.base_lr / 2)
-    if ratios is None or centre is None:
-        return [], None
-    arms, best = brackets(Arm(shape, steps, centre, ratios), results)
+        if shorter is None:
+            return [], None
+        first = replace(first, base_lr=three_digits(shorter.base_lr / 2), warmup=shorter.warmup)
+    arms, best = tune_arm(first, results)
     if rule == "uniform" and best is not None:
         arms += [replace(best, **changes) for changes in BASELINE.values()]
         best = results.best(arms)

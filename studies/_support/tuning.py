@@ -13,6 +13,9 @@ Arm = TypeVar("Arm", bound=Any)
 """A dataclass with `name`, `base_lr`, `ratios` and `warmup`, and whatever else its study has."""
 
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
+WARMUPS = (0.05, 0.15, 0.4, 0.6)
+"""The warm-ups that may be tried, as shares of the run."""
+
 _ROUND = 4  # trials that are proposed together, so that several processes can train them
 
 
@@ -56,6 +59,38 @@ def bracket(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
         factor = 2**-0.5 if best.base_lr == rates[0] else 2**0.5
         arms.append(replace(first, base_lr=three_digits(best.base_lr * factor)))
     return arms, best
+
+
+def tune_arm(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune the base learning rate and the warm-up, as far as they are known, and what was chosen.
+
+    Every rule of every study is tuned like this, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2
+    apart until the best has a worse one on both sides; at that rate the next shorter and longer of WARMUPS, until
+    neither is better; and if the warm-up has changed, the base learning rates again.
+    """
+    arms, best = bracket(first, results)
+    if best is None:
+        return arms, None
+    tried, best = _warmups(best, results)
+    arms += tried
+    if best is not None and best.warmup != first.warmup:
+        tried, best = bracket(best, results)
+        arms += tried
+    return arms, best
+
+
+def _warmups(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    arms, best = [first], first
+    while True:
+        place = WARMUPS.index(best.warmup)
+        beside = [replace(best, warmup=warmup) for warmup in WARMUPS[max(0, place - 1) : place + 2]]
+        if all(arm in arms for arm in beside):
+            return arms, best
+        arms += [arm for arm in beside if arm not in arms]
+        found = results.best(arms)
+        if found is None:
+            return arms, None
+        best = found
 
 
 def search_from(
