@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
@@ -25,6 +25,7 @@ from tuning import Results
 
 from blockwise_lr import DirectionalReport, SharpnessReport, drawing
 from blockwise_lr.blocks import Block
+from blockwise_lr.directional.run_ratios import RunRatios
 from pages import write_pages
 
 HERE = Path(__file__).parent
@@ -109,50 +110,60 @@ def experts_table(results: Results) -> str:
     return table(["change", *(NAMES[shape] for shape in found)], rows)
 
 
-def measured(folder: Path = SHARPNESS) -> dict[str, dict[str, list[tuple[int, dict[Block, float]]]]]:
-    """Return what was measured: by model, "sharpness" and "directional", at each step a value by block.
+@dataclass(frozen=True)
+class Measured:
+    """What was measured along one run: each block's average sharpness by step, and the ratios that follow."""
 
-    The first is a block's average sharpness, the second the best learning rate of the block if all others are fixed.
-    """
+    sharpness: list[tuple[int, dict[Block, float]]]
+    ratios: RunRatios
+
+
+def measured(folder: Path = SHARPNESS) -> dict[str, Measured]:
+    """Return what was measured, by model."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         content = json.loads(path.read_text())
-        found[path.stem] = {
-            "sharpness": [
-                (each["step"], {b: e.mean for b, e in SharpnessReport.from_dict(each["report"]).items()})
-                for each in content["sharpness"]
-            ],
-            "directional": [
-                (each["step"], {b: e.best_lr for b, e in DirectionalReport.from_dict(each["report"]).items()})
-                for each in content["directional"]
-            ],
-        }
+        reports = [DirectionalReport.from_dict(each["report"]) for each in content["directional"]]
+        sharpness = [
+            (each["step"], {b: e.mean for b, e in SharpnessReport.from_dict(each["report"]).items()})
+            for each in content["sharpness"]
+        ]
+        found[path.stem] = Measured(sharpness, DirectionalReport.ratios_of_run(reports))
     return found
 
 
-def sharpness_table(found: Mapping[str, Mapping[str, list[tuple[int, dict[Block, float]]]]]) -> str:
-    """One row a model and step: each block's sharpness over that of EMB."""
-    blocks = [b for b in Block if any(b in v for each in found.values() for _, v in each["sharpness"])]
+def own_table(found: Mapping[str, Measured]) -> str:
+    """One row a model: the ratios of its own measurement; an asterisk where it does not determine one."""
+    blocks = [b for b in Block if any(b in each.ratios for each in found.values())]
     rows = []
     for shape, each in found.items():
-        for step, values in each["sharpness"]:
+        own = each.ratios
+        cells = [f"{own[b]:.2g}{'*' * (b in own.undetermined)}" if b in own else "-" for b in blocks]
+        rows.append([NAMES[shape], own.anchor.value.upper(), *cells])
+    return table(["model", "over", *(block.value.upper() for block in blocks)], rows)
+
+
+def sharpness_table(found: Mapping[str, Measured]) -> str:
+    """One row a model and step: each block's sharpness over that of EMB."""
+    blocks = [b for b in Block if any(b in v for each in found.values() for _, v in each.sharpness)]
+    rows = []
+    for shape, each in found.items():
+        for step, values in each.sharpness:
             cells = [f"{values[b] / values[Block.EMB]:.2g}" if b in values else "-" for b in blocks]
             rows.append([NAMES[shape], str(step), *cells])
     return table(["model", "step", *(block.value.upper() for block in blocks)], rows)
 
 
-def draw_sharpness(
-    found: Mapping[str, Mapping[str, list[tuple[int, dict[Block, float]]]]], path: Path
-) -> None:
+def draw_sharpness(found: Mapping[str, Measured], path: Path) -> None:
     """Draw each block's average sharpness along the uniform run, a panel a model."""
     if not found:
         return
     with drawing.figure((3.6 * max(2, len(found)), 4.0)) as made:
         panels = made.subplots(1, len(found), sharey=True, squeeze=False)[0]
         for axes, (shape, each) in zip(panels, found.items()):
-            steps = [step for step, _ in each["sharpness"]]
-            for number, block in enumerate(b for b in Block if b in each["sharpness"][0][1]):
-                values = [at[block] for _, at in each["sharpness"]]
+            steps = [step for step, _ in each.sharpness]
+            for number, block in enumerate(b for b in Block if b in each.sharpness[0][1]):
+                values = [at[block] for _, at in each.sharpness]
                 style = drawing.series_style(number) | {"color": drawing.block_colour(block)}
                 axes.plot(steps, values, label=block.value.upper(), **style)
             axes.set_title(NAMES[shape])
@@ -185,6 +196,7 @@ def tables(results: Results) -> dict[str, str]:
         "settings": settings_table(results),
         "searched": searched_table(results),
         "experts": experts_table(results),
+        "own": own_table(measured()),
         "sharpness": sharpness_table(measured()),
         "runs": runs_table(results),
     }

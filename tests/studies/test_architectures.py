@@ -136,10 +136,10 @@ def test_a_measurement_follows_the_blocks(tmp_path: Path, monkeypatch: pytest.Mo
     found = measure.measure(Arm("mamba-2-parts", 1, 1e-3), text, [{"input_ids": ids, "labels": ids}] * 2)
     (tmp_path / "mamba-2-parts.json").write_text(json.dumps(found))
     read = report.measured(tmp_path)
-    step, values = read["mamba-2-parts"]["sharpness"][1]
+    step, values = read["mamba-2-parts"].sharpness[1]
     assert step == 1
     assert {block.value for block in values} == {"emb", "qk", "vo", "norm", "head", "ssm", "conv"}
-    assert [at for at, _ in read["mamba-2-parts"]["directional"]] == [1]
+    assert "Mamba-2 in parts | EMB | 1 | " in report.own_table(read)
     assert report.sharpness_table(read).count("\n") == 3
     report.draw_sharpness(read, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
