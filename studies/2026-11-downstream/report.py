@@ -17,7 +17,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import Arm
-from comparison_tables import table
+from comparison_tables import table, thousands
 from gaps import gap, gap_cell
 from items import TASKS
 from paired import Values, paired, standard_error, values
@@ -93,7 +93,7 @@ def losses_table(found: Mapping[str, Model]) -> str:
     for name, model in found.items():
         every = [model.losses(loss) for loss in LOSSES]
         cells = [f"{sum(each.values()) / len(each):.3f}" if each else "-" for each in every]
-        rows.append([name, f"{model.arm.steps:,}".replace(",", " "), *cells])
+        rows.append([name, thousands(model.arm.steps), *cells])
     return table(["model", "steps", *LOSSES], rows)
 
 

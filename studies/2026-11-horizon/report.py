@@ -5,13 +5,10 @@ python studies/2026-11-horizon/report.py
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from blockwise_lr import drawing
 from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
@@ -19,7 +16,8 @@ from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import RULES, Arm
-from comparison_tables import table
+from comparison_tables import table, thousands
+from exponents import exponents_table
 from gaps import gap, gap_cell
 from plan import SPACE, VARIANTS, baseline, tuning
 from run import RESULTS
@@ -67,7 +65,7 @@ def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
                 for rule in OTHERS
             ]
             tokens = tokens_a_parameter(shape, steps)
-            rows.append([name, f"{steps:,}".replace(",", " "), f"{tokens:.2g}", f"{mean:.3f}", *cells])
+            rows.append([name, thousands(steps), f"{tokens:.2g}", f"{mean:.3f}", *cells])
     header = [
         "model",
         "steps",
@@ -83,7 +81,7 @@ def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     rows = [
         [
             MODELS[shape],
-            f"{steps:,}".replace(",", " "),
+            thousands(steps),
             *(
                 _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
                 for rule in OTHERS
@@ -94,71 +92,6 @@ def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
         if (shape, steps, "uniform") in found
     ]
     return table(["model", "steps", *OTHERS], rows)
-
-
-def best_exponent(losses: Sequence[float]) -> tuple[float, float] | None:
-    """Return where a parabola through the losses of `measured` to the powers 0, 1/2 and 1 is lowest, and its value.
-
-    None if the parabola has no lowest point.
-
-    Example:
-        >>> best_exponent([4.0, 3.75, 4.0])
-        (0.5, 3.75)
-    """
-    uniform, half, whole = losses
-    bend = 2 * (uniform - 2 * half + whole)
-    if bend <= 0:
-        return None
-    slope = whole - uniform - bend
-    exponent = -slope / (2 * bend)
-    return exponent, uniform + slope * exponent + bend * exponent**2
-
-
-def exponents(found: dict[tuple[str, int, str], Tuned]) -> dict[tuple[str, int], tuple[float, float]]:
-    """Return the best exponent and the nats it wins, by shape and steps, where the three rules are tuned; at seed 0."""
-    every = {}
-    for shape in MODELS:
-        for steps in HORIZONS:
-            three = [found.get((shape, steps, rule)) for rule in ("uniform", "half", "measured")]
-            losses = [each.losses[0] for each in three if each is not None]
-            if len(losses) == 3 and (best := best_exponent(losses)) is not None:
-                every[shape, steps] = (best[0], losses[0] - best[1])
-    return every
-
-
-def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return intercept and slope of a least-squares line through (log10 of tokens a parameter, value)."""
-    slope, intercept = np.polyfit([x for x, _ in points], [y for _, y in points], 1)
-    return float(intercept), float(slope)
-
-
-def exponents_table(found: dict[tuple[str, int, str], Tuned]) -> str:
-    """The best exponent by model and horizon, and for the larger model what the smaller one's line predicts."""
-    every = exponents(found)
-    place = {key: math.log10(tokens_a_parameter(*key)) for key in every}
-    small = [key for key in every if key[0] == "llama-600k"]
-    lines = [fit([(place[key], every[key][i]) for key in small]) if len(small) > 1 else None for i in (0, 1)]
-    rows = []
-    for key, values in every.items():
-        predicted = [
-            "-" if line is None or key in small else f"{line[0] + line[1] * place[key]:+.2f}"
-            for line in lines
-        ]
-        steps = f"{key[1]:,}".replace(",", " ")
-        tokens = f"{10 ** place[key]:.2g}"
-        rows.append(
-            [
-                MODELS[key[0]],
-                steps,
-                tokens,
-                f"{values[0]:.2f}",
-                predicted[0],
-                f"{values[1]:+.3f}",
-                predicted[1],
-            ]
-        )
-    header = ["model", "steps", "tokens a parameter", "best exponent", "predicted", "nats won", "predicted"]
-    return table(header, rows)
 
 
 def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
@@ -176,7 +109,7 @@ def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
                     f"{a.base_lr:.2g}, {a.warmup:.0%}" if (a := chosen.get(rule)) else "-"
                     for rule in (*RULES, SEARCHED)
                 ]
-                rows.append([MODELS[shape], f"{steps:,}".replace(",", " "), *cells])
+                rows.append([MODELS[shape], thousands(steps), *cells])
     return table(["model", "steps", *RULES, SEARCHED], rows)
 
 
@@ -192,7 +125,7 @@ def baseline_table(results: Results) -> str:
             losses = [results.loss(arm) for arm in arms[1:]]
             if any(loss is not None for loss in losses):
                 cells = ["-" if loss is None else f"{first - loss:+.3f}" for loss in losses]
-                rows.append([MODELS[shape], f"{steps:,}".replace(",", " "), *cells])
+                rows.append([MODELS[shape], thousands(steps), *cells])
     return table(["model", "steps", "decay 0.1", "decay 0.01", "beta2 0.99", "beta2 0.9"], rows)
 
 
@@ -209,7 +142,7 @@ def variants_table(results: Results) -> str:
                 run = results.runs.get(replace(best.arm, **changes).name)
                 cells.append("-" if run is None else f"{best.losses[0] - run['val_loss']:+.3f}")
             if set(cells) != {"-"}:
-                rows.append([f"{steps:,}".replace(",", " "), rule, *cells])
+                rows.append([thousands(steps), rule, *cells])
     return table(["steps", "rule", *VARIANTS], rows)
 
 
@@ -273,7 +206,7 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
             axes.set_title(f"LLaMA of {MODELS[shape]} parameters")
             axes.set_xlabel("steps of the run")
             axes.set_xscale("log")
-            axes.set_xticks(HORIZONS, [f"{n:,}".replace(",", " ") for n in HORIZONS], minor=False)
+            axes.set_xticks(HORIZONS, [thousands(n) for n in HORIZONS], minor=False)
             axes.minorticks_off()
         every[0].set_ylabel("nats won over tuned uniform")
         every[0].legend()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from arms import RULES
+from comparison_tables import thousands
 from found_ratios import Found, found_ratios
 from gaps import gap
 from plan import SEARCHES, SPACE, search, tuning
@@ -37,7 +38,7 @@ def searched_table(found: dict[tuple[str, int, str], Tuned], results: Results) -
         rows.append(
             [
                 MODELS[shape],
-                f"{steps:,}".replace(",", " "),
+                thousands(steps),
                 "-" if won is None else f"{won:+.3f}",
                 f"{each.best.base_lr:.2g}",
                 *(each.cell(block) for block in SPACE.blocks),

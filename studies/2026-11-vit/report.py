@@ -29,7 +29,7 @@ from blockwise_lr.compare.over_seeds import LossGap
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
-from _support.comparison_tables import table  # noqa: E402
+from _support.comparison_tables import table, thousands  # noqa: E402
 from _support.pages import write_pages  # noqa: E402
 
 
@@ -51,7 +51,7 @@ def gains_table(found: Found) -> str:
         rows.append(
             [
                 SHAPES[shape].library,
-                f"{steps:,}".replace(",", " "),
+                thousands(steps),
                 rule,
                 f"{each.mean('val_loss'):.3f}",
                 f"{each.mean('val_accuracy'):.1%}",
@@ -78,9 +78,7 @@ def answer(found: Found, results: Results) -> str:
                 clear = won.ci95 is not None and won.ci95[0] * won.ci95[1] > 0
                 said.append(f"`{rule}` {verdict} {abs(won.mean):.3f} nats{'' if clear else ' (not clear)'}")
         if said:
-            lines.append(
-                f"- Against tuned uniform over {steps:,} steps: ".replace(",", " ") + "; ".join(said)
-            )
+            lines.append(f"- Against tuned uniform over {thousands(steps)} steps: " + "; ".join(said))
     counts = order_counts(results)
     if (run := counts.get("uniform")) is not None:
         holds = [
@@ -175,7 +173,7 @@ def draw_gains(found: Found, path: Path) -> bool:
                 xerr=[0.0 if each.ci95 is None else (each.ci95[1] - each.ci95[0]) / 2 for each in gaps],
                 marker="o",
                 capsize=3,
-                label=f"{steps:,} steps".replace(",", " "),
+                label=f"{thousands(steps)} steps",
                 **drawing.series_style(number) | {"linestyle": "none"},
             )
         axes.axvline(0, color="#777777", linewidth=1)

@@ -12,6 +12,16 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def thousands(number: int) -> str:
+    """Return a number with its digits in groups of three.
+
+    Example:
+        >>> thousands(4800)
+        '4 800'
+    """
+    return f"{number:,}".replace(",", " ")
+
+
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By arm: its comparison with the baseline of as many steps."""
     return {each["arm"]: each for each in study["comparisons"]}
