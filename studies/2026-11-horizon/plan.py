@@ -66,6 +66,11 @@ def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
     return arms, results.best(arms)
 
 
+def unchanged(uniform: Arm) -> Arm:
+    """Return the arm of a user who changes nothing but the ratios: the default at all settings of tuned uniform."""
+    return replace(uniform, ratios=RULES["half"])
+
+
 def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the trials of the search for ratios at one horizon, as far as they are known, and the best arm.
 
@@ -101,6 +106,8 @@ def _wanted(results: Results) -> Iterator[Arm]:
         for rule in rules:
             if best := chosen.get((shape, steps, rule)):
                 yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+        if best := chosen.get((shape, steps, "uniform")):
+            yield from (replace(unchanged(best), seed=seed) for seed in SEEDS[steps])
     for shape, steps in SEARCHES:
         arms, best = search(shape, steps, results)
         yield from arms

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from arms import RULES, Arm
 from gaps import losses
-from plan import SEARCHES, SEEDS, baseline, search, tuning
+from plan import SEARCHES, SEEDS, baseline, search, tuning, unchanged
 from shapes import CONTEXT
 from tuning import Results
 
@@ -20,7 +20,10 @@ TOKENS_A_STEP = 16 * CONTEXT
 SEARCHED = "searched"
 """The name, beside those of RULES, of the ratios that were searched at their own horizon."""
 
-OTHERS = (*(rule for rule in RULES if rule != "uniform"), SEARCHED)
+UNCHANGED = "half, nothing else changed"
+"""`half` at the base learning rate, warm-up, decay and beta2 that were tuned for uniform."""
+
+OTHERS = (*(rule for rule in RULES if rule != "uniform"), UNCHANGED, SEARCHED)
 """What is compared with uniform."""
 
 
@@ -42,10 +45,12 @@ def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
     if rule == SEARCHED:
         best = search(shape, steps, results)[1] if (shape, steps) in SEARCHES else None
     else:
-        best = tuning(shape, steps, rule, results)[1]
-    if best is not None and rule == "uniform":
+        best = tuning(shape, steps, "uniform" if rule == UNCHANGED else rule, results)[1]
+    if best is not None and rule in ("uniform", UNCHANGED):
         best = baseline(best, results)[1]
-    if best is None:
+    if best is not None and rule == UNCHANGED:
+        best = unchanged(best)
+    if best is None or results.loss(best) is None:
         return None
     return Tuned(best, losses(best, results, SEEDS[steps]))
 
@@ -56,7 +61,7 @@ def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
         (shape, steps, rule): tuned(shape, steps, rule, results)
         for shape in MODELS
         for steps in HORIZONS
-        for rule in (*RULES, SEARCHED)
+        for rule in (*RULES, UNCHANGED, SEARCHED)
     }
     return {key: value for key, value in found.items() if value is not None}
 
