@@ -191,6 +191,8 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
     shapes = [shape for shape in MODELS if list(_lines(found, shape))]
     if not shapes:
         return  # nothing is tuned yet
+    longest = max(steps for shape in shapes for _, points in _lines(found, shape) for steps, _ in points)
+    shown = [steps for steps in HORIZONS if steps <= longest]
     with drawing.figure((3.6 * max(2, len(shapes)), 4.2)) as made:
         every = made.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
         for axes, shape in zip(every, shapes):
@@ -206,7 +208,7 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
             axes.set_title(f"LLaMA of {MODELS[shape]} parameters")
             axes.set_xlabel("steps of the run")
             axes.set_xscale("log")
-            axes.set_xticks(HORIZONS, [thousands(n) for n in HORIZONS], minor=False)
+            axes.set_xticks(shown, [thousands(n) for n in shown], minor=False)
             axes.minorticks_off()
         every[0].set_ylabel("nats won over tuned uniform")
         every[0].legend()

@@ -196,6 +196,42 @@ def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:
         assert any(table in page for page in pages), name
 
 
+def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
+    import report
+
+    tuned = report.all_tuned(report.load(report.RESULTS))
+
+    def won(steps: int, rule: str) -> str:
+        mean = report.gap(*(tuned["llama-600k", steps, r].losses for r in ("uniform", rule))).mean
+        assert mean is not None
+        return f"{mean:.3f}"
+
+    root = STUDY.parents[1]
+    pages = {
+        name: " ".join((root / name).read_text(encoding="utf-8").split())
+        for name in (
+            "README.md",
+            "studies/README.md",
+            "studies/2026-11-horizon/README.md",
+            "docs/how-to/choose-ratios-and-learning-rate.md",
+        )
+    }
+    long = (won(1200, "half"), won(1200, "measured"))
+    assert (
+        "`half` wins {} nats (0.047 to 0.150) and `measured` {} (".format(*long)
+        in pages["studies/2026-11-horizon/README.md"]
+    )
+    assert (
+        f"`half` wins {won(300, 'half')} nats over 300 steps and {long[0]} (0.047 to 0.150) over 1 200, "
+        f"`measured` {won(300, 'measured')} and {long[1]}." in pages["studies/README.md"]
+    )
+    choice = pages["docs/how-to/choose-ratios-and-learning-rate.md"]
+    assert "it wins {} nats and `measured` {}, with".format(*long) in choice
+    assert f"it wins {won(300, report.UNCHANGED)} of the {won(300, 'half')} nats" in choice
+    short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
+    assert f"`half` wins {short}" in pages["README.md"]
+
+
 def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
