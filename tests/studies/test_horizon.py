@@ -198,6 +198,7 @@ def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:
 
 def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     import report
+    from tuned import UNCHANGED
 
     tuned = report.all_tuned(report.load(report.RESULTS))
 
@@ -227,7 +228,7 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     )
     choice = pages["docs/how-to/choose-ratios-and-learning-rate.md"]
     assert "it wins {} nats and `measured` {}, with".format(*long) in choice
-    assert f"it wins {won(300, report.UNCHANGED)} of the {won(300, 'half')} nats" in choice
+    assert f"it wins {won(300, UNCHANGED)} of the {won(300, 'half')} nats" in choice
     short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
     assert f"`half` wins {short}" in pages["README.md"]
 
