@@ -229,6 +229,9 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     choice = pages["docs/how-to/choose-ratios-and-learning-rate.md"]
     assert "it wins {} nats and `measured` {}, with".format(*long) in choice
     assert f"it wins {won(300, UNCHANGED)} of the {won(300, 'half')} nats" in choice
+    assert f"and {won(1200, UNCHANGED)} of {long[0]} over 1 200 steps" in choice
+    default = f"wins {won(300, UNCHANGED)} nats over 300 steps and {won(1200, UNCHANGED)} ("
+    assert default in pages["studies/2026-11-horizon/README.md"]
     short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
     assert f"`half` wins {short}" in pages["README.md"]
 
