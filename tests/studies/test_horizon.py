@@ -230,6 +230,18 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     assert "it wins {} nats and `measured` {}, with".format(*long) in choice
     assert f"it wins {won(300, UNCHANGED)} of the {won(300, 'half')} nats" in choice
     assert f"and {won(1200, UNCHANGED)} of {long[0]} over 1 200 steps" in choice
+    losses = [tuned["llama-600k", 1200, rule].losses for rule in ("measured", "half", UNCHANGED)]
+    ahead, default_ahead = (report.gap(losses[0], other) for other in losses[1:])
+    assert ahead.ci95 is not None
+    assert default_ahead.ci95 is not None
+    difference = f"{ahead.mean:.3f} ({ahead.ci95[0]:.3f} to {ahead.ci95[1]:.3f})"
+    assert difference in choice
+    horizon = pages["studies/2026-11-horizon/README.md"]
+    assert difference in horizon
+    low, high = default_ahead.ci95
+    assert (
+        f"{default_ahead.mean:.3f} over tuned `measured` is not decided ({low:.3f} to {high:.3f})" in horizon
+    )
     default = f"wins {won(300, UNCHANGED)} nats over 300 steps and {won(1200, UNCHANGED)} ("
     assert default in pages["studies/2026-11-horizon/README.md"]
     short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
