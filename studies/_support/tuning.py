@@ -64,7 +64,7 @@ def bracket(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
 def tune_arm(first: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the runs that tune the base learning rate and the warm-up, as far as they are known, and what was chosen.
 
-    Every rule of every study is tuned like this, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2
+    This is how a rule is tuned, at seed 0 and by its tune loss: base learning rates a factor of sqrt 2
     apart until the best has a worse one on both sides; at that rate the next shorter and longer of WARMUPS, until
     neither is better; and if the warm-up has changed, the base learning rates again.
     """
