@@ -49,6 +49,6 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("world", "steps"), [(2, 40), (4, 10)])
+@pytest.mark.parametrize(("world", "steps"), [(2, 20), (4, 6)])
 def test_they_do_over_many_steps(tmp_path: Path, world: int, steps: int) -> None:
     same_on(world, tmp_path, steps)
