@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from arms import RULES, Arm
-from tuning import Results, search_from, three_digits, tune_arm
+from tuning import Results, bracket, search_from, three_digits, tune_arm
 
 from blockwise_lr.tune.space import Space
 
@@ -32,6 +32,8 @@ _LONGEST = ("llama-600k", 19200, ("uniform", "half", "measured"))
 SPACE = Space(["emb", "qk", "vo", "norm", "head"])
 TRIALS = {300: 40, 1200: 40, 4800: 20}
 SEARCHES = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
+WIDER = ("llama-6m", 300)
+"""The model of four times the width of the searches', and the steps over which it trains with what they found."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "decay constant": {"decay": "constant"},
     "decay of matrices": {"decay": "matrices"},
@@ -90,6 +92,28 @@ def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | N
     return search_from(start, Arm(shape, steps, 1.0), SPACE, TRIALS[steps], results, first=arms)
 
 
+def carried(found: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune the base learning rate of an arm at four times the width, and what was chosen.
+
+    Ratios, warm-up and decay stay as they were found on the narrow model. The rates begin at half of its rate.
+    """
+    shape, steps = WIDER
+    return bracket(
+        replace(found, shape=shape, steps=steps, base_lr=three_digits(found.base_lr / 2), seed=0), results
+    )
+
+
+def _carried(chosen: Mapping[tuple[str, int, str], Arm], searched: Arm, results: Results) -> Iterator[Arm]:
+    steps = WIDER[1]
+    arms = [*(chosen["llama-600k", steps, rule] for rule in ("uniform", "half", "measured")), searched]
+    every = [carried(arm, results) for arm in arms]
+    for tried, _ in every:
+        yield from tried
+    for _, best in every:
+        if best is not None:
+            yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+
+
 def _wanted(results: Results) -> Iterator[Arm]:
     chosen: dict[tuple[str, int, str], Arm] = {}
     for shape, steps, rules in _ORDER:
@@ -113,6 +137,8 @@ def _wanted(results: Results) -> Iterator[Arm]:
         yield from arms
         if best is not None:
             yield from (replace(best, seed=seed) for seed in SEEDS[steps][1:])
+            if steps == WIDER[1]:
+                yield from _carried(chosen, best, results)
     for steps in (1200, 4800):
         for rule in ("half", "measured"):
             if best := chosen.get(("llama-600k", steps, rule)):

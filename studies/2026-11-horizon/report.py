@@ -35,6 +35,7 @@ from tuned import (
     tuned,
 )
 from tuning import Results
+from wider import WIDE, wider_table
 
 from pages import write_pages
 
@@ -149,11 +150,12 @@ def variants_table(results: Results) -> str:
 def runs_table(results: Results) -> str:
     """Every run, in the order of model, steps, rule and learning rate."""
     names = {tuple(sorted(ratios.items())): name for name, ratios in RULES.items()}
+    models = {**MODELS, **WIDE}
 
     def key(run: dict[str, object]) -> tuple[object, ...]:
         arm = Arm(**run["arm"])  # type: ignore[arg-type]
         return (
-            list(MODELS).index(arm.shape),
+            list(models).index(arm.shape),
             arm.steps,
             str(sorted(arm.ratios.items())),
             arm.base_lr,
@@ -168,7 +170,7 @@ def runs_table(results: Results) -> str:
         other = [f"{name} {value}" for name, value in arm.to_dict().items() if value != usual[name]]
         rows.append(
             [
-                MODELS[arm.shape],
+                models[arm.shape],
                 f"{arm.steps}",
                 rule,
                 f"{arm.base_lr:.3g}",
@@ -239,6 +241,7 @@ def tables(results: Results) -> dict[str, str]:
             ["model", "steps", "nats won", "base LR", *(block.upper() for block in SPACE.blocks)],
             searched_table(found, results),
         ),
+        "wider": wider_table(found, results),
         "settings": settings_table(found),
         "baseline": baseline_table(results),
         "variants": variants_table(results),

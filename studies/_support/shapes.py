@@ -17,10 +17,11 @@ VOCABULARY, CONTEXT = 3072, 128
 LLAMAS: Mapping[str, ModelConfig] = {
     "llama-600k": ModelConfig("llama", hidden_size=64, layers=4, heads=1),
     "llama-2m": ModelConfig("llama", hidden_size=128, layers=4, heads=2),
+    "llama-6m": ModelConfig("llama", hidden_size=256, layers=4, heads=4),
     # For trials of the code.
     "tiny": ModelConfig("llama", hidden_size=16, layers=2, heads=2, vocab_size=64, context=16),
 }
-"""The quickstart's LLaMA (1.8M parameters), the same at half the width (0.6M), and one for tests."""
+"""The quickstart's LLaMA (1.8M parameters), the same at half and twice the width (0.6M, 5.8M), and one for tests."""
 
 OTHERS: dict[str, Callable[[], PreTrainedModel]] = {}
 """Models that a study adds, each a function without arguments that builds one with new weights."""

@@ -259,7 +259,7 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     monkeypatch.setitem(TRIALS, 300, 4)
     monkeypatch.setitem(TRIALS, 1200, 4)
     runs: dict[str, Any] = {}
-    while arms := [arm for arm in queue(Results(runs), ["llama-600k"]) if arm.steps <= 1200]:
+    while arms := [arm for arm in queue(Results(runs), ["llama-600k", "llama-6m"]) if arm.steps <= 1200]:
         runs |= {arm.name: {"arm": arm.to_dict(), **pretend(arm)} for arm in arms}
     results = Results(runs)
     found = report.tables(results)
@@ -271,6 +271,12 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     assert (tmp_path / "figure.png").stat().st_size > 5000
     assert "not tuned yet" not in found["gains"]
     assert found["searched"].count("0.6M") == 2
+    wide = {row.split(" | ")[0].strip("| "): row for row in found["wider"].splitlines()[2:]}
+    assert list(wide) == ["uniform", "half", "measured", "searched"]
+    assert tuned["llama-600k", 300, "searched"].arm.ratios != {}
+    # The pretended loss knows no width: there too, the searched ratios are the best.
+    assert all(float(wide["searched"].split(" | ")[2]) <= float(row.split(" | ")[2]) for row in wide.values())
+    assert found["runs"].count("| 5.8M | 300 | searched |") >= 5
     report.draw_ratios(tuned, results, tmp_path / "ratios.png")
     assert (tmp_path / "ratios.png").stat().st_size > 5000
     assert exponents.best_exponent([4.0, 4.1, 4.0]) is None
