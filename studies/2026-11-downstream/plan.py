@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+sys.path.append(str(Path(__file__).parents[1] / "2026-11-horizon"))
 
 from arms import Arm
+from rules import settled
 from text_runs import load
 from tuning import Results, three_digits
 
@@ -28,25 +30,9 @@ MOST_LENGTHS = 3
 HORIZON = Path(__file__).parents[1] / "2026-11-horizon"
 
 
-def _load_horizon() -> Any:
-    """Import the plan of the horizon study, which has the same name as this one."""
-    spec = importlib.util.spec_from_file_location("horizon_plan", HORIZON / "plan.py")
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{HORIZON / 'plan.py'} cannot be imported")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-horizon = _load_horizon()
-
-
 def chosen(rule: str, tuning_runs: Results) -> Arm | None:
     """Return what the horizon study chose for a rule at this length; None while it is not tuned there."""
-    best: Arm | None = horizon.tuning(SHAPE, STEPS, rule, tuning_runs)[1]
-    if best is not None and rule == "uniform":
-        best = horizon.baseline(best, tuning_runs)[1]
-    return best
+    return settled(SHAPE, STEPS, rule, tuning_runs)
 
 
 def at_length(arm: Arm, steps: int) -> Arm:

@@ -3,73 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 from comparison_tables import table, thousands
-from tuned import HORIZONS, MODELS, Tuned, tokens_a_parameter
+from gaps import gap, gap_cell
+from prediction import FITTED, PREDICTED, UNUSED, exponent, lines, tokens_a_parameter
+from tuned import HORIZONS, MODELS, Tuned
+from tuning import Results
 
 
-def best_exponent(losses: Sequence[float]) -> tuple[float, float] | None:
-    """Return where a parabola through the losses of `measured` to the powers 0, 1/2 and 1 is lowest, and its value.
-
-    None if the parabola has no lowest point.
-
-    Example:
-        >>> best_exponent([4.0, 3.75, 4.0])
-        (0.5, 3.75)
-    """
-    uniform, half, whole = losses
-    bend = 2 * (uniform - 2 * half + whole)
-    if bend <= 0:
-        return None
-    slope = whole - uniform - bend
-    exponent = -slope / (2 * bend)
-    return exponent, uniform + slope * exponent + bend * exponent**2
-
-
-def exponents(found: dict[tuple[str, int, str], Tuned]) -> dict[tuple[str, int], tuple[float, float]]:
-    """Return the best exponent and the nats it wins, by shape and steps, where the three rules are tuned; at seed 0."""
-    every = {}
-    for shape in MODELS:
-        for steps in HORIZONS:
-            three = [found.get((shape, steps, rule)) for rule in ("uniform", "half", "measured")]
-            losses = [each.losses[0] for each in three if each is not None]
-            if len(losses) == 3 and (best := best_exponent(losses)) is not None:
-                every[shape, steps] = (best[0], losses[0] - best[1])
-    return every
-
-
-def fit(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return intercept and slope of a least-squares line through (log10 of tokens a parameter, value)."""
-    slope, intercept = np.polyfit([x for x, _ in points], [y for _, y in points], 1)
-    return float(intercept), float(slope)
-
-
-def exponents_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+def exponents_table(results: Results) -> str:
     """The best exponent by model and horizon, and for the larger model what the smaller one's line predicts."""
-    every = exponents(found)
-    place = {key: math.log10(tokens_a_parameter(*key)) for key in every}
-    small = [key for key in every if key[0] == "llama-600k"]
-    lines = [fit([(place[key], every[key][i]) for key in small]) if len(small) > 1 else None for i in (0, 1)]
+    keys = [(shape, steps) for shape in MODELS for steps in HORIZONS]
+    every = {key: found for key in keys if (found := exponent(*key, results)) is not None}
+    found = lines(every)
     rows = []
     for key, values in every.items():
-        predicted = [
-            "-" if line is None or key in small else f"{line[0] + line[1] * place[key]:+.2f}"
-            for line in lines
-        ]
-        steps = thousands(key[1])
-        tokens = f"{10 ** place[key]:.2g}"
-        rows.append(
-            [
-                MODELS[key[0]],
-                steps,
-                tokens,
-                f"{values[0]:.2f}",
-                predicted[0],
-                f"{values[1]:+.3f}",
-                predicted[1],
-            ]
-        )
+        tokens = tokens_a_parameter(*key)
+        cells = ["-", "-"]
+        if found is not None and key not in FITTED:
+            cells = [f"{start + slope * math.log10(tokens):+.2f}" for start, slope in found]
+        row = [MODELS[key[0]], thousands(key[1]), f"{tokens:.2g}", f"{values[0]:.2f}", cells[0]]
+        rows.append([*row, f"{values[1]:+.3f}", cells[1]])
     header = ["model", "steps", "tokens a parameter", "best exponent", "predicted", "nats won", "predicted"]
     return table(header, rows)
+
+
+def prediction_table(found: dict[tuple[str, int, str], Tuned]) -> str:
+    """What the predicted ratios win over tuned uniform where no run was fitted, beside `half` and `measured`."""
+    uniform = found.get((*UNUSED, "uniform"))
+    rows = []
+    for rule in (PREDICTED, "half", "measured"):
+        if uniform is not None and (each := found.get((*UNUSED, rule))):
+            won = gap_cell(gap(uniform.losses, each.losses), len(each.losses))
+            ratios = ", ".join(f"{block.upper()} {ratio:.3g}" for block, ratio in each.arm.ratios.items())
+            rows.append([rule, ratios, f"{each.arm.base_lr:.2g}", won])
+    return table(["ratios", "by block", "base LR", "nats won over uniform"], rows)

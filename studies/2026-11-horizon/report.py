@@ -17,11 +17,13 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import RULES, Arm
 from comparison_tables import table, thousands
-from exponents import exponents_table
+from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
-from plan import SPACE, VARIANTS, baseline, tuning
+from plan import variants
+from prediction import tokens_a_parameter
+from rules import SPACE, baseline, tuning
 from run import RESULTS
-from searched import draw_ratios, searched_table
+from searched import draw_ratios, searched_table, searches
 from text_runs import load
 from tuned import (
     HORIZONS,
@@ -30,8 +32,8 @@ from tuned import (
     SEARCHED,
     Tuned,
     all_tuned,
+    planned,
     speedup,
-    tokens_a_parameter,
     tuned,
 )
 from tuning import Results
@@ -40,6 +42,10 @@ from wider import WIDE, wider_table
 from pages import write_pages
 
 HERE = Path(__file__).parent
+RATIOS_FIGURE = """
+![The searched ratio of each block against the steps of the run](ratio-over-length.png)
+
+The bars are those of 0.01 nats. The lines are uniform (solid), `half` (dashed) and `measured` (dotted)."""
 
 
 def _speed_cell(found: SpeedUpOverSeeds) -> str:
@@ -62,7 +68,7 @@ def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
             cells = [
                 gap_cell(gap(uniform.losses, other.losses), len(other.losses))
                 if (other := found.get((shape, steps, rule)))
-                else "not tuned yet"
+                else ("not tuned yet" if planned(shape, steps, rule) else "-")
                 for rule in OTHERS
             ]
             tokens = tokens_a_parameter(shape, steps)
@@ -139,12 +145,12 @@ def variants_table(results: Results) -> str:
             if best is None:
                 continue
             cells = []
-            for changes in VARIANTS.values():
+            for changes in variants(best.arm).values():
                 run = results.runs.get(replace(best.arm, **changes).name)
                 cells.append("-" if run is None else f"{best.losses[0] - run['val_loss']:+.3f}")
             if set(cells) != {"-"}:
                 rows.append([thousands(steps), rule, *cells])
-    return table(["steps", "rule", *VARIANTS], rows)
+    return table(["steps", "rule", *variants(Arm("", 1, 1.0))], rows)
 
 
 def runs_table(results: Results) -> str:
@@ -236,7 +242,8 @@ def tables(results: Results) -> dict[str, str]:
     every = {
         "gains": gains_table(found),
         "speedups": speedups_table(found),
-        "exponents": exponents_table(found),
+        "exponents": exponents_table(results),
+        "prediction": prediction_table(found),
         "searched": table(
             ["model", "steps", "nats won", "base LR", *(block.upper() for block in SPACE.blocks)],
             searched_table(found, results),
@@ -247,7 +254,9 @@ def tables(results: Results) -> dict[str, str]:
         "variants": variants_table(results),
         "runs": runs_table(results),
     }
-    return {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()}
+    every = {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()}
+    drawn = searches(found, results)
+    return every | {"ratios_figure": RATIOS_FIGURE if drawn else ""}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from arms import RULES
 from comparison_tables import thousands
 from found_ratios import Found, found_ratios
 from gaps import gap
-from plan import SEARCHES, SPACE, search, tuning
+from rules import SEARCHES, SPACE, search, tuning
 from tuned import HORIZONS, MODELS, SEARCHED, Tuned
 from tuning import Results
 

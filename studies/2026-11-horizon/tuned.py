@@ -6,17 +6,15 @@ from dataclasses import dataclass
 
 from arms import RULES, Arm
 from gaps import losses
-from plan import SEARCHES, SEEDS, baseline, search, tuning, unchanged
-from shapes import CONTEXT
+from prediction import PREDICTED, UNUSED, predicted
+from rules import LONGEST, SEARCHES, SEEDS, search, settled, unchanged
 from tuning import Results
 
 from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, speedup_over_seeds
 from blockwise_lr.compare.speedup import decayed_speedup
 
 MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
-PARAMETERS = {"llama-600k": 655_936, "llama-2m": 1_836_160}
 HORIZONS = tuple(SEEDS)
-TOKENS_A_STEP = 16 * CONTEXT
 SEARCHED = "searched"
 """The name, beside those of RULES, of the ratios that were searched at their own horizon."""
 
@@ -27,9 +25,13 @@ OTHERS = (*(rule for rule in RULES if rule != "uniform"), UNCHANGED, SEARCHED)
 """What is compared with uniform."""
 
 
-def tokens_a_parameter(shape: str, steps: int) -> float:
-    """Return the tokens that a run reads over the model's parameters."""
-    return steps * TOKENS_A_STEP / PARAMETERS[shape]
+def planned(shape: str, steps: int, rule: str) -> bool:
+    """Return whether the study has runs of a rule at one horizon, or will have."""
+    if rule == SEARCHED:
+        return (shape, steps) in SEARCHES
+    if rule == PREDICTED:
+        return (shape, steps) == UNUSED
+    return steps != LONGEST or (shape == "llama-600k" and rule != "paper")
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,18 @@ class Tuned:
 
 def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
     """Return the choice for a rule, or None while its tuning has not ended."""
+    if not planned(shape, steps, rule):
+        return None
+    best: Arm | None
     if rule == SEARCHED:
-        best = search(shape, steps, results)[1] if (shape, steps) in SEARCHES else None
+        best = search(shape, steps, results)[1]
+    elif rule == PREDICTED:
+        best = predicted(results)[1]
+    elif rule == UNCHANGED:
+        uniform = settled(shape, steps, "uniform", results)
+        best = uniform and unchanged(uniform)
     else:
-        best = tuning(shape, steps, "uniform" if rule == UNCHANGED else rule, results)[1]
-    if best is not None and rule in ("uniform", UNCHANGED):
-        best = baseline(best, results)[1]
-    if best is not None and rule == UNCHANGED:
-        best = unchanged(best)
+        best = settled(shape, steps, rule, results)
     if best is None or results.loss(best) is None:
         return None
     return Tuned(best, losses(best, results, SEEDS[steps]))
@@ -61,7 +67,7 @@ def all_tuned(results: Results) -> dict[tuple[str, int, str], Tuned]:
         (shape, steps, rule): tuned(shape, steps, rule, results)
         for shape in MODELS
         for steps in HORIZONS
-        for rule in (*RULES, UNCHANGED, SEARCHED)
+        for rule in ("uniform", *OTHERS, PREDICTED)
     }
     return {key: value for key, value in found.items() if value is not None}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comparison_tables import table
 from gaps import gap, gap_cell, losses
-from plan import SEEDS, WIDER, carried
+from rules import SEEDS, WIDER, carried
 from tuned import SEARCHED, Tuned
 from tuning import Results
 

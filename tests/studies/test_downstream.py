@@ -208,9 +208,11 @@ def pretend(arm: Any) -> dict[str, Any]:
 
 def tuning_arms(plan: Any, steps: int, rule: str, results: Any) -> list[Any]:
     """The runs that the tuning of a rule still needs."""
-    arms, best = plan.horizon.tuning(plan.SHAPE, steps, rule, results)
+    import rules
+
+    arms, best = rules.tuning(plan.SHAPE, steps, rule, results)
     if best is not None and rule == "uniform":
-        arms = [*arms, *plan.horizon.baseline(best, results)[0]]
+        arms = [*arms, *rules.baseline(best, results)[0]]
     return [arm for arm in arms if arm.name not in results.runs]
 
 
