@@ -44,13 +44,15 @@ def test_the_phases_follow_one_another_and_the_best_is_repeated(whole):
     assert [record.order for record in whole] == list(range(1, 17))
 
 
-def test_the_search_starts_half_way_and_at_measured_for_the_tuned_uniform_rate(whole):
-    rate = min(whole[:3], key=lambda record: record.loss).point.base_lr
+def test_the_search_starts_at_the_unchanged_default_and_at_measured_for_the_tuned_uniform_rate(whole):
+    uniform = min(whole[:3], key=lambda record: record.loss).point
+    rate = uniform.base_lr
     half, measured = whole[3].point, whole[4].point
+    assert (half.base_lr, half.warmup) == (pytest.approx(rate, rel=1e-3), uniform.warmup)
     assert measured.ratios == {"emb": 16, "qk": 4, "vo": 0.5, "norm": 32, "head": 16}
     assert measured.base_lr == pytest.approx(rate / 4, rel=1e-3)
     assert half.ratios["emb"] == 4
-    assert half.ratios["norm"] == pytest.approx(32**0.5, rel=1e-3)
+    assert half.ratios["norm"] == pytest.approx(6, rel=1e-3)
 
 
 @pytest.mark.parametrize("stop", [2, 5, 15])

@@ -129,7 +129,14 @@ def test_the_gain_is_over_the_best_uniform_run_by_seed(closed_form):
     gain = closed_form["gain"]
     assert len(gain["per_seed"]) == 3
     assert gain["ci95"][0] < gain["mean"] < gain["ci95"][1]
-    assert closed_form["answer"][0].startswith("The best ratios beat the tuned uniform learning rate by 0.17")
+    fresh = sum(gain["per_seed"][1:]) / 2
+    assert gain["fresh_mean"] == pytest.approx(fresh)
+    assert gain["mean"] > 0.15
+    first = closed_form["answer"][0]
+    assert first.startswith(
+        f"The best ratios beat the tuned uniform learning rate by {gain['mean']:.3f} nats"
+    )
+    assert first.endswith(f"3 seeds; +{fresh:.3f} without the seed that chose).")
     assert closed_form["noise"] == pytest.approx(0.002, abs=0.002)  # without what a seed adds to every run
     assert [start["name"] for start in closed_form["start"]] == ["half way", "measured"]
 
@@ -201,3 +208,21 @@ def test_a_missing_seed_is_named(tmp_path):
     store = search(PLAN, tmp_path)
     with pytest.raises(UserError, match="with the seeds 2 are missing; run the same tune command again"):
         build_content(replace(PLAN, repeats=3), store, tmp_path, command="", about={}, date="")
+
+
+def test_every_block_has_its_peak_learning_rate_over_its_initial_scale(closed_form, tmp_path):
+    best, rms = closed_form["best"], closed_form["initial_rms"]
+    assert set(rms) == set(closed_form["blocks"]) == set(best["lr_over_initial_rms"])
+    lr = best["point"]["base_lr"] * closed_form["ratios"]["emb"]
+    assert best["lr_over_initial_rms"]["emb"] == pytest.approx(lr / rms["emb"])
+    write_results(closed_form, tmp_path)
+    (row,) = (
+        line for line in (tmp_path / "report.md").read_text().splitlines() if line.startswith("| EMB |")
+    )
+    assert row.endswith(f"| {lr / rms['emb']:.3g} |")
+
+
+def test_a_proxys_command_says_where_its_learning_rate_comes_from(closed_form):
+    content = {**closed_form, "proxy": {"size": "64x4", "parameters": 9, "stands_for": "768x12"}}
+    (said,) = (warning for warning in warnings(content) if "proxy" in warning)
+    assert said.endswith(f"replace it by {content['lr_factor']:.3g} times your own tuned uniform rate.")

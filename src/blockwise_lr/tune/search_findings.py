@@ -10,6 +10,7 @@ from typing import Any
 from blockwise_lr.compare.over_seeds import loss_gap
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import count_parameters
+from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.tune import search_wording
 from blockwise_lr.tune.proxy import describe_size
 from blockwise_lr.tune.search_plan import SearchPlan
@@ -33,7 +34,10 @@ def build_content(
     - "trials": every trial, with its training losses.
     - "uniform", "best": the best trial with one learning rate for all blocks, and the best of all.
     - "ratios": the ratios of the best trial, the content of ratios.json.
-    - "gain": the validation loss of "uniform" minus that of "best" over the seeds, with its interval.
+    - "gain": the validation loss of "uniform" minus that of "best" over the seeds, with its interval. "fresh_mean" is
+      the mean over the seeds that chose nothing.
+    - "initial_rms": the RMS of each block's weights before training. In "best", "lr_over_initial_rms" has the peak
+      learning rate of each block over it.
     - "valleys": for each block, how far its ratio can move, what a ratio of 1 costs, and whether that is decided.
     - "answer", "warnings", "paste": the findings in words, their limits, and the lines to paste.
 
@@ -62,6 +66,7 @@ def build_content(
     search = [record for record in records if record.phase != "repeat" and record.order is not None]
     ratios = dict.fromkeys(blocks, 1.0) | dict(best.point.ratios)
     model = plan.model
+    scales = {block.value: scale for block, scale in initial_scales_of(model).items()}
     content: dict[str, Any] = {
         "preset": plan.base.preset,
         "steps": plan.base.steps,
@@ -82,7 +87,11 @@ def build_content(
             "bracketed": is_bracketed("base_lr", uniform, search, space),
             "warmup_bracketed": is_bracketed("warmup", uniform, search, space),
         },
-        "best": _chosen(best, runs["best"]),
+        "initial_rms": scales,
+        "best": {
+            **_chosen(best, runs["best"]),
+            "lr_over_initial_rms": {b: best.point.base_lr * ratios[b] / scales[b] for b in blocks},
+        },
         "start": _start(plan, space, uniform.point, search),
         "ratios": ratios,
         "lr_factor": best.point.base_lr / uniform.point.base_lr,
@@ -145,7 +154,7 @@ def is_bracketed(name: str, uniform: TrialRecord, search: Sequence[TrialRecord],
 def _start(
     plan: SearchPlan, space: Space, uniform: Point, search: Sequence[TrialRecord]
 ) -> list[dict[str, Any]]:
-    """Return the trials of the known points: half way to uniform, and measured."""
+    """Return the trials of the known points: the default ratios, and measured."""
     found = []
     for name, point in zip(("half way", "measured"), plan.ratio_start(space, uniform)):
         trial = next((r for r in search if r.point == point and r.phase == "ratios"), None)
@@ -168,11 +177,14 @@ def _gain(uniform: Sequence[TrialRecord], best: Sequence[TrialRecord]) -> dict[s
     ]
     gap = loss_gap([before for before, _ in pairs], [after for _, after in pairs])
     per_seed = [before - after for before, after in pairs]
+    fresh = per_seed[1:]  # the first seed is that of the search, whose trials were chosen by their loss
+    fresh_mean = sum(fresh) / len(fresh) if fresh else math.nan
     return {
         "mean": gap.mean,
         "ci95": gap.ci95 and list(gap.ci95),
         "p_value": gap.p_value,
         "significant": gap.significant,
+        "fresh_mean": fresh_mean if math.isfinite(fresh_mean) else None,
         "per_seed": [value if math.isfinite(value) else None for value in per_seed],
         "reason": gap.reason,
     }

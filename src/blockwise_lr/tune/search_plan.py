@@ -11,7 +11,7 @@ import torch
 
 from blockwise_lr.blocks import Block, classify, split_fused
 from blockwise_lr.errors import UserError
-from blockwise_lr.optim.ratios import MEASURED_RATIOS, spell_ratios
+from blockwise_lr.optim.ratios import DEFAULT_RATIOS, MEASURED_RATIOS, spell_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict, identity
 from blockwise_lr.tune.early_end import DEFAULT_RULE, EarlyEnd
@@ -120,12 +120,11 @@ class SearchPlan:
     def ratio_start(self, space: Space, uniform: Point) -> list[Point]:
         """Return the best points known, for a tuned uniform one.
 
-        `measured` at a quarter of the uniform rate, and half way from uniform to `measured` at the uniform rate over
-        sqrt 2 (docs/how-to/choose-ratios-and-learning-rate.md).
+        The default ratios with nothing else changed, and `measured` at a quarter of the uniform rate with a warm-up of
+        15 % (docs/how-to/choose-ratios-and-learning-rate.md).
         """
-        half = {block: ratio**0.5 for block, ratio in MEASURED_RATIOS.items()}
         return [
-            space.from_ratios(uniform.base_lr / math.sqrt(2), _WARMUP, half),
+            space.from_ratios(uniform.base_lr, uniform.warmup, DEFAULT_RATIOS),
             space.from_ratios(uniform.base_lr / 4, _WARMUP, MEASURED_RATIOS),
         ]
 

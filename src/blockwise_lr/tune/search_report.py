@@ -177,19 +177,22 @@ def _gain_table(content: Mapping[str, Any]) -> Table:
 def _ratios_table(content: Mapping[str, Any]) -> Table:
     rows = []
     enough = content["near_trials"] >= content["needed_trials"]
+    over_rms = content["best"].get("lr_over_initial_rms", {})  # an older tune.json lacks it
     for name, valley in content["valleys"].items():
         row = [_NAMES.get(name, name.upper()), f"{valley['value']:.3g}", search_wording.format_range(valley)]
         if "decided" in valley:
             cost = f"{format_signed(valley['cost_of_one'], 3)} ± {valley['stderr']:.3f}"
             cost = f"≥ {cost}" if valley["beyond_reach"] else cost
             row += [cost if enough else "–", search_wording.verdict(valley)]
-        rows.append(row + [""] * (5 - len(row)))
+        row += [""] * (5 - len(row))
+        rows.append(row + ([f"{over_rms[name]:.3g}" if name in over_rms else ""] if over_rms else []))
+    columns = ["", "best", f"within {ALLOWED:g} nats", "cost of 1", "decided"]
     return Table(
         f"Ratios, with {content['reference'].upper()} at ratio 1",
-        ["", "best", f"within {ALLOWED:g} nats", "cost of 1", "decided"],
+        columns + (["LR / RMS at start"] if over_rms else []),
         rows,
         text_columns=frozenset({0, 4}),
-        note=search_wording.RANGE_NOTE,
+        note=search_wording.RANGE_NOTE + (f" {search_wording.RMS_NOTE}" if over_rms else ""),
     )
 
 
