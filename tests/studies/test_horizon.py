@@ -251,6 +251,15 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     assert default in pages["studies/2026-11-horizon/README.md"]
     short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
     assert f"`half` wins {short}" in pages["README.md"]
+    uniform = tuned["llama-600k", 1200, "uniform"].losses
+    low, high = report.gap(uniform, losses[2]).ci95
+    assert (
+        f"they end {won(1200, UNCHANGED)} nats below uniform AdamW ({low:.3f} to {high:.3f},"
+        in pages["README.md"]
+    )
+    factors = {f"{report.speedup('llama-600k', 300, rule, tuned).value:.1f}" for rule in ("half", "measured")}
+    assert factors == {"2.2"}
+    assert "needs 2.2 times as many steps for the loss of `half` or `measured`" in pages["README.md"]
 
 
 def line_at(results: Any) -> float:

@@ -103,7 +103,7 @@ def _paper_preset(name: str, model: ModelConfig, setting: _DataSet) -> TrainConf
 
 
 def _quickstart() -> TrainConfig:
-    # Five runs take minutes on two CPU cores. studies/2026-11-quickstart-ratios tuned these values.
+    # Four runs take minutes on two CPU cores. studies/2026-11-quickstart-ratios tuned these values.
     return TrainConfig(
         preset="quickstart",
         steps=300,
