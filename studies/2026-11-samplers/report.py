@@ -18,6 +18,7 @@ from blockwise_lr import drawing
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
+import longer_runs
 from comparison_tables import table
 
 from pages import write_pages
@@ -286,6 +287,10 @@ def tables(samplers: Mapping[str, Any], early: Mapping[str, Any]) -> dict[str, s
         "lost": table_of_grid(early, "lost"),
         "sets": table_of_sets(early),
         "behind": table_of_behind(early),
+        "longer": table(
+            ["setting", "runs", "farthest behind and yet better, nats", "better runs ended"],
+            longer_runs.rows(load("early-end-longer")),
+        ),
     }
 
 

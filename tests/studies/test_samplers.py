@@ -322,3 +322,24 @@ def test_the_command_makes_what_the_pages_are_made_from(tmp_path: Path) -> None:
     assert tables(samplers, early)["sets"] == tables(samplers, load("early-end"))["sets"]
     assert early["chosen"] == load("early-end")["chosen"]
     assert json.loads((tmp_path / "samplers.json").read_text())["trials"] == 6
+
+
+def test_the_rule_is_checked_on_the_longer_runs_by_every_pair() -> None:
+    import longer_runs
+    from records import Run
+
+    def run(final: float, *losses: float) -> Run:
+        curve = tuple((step, loss) for step, loss in zip((25, 50, 75), losses))
+        return Run("a, 100 steps", (1.0,) * 6, 1e-3, 0.15, 0, final, final, curve, curve)
+
+    # The best run is 0.45 behind another at 75 of 100 steps, so one of 15 pairs breaks the rule of 0.4 nats.
+    runs = [run(3.0, 9.0, 9.0, 4.45)] + [run(3.1 + i / 10, 5.0, 5.0, 4.0 + i / 10) for i in range(5)]
+    (found,) = longer_runs.check(runs)
+    assert found["runs"] == 6
+    assert found["farthest_behind"] == pytest.approx(0.45)
+    assert found["wrong"] == pytest.approx(1 / 15)
+    assert longer_runs.check(runs[:5]) == []
+    recorded = json.loads(longer_runs.OUT.read_text())["sets"]
+    assert {each["setting"] for each in recorded} >= {f"llama-600k, {n} steps" for n in (300, 1200, 4800)}
+    assert all(each["wrong"] == 0 for each in recorded)
+    assert longer_runs.check(longer_runs.horizon_runs())[0]["runs"] >= recorded[0]["runs"]
