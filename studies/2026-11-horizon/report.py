@@ -21,6 +21,7 @@ from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
 from plan import variants
 from prediction import tokens_a_parameter
+from ratio_fits import ratio_fits_table
 from rules import SPACE, baseline, tuning
 from run import RESULTS
 from searched import draw_ratios, searched_table, searches
@@ -248,6 +249,7 @@ def tables(results: Results) -> dict[str, str]:
             ["model", "steps", "nats won", "base LR", *(block.upper() for block in SPACE.blocks)],
             searched_table(found, results),
         ),
+        "ratio_fits": ratio_fits_table(found, results),
         "wider": wider_table(found, results),
         "settings": settings_table(found),
         "baseline": baseline_table(results),

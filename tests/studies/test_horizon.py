@@ -316,6 +316,19 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     report.draw_ratios(tuned, results, tmp_path / "ratios.png")
     assert (tmp_path / "ratios.png").stat().st_size > 5000
     assert prediction.best_exponent([4.0, 4.1, 4.0]) is None
+    assert len(found["ratio_fits"].splitlines()) == 2 + 5
+
+
+def test_a_ratios_line_is_numpys_and_its_error_that_of_the_valleys() -> None:
+    from ratio_fits import line
+
+    points = [(1.0, 16.0, 0.5), (4.0, 10.0, 1.0), (16.0, 3.0, 2.0), (60.0, 4.0, 1.0)]
+    found = line(points)
+    x, y = np.log([p[0] for p in points]) / np.log(4), np.log2([p[1] for p in points])
+    coefficients, covariance = np.polyfit(x, y, 1, w=[1 / p[2] for p in points], cov="unscaled")
+    assert found.slope == pytest.approx(coefficients[0])
+    assert found.error == pytest.approx(covariance[0, 0] ** 0.5)
+    assert found.residual == pytest.approx(float(np.sqrt(((y - np.polyval(coefficients, x)) ** 2).mean())))
 
 
 @pytest.mark.slow
