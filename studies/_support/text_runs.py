@@ -43,13 +43,13 @@ class Source:
         name: what the data are; "text" makes the flag --text and the key "text" of a result.
         help: what the flag names.
         form: what it has to name, for the message where the flag is missing.
-        read: returns the data and what describes them, from the path and the folder for tokens and checkpoints.
+        read: returns the data and what describes them, from the path and the command's arguments.
     """
 
     name: str
     help: str
     form: str
-    read: Callable[[Path, Path], tuple[Any, dict[str, Any]]]
+    read: Callable[[Path, argparse.Namespace], tuple[Any, dict[str, Any]]]
 
 
 def main(
@@ -101,7 +101,7 @@ def main(
     keep_freed_memory()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    data, about = source.read(path, arguments.out)
+    data, about = source.read(path, arguments)
     end = time.monotonic() + 60 * arguments.minutes
     while time.monotonic() < end and (arms := queue(load(arguments.results), arguments.shapes)):
         with ExitStack() as locks:
@@ -169,5 +169,10 @@ def tokens(path: Path, out: Path) -> tuple[Text, dict[str, Any]]:
     return text, {name: data.describe()[name] for name in kept}
 
 
-TEXT = Source("text", "the text", 'one {"text": ...} a line, .jsonl or .jsonl.xz', tokens)
+TEXT = Source(
+    "text",
+    "the text",
+    'one {"text": ...} a line, .jsonl or .jsonl.xz',
+    lambda path, arguments: tokens(path, arguments.out),
+)
 """A text by the study's tokenizer."""
