@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,12 @@ class Measured:
         """The ratio of each block over that of the reference."""
         return {block: ratio / self.ratios[self.reference] for block, ratio in self.ratios.items()}
 
+    def interval(self, block: Block) -> tuple[float, float]:
+        """Return the 95 % interval of a ratio over that of the reference."""
+        errors = [self.ratios.stderr[each] / self.ratios[each] for each in (block, self.reference)]
+        factor = math.exp(1.96 * math.hypot(*errors)) if block is not self.reference else 1.0
+        return self.own[block] / factor, self.own[block] * factor
+
 
 def measured(folder: Path | None = None) -> dict[str, Measured]:
     """Return what was measured, by model; None: of the study's own folder."""
@@ -52,14 +59,21 @@ def measured(folder: Path | None = None) -> dict[str, Measured]:
 
 
 def own_table(found: Mapping[str, Measured], names: Mapping[str, str]) -> str:
-    """One row a model: the ratios of its own measurement; an asterisk where it does not determine one."""
+    """One row a model: its own ratios with their intervals; an asterisk where the measurement does not decide."""
     blocks = [block for block in Block if any(block in each.own for each in found.values())]
     rows = []
     for shape, each in found.items():
-        own, unknown = each.own, each.ratios.undetermined
-        cells = [f"{own[b]:.2g}{'*' * (b in unknown)}" if b in own else "-" for b in blocks]
+        cells = [_own_cell(each, block) if block in each.own else "-" for block in blocks]
         rows.append([names[shape], each.reference.value.upper(), *cells])
     return table(["model", "over", *(block.value.upper() for block in blocks)], rows)
+
+
+def _own_cell(each: Measured, block: Block) -> str:
+    if block is each.reference:
+        return "1"
+    low, high = each.interval(block)
+    asterisk = "*" if block in each.ratios.undetermined else ""
+    return f"{each.own[block]:.2g}{asterisk} ({low:.2g} to {high:.2g})"
 
 
 def sharpness_table(found: Mapping[str, Measured], names: Mapping[str, str]) -> str:

@@ -180,6 +180,9 @@ def test_a_measurement_follows_the_blocks_and_has_standard_errors(measurements: 
     assert {block.value for block in values} == {"emb", "qk", "vo", "norm", "head", "ssm", "conv"}
     assert read["mamba-2-parts"].own["ssm"] == read["mixtral"].own["ffn"] == 1
     assert "Mamba-2 in parts | SSM | " in along_the_run.own_table(read, NAMES)
+    low, high = read["mixtral"].interval("qk")
+    assert low * high == pytest.approx(read["mixtral"].own["qk"] ** 2)
+    assert read["mixtral"].interval("ffn") == (1.0, 1.0)
     shown = along_the_run.sharpness_table(read, NAMES)
     assert shown.count("\n") == 1 + 2 * len(read)
     qk = values["qk"]
