@@ -6,8 +6,8 @@
 
 One process trains one arm after another on one thread, in the order of plan.py, and writes each result to data/runs.
 Start as many as there are cores. A run that is cut off is made again. A run of 780 steps takes about a
-core-minute. The whole queue has about 170 runs and takes some five core-hours, of which the 36 runs of 3 120 steps
-take more than half. timm's model needs timm and torchvision; --shapes vit leaves it out.
+core-minute. The whole queue has about 165 runs and takes some five core-hours, of which the 33 runs of 3 120 steps
+take nearly half. timm's model needs timm and torchvision; --shapes vit leaves it out.
 """
 
 from __future__ import annotations
