@@ -2,8 +2,9 @@
 
     python studies/2026-11-architectures/measure.py --text TEXT.jsonl[.xz] --out runs/architectures
 
-Trains each model at its tuned uniform learning rate and measures sharpness by `fisher`, and along the optimizer's
-update, at the steps POINTS, on text that nothing else uses. Writes data/sharpness/MODEL.json, once.
+Trains each model at a quarter of its tuned uniform learning rate and measures sharpness by `fisher`, and along the
+optimizer's update, at the steps POINTS, on text that nothing else uses. Writes data/sharpness/MODEL.json, once. The
+rule `own` follows from it, so run.py has more to train afterwards.
 """
 
 from __future__ import annotations
@@ -13,17 +14,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 import models
 from arms import Arm
-from plan import tuning
-from shapes import CONTEXT, VOCABULARY, blocks_of, build
+from plain import train_plain
+from plan import DENSE, IN_PARTS, measured_along, searched_model
+from shapes import CONTEXT, VOCABULARY, blocks_of
 from stacked import Text
 from text_runs import load, tokens
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from blockwise_lr import measure_directional, measure_sharpness
 from blockwise_lr.data.data_config import DataConfig
@@ -35,7 +38,7 @@ from blockwise_lr.train.run_sharpness import measure_batches
 
 DATA = Path(__file__).parent / "data"
 POINTS = (0, 15, 30, 60, 120, 180, 240, 300)
-SHAPES = tuple(name for name in models.NAMES if name != "mamba-2")  # in parts it says more
+SHAPES = (*(name for name in models.NAMES if name not in IN_PARTS), DENSE)  # in parts, a model says more
 
 
 def main() -> None:
@@ -61,46 +64,44 @@ def main() -> None:
         path = arguments.data / "sharpness" / f"{shape}.json"
         if path.exists():
             continue
-        best = tuning("mamba-2" if shape == "mamba-2-parts" else shape, "uniform", results)[1]
-        if best is None:
+        arm = measured_along(searched_model(shape), results)
+        if arm is None:
             print(f"{shape}: uniform is not tuned yet; run run.py first", flush=True)
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        arm = Arm(shape, best.steps, best.base_lr, warmup=best.warmup)
         write_json_atomic(path, {**measure(arm, text, batches), "text": about, **describe_environment("cpu")})
 
 
-def measure(arm: Arm, text: Text, batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+def measure(
+    arm: Arm, text: Text, batches: list[dict[str, torch.Tensor]], *, rows: int = 16
+) -> dict[str, Any]:
     """Train one learning rate for all blocks, and measure at every point of POINTS within the run.
 
     Returns:
         ``{"arm", "sharpness": [{"step", "report"}], "directional": [...]}``; the latter from the first update on.
     """
-    torch.manual_seed(0)
-    model = build(arm.shape, seed=arm.seed)
-    blocks = blocks_of(arm.shape, model)
-    decay = {"betas": (0.9, arm.beta2), "weight_decay": arm.weight_decay}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arm.base_lr, **decay)
-    order = text.order(arm.seed, arm.steps * 16)
-    sharpness, directional = [], []
-    for step in range(arm.steps + 1):
-        if step in POINTS:
-            report = measure_sharpness(model, batches, blocks=blocks, step=step)
-            sharpness.append({"step": step, "report": report.to_dict()})
-            if step:
-                along = measure_directional(model, optimizer, batches, blocks=blocks, step=step)
-                directional.append({"step": step, "report": along.to_dict()})
-            print(f"{arm.shape}: measured at step {step}", flush=True)
-        if step == arm.steps:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = arm.lr("", step)
-        ids = torch.from_numpy(text.train[order[16 * step : 16 * (step + 1)]].astype(np.int64))
-        model(input_ids=ids, labels=ids).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), arm.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+    sharpness: list[dict[str, Any]] = []
+    directional: list[dict[str, Any]] = []
+
+    def watch(step: int, model: PreTrainedModel, optimizer: Optimizer) -> None:
+        if step not in POINTS:
+            return
+        blocks = blocks_of(arm.shape, model)
+        report = measure_sharpness(model, batches, blocks=blocks, step=step)
+        sharpness.append({"step": step, "report": report.to_dict()})
+        if step:
+            along = measure_directional(model, optimizer, batches, blocks=blocks, step=step)
+            directional.append({"step": step, "report": along.to_dict()})
+        print(f"{arm.shape}: measured at step {step}", flush=True)
+
+    train_plain(arm, text, adamw, rows=rows, watch=watch)
     return {"arm": arm.to_dict(), "sharpness": sharpness, "directional": directional}
+
+
+def adamw(arm: Arm, model: PreTrainedModel) -> Optimizer:
+    """Return torch's AdamW with one learning rate for all blocks."""
+    group = {"params": list(model.parameters()), "block": "all"}
+    return torch.optim.AdamW([group], lr=arm.base_lr, betas=(0.9, arm.beta2), weight_decay=arm.weight_decay)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parents[1] / "2026-11-horizon"))
 from arms import Arm
 from rules import settled
 from text_runs import load
-from tuning import Results, three_digits
+from tuning import Results, at_seeds, three_digits, waiting
 
 SHAPE, STEPS = "llama-600k", 1200
 SEEDS = (0, 1, 2)
@@ -75,7 +75,7 @@ def ladder(uniform: Arm, half: Arm, results: Results) -> tuple[list[Arm], int | 
 
 def mean_loss(arm: Arm, results: Results) -> float | None:
     """Return the tune loss over all seeds; None while one of them has not been trained."""
-    losses = [results.loss(replace(arm, seed=seed)) for seed in SEEDS]
+    losses = [results.loss(each) for each in at_seeds(arm, SEEDS)]
     known = [loss for loss in losses if loss is not None]
     return sum(known) / len(known) if len(known) == len(losses) else None
 
@@ -93,7 +93,7 @@ def equal_loss(uniform: Arm, half: Arm, results: Results) -> tuple[list[Arm], Ar
     tried: dict[int, float] = {}
     while steps is not None and steps not in tried and len(tried) < MOST_LENGTHS:
         arm = at_length(uniform, steps)
-        arms += [replace(arm, seed=seed) for seed in SEEDS]
+        arms += at_seeds(arm, SEEDS)
         loss = mean_loss(arm, results)
         if loss is None or target is None or start is None:
             return arms, None
@@ -131,5 +131,4 @@ def queue(results: Results, shapes: Sequence[str] = (), tuning_runs: Results | N
         tuning_runs: the runs of the horizon study; None: read them from its folder.
     """
     tuning_runs = load(HORIZON / "data" / "runs") if tuning_runs is None else tuning_runs
-    arms = {arm.name: arm for arm in _wanted(results, tuning_runs)}
-    return [arm for name, arm in arms.items() if name not in results.runs]
+    return waiting(_wanted(results, tuning_runs), results)

@@ -28,7 +28,7 @@ from text_runs import load
 from tuning import Results
 
 from blockwise_lr import drawing
-from pages import write_pages
+from pages import filled, image, write_pages
 
 HERE = Path(__file__).parent
 MEASURES = (("cloze", "acc"), ("continuation", "acc_norm"), ("pairs", "acc"))
@@ -40,10 +40,9 @@ PAIRS = (
     ("half", "uniform"),
     ("measured", "uniform"),
     ("half", "uniform, longer"),
-    ("measured", "uniform, longer"),
     ("uniform, longer", "uniform"),
 )
-"""Who is compared with whom, the baseline second."""
+"""Who is compared with whom, the baseline second. The longer uniform run has the loss of `half`, not of `measured`."""
 
 
 @dataclass(frozen=True)
@@ -220,14 +219,13 @@ def tables(results: Results, scores: Results, tuning_runs: Results) -> dict[str,
         "ladder": ladder_table(results, tuning_runs),
         "runs": runs_table(found),
     }
-    shown = {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()}
     counts = {
         task: f"{len(each.scores[0]['tasks'][task]['acc'])}"
         for each in found.values()
         if 0 in each.scores
         for task in TASKS
     }
-    return shown | {f"items_{task}": counts.get(task, "-") for task in TASKS}
+    return filled(every) | {f"items_{task}": counts.get(task, "-") for task in TASKS}
 
 
 def main() -> None:
@@ -238,10 +236,9 @@ def main() -> None:
         )
     scores, tuning_runs = load(SCORES), load(HORIZON / "data" / "runs")
     there = draw(compared(results, scores, tuning_runs), HERE / "accuracy-against-loss.png")
-    image = "![Accuracy on every task against val loss](accuracy-against-loss.png)"
     # The templates name no page or figure that may not be there yet.
     shown = {
-        "figure": image if there else "",
+        "figure": image("Accuracy on every task against val loss", "accuracy-against-loss.png", there),
         "to_details": "[details](details.md)",
         "to_answer": "[answer](README.md)",
     }

@@ -49,17 +49,18 @@ def train(arms: list[Arm], text: Text, arguments: argparse.Namespace) -> list[di
 
 
 def main() -> None:
-    text_runs.main(__doc__, queue, [SHAPE], results=RESULTS, out=OUT, trainer=train)
+    text_runs.main(
+        __doc__,
+        queue,
+        [SHAPE],
+        results=RESULTS,
+        out=OUT,
+        trainer=train,
+        minutes=lambda arm: arm.steps / STEPS_A_MINUTE,
+    )
     tuning_runs = text_runs.load(HORIZON / "data" / "runs")
     if missing := [rule for rule in COMPARED if chosen(rule, tuning_runs) is None]:
         print(f"The horizon study has not tuned {', '.join(missing)} at 1 200 steps: train its queue first.")
-    if "--list" in sys.argv:
-        # The default folder, as for the list itself unless --results names another.
-        arms = queue(text_runs.load(RESULTS))
-        minutes = sum(arm.steps for arm in arms) / STEPS_A_MINUTE
-        print(
-            f"{len(arms)} runs known to be needed, about {minutes:.0f} core-minutes; longer uniform runs follow."
-        )
 
 
 if __name__ == "__main__":

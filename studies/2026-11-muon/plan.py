@@ -6,16 +6,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from arms import RULES, Arm
-from tuning import Results, search_from, three_digits, tune_arm
+from baseline import ADAMW, Changes, tune_baseline
+from tuning import Results, at_seeds, search_from, three_digits, tune_arm, waiting
 
 from blockwise_lr.tune.space import Space
 
 
 @dataclass(frozen=True)
 class MuonArm(Arm):
-    """One training run with Muon: QK, VO and FFN by Muon, all else by AdamW."""
+    """One training run with Muon: QK, VO and FFN by Muon, all else by AdamW.
+
+    Args:
+        momentum: Muon's.
+    """
 
     optimizer: str = "muon"
+    momentum: float = 0.95
 
 
 SHAPE = "llama-600k"
@@ -31,6 +37,13 @@ _FIRST = {"uniform": 4e-3, "half": 2.8e-3, "measured": 1.4e-3}
 """The base learning rates to begin with at 150 steps; longer runs begin at the choice of the shorter, over sqrt 2."""
 
 COMPARED = ("uniform", "two rates", "half", "measured")
+BASELINE: Changes = {
+    **ADAMW,
+    "momentum 0.98": {"momentum": 0.98},
+    "momentum 0.9": {"momentum": 0.9},
+    "clipping at 1": {"clip": 1.0},
+}
+"""Further settings that are tried for "two rates"."""
 
 
 def tuning(steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
@@ -38,10 +51,14 @@ def tuning(steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | No
 
     "two rates", the baseline of people who train with Muon, is "uniform" with a learning rate of its own for all that
     AdamW updates: its ratio is tuned in factors of 2 until the best has a worse one on both sides, and the base
-    learning rate again.
+    learning rate again. Then the settings of BASELINE are tried.
     """
     if rule == "two rates":
-        return _two_rates(steps, results)
+        arms, best = two_rates(steps, results)
+        if best is not None:
+            more, best = tune_baseline(best, BASELINE, results)
+            arms = [*arms, *more]
+        return arms, best
     first = MuonArm(SHAPE, steps, _FIRST[rule], RULES[rule])
     if steps != HORIZONS[0]:
         shorter = tuning(HORIZONS[0], rule, results)[1]
@@ -51,7 +68,8 @@ def tuning(steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | No
     return tune_arm(first, results)
 
 
-def _two_rates(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
+def two_rates(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune both learning rates and the warm-up, as far as they are known, and the choice."""
     first = tuning(steps, "uniform", results)[1]
     if first is None:
         return [], None
@@ -75,12 +93,21 @@ def _with_ratio(arm: Arm, ratio: float) -> Arm:
     return arm if ratio == 1 else replace(arm, ratios=dict.fromkeys(NOT_MATRICES, ratio))
 
 
+def starts(steps: int, results: Results) -> list[Arm]:
+    """Return the tuned rates at which a search begins, as far as known, with the decay and momentum of its trials."""
+    found = [
+        (two_rates(steps, results) if rule == "two rates" else tuning(steps, rule, results))[1]
+        for rule in COMPARED
+    ]
+    return [arm for arm in found if arm is not None]
+
+
 def search(steps: int, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the trials of the search for ratios at one horizon, as far as they are known, and the best arm.
 
-    It begins at the tuned arms of COMPARED, and at the longer horizon at the best of the shorter one's search, too.
+    It begins at the tuned rates of COMPARED, and at the longer horizon at the best of the shorter one's search, too.
     """
-    start = [arm for rule in COMPARED if (arm := tuning(steps, rule, results)[1]) is not None]
+    start = starts(steps, results)
     if len(start) < len(COMPARED):
         return [], None
     first: list[Arm] = []
@@ -97,13 +124,11 @@ def _wanted(results: Results) -> Iterator[Arm]:
         for rule in COMPARED:
             yield from tuning(steps, rule, results)[0]
         for rule in COMPARED:
-            if best := tuning(steps, rule, results)[1]:
-                yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+            yield from at_seeds(tuning(steps, rule, results)[1], SEEDS[1:])
     for steps in HORIZONS:
         arms, best = search(steps, results)
         yield from arms
-        if best is not None:
-            yield from (replace(best, seed=seed) for seed in SEEDS[1:])
+        yield from at_seeds(best, SEEDS[1:])
 
 
 def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
@@ -113,6 +138,4 @@ def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
         results: the runs that have ended.
         shapes: unused: there is one model.
     """
-    return [
-        arm for name, arm in {arm.name: arm for arm in _wanted(results)}.items() if name not in results.runs
-    ]
+    return waiting(_wanted(results), results)

@@ -18,9 +18,8 @@ from typing import Any
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 import text_runs
-from arms import Arm
 from plain import train_plain
-from plan import SHAPE, queue
+from plan import SHAPE, MuonArm, queue
 from stacked import Text
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
@@ -29,20 +28,35 @@ from blockwise_lr import param_groups
 from blockwise_lr.optimizers.muon import Muon
 
 RESULTS = Path(__file__).parent / "data" / "runs"
+SECONDS_A_STEP = 0.36  # of a core of an AMD EPYC
 
 
-def muon(arm: Arm, model: PreTrainedModel) -> Optimizer:
-    """Return the library's Muon with the arm's ratios."""
+def muon(arm: MuonArm, model: PreTrainedModel) -> Optimizer:
+    """Return the library's Muon with the arm's ratios and momentum."""
     groups = param_groups(
         model, lr=arm.base_lr, ratios=arm.ratios or "uniform", weight_decay=arm.weight_decay
     )
-    return Muon(groups, lr=arm.base_lr, betas=(0.9, arm.beta2), weight_decay=arm.weight_decay)
+    return Muon(
+        groups,
+        lr=arm.base_lr,
+        betas=(0.9, arm.beta2),
+        weight_decay=arm.weight_decay,
+        momentum=arm.momentum,
+    )
 
 
-def train(arms: list[Arm], text: Text, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+def train(arms: list[MuonArm], text: Text, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train arms one after another."""
     return [train_plain(arm, text, muon) for arm in arms]
 
 
 if __name__ == "__main__":
-    text_runs.main(__doc__, queue, [SHAPE], results=RESULTS, out=Path("runs/muon"), trainer=train)
+    text_runs.main(
+        __doc__,
+        queue,
+        [SHAPE],
+        results=RESULTS,
+        out=Path("runs/muon"),
+        trainer=train,
+        minutes=lambda arm: arm.steps * SECONDS_A_STEP / 60,
+    )

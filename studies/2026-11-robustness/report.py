@@ -1,4 +1,4 @@
-"""Write README.md, details.md and the figures from the files that run.py wrote.
+"""Write README.md, details.md and the figures from the files that run.py wrote, for every model that has them.
 
 python studies/2026-11-robustness/report.py
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,25 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from comparison_tables import table
 
-from pages import write_pages
+from pages import bullets, write_pages
 
 HERE = Path(__file__).parent
 KINDS = ("robustness", "ablation")
 
+Sweeps = Mapping[str, Mapping[str, Any]]
+"""Of one model, by kind: the content of robustness.json and of ablation.json."""
 
-def load(data: Path = HERE / "data") -> dict[str, dict[str, Any]]:
-    """Return what run.py wrote: by kind, the content of robustness.json and ablation.json."""
-    return {kind: json.loads((data / f"{kind}.json").read_text(encoding="utf-8")) for kind in KINDS}
+
+def load(data: Path = HERE / "data") -> dict[str, Sweeps]:
+    """Return what run.py wrote, by model, of the models for which both sweeps have ended."""
+    files = {
+        folder.name: {kind: folder / f"{kind}.json" for kind in KINDS} for folder in sorted(data.glob("*"))
+    }
+    return {
+        model: {kind: json.loads(path.read_text(encoding="utf-8")) for kind, path in paths.items()}
+        for model, paths in files.items()
+        if all(path.exists() for path in paths.values())
+    }
 
 
 def interval(found: Mapping[str, Any]) -> str:
@@ -102,36 +112,58 @@ def facts(content: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def sentences(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines) or "- None."
+def answers(sweeps: Sweeps) -> str:
+    """The sentences of both commands, each once."""
+    return bullets(dict.fromkeys([*sweeps["robustness"]["answer"], *sweeps["ablation"]["answer"]]))
 
 
-def tables(found: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return every part of the pages that is made from the data."""
-    robustness, ablation = found["robustness"], found["ablation"]
-    again = set(robustness["answer"])
+def warnings(sweeps: Sweeps) -> str:
+    """The warnings of both commands, each once."""
+    return bullets(dict.fromkeys([*sweeps["robustness"]["warnings"], *sweeps["ablation"]["warnings"]]))
+
+
+def tables(found: Mapping[str, Sweeps]) -> dict[str, str]:
+    """Return every part of the pages that is made from the data, with the models one below the other."""
+
+    def of_each(part: Callable[[str, Sweeps], str]) -> str:
+        return "\n\n".join(f"**Model `{model}`**\n\n{part(model, sweeps)}" for model, sweeps in found.items())
+
     return {
-        "answer": sentences(
-            [*robustness["answer"], *(line for line in ablation["answer"] if line not in again)]
+        "answer": of_each(lambda _, sweeps: answers(sweeps)),
+        "warnings": of_each(lambda _, sweeps: warnings(sweeps)),
+        "valleys": of_each(
+            lambda model, _: f"![Rise of the loss when a ratio is scaled](robustness-{model}.png)"
         ),
-        "warnings": sentences(list(dict.fromkeys([*robustness["warnings"], *ablation["warnings"]]))),
-        "widths": table_of_widths(robustness),
-        "worth": table_of_worth(ablation),
-        "facts": facts(robustness),
-        "scaled": table_of_points(robustness),
-        "switched": table_of_points(ablation),
-        "commands": "\n".join(content["command"] for content in found.values()),
+        "widths": of_each(lambda _, sweeps: table_of_widths(sweeps["robustness"])),
+        "steps": of_each(
+            lambda model, _: f"![Loss over the number of blocks that are switched on](ablation-{model}.png)"
+        ),
+        "worth": of_each(lambda _, sweeps: table_of_worth(sweeps["ablation"])),
+        "facts": of_each(lambda _, sweeps: facts(sweeps["robustness"])),
+        "scaled": of_each(lambda _, sweeps: table_of_points(sweeps["robustness"])),
+        "switched": of_each(lambda _, sweeps: table_of_points(sweeps["ablation"])),
+        "commands": "\n".join(sweeps[kind]["command"] for sweeps in found.values() for kind in KINDS),
     }
 
 
-def write(study: Path, found: Mapping[str, Mapping[str, Any]]) -> None:
+def write(study: Path, found: Mapping[str, Sweeps]) -> None:
     """Write the pages and the figures of the study into its folder."""
-    for kind, content in found.items():
-        with drawing.figure(sweep_size(content)) as made:
-            draw_sweep(made, content)
-            drawing.save(made, study / f"{kind}.png")
+    for model, sweeps in found.items():
+        for kind, content in sweeps.items():
+            with drawing.figure(sweep_size(content)) as made:
+                draw_sweep(made, content)
+                drawing.save(made, study / f"{kind}-{model}.png")
     write_pages(study, tables(found))
 
 
+def main() -> None:
+    found = load()
+    if not found:
+        raise SystemExit(
+            f"{HERE / 'data'} holds no model with both sweeps: make them by run.py, then write the page"
+        )
+    write(HERE, found)
+
+
 if __name__ == "__main__":
-    write(HERE, load())
+    main()

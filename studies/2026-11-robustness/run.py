@@ -1,12 +1,13 @@
 """How exact must each ratio be, and what is each block's ratio worth?
 
-    python studies/2026-11-robustness/run.py --list                      # number of runs and minutes; trains nothing
-    python studies/2026-11-robustness/run.py                             # llama-600k: 0.6M parameters, 300 steps
-    python studies/2026-11-robustness/run.py --model quickstart --base-lrs    # the preset, at its tuned settings
+    python studies/2026-11-robustness/run.py --list                  # number of runs and minutes; trains nothing
+    python studies/2026-11-robustness/run.py                         # quickstart: 1.8M parameters, 300 steps
+    python studies/2026-11-robustness/run.py --model llama-600k      # 0.6M parameters, in half the time
 
 Runs `blockwise-lr robustness` and `blockwise-lr ablation` one after the other. Runs that both need are trained once.
-Finished runs are kept in data/runs.tar.gz, so the same command continues after an interruption, from a fresh clone
-too. Writes data/robustness.json and data/ablation.json; report.py makes the pages from them.
+Finished runs are kept in data/MODEL/runs.tar.gz, so the same command continues after an interruption, from a fresh
+clone too. Writes data/MODEL/robustness.json and data/MODEL/ablation.json; report.py makes the pages from them. Without
+values, --base-lrs takes the preset's own learning rate, and nothing is tuned.
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from kept_runs import kept
+from kept_runs import call, kept
 
 DATA = Path(__file__).parent / "data"
 KINDS = ("robustness", "ablation")
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--list", action="store_true", help="print the number of runs and minutes; train nothing"
     )
-    parser.add_argument("--model", choices=sorted(MODELS), default="llama-600k")
+    parser.add_argument("--model", choices=sorted(MODELS), default="quickstart")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--ratios", default="half")
     parser.add_argument("--seeds", nargs="+", default=["0", "1", "2"])
@@ -48,7 +48,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--jobs", default="0", help="runs in parallel (default: one a core)")
     parser.add_argument("--data", help="another text, as of train")
-    parser.add_argument("--out", type=Path, default=Path("runs") / "robustness-study")
+    parser.add_argument("--out", type=Path, default=Path("runs") / "robustness-study", help="runs, by model")
     return parser.parse_args(arguments)
 
 
@@ -59,7 +59,7 @@ def command(kind: str, given: argparse.Namespace) -> list[str]:
     return [
         kind, "quickstart", *MODELS[given.model], "--steps", str(given.steps), "--ratios", given.ratios,
         "--device", "cpu", "--seeds", *given.seeds, *grid, "--jobs", given.jobs,
-        *(["--data", given.data] if given.data else []), "--out", str(given.out / kind),
+        *(["--data", given.data] if given.data else []), "--out", str(given.out / given.model / kind),
     ]  # fmt: skip
 
 
@@ -72,23 +72,16 @@ def main() -> None:
         for kind in given.kinds:
             call([*command(kind, given), "--dry-run"])
         return
-    DATA.mkdir(exist_ok=True)
-    runs = share_runs(given.out)
-    with kept(DATA / "runs.tar.gz", runs):
+    data, out = DATA / given.model, given.out / given.model
+    data.mkdir(parents=True, exist_ok=True)
+    with kept(data / "runs.tar.gz", share_runs(out)):
         for kind in given.kinds:
             call(command(kind, given))
-            shutil.copyfile(given.out / kind / f"{kind}.json", DATA / f"{kind}.json")
-
-
-def call(arguments: Sequence[str]) -> None:
-    """Run one command of the library; exit with its code if it fails."""
-    done = subprocess.run([sys.executable, "-m", "blockwise_lr", *arguments])
-    if done.returncode:
-        raise SystemExit(done.returncode)
+            shutil.copyfile(out / kind / f"{kind}.json", data / f"{kind}.json")
 
 
 def share_runs(out: Path) -> Path:
-    """Create the folder of runs that both sweeps share, and return it."""
+    """Create the folder of runs that both sweeps of a model share, and return it."""
     runs = out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     for kind in KINDS:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from comparison_tables import table
 
-from pages import write_pages
+from pages import bullets, write_pages
 
 HERE = Path(__file__).parent
 FIGURES: Mapping[str, tuple[tuple[float, float], Callable[..., None]]] = {
@@ -78,15 +78,11 @@ def table_of_sizes(content: Mapping[str, Any]) -> str:
     return table(["parameters", "outside embeddings", "tokens", "arm", "setting", "val loss"], rows)
 
 
-def sentences(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
 def tables(content: Mapping[str, Any]) -> dict[str, str]:
     """Return every part of the page that is made from the data."""
     return {
-        "answer": sentences(content["answer"]),
-        "warnings": sentences(content["warnings"]),
+        "answer": bullets(content["answer"]),
+        "warnings": bullets(content["warnings"]),
         "fits": table_of_fits(content),
         "comparisons": table_of_comparisons(content),
         "sizes": table_of_sizes(content),

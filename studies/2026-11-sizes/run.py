@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from kept_runs import kept
+from kept_runs import call, kept
 
 from blockwise_lr.compare.comparison_progress import format_seconds
 from blockwise_lr.compare.time_estimate import seconds_per_step
@@ -133,13 +132,6 @@ def show(given: argparse.Namespace) -> None:
         )
     print(shlex.join(["blockwise-lr", *scaling_command(given)]))
     print(f"In all {runs * len(given.sizes)} runs, about {format_seconds(total)} on one idle core.")
-
-
-def call(arguments: Sequence[str]) -> None:
-    """Run one command of the library; exit with its code if it fails."""
-    done = subprocess.run([sys.executable, "-m", "blockwise_lr", *arguments])
-    if done.returncode:
-        raise SystemExit(done.returncode)
 
 
 if __name__ == "__main__":

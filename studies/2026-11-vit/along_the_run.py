@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from plan import watched
+from arms import SHAPES
+from comparison_tables import table
+from plan import MODELS, watched
 from tuning import Results
 
 from blockwise_lr import DirectionalReport, drawing
 from blockwise_lr.blocks import Block
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from _support.comparison_tables import table
 
 BLOCKS = ("emb", "pos", "conv", "qk", "ffn", "vo", "norm", "head")
 PAIRS = (("qk", "ffn"), ("ffn", "vo"), ("vo", "norm"), ("emb", "qk"), ("conv", "qk"), ("pos", "qk"))
 """The paper's order, each pair flatter block first. EMB is followed by the blocks that take its place in a ViT."""
 
 
-def measured_runs(results: Results) -> dict[str, Mapping[str, Any]]:
-    """Return the watched runs that have ended, by name."""
-    arms = watched("vit", results)
+def measured_runs(results: Results, shape: str = "vit") -> dict[str, Mapping[str, Any]]:
+    """Return the watched runs of a model that have ended, by name."""
+    arms = watched(shape, results)
     return {name: results.runs[arm.name] for name, arm in arms.items() if arm.name in results.runs}
 
 
-def sharpness_table(results: Results, name: str, estimator: str) -> str:
+def sharpness_table(results: Results, name: str, estimator: str, shape: str = "vit") -> str:
     """Average sharpness by block along one watched run, with standard errors."""
-    run = measured_runs(results).get(name)
+    run = measured_runs(results, shape).get(name)
     rows = []
     for each in run["measurements"] if run else ():
         cells = []
@@ -41,11 +39,11 @@ def sharpness_table(results: Results, name: str, estimator: str) -> str:
 
 
 def order_counts(
-    results: Results, estimator: str = "fisher"
+    results: Results, estimator: str = "fisher", shape: str = "vit"
 ) -> dict[str, dict[tuple[str, str], tuple[int, int]]]:
     """Return how often the first block of a pair is flatter, and at how many points after step 0, by watched run."""
     found = {}
-    for name, run in measured_runs(results).items():
+    for name, run in measured_runs(results, shape).items():
         points = [each[estimator] for each in run["measurements"] if each["step"]]
         found[name] = {
             (a, b): (sum((p[a][0] or 0) < (p[b][0] or 0) for p in points), len(points)) for a, b in PAIRS
@@ -54,13 +52,14 @@ def order_counts(
 
 
 def order_table(results: Results) -> str:
-    """One row a watched run and estimator, one column a pair of the paper's order."""
+    """One row a model, watched run and estimator, one column a pair of the paper's order."""
     rows = []
-    for estimator in ("fisher", "hutchinson"):
-        for name, counts in order_counts(results, estimator).items():
-            cells = [f"{counts[pair][0]} of {counts[pair][1]}" for pair in PAIRS]
-            rows.append([name, estimator, *cells])
-    return table(["run", "estimator", *(f"{a.upper()} < {b.upper()}" for a, b in PAIRS)], rows)
+    for shape in MODELS:
+        for estimator in ("fisher", "hutchinson"):
+            for name, counts in order_counts(results, estimator, shape).items():
+                cells = [f"{counts[pair][0]} of {counts[pair][1]}" for pair in PAIRS]
+                rows.append([SHAPES[shape].library, name, estimator, *cells])
+    return table(["model of", "run", "estimator", *(f"{a.upper()} < {b.upper()}" for a, b in PAIRS)], rows)
 
 
 def directional_table(results: Results, name: str) -> str:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from arms import RULES, SHAPES, Arm
+from baseline import Changes, tune_baseline
+from tuning import Results, at_seeds, search_from, three_digits, tune_arm, waiting
 
 from blockwise_lr import DirectionalReport
 from blockwise_lr.tune.space import Space
 
-sys.path.append(str(Path(__file__).parents[1] / "_support"))
-
-from tuning import Results, search_from, three_digits, tune_arm
-
+MODELS = ("vit", "vit-timm")
 SEEDS = (0, 1, 2)
 SHORT, LONG = 780, 3120
 """The lengths of run, in steps: one pass over the images, and four."""
@@ -30,26 +27,27 @@ _CENTRES: Mapping[str, float] = {
     "paper": 1e-3,
     "own": 2e-3,
 }
-BASELINE: Mapping[str, Mapping[str, float]] = {
+BASELINE: Changes = {
     "decay 0.2": {"weight_decay": 0.2},
     "decay 0.01": {"weight_decay": 0.01},
     "beta2 0.99": {"beta2": 0.99},
     "clipping at 0.3": {"clip": 0.3},
 }
 """Further settings that are tried for the uniform baseline."""
-SEARCHED_BLOCKS = ("emb", "qk", "vo", "norm", "head", "pos", "conv")
+
+SEARCHED_FROM = ("uniform", "half", "measured")
+"""The rules at whose tuned rates a search begins."""
+
+SPACE = Space(("emb", "qk", "vo", "norm", "head", "pos", "conv"))
 PATCHES: Mapping[str, Sequence[str]] = {"patches": ("conv",), "patches and positions": ("conv", "pos")}
 """The blocks that get the ratio of EMB, whose place they take in a vision Transformer. All rules give them 1."""
 
 
-def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the runs that tune a rule at one length, as far as they are known, and what was chosen.
+def rates(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule's base learning rate and warm-up, as far as they are known, and the choice.
 
-    `uniform`, the baseline, also gets other weight decays, another beta2 and another clipping. The rule `searched` is
-    what the search found, and `own` needs the watched runs.
+    `own` needs the watched runs.
     """
-    if rule == "searched":
-        return search(shape, results) if steps == SHORT else ([], None)
     ratios = own_ratios(shape, results) if rule == "own" else RULES[rule]
     if ratios is None:
         return [], None
@@ -59,10 +57,21 @@ def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Ar
         if shorter is None:
             return [], None
         first = replace(first, base_lr=three_digits(shorter.base_lr / 2), warmup=shorter.warmup)
-    arms, best = tune_arm(first, results)
+    return tune_arm(first, results)
+
+
+def tuning(shape: str, steps: int, rule: str, results: Results) -> tuple[list[Arm], Arm | None]:
+    """Return the runs that tune a rule at one length, as far as they are known, and what was chosen.
+
+    `uniform`, the baseline, also gets other weight decays, another beta2 and another clipping. The rule `searched` is
+    what the search found.
+    """
+    if rule == "searched":
+        return search(shape, results) if steps == SHORT else ([], None)
+    arms, best = rates(shape, steps, rule, results)
     if rule == "uniform" and best is not None:
-        arms += [replace(best, **changes) for changes in BASELINE.values()]
-        best = results.best(arms)
+        more, best = tune_baseline(best, BASELINE, results)
+        arms = [*arms, *more]
     return arms, best
 
 
@@ -94,13 +103,13 @@ def own_ratios(shape: str, results: Results) -> dict[str, float] | None:
 def search(shape: str, results: Results) -> tuple[list[Arm], Arm | None]:
     """Return the trials of the search for ratios, as far as they are known, and the best arm.
 
-    The search begins at the tuned arms of uniform, half and measured. Its trials follow from the results alone.
+    The search begins at the tuned rates of SEARCHED_FROM. Its trials follow from the results alone.
     """
-    chosen = [tuning(shape, SHORT, rule, results)[1] for rule in ("uniform", "half", "measured")]
+    chosen = [rates(shape, SHORT, rule, results)[1] for rule in SEARCHED_FROM]
     start = [arm for arm in chosen if arm is not None]
     if len(start) < len(chosen):
         return [], None
-    return search_from(start, Arm(shape, SHORT, 1.0), Space(SEARCHED_BLOCKS), TRIALS, results)
+    return search_from(start, Arm(shape, SHORT, 1.0), SPACE, TRIALS, results)
 
 
 def patches(shape: str, results: Results) -> dict[tuple[str, str], Arm]:
@@ -116,11 +125,6 @@ def patches(shape: str, results: Results) -> dict[tuple[str, str], Arm]:
     return found
 
 
-def seeds(arm: Arm | None) -> list[Arm]:
-    """Return a chosen arm at the seeds that did not choose it."""
-    return [] if arm is None else [replace(arm, seed=seed) for seed in SEEDS[1:]]
-
-
 def _wanted(shape: str, results: Results) -> Iterator[Arm]:
     rules = ("uniform", "half", "measured", "paper")
     for rule in rules:
@@ -128,26 +132,25 @@ def _wanted(shape: str, results: Results) -> Iterator[Arm]:
     for rule in rules:
         yield from tuning(shape, SHORT, rule, results)[0]
     for rule in rules:
-        yield from seeds(tuning(shape, SHORT, rule, results)[1])
-    if SHAPES[shape].library == "timm":
-        return  # the second library repeats the comparison only
+        yield from at_seeds(tuning(shape, SHORT, rule, results)[1], SEEDS[1:])
     yield from watched(shape, results).values()
+    if SHAPES[shape].library == "timm":
+        return  # the second library repeats the comparison and the sharpness
     for rule in ("own", "searched"):
         arms, best = tuning(shape, SHORT, rule, results)
-        yield from [*arms, *seeds(best)]
+        yield from [*arms, *at_seeds(best, SEEDS[1:])]
     yield from patches(shape, results).values()
     for rule in rules:
         yield from tuning(shape, LONG, rule, results)[0]
     for rule in rules:
-        yield from seeds(tuning(shape, LONG, rule, results)[1])
+        yield from at_seeds(tuning(shape, LONG, rule, results)[1], SEEDS[1:])
 
 
-def queue(results: Results, shapes: Sequence[str] = ("vit",)) -> list[Arm]:
+def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
     """Return the arms that are still to be trained and follow from the results so far, in order.
 
     Args:
         results: the runs that have ended.
-        shapes: the models, names of SHAPES.
+        shapes: the models, names of SHAPES; empty: MODELS.
     """
-    arms = {arm.name: arm for shape in shapes for arm in _wanted(shape, results)}
-    return [arm for name, arm in arms.items() if name not in results.runs]
+    return waiting((arm for shape in shapes or MODELS for arm in _wanted(shape, results)), results)

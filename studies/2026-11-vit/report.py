@@ -5,9 +5,10 @@ python studies/2026-11-vit/report.py
 
 from __future__ import annotations
 
-import math
 import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from along_the_run import (
     BLOCKS,
@@ -19,26 +20,21 @@ from along_the_run import (
     sharpness_table,
 )
 from arms import RULES, SHAPES, Arm
-from plan import BASELINE, LONG, SHORT, patches, tuning
-from run import RESULTS, load
-from tuned import MODELS, TUNED, Found, all_tuned, gap, speedup
+from baseline import gains_of_changes
+from comparison_tables import other_settings, progress, table, thousands
+from found_ratios import found_ratios
+from gain_figure import draw_gains
+from gaps import gap, gap_cell
+from plan import BASELINE, LONG, MODELS, SEARCHED_FROM, SHORT, SPACE, patches, rates, search
+from run import RESULTS
+from text_runs import load
+from tuned import TUNED, Found, all_tuned, speedup
 from tuning import Results
 
-from blockwise_lr import drawing
 from blockwise_lr.compare.over_seeds import LossGap
+from pages import bullets, filled, image, write_pages
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-from _support.comparison_tables import table, thousands  # noqa: E402
-from _support.pages import write_pages  # noqa: E402
-
-
-def _gap_cell(found: LossGap, seeds: int) -> str:
-    if found.mean is None:
-        return "diverged"
-    if found.ci95 is None:
-        return f"{found.mean:+.3f} (one seed)" if seeds == 1 else f"{found.mean:+.3f}"
-    return f"{found.mean:+.3f} ({found.ci95[0]:+.3f} to {found.ci95[1]:+.3f})"
 
 
 def gains_table(found: Found) -> str:
@@ -58,7 +54,10 @@ def gains_table(found: Found) -> str:
                 *(
                     ("-", "-")
                     if rule == "uniform"
-                    else (_gap_cell(gap(uniform, each), len(each.runs)), speedup(found, shape, steps, rule))
+                    else (
+                        gap_cell(gap(uniform.losses, each.losses), len(each.runs)),
+                        speedup(found, shape, steps, rule),
+                    )
                 ),
             ]
         )
@@ -73,7 +72,7 @@ def answer(found: Found, results: Results) -> str:
         said = []
         for rule in TUNED[1:]:
             each = found.get(("vit", steps, rule))
-            if uniform and each and (won := gap(uniform, each)).mean is not None:
+            if uniform and each and (won := gap(uniform.losses, each.losses)).mean is not None:
                 verdict = "wins" if won.mean > 0 else "loses"
                 clear = won.ci95 is not None and won.ci95[0] * won.ci95[1] > 0
                 said.append(f"`{rule}` {verdict} {abs(won.mean):.3f} nats{'' if clear else ' (not clear)'}")
@@ -88,14 +87,36 @@ def answer(found: Found, results: Results) -> str:
     return "\n".join(f"{line}." for line in lines)
 
 
-def ratios_table(found: Found) -> str:
-    """The ratios of every rule, over that of FFN."""
+def state(found: Found) -> str:
+    """Which rules are tuned, by model and length."""
+    return bullets(
+        progress(
+            f"{SHAPES[shape].library}, {thousands(steps)} steps",
+            rules,
+            {rule for model, n, rule in found if (model, n) == (shape, steps)},
+        )
+        for shape, steps, rules in (
+            ("vit", SHORT, TUNED),
+            ("vit", LONG, tuple(RULES)),
+            ("vit-timm", SHORT, tuple(RULES)),
+        )
+    )
+
+
+def ratios_table(found: Found, results: Results) -> str:
+    """The ratios of every rule, over that of FFN; those of the search with their valleys."""
     rows = []
     for rule in TUNED[1:]:
-        if (each := found.get(("vit", SHORT, rule))) is not None:
-            ratios = each.arm.ratios
-            cells = [f"{ratios.get(block, 1.0) / ratios.get('ffn', 1.0):.3g}" for block in BLOCKS]
-            rows.append([rule, *cells])
+        if (each := found.get(("vit", SHORT, rule))) is None:
+            continue
+        ratios = each.arm.ratios
+        cells = {block: f"{ratios.get(block, 1.0) / ratios.get('ffn', 1.0):.3g}" for block in BLOCKS}
+        if rule == "searched":
+            starts = [rates("vit", SHORT, start, results)[1] for start in SEARCHED_FROM]
+            arms = [*search("vit", results)[0], *(arm for arm in starts if arm is not None)]
+            valleys = found_ratios(each.arm, arms, SPACE, results)
+            cells |= {block: valleys.cell(block) for block in SPACE.blocks}
+        rows.append([rule, *cells.values()])
     return table(["rule", *(block.upper() for block in BLOCKS)], rows)
 
 
@@ -111,12 +132,19 @@ def patches_table(found: Found, results: Results) -> str:
 
 
 def settings_table(found: Found) -> str:
-    """The base learning rate and warm-up that were chosen for every rule."""
+    """The base learning rate, the warm-up and what else was chosen for every rule."""
     rows = [
-        [SHAPES[shape].library, f"{steps}", rule, f"{each.arm.base_lr:.2g}", f"{each.arm.warmup:.0%}"]
+        [
+            SHAPES[shape].library,
+            f"{steps}",
+            rule,
+            f"{each.arm.base_lr:.2g}",
+            f"{each.arm.warmup:.0%}",
+            other_settings(each.arm) or "-",
+        ]
         for (shape, steps, rule), each in found.items()
     ]
-    return table(["model of", "steps", "rule", "base LR", "warm-up"], rows)
+    return table(["model of", "steps", "rule", "base LR", "warm-up", "other"], rows)
 
 
 def baseline_table(results: Results) -> str:
@@ -124,14 +152,9 @@ def baseline_table(results: Results) -> str:
     rows = []
     for shape in MODELS:
         for steps in (SHORT, LONG):
-            arms, best = tuning(shape, steps, "uniform", results)
-            if best is None:
-                continue
-            usual = results.best(arms[: -len(BASELINE)])
-            first = results.loss(usual) if usual else None
-            if first is not None:
-                losses = [results.loss(arm) or 0.0 for arm in arms[-len(BASELINE) :]]
-                rows.append([SHAPES[shape].library, f"{steps}", *(f"{first - loss:+.3f}" for loss in losses)])
+            best = rates(shape, steps, "uniform", results)[1]
+            if best is not None:
+                rows.append([SHAPES[shape].library, f"{steps}", *gains_of_changes(best, BASELINE, results)])
     return table(["model of", "steps", *BASELINE], rows)
 
 
@@ -141,48 +164,27 @@ def runs_table(results: Results) -> str:
     rows = []
     for run in results.runs.values():
         arm = Arm(**run["arm"])
-        usual = Arm(arm.shape, arm.steps, arm.base_lr, arm.ratios, arm.warmup, arm.seed)
-        changed = [f"{k} {v}" for k, v in arm.to_dict().items() if v != usual.to_dict()[k]]
         key = (arm.shape, arm.steps, str(sorted(arm.ratios.items())), arm.base_lr, arm.seed, arm.name)
         rule = names.get(tuple(sorted(arm.ratios.items())))
         ratios = rule or ", ".join(f"{block} {ratio:.3g}" for block, ratio in arm.ratios.items())
         values = [run[k] for k in ("tune_loss", "val_loss", "val_accuracy")]
         ends = ["diverged" if value is None else f"{value:.4f}" for value in values]
-        cells = [ratios, f"{arm.base_lr:.3g}", f"{arm.warmup:.0%}", f"{arm.seed}", ", ".join(changed)]
+        cells = [ratios, f"{arm.base_lr:.3g}", f"{arm.warmup:.0%}", f"{arm.seed}", other_settings(arm)]
         rows.append((key, [SHAPES[arm.shape].library, f"{arm.steps}", *cells, *ends]))
     header = ["model of", "steps", "ratios", "base LR", "warm-up", "seed", "other"]
     rows.sort(key=lambda row: row[0])
     return table([*header, "tune loss", "val loss", "val accuracy"], [row for _, row in rows])
 
 
-def draw_gains(found: Found, path: Path) -> bool:
-    """Draw the nats that every rule wins over tuned uniform, by length of run; return whether there are any."""
-    rules = [rule for rule in TUNED[1:] if ("vit", SHORT, rule) in found]
-    if not rules or ("vit", SHORT, "uniform") not in found:
-        return False
-    with drawing.figure((6.4, 1.2 + 0.6 * len(rules))) as made:
-        axes = made.subplots()
-        for number, steps in enumerate(
-            steps for steps in (SHORT, LONG) if ("vit", steps, "uniform") in found
-        ):
-            there = [rule for rule in rules if ("vit", steps, rule) in found]
-            gaps = [gap(found["vit", steps, "uniform"], found["vit", steps, rule]) for rule in there]
-            axes.errorbar(
-                [each.mean if each.mean is not None else math.nan for each in gaps],
-                [rules.index(rule) + 0.2 * number for rule in there],
-                xerr=[0.0 if each.ci95 is None else (each.ci95[1] - each.ci95[0]) / 2 for each in gaps],
-                marker="o",
-                capsize=3,
-                label=f"{thousands(steps)} steps",
-                **drawing.series_style(number) | {"linestyle": "none"},
-            )
-        axes.axvline(0, color="#777777", linewidth=1)
-        axes.set_yticks(range(len(rules)), rules)
-        axes.invert_yaxis()
-        axes.set_xlabel("nats won over tuned uniform")
-        axes.legend()
-        drawing.save(made, path)
-    return True
+def gains(found: Found) -> dict[str, dict[str, LossGap]]:
+    """Return the nats that every rule wins over tuned uniform, by model and length, and by rule."""
+    every: dict[str, dict[str, LossGap]] = {}
+    for (shape, steps, rule), each in found.items():
+        uniform = found.get((shape, steps, "uniform"))
+        if uniform is not None and rule != "uniform":
+            won = every.setdefault(f"{SHAPES[shape].library}, {thousands(steps)} steps", {})
+            won[rule] = gap(uniform.losses, each.losses)
+    return every
 
 
 def tables(results: Results) -> dict[str, str]:
@@ -190,10 +192,11 @@ def tables(results: Results) -> dict[str, str]:
     found = all_tuned(results)
     every = {
         "gains": gains_table(found),
-        "ratios": ratios_table(found),
+        "ratios": ratios_table(found, results),
         "order": order_table(results),
         "sharpness": sharpness_table(results, "uniform", "fisher"),
         "sharpness_half": sharpness_table(results, "half", "fisher"),
+        "sharpness_timm": sharpness_table(results, "uniform", "fisher", "vit-timm"),
         "sharpness_hessian": sharpness_table(results, "uniform", "hutchinson"),
         "directional": directional_table(results, "uniform"),
         "directional_slow": directional_table(results, "uniform, a quarter of the rate"),
@@ -202,8 +205,9 @@ def tables(results: Results) -> dict[str, str]:
         "baseline": baseline_table(results),
         "runs": runs_table(results),
     }
-    return {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()} | {
-        "answer": answer(found, results) or "Not answered yet: the runs are being made."
+    return filled(every) | {
+        "answer": answer(found, results) or "Not answered yet: the runs are being made.",
+        "state": state(found),
     }
 
 
@@ -221,19 +225,15 @@ def main() -> None:
         raise SystemExit(f"no run has ended in {RESULTS}: make them by run.py, then write the page")
     shown = tables(results)
     sharp = draw_sharpness(results, HERE / "sharpness-along-the-run.png")
-    gains = draw_gains(all_tuned(results), HERE / "nats-won.png")
-    shown["sharpness_figure"] = _image(
+    drawn = draw_gains(gains(all_tuned(results)), HERE / "nats-won.png", over="tuned uniform")
+    shown["sharpness_figure"] = image(
         "Average sharpness of every block", "sharpness-along-the-run.png", sharp
     )
-    shown["gains_figure"] = _image("Nats that every rule wins over tuned uniform", "nats-won.png", gains)
+    shown["gains_figure"] = image("Nats that every rule wins over tuned uniform", "nats-won.png", drawn)
     shown["machine"] = machine(results)
     # The templates name no page or figure that may not be there yet.
     shown["to_details"], shown["to_answer"] = "[details](details.md)", "[answer](README.md)"
     write_pages(HERE, shown)
-
-
-def _image(text: str, file: str, there: bool) -> str:
-    return f"![{text}]({file})" if there else ""
 
 
 if __name__ == "__main__":

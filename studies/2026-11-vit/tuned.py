@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arms import RULES, Arm
-from plan import LONG, SEEDS, SHORT, tuning
+from comparison_tables import speedup_cell
+from plan import LONG, MODELS, SEEDS, SHORT, tuning
 from tuning import Results
 
-from blockwise_lr.compare.over_seeds import LossGap, loss_gap, speedup_over_seeds
+from blockwise_lr.compare.over_seeds import speedup_over_seeds
 from blockwise_lr.compare.speedup import decayed_speedup
 
-MODELS = ("vit", "vit-timm")
 TUNED = (*RULES, "own", "searched")
 
 
@@ -55,12 +55,6 @@ def all_tuned(results: Results) -> Found:
     return found
 
 
-def gap(uniform: Tuned, other: Tuned) -> LossGap:
-    """Return the nats won over uniform, over the seeds that both have."""
-    both = sorted(uniform.losses.keys() & other.losses.keys())
-    return loss_gap([uniform.losses[s] for s in both], [other.losses[s] for s in both])
-
-
 def speedup(found: Found, shape: str, steps: int, rule: str) -> str:
     """How many times as many steps a tuned uniform run needs, between fully decayed runs."""
     uniform = {n: found[shape, n, "uniform"] for n in (SHORT, LONG) if (shape, n, "uniform") in found}
@@ -71,8 +65,4 @@ def speedup(found: Found, shape: str, steps: int, rule: str) -> str:
         for s in seeds
     ]
     over = speedup_over_seeds(each)
-    if over.value is None:
-        return "-"
-    return {"exact": "", "at_least": "at least ", "at_most": "at most "}[over.bound or "exact"] + (
-        f"{over.value:.2f}x"
-    )
+    return speedup_cell(over.value, over.bound)

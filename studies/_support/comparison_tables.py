@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import fields
 from typing import Any
 
 
@@ -22,6 +23,32 @@ def thousands(number: int) -> str:
     return f"{number:,}".replace(",", " ")
 
 
+def other_settings(arm: Any) -> str:
+    """Return what an arm sets besides its model, steps, rate, ratios, warm-up and seed, such as "beta2 0.99"."""
+    shown = ("shape", "steps", "base_lr", "ratios", "warmup", "seed")
+    usual = {each.name: each.default for each in fields(arm) if each.name not in shown}
+    found = {name: getattr(arm, name) for name in usual}
+    return ", ".join(f"{name} {value}" for name, value in found.items() if value != usual[name])
+
+
+def progress(name: str, rules: Iterable[str], chosen: Collection[str]) -> str:
+    """Return which rules of a model are tuned, as a sentence.
+
+    Example:
+        >>> progress("Mixtral", ("uniform", "half"), {"half"})
+        'Mixtral: `half` tuned, `uniform` not yet.'
+    """
+    every = list(rules)
+    parts = []
+    for verdict, named in (
+        ("tuned", [rule for rule in every if rule in chosen]),
+        ("not yet", [rule for rule in every if rule not in chosen]),
+    ):
+        if named:
+            parts.append(f"{', '.join(f'`{rule}`' for rule in named)} {verdict}")
+    return f"{name}: {', '.join(parts)}."
+
+
 def comparisons(study: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """By arm: its comparison with the baseline of as many steps."""
     return {each["arm"]: each for each in study["comparisons"]}
@@ -36,11 +63,21 @@ def nats_won(found: dict[str, Any] | None) -> str:
     return f"{gap['mean']:+.3f}{interval}"
 
 
-def speedup(found: dict[str, Any]) -> str:
-    """A speed-up, marked where it is only a bound."""
-    if found["value"] is None:
+def speedup_cell(value: float | None, bound: str | None) -> str:
+    """A speed-up, marked where it is only a bound.
+
+    Example:
+        >>> speedup_cell(1.5, "at_least")
+        '>= 1.50x'
+    """
+    if value is None:
         return "-"
-    return {"exact": "", "at_least": ">= ", "at_most": "<= "}[found["bound"]] + f"{found['value']:.2f}x"
+    return {"exact": "", "at_least": ">= ", "at_most": "<= "}[bound or "exact"] + f"{value:.2f}x"
+
+
+def speedup(found: dict[str, Any]) -> str:
+    """The speed-up of a comparison."""
+    return speedup_cell(found["value"], found["bound"])
 
 
 def speedup_of(found: dict[str, Any] | None, kind: str) -> str:

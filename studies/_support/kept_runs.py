@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ def run(out: Path, config: TrainConfig, point: dict[str, Any]) -> dict[str, Any]
     losses = {key: result[f"terminal_{key}"] for key in ("tune_loss", "val_loss")}
     print(f"{losses['tune_loss']} {point}", flush=True)
     return {"point": point, "diverged": result.get("diverged", False), **losses}
+
+
+def call(arguments: Sequence[str]) -> None:
+    """Run one command of the library in its own process; exit with its code if it fails."""
+    done = subprocess.run([sys.executable, "-m", "blockwise_lr", *arguments])
+    if done.returncode:
+        raise SystemExit(done.returncode)
 
 
 def name_of(config: TrainConfig) -> str:

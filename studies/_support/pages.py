@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from blockwise_lr.files import write_text_atomic
 
 PAGES = ("README", "details")
+
+
+def filled(tables: Mapping[str, str]) -> dict[str, str]:
+    """Return the tables, with "None yet." in place of each that has no rows."""
+    return {name: text if text.count("\n") > 1 else "None yet." for name, text in tables.items()}
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return sentences as a list in Markdown; "None." if there are none."""
+    return "\n".join(f"- {line}" for line in lines) or "- None."
+
+
+def image(text: str, file: str, there: bool) -> str:
+    """Return an image in Markdown, or nothing: a page names no figure that could not be drawn."""
+    return f"![{text}]({file})" if there else ""
 
 
 def write_pages(study: Path, tables: Mapping[str, str], pages: Sequence[str] = PAGES) -> None:

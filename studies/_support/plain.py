@@ -23,6 +23,7 @@ def train_plain(
     *,
     rows: int = 16,
     points: int = 24,
+    watch: Callable[[int, PreTrainedModel, Optimizer], None] | None = None,
 ) -> dict[str, Any]:
     """Train an arm to its end and return its result, with the keys of ``Stack.run``.
 
@@ -32,6 +33,7 @@ def train_plain(
         make_optimizer: returns the optimizer; its groups have "block", and the schedule sets their "lr".
         rows: windows of one step.
         points: validation losses along the run.
+        watch: called before every step and after the last, with the number of steps that have been taken.
     """
     model = build(arm.shape, seed=arm.seed)
     optimizer = make_optimizer(arm, model)
@@ -39,6 +41,8 @@ def train_plain(
     curve: list[list[float | None]] = []
     begun = time.monotonic()
     for step in range(arm.steps):
+        if watch is not None:
+            watch(step, model, optimizer)
         for group in optimizer.param_groups:
             group["lr"] = arm.lr(group["block"], step)
         ids = torch.from_numpy(text.train[order[rows * step : rows * (step + 1)]].astype(np.int64))
@@ -49,6 +53,8 @@ def train_plain(
         done = step + 1
         if done % max(1, arm.steps // points) == 0 and done < arm.steps:
             curve.append([done, rounded(loss_on(model, text.val, most=192, rows=rows))])
+    if watch is not None:
+        watch(arm.steps, model, optimizer)
     return {
         "arm": arm.to_dict(),
         "tune_loss": rounded(loss_on(model, text.tune, most=1024, rows=rows)),

@@ -1,4 +1,4 @@
-"""Train the arms of a queue on one text: one process a core, one JSON file a run, resumed where it was cut off."""
+"""Train the arms of a queue on a text or other data: a process a core, a JSON file a run, resumed where it stopped."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,25 @@ Queue = Callable[[Results, Sequence[str]], list[Arm]]
 """Returns the arms that are still to be trained, in order, of the shapes that are named (none: of all)."""
 
 
-Trainer = Callable[[list[Arm], Text, argparse.Namespace], list[dict[str, Any]]]
-"""Trains arms of one shape and length to their end and returns the result of each."""
+Trainer = Callable[[list[Arm], Any, argparse.Namespace], list[dict[str, Any]]]
+"""Trains arms of one shape and length on the data to their end and returns the result of each."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data of a study come from.
+
+    Args:
+        name: what the data are; "text" makes the flag --text and the key "text" of a result.
+        help: what the flag names.
+        form: what it has to name, for the message where the flag is missing.
+        read: returns the data and what describes them, from the path and the command's arguments.
+    """
+
+    name: str
+    help: str
+    form: str
+    read: Callable[[Path, argparse.Namespace], tuple[Any, dict[str, Any]]]
 
 
 def main(
@@ -42,6 +60,8 @@ def main(
     results: Path,
     out: Path,
     trainer: Trainer | None = None,
+    source: Source | None = None,
+    minutes: Callable[[Arm], float] | None = None,
 ) -> None:
     """Run the command line of a study.
 
@@ -51,11 +71,14 @@ def main(
         shapes: the names of the models, for --shapes.
         results, out: the defaults of --results and --out.
         trainer: how to train; None: AdamW, by `stacked`.
+        source: the data; None: a text.
+        minutes: an estimate of what an arm takes on a core, for --list.
     """
+    source = source or TEXT
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--text", type=Path, help="the text; not needed with --list")
+    parser.add_argument(f"--{source.name}", type=Path, help=f"{source.help}; not needed with --list")
     parser.add_argument("--out", type=Path, default=out, help="tokens and checkpoints")
     parser.add_argument("--results", type=Path, default=results, help="one JSON file a run")
     parser.add_argument("--stack", type=int, default=1, help="arms of one shape and length at once")
@@ -65,21 +88,25 @@ def main(
     parser.add_argument("--list", action="store_true", help="show the queue and train nothing")
     arguments = parser.parse_args()
     if arguments.list:
-        for arm in queue(load(arguments.results), arguments.shapes):
+        known = queue(load(arguments.results), arguments.shapes)
+        for arm in known:
             print(arm.name, json.dumps(arm.to_dict()))
+        if minutes is not None:
+            total = sum(minutes(arm) for arm in known)
+            print(f"{len(known)} runs known to be needed, about {total:.0f} core-minutes; others follow.")
         return
-    if arguments.text is None:
-        parser.error('--text is missing: one {"text": ...} a line, .jsonl or .jsonl.xz')
+    if (path := getattr(arguments, source.name)) is None:
+        parser.error(f"--{source.name} is missing: {source.form}")
     torch.set_num_threads(1)
     keep_freed_memory()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    text, about = tokens(arguments.text, arguments.out)
+    data, about = source.read(path, arguments)
     end = time.monotonic() + 60 * arguments.minutes
     while time.monotonic() < end and (arms := queue(load(arguments.results), arguments.shapes)):
         with ExitStack() as locks:
             if taken := claim(arms, arguments.out, arguments.stack, locks):
-                train(taken, text, about, arguments, trainer or by_stack)
+                train(taken, data, {source.name: about}, arguments, trainer or by_stack)
             else:
                 time.sleep(10)  # another process has what is known to be needed
 
@@ -103,12 +130,12 @@ def claim(arms: list[Arm], out: Path, most: int, locks: ExitStack) -> list[Arm]:
 
 
 def train(
-    arms: list[Arm], text: Text, about: dict[str, Any], arguments: argparse.Namespace, trainer: Trainer
+    arms: list[Arm], data: Any, about: dict[str, Any], arguments: argparse.Namespace, trainer: Trainer
 ) -> None:
-    """Train the arms to their end and write their results."""
-    for arm, result in zip(arms, trainer(arms, text, arguments)):
+    """Train the arms to their end and write their results, with what describes the data."""
+    for arm, result in zip(arms, trainer(arms, data, arguments)):
         environment = describe_environment(arguments.device)
-        write_json_atomic(arguments.results / f"{arm.name}.json", {**result, "text": about, **environment})
+        write_json_atomic(arguments.results / f"{arm.name}.json", {**result, **about, **environment})
         print(
             result["tune_loss"], result["val_loss"], result["seconds"], json.dumps(arm.to_dict()), flush=True
         )
@@ -140,3 +167,12 @@ def tokens(path: Path, out: Path) -> tuple[Text, dict[str, Any]]:
     text = Text(windows(data.train), windows(data.tune), windows(data.val))
     kept = ("tokenizer_sha256", "content_sha256", "splits", "split")
     return text, {name: data.describe()[name] for name in kept}
+
+
+TEXT = Source(
+    "text",
+    "the text",
+    'one {"text": ...} a line, .jsonl or .jsonl.xz',
+    lambda path, arguments: tokens(path, arguments.out),
+)
+"""A text by the study's tokenizer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.space import Point, Space
 
 Arm = TypeVar("Arm", bound=Any)
-"""A dataclass with `name`, `base_lr`, `ratios` and `warmup`, and whatever else its study has."""
+"""A dataclass with `name`, `shape`, `base_lr`, `ratios`, `warmup` and `seed`, and whatever else its study has."""
 
 MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
 WARMUPS = (0.05, 0.15, 0.4, 0.6)
@@ -38,6 +38,17 @@ class Results:
         if any(loss is None for loss in losses):
             return None
         return min(zip(losses, arms), key=lambda pair: pair[0] or 0.0)[1]
+
+
+def waiting(wanted: Iterable[Arm], results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
+    """Return the arms that have not been trained, each once, in order; only those of `shapes`, if any are named."""
+    arms = {arm.name: arm for arm in wanted if not shapes or arm.shape in shapes}
+    return [arm for name, arm in arms.items() if name not in results.runs]
+
+
+def at_seeds(arm: Arm | None, seeds: Iterable[int]) -> list[Arm]:
+    """Return an arm at each of the seeds; nothing while the arm is not known."""
+    return [] if arm is None else [replace(arm, seed=seed) for seed in seeds]
 
 
 def three_digits(value: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -94,17 +95,48 @@ def test_a_step_is_that_of_torchs_adamw_with_the_blocks_learning_rates(shape: st
 def pretend(arm: Any) -> dict[str, Any]:
     """A loss that is lowest at 4e-3, with ratios of 2 and a warm-up of 15 %."""
     loss = 3 + math.log2(arm.base_lr / 4e-3) ** 2 / 100 + (arm.warmup != 0.15) / 1000 + arm.seed / 100
+    loss += (arm.weight_decay != 0.1) / 1000 + (arm.beta2 != 0.95) / 1000
     loss += (
         sum((math.log2(arm.ratios.get(block, 1.0)) - 1) ** 2 for block in ("emb", "vo", "norm", "ssm")) / 100
     )
     return {"arm": arm.to_dict(), "tune_loss": loss, "val_loss": loss + 0.3}
 
 
-def test_the_queue_ends_and_the_tables_have_every_model_and_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def measurements(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One short measurement of every model that is measured."""
+    folder = tmp_path_factory.mktemp("sharpness")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(STUDY.parent / "_support"))
+        patched.syspath_prepend(str(STUDY))
+        import measure
+        from arms import Arm
+        from stacked import Text
+
+        patched.setattr(measure, "POINTS", (0, 1))
+        ids = torch.from_numpy(windows(2).astype(np.int64))
+        text = Text(windows(16), windows(2), windows(2))
+        for shape in measure.SHAPES:
+            batches = [{"input_ids": ids, "labels": ids}] * 2
+            found = measure.measure(Arm(shape, 1, 1e-3), text, batches, rows=4)
+            (folder / f"{shape}.json").write_text(json.dumps(found))
+    return folder
+
+
+def test_the_queue_ends_and_the_tables_have_every_model_and_rule(
+    measurements: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import along_the_run
     import plan
     import report
 
     monkeypatch.setattr(plan, "TRIALS", 4)
+    monkeypatch.setattr(along_the_run, "SHARPNESS", tmp_path)
+    assert plan.tuning("mixtral", "own", report.Results({})) == ([], None)
+    assert plan.measured_along("mixtral", report.Results({})) is None
+    assert "None yet." in report.tables(report.Results({})).values()
+    assert "- Mixtral: `uniform`, " in report.state(report.Results({}))
+    monkeypatch.setattr(along_the_run, "SHARPNESS", measurements)
     runs: dict[str, Any] = {}
     while arms := plan.queue(report.Results(runs)):
         runs |= {arm.name: pretend(arm) for arm in arms}
@@ -114,35 +146,95 @@ def test_the_queue_ends_and_the_tables_have_every_model_and_rule(monkeypatch: py
     best = plan.tuning("mamba-2", "uniform", results)[1]
     assert best is not None
     assert best.base_lr == pytest.approx(4e-3, rel=0.01)
+    assert best.weight_decay == 0.1  # the baseline's further settings are tried
+    along = plan.measured_along("mamba-2", results)
+    assert along == plan.replace(best, shape="mamba-2-parts", base_lr=1e-3)
+    own = plan.tuning("mamba-2", "own", results)[1]
+    assert own.shape == "mamba-2-parts"
+    assert own.ratios["ssm"] == 1.0 != own.ratios["qk"]
+    assert all(own.weight_decay == 0.03 for own in plan.search("mixtral", results)[0])
+    assert report.state(results).count("tuned.") == len(plan.SHAPES)
+    assert "None yet." not in report.tables(results).values()
     # Uniform is off by 1 in three blocks besides SSM, half by 0 in EMB's and NORM's logarithm alone.
     assert report.experts_table(results).count("(+") + report.experts_table(results).count("+0.") > 4
     searched = report.searched_table(results)
     assert "Mamba-2 in parts | SSM" in searched
     assert "Qwen3-Next | FFN" in searched
+    assert "Mixtral | FFN" in searched
+    assert {"FFN low to high", "FFN high to low", "FFN ends high"} < set(plan.expert_arms("mixtral", results))
+    won = {
+        shape: {rule: each for rule, (each, _) in of.items()} for shape, of in report.gains(results).items()
+    }
+    assert set(won["mamba-2"]) == {"half", "measured", "paper", "own", "searched"}
     assert report.runs_table(results).count("\n") == len(runs) + 1
 
 
-def test_a_measurement_follows_the_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
+def test_a_measurement_follows_the_blocks_and_has_standard_errors(measurements: Path, tmp_path: Path) -> None:
+    import along_the_run
+    from report import NAMES
 
-    import measure
-    import report
-    from arms import Arm
-    from stacked import Text
-
-    monkeypatch.setattr(measure, "POINTS", (0, 1))
-    ids = torch.from_numpy(windows(2).astype(np.int64))
-    text = Text(windows(16), windows(2), windows(2))
-    found = measure.measure(Arm("mamba-2-parts", 1, 1e-3), text, [{"input_ids": ids, "labels": ids}] * 2)
-    (tmp_path / "mamba-2-parts.json").write_text(json.dumps(found))
-    read = report.measured(tmp_path)
+    read = along_the_run.measured(measurements)
+    assert set(read) == {"mamba-2-parts", "qwen3-next", "mixtral", "llama-600k"}
     step, values = read["mamba-2-parts"].sharpness[1]
     assert step == 1
     assert {block.value for block in values} == {"emb", "qk", "vo", "norm", "head", "ssm", "conv"}
-    assert "Mamba-2 in parts | EMB | 1 | " in report.own_table(read)
-    assert report.sharpness_table(read).count("\n") == 3
-    report.draw_sharpness(read, tmp_path / "figure.png")
+    assert read["mamba-2-parts"].own["ssm"] == read["mixtral"].own["ffn"] == 1
+    assert "Mamba-2 in parts | SSM | " in along_the_run.own_table(read, NAMES)
+    low, high = read["mixtral"].interval("qk")
+    assert low * high == pytest.approx(read["mixtral"].own["qk"] ** 2)
+    assert read["mixtral"].interval("ffn") == (1.0, 1.0)
+    shown = along_the_run.sharpness_table(read, NAMES)
+    assert shown.count("\n") == 1 + 2 * len(read)
+    qk = values["qk"]
+    assert f"| {qk.mean:.2g} ± {qk.stderr:.1g} |" in shown
+    experts = along_the_run.experts_sharpness_table(read, "mixtral", "llama-600k").splitlines()
+    assert [row.split(" | ")[0] for row in experts[2:]] == ["| 0", "| 1"]
+    at = read["mixtral"].sharpness[0][1]
+    assert experts[2].split(" | ")[1].startswith(f"{at['ffn'].mean / at['vo'].mean:.2g} ± ")
+    assert along_the_run.experts_sharpness_table({}, "mixtral", "llama-600k") == ""
+    assert along_the_run.draw_sharpness(read, NAMES, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert not along_the_run.draw_sharpness({}, NAMES, tmp_path / "none.png")
+
+
+def test_the_run_that_is_measured_is_the_plain_run() -> None:
+    import measure
+    from arms import Arm
+    from plain import train_plain
+    from stacked import Text
+
+    drawn = np.random.default_rng(0).integers(0, 64, (16, 16)).astype(np.uint16)
+    text, arm = Text(drawn, drawn[:4], drawn[4:8]), Arm("tiny", 3, 1e-2)
+    plain = train_plain(arm, text, measure.adamw, rows=4)
+    ids = torch.from_numpy(drawn[:4].astype(np.int64))
+    seen: list[int] = []
+
+    def watch(step: int, model: Any, optimizer: Any) -> None:
+        seen.append(step)
+        measure.measure_sharpness(model, [{"input_ids": ids, "labels": ids}], step=step)
+
+    watched = train_plain(arm, text, measure.adamw, rows=4, watch=watch)
+    assert seen == [0, 1, 2, 3]
+    assert (watched["val_loss"], watched["tune_loss"]) == (plain["val_loss"], plain["tune_loss"])
+
+
+def test_the_templates_can_be_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import report
+
+    if not report.load(report.RESULTS).runs:
+        with pytest.raises(SystemExit, match="no run has ended"):
+            report.main()
+    for page in STUDY.glob("*.template.md"):
+        (tmp_path / page.name).write_text(page.read_text(encoding="utf-8"))
+    arm = report.Arm("mixtral", 300, 0.0113, warmup=0.6)
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    monkeypatch.setattr(report, "measured", dict)
+    monkeypatch.setattr(report, "load", lambda _: report.Results({arm.name: pretend(arm)}))
+    report.main()
+    for name in ("README.md", "details.md"):
+        text = (tmp_path / name).read_text()
+        assert "{{" not in text
+        assert ".png" not in text  # nothing has been drawn yet
 
 
 def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:

@@ -308,6 +308,8 @@ def test_the_tables_compare_at_equal_steps_and_at_equal_loss(tmp_path: Path) -> 
     assert "| half | uniform | cloze, acc | +10.0 |" in tables["differences"]
     assert "| half | uniform, longer | cloze, acc | +0.0 |" in tables["differences"]
     assert "| half | uniform | +0.1" in tables["loss_gaps"]
+    assert "| measured | uniform | " in tables["loss_gaps"]
+    assert "| measured | uniform, longer |" not in "".join(tables.values())  # that has the loss of half
     assert tables["runs"].count("\n") == 4 * len(plan.SEEDS) + 1
     assert tables["items_pairs"] == "40"
     found = report.compared(results, scores, tuning_runs)

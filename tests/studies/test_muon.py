@@ -30,10 +30,12 @@ def test_a_run_is_the_librarys_muon_with_every_blocks_learning_rate() -> None:
 
     drawn = np.random.default_rng(0).integers(0, 64, (16, 16)).astype(np.uint16)
     text = Text(drawn, drawn[:4], drawn[4:8])
-    arm = MuonArm("tiny", 3, 1e-2, {"emb": 4.0, "vo": 0.5}, warmup=0.34)
+    arm = MuonArm("tiny", 3, 1e-2, {"emb": 4.0, "vo": 0.5}, warmup=0.34, momentum=0.9)
     found = train_plain(arm, text, muon, rows=4)
     model = build("tiny", seed=0)
-    optimizer = Muon(param_groups(model, lr=1e-2, ratios={"emb": 4.0, "vo": 0.5}, weight_decay=0.03), lr=1e-2)
+    optimizer = Muon(
+        param_groups(model, lr=1e-2, ratios={"emb": 4.0, "vo": 0.5}, weight_decay=0.03), lr=1e-2, momentum=0.9
+    )
     order = text.order(0, 12)
     for step in range(3):
         for group in optimizer.param_groups:
@@ -53,10 +55,16 @@ def pretend(arm: Any) -> dict[str, Any]:
     loss = 3 + math.log2(arm.base_lr / 2e-3) ** 2 / 100 + (arm.warmup != 0.15) / 1000 + arm.seed / 100
     loss += sum((math.log2(arm.ratios.get(block, 1.0)) - 2) ** 2 for block in ("emb", "norm", "head")) / 100
     loss += math.log2(arm.ratios.get("qk", 1.0)) ** 2 / 100 + math.log2(arm.ratios.get("vo", 1.0)) ** 2 / 100
+    loss += (arm.momentum != 0.98) / 1000 + (arm.weight_decay != 0.03) / 1000 + (arm.beta2 != 0.95) / 1000
     return {"arm": arm.to_dict(), "tune_loss": loss, "val_loss": loss + 0.3}
 
 
-def test_the_baseline_has_both_of_its_rates_tuned_and_the_queue_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = ("README.template.md", "details.template.md")
+
+
+def test_the_baseline_has_both_of_its_rates_tuned_and_the_queue_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import plan
     import report
 
@@ -70,13 +78,31 @@ def test_the_baseline_has_both_of_its_rates_tuned_and_the_queue_ends(monkeypatch
         assert best is not None
         assert best.ratios == dict.fromkeys(("emb", "norm", "head"), 4.0)
         assert best.base_lr == pytest.approx(2e-3, rel=0.2)
+        assert (best.momentum, best.weight_decay, best.beta2) == (0.98, 0.03, 0.95)
+        assert {arm.momentum for arm in (*plan.search(steps, results)[0], *plan.starts(steps, results))} == {
+            0.95
+        }
         uniform = plan.tuning(steps, "uniform", results)[1]
         both = [report.losses(arm, results, plan.SEEDS) for arm in (best, uniform)]
         assert report.gap(*both).mean == pytest.approx(-0.12, abs=0.01)
     assert report.gains_table(results).count("\n") == 1 + len(plan.HORIZONS)
     assert report.searched_table(results).count("\n") == 1 + len(plan.HORIZONS)
     assert report.runs_table(results).count("\n") == len(runs) + 1
-    assert "two rates" in report.settings_table(results)
+    assert "momentum 0.98" in report.settings_table(results)
+    assert report.baseline_table(results).count("+0.001") == len(plan.HORIZONS)
+    assert report.state(results).count("tuned.") == len(plan.HORIZONS)
+    assert "None yet." not in report.tables(results).values()
+    for page in PAGES:
+        (tmp_path / page).write_text((STUDY / page).read_text(encoding="utf-8"))
+    monkeypatch.setattr(report, "HERE", tmp_path)
+    for known in (results, report.Results(dict(list(runs.items())[:2]))):
+        monkeypatch.setattr(report, "load", lambda _, known=known: known)
+        report.main()
+        text = (tmp_path / "README.md").read_text()
+        assert "{{" not in text
+        assert ("(nats-won.png)" in text) == (known is results)
+    assert "- 150 steps: `uniform`, `two rates`, `half`, `measured`, `searched` not yet." in text
+    assert (tmp_path / "nats-won.png").stat().st_size > 5000
 
 
 def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:

@@ -101,6 +101,8 @@ def test_the_page_can_be_made(tmp_path: Path) -> None:
     write(tmp_path, load(tmp_path))
     text = (tmp_path / "README.md").read_text()
     assert "{{" not in text
+    assert "## Limits\n- One number of steps" in text
+    assert "Warnings of the commands:\n\n- " in text
     assert "needs 1.50 times as many (95 % CI " in text
     assert text.count("| `adamw:half` |") == 1 + 4 + 4  # a law, then a factor and a setting at each size
     for name in ("scaling", "gaps", "factors"):

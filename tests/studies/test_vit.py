@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import json
 import math
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ STEPS, ROWS = 12, 8
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY.parent / "_support"))
     monkeypatch.syspath_prepend(str(STUDY))
 
 
@@ -121,20 +123,56 @@ def test_a_file_is_read_in_its_format_and_a_wrong_one_is_refused(
         images.fetch(tmp_path / "new")
 
 
-def test_an_arm_is_trained_by_one_process_and_once(tmp_path: Path) -> None:
+def test_an_arm_is_trained_by_one_process_and_its_result_is_read_again(tmp_path: Path) -> None:
+    import run
+    import text_runs
+
+    arguments = argparse.Namespace(results=tmp_path, out=tmp_path, device="cpu")
+    chosen, few = arm(steps=2), pictures()
+    with FileLock(tmp_path / f"{chosen.name}.lock"), ExitStack() as locks:
+        assert text_runs.claim([chosen], tmp_path, 1, locks) == []
+    with ExitStack() as locks:
+        assert text_runs.claim([chosen], tmp_path, 1, locks) == [chosen]
+    text_runs.train([chosen], few, {"images": {"name": "few"}}, arguments, run.train)
+    results = text_runs.load(tmp_path)
+    found = results.runs[chosen.name]
+    assert results.loss(chosen) == found["tune_loss"]
+    assert found["versions"]["torch"]
+    assert found["images"] == {"name": "few"}
+
+
+def test_a_missing_library_is_named_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import run
 
-    arguments = argparse.Namespace(results=tmp_path, locks=tmp_path)
-    chosen, few = arm(steps=2), pictures()
-    with FileLock(tmp_path / f"{chosen.name}.lock"):
-        assert not run.claimed(chosen, few, arguments)
-    assert run.claimed(chosen, few, arguments)
-    written = (tmp_path / f"{chosen.name}.json").read_text()
-    assert run.claimed(chosen, few, arguments)
-    assert (tmp_path / f"{chosen.name}.json").read_text() == written
-    results = run.load(tmp_path)
-    assert results.loss(chosen) == json.loads(written)["tune_loss"]
-    assert results.runs[chosen.name]["versions"]["torch"]
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None if name == "timm" else object())
+    with pytest.raises(SystemExit, match=r"timm is not installed.*--shapes vit"):
+        run.images_of(tmp_path, argparse.Namespace(shapes=[]))
+    with pytest.raises(SystemExit, match="is missing: fetch it by"):  # transformers alone is enough
+        run.images_of(tmp_path, argparse.Namespace(shapes=["vit"]))
+
+
+def test_the_list_says_what_is_needed_and_the_flag_of_the_data_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import run
+
+    given = ["run.py", "--out", str(tmp_path / "out"), "--results", str(tmp_path)]
+    source = run.Source("images", "the folder", "a folder", run.images_of)
+
+    def main() -> None:
+        run.main(
+            "", run.queue, run.MODELS, results=tmp_path, out=tmp_path, source=source, minutes=run.minutes
+        )
+
+    monkeypatch.setattr("sys.argv", [*given, "--list"])
+    main()
+    assert "24 runs known to be needed, about 24 core-minutes" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", given)
+    with pytest.raises(SystemExit):
+        main()
+    assert "--images is missing: a folder" in capsys.readouterr().err
 
 
 def pretend(chosen: Any, measurements: Any) -> dict[str, Any]:
@@ -155,6 +193,7 @@ def pretend(chosen: Any, measurements: Any) -> dict[str, Any]:
 def finished() -> dict[str, Any]:
     """The results of the whole queue, with few trials in the search and one real set of measurements."""
     with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(str(STUDY.parent / "_support"))
         patched.syspath_prepend(str(STUDY))
         import plan
         import training
@@ -199,7 +238,7 @@ def test_the_search_is_the_same_whatever_the_order_in_which_its_trials_end(
         last = [each for each in tried[0] if each.name not in done][-1]
         done[last.name] = finished[last.name]
     assert tried == whole
-    assert set(whole[0][0].ratios) == set(plan.SEARCHED_BLOCKS)
+    assert set(whole[0][0].ratios) == set(plan.SPACE.blocks)
 
 
 def test_the_tables_and_figures_follow_from_the_results(
@@ -223,10 +262,19 @@ def test_the_tables_and_figures_follow_from_the_results(
     found = report.all_tuned(results)
     uniform, half = (found["vit", plan.SHORT, rule] for rule in ("uniform", "half"))
     expected = np.mean([uniform.losses[seed] - half.losses[seed] for seed in (0, 1, 2)])
-    assert report.gap(uniform, half).mean == pytest.approx(expected)
-    for draw, values in ((along_the_run.draw_sharpness, results), (report.draw_gains, found)):
-        assert draw(values, tmp_path / "figure.png")
-        assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert report.gap(uniform.losses, half.losses).mean == pytest.approx(expected)
+    assert any("(" in row for row in shown["ratios"].splitlines() if row.startswith("| searched |"))
+    assert "| timm | uniform | fisher |" in shown["order"]
+    assert shown["state"].count("tuned.") == 3
+    assert "- timm, 780 steps: `uniform`, `half`, `measured`, `paper` " in few["state"]
+    assert not any(
+        run["arm"]["shape"] == "vit-timm" and run["arm"]["steps"] > plan.SHORT for run in finished.values()
+    )
+    assert along_the_run.draw_sharpness(results, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+    assert set(report.gains(found)) == {
+        "transformers, 780 steps", "transformers, 3 120 steps", "timm, 780 steps",
+    }  # fmt: skip
 
 
 def test_the_templates_can_be_filled_in(
@@ -245,6 +293,7 @@ def test_the_templates_can_be_filled_in(
     assert "{{" not in text
     assert "one thread of a processor, 2026-11-28" in text
     assert "(sharpness-along-the-run.png)" in text
+    assert "(nats-won.png)" in text
 
 
 def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:
