@@ -16,13 +16,14 @@ from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from arms import RULES, Arm
+from baseline import ADAMW, gains_of_changes
 from comparison_tables import table, thousands
 from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
 from plan import variants
 from prediction import tokens_a_parameter
 from ratio_fits import ratio_fits_table
-from rules import SPACE, baseline, tuning
+from rules import SPACE, tuning
 from run import RESULTS
 from searched import draw_ratios, searched_table, searches
 from text_runs import load
@@ -127,14 +128,12 @@ def baseline_table(results: Results) -> str:
     for shape in MODELS:
         for steps in HORIZONS:
             _, best = tuning(shape, steps, "uniform", results)
-            if best is None or (first := results.loss(best)) is None:
+            if best is None:
                 continue
-            arms, _ = baseline(best, results)
-            losses = [results.loss(arm) for arm in arms[1:]]
-            if any(loss is not None for loss in losses):
-                cells = ["-" if loss is None else f"{first - loss:+.3f}" for loss in losses]
+            cells = gains_of_changes(best, ADAMW, results)
+            if set(cells) != {"-"}:
                 rows.append([MODELS[shape], thousands(steps), *cells])
-    return table(["model", "steps", "decay 0.1", "decay 0.01", "beta2 0.99", "beta2 0.9"], rows)
+    return table(["model", "steps", *ADAMW], rows)
 
 
 def variants_table(results: Results) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from arms import RULES, Arm
+from baseline import ADAMW, tune_baseline
 from tuning import Results, bracket, search_from, three_digits, tune_arm
 
 from blockwise_lr.tune.space import Space
@@ -23,12 +23,6 @@ TRIALS = {300: 40, 1200: 40, 4800: 20}
 SEARCHES = (("llama-600k", 300), ("llama-600k", 1200), ("llama-600k", 4800))
 WIDER = ("llama-6m", 300)
 """The model of four times the width of the searches', and the steps over which it trains with what they found."""
-_BASELINE: Sequence[Mapping[str, float]] = (
-    {"weight_decay": 0.1},
-    {"weight_decay": 0.01},
-    {"beta2": 0.99},
-    {"beta2": 0.9},
-)
 
 
 def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
@@ -69,9 +63,9 @@ def settled(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
 
 
 def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
-    """Return the further runs of the uniform baseline over weight decay and beta2, and the best of all."""
-    arms = [chosen, *(replace(chosen, **changes) for changes in _BASELINE)]
-    return arms, results.best(arms)
+    """Return the runs of the uniform baseline over weight decay and beta2, `chosen` first, and the best of all."""
+    arms, best = tune_baseline(chosen, ADAMW, results)
+    return [chosen, *arms], best
 
 
 def unchanged(uniform: Arm) -> Arm:
