@@ -12,7 +12,7 @@ from blockwise_lr.tune.space import Point, Space
 Arm = TypeVar("Arm", bound=Any)
 """A dataclass with `name`, `shape`, `base_lr`, `ratios`, `warmup` and `seed`, and whatever else its study has."""
 
-MOST_RATES = 6  # a rule that needs more than three has begun at the wrong place
+MOST_RATES = 8  # a rule that needs more than three has begun at the wrong place
 WARMUPS = (0.05, 0.15, 0.4, 0.6)
 """The warm-ups that may be tried, as shares of the run."""
 
