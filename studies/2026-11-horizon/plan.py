@@ -9,7 +9,7 @@ from typing import Any
 from arms import RULES, Arm
 from prediction import UNUSED, predicted
 from rules import LONGEST, SEEDS, WIDER, baseline, carried, search, settled, tuning, unchanged
-from tuning import Results
+from tuning import Results, at_seeds, waiting
 
 MAIN = ("uniform", "half", "measured")
 SMALL, LARGE = "llama-600k", "llama-2m"
@@ -37,20 +37,15 @@ def _tuned(shape: str, steps: int, rules: Sequence[str], results: Results) -> It
             yield from baseline(best, results)[0]
     chosen = {rule: settled(shape, steps, rule, results) for rule in rules}
     for best in chosen.values():
-        yield from _seeds(best, SEEDS[steps][1:])
+        yield from at_seeds(best, SEEDS[steps][1:])
     if uniform := chosen.get("uniform"):
-        yield from _seeds(unchanged(uniform), SEEDS[steps])
-
-
-def _seeds(arm: Arm | None, seeds: Sequence[int]) -> Iterator[Arm]:
-    if arm is not None:
-        yield from (replace(arm, seed=seed) for seed in seeds)
+        yield from at_seeds(unchanged(uniform), SEEDS[steps])
 
 
 def _searched(shape: str, steps: int, results: Results) -> Iterator[Arm]:
     arms, best = search(shape, steps, results)
     yield from arms
-    yield from _seeds(best, SEEDS[steps][1:])
+    yield from at_seeds(best, SEEDS[steps][1:])
 
 
 def _carried(results: Results) -> Iterator[Arm]:
@@ -63,7 +58,7 @@ def _carried(results: Results) -> Iterator[Arm]:
     for tried, _ in every:
         yield from tried
     for _, best in every:
-        yield from _seeds(best, SEEDS[WIDER[1]][1:])
+        yield from at_seeds(best, SEEDS[WIDER[1]][1:])
 
 
 def _varied(steps: int, results: Results) -> Iterator[Arm]:
@@ -83,7 +78,7 @@ def _wanted(results: Results) -> Iterator[Arm]:
     yield from _tuned(*UNUSED, MAIN, results)
     arms, best = predicted(results)
     yield from arms
-    yield from _seeds(best, SEEDS[UNUSED[1]][1:])
+    yield from at_seeds(best, SEEDS[UNUSED[1]][1:])
     yield from _searched(SMALL, 1200, results)
     yield from _tuned(SMALL, 4800, ("paper",), results)
     yield from _varied(4800, results)
@@ -99,5 +94,4 @@ def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
         results: the runs that have ended.
         shapes: only arms of these shapes; empty: of all.
     """
-    arms = {arm.name: arm for arm in _wanted(results) if not shapes or arm.shape in shapes}
-    return [arm for name, arm in arms.items() if name not in results.runs]
+    return waiting(_wanted(results), results, shapes)

@@ -41,7 +41,7 @@ from tuned import (
 from tuning import Results
 from wider import WIDE, wider_table
 
-from pages import write_pages
+from pages import filled, write_pages
 
 HERE = Path(__file__).parent
 RATIOS_FIGURE = """
@@ -255,9 +255,8 @@ def tables(results: Results) -> dict[str, str]:
         "variants": variants_table(results),
         "runs": runs_table(results),
     }
-    every = {name: text if text.count("\n") > 1 else "None yet." for name, text in every.items()}
     drawn = searches(found, results)
-    return every | {"ratios_figure": RATIOS_FIGURE if drawn else ""}
+    return filled(every) | {"ratios_figure": RATIOS_FIGURE if drawn else ""}
 
 
 def main() -> None:

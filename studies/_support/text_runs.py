@@ -105,7 +105,7 @@ def main(
     end = time.monotonic() + 60 * arguments.minutes
     while time.monotonic() < end and (arms := queue(load(arguments.results), arguments.shapes)):
         with ExitStack() as locks:
-            if taken := claim(arms, arguments.out, arguments.stack, locks):
+            if taken := claim(arms, arguments.out, arguments.results, arguments.stack, locks):
                 train(taken, data, {source.name: about}, arguments, trainer or by_stack)
             else:
                 time.sleep(10)  # another process has what is known to be needed
@@ -116,8 +116,8 @@ def load(folder: Path) -> Results:
     return Results({path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))})
 
 
-def claim(arms: list[Arm], out: Path, most: int, locks: ExitStack) -> list[Arm]:
-    """Take the first arm that no other process has, and up to `most` of its shape and length."""
+def claim(arms: list[Arm], out: Path, results: Path, most: int, locks: ExitStack) -> list[Arm]:
+    """Take the first arm that no other process has or has ended meanwhile, and up to `most` of its shape and length."""
     taken: list[Arm] = []
     for arm in arms:
         if len(taken) < most and all((arm.shape, arm.steps) == (one.shape, one.steps) for one in taken):
@@ -125,7 +125,8 @@ def claim(arms: list[Arm], out: Path, most: int, locks: ExitStack) -> list[Arm]:
                 locks.enter_context(FileLock(out / f"{arm.name}.lock", timeout=0))
             except Timeout:
                 continue
-            taken.append(arm)
+            if not (results / f"{arm.name}.json").exists():
+                taken.append(arm)
     return taken
 
 

@@ -93,3 +93,17 @@ def test_gains_are_drawn_if_there_are_any(tmp_path: Path) -> None:
     gaps = {"half": LossGap(0.1, (0.05, 0.15), 0.01), "own": LossGap(None, None, None)}
     assert draw_gains({"short": gaps, "long": {"own": LossGap(0.2, None, None)}}, path, over="uniform")
     assert path.stat().st_size > 5000
+
+
+def test_an_arm_that_another_process_has_or_has_ended_is_left_to_it(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    from filelock import FileLock
+    from text_runs import claim
+
+    arms = [arm(), arm(seed=1), arm(seed=2), arm(steps=8)]
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / f"{arms[1].name}.json").write_text("{}")
+    with ExitStack() as locks, FileLock(tmp_path / f"{arms[0].name}.lock"):
+        assert claim(arms, tmp_path, results, 3, locks) == [arms[2]]

@@ -130,9 +130,9 @@ def test_an_arm_is_trained_by_one_process_and_its_result_is_read_again(tmp_path:
     arguments = argparse.Namespace(results=tmp_path, out=tmp_path, device="cpu")
     chosen, few = arm(steps=2), pictures()
     with FileLock(tmp_path / f"{chosen.name}.lock"), ExitStack() as locks:
-        assert text_runs.claim([chosen], tmp_path, 1, locks) == []
+        assert text_runs.claim([chosen], tmp_path, tmp_path / "results", 1, locks) == []
     with ExitStack() as locks:
-        assert text_runs.claim([chosen], tmp_path, 1, locks) == [chosen]
+        assert text_runs.claim([chosen], tmp_path, tmp_path / "results", 1, locks) == [chosen]
     text_runs.train([chosen], few, {"images": {"name": "few"}}, arguments, run.train)
     results = text_runs.load(tmp_path)
     found = results.runs[chosen.name]
