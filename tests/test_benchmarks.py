@@ -72,8 +72,6 @@ SCRIPTS = {
     "train_throughput": {
         "tokens/s: train / bare",
         "tokens/s: train / bare, memory kept",
-        "tokens/s: train, compiled / bare, compiled",
-        "tokens/s: train, compiled / train",
         "peak memory: train / bare",
         "whole process: train / bare",
     },
