@@ -6,11 +6,11 @@ Each arm is a process of its own with the same OMP_NUM_THREADS, in turns. `train
 evaluation and checkpoint at the end only. `bare` is a loop of a dozen lines below, nanoGPT's: batches stacked from
 the memory-mapped tokens, autocast, backward, clipping, fused step, schedule; nothing is logged or saved. Model,
 optimizer groups and batches are the same. `bare, memory kept` is the same loop with the setting of glibc's malloc
-that `train` makes (pretrain/allocator.py), and so is `bare, compiled`. Tokens/s are those of the median interval
+that `train` makes (train/allocator.py), and so is `bare, compiled`. Tokens/s are those of the median interval
 between two lines of metrics.jsonl, so without start-up, compilation, evaluation, checkpoint and what else the machine
 did for a moment; the seconds of the whole process, which have them all for `train`, and its peak memory are reported
-too. With --quick, nothing is compiled. Stops if the training losses of arms that are compiled alike differ, since then the work was not the same. Writes
-results/train_throughput-<date>.json.
+too. With --quick, nothing is compiled. Stops if the training losses of arms that are compiled alike differ, since then
+the work was not the same. Writes results/train_throughput-<date>.json.
 """
 
 from __future__ import annotations
