@@ -111,7 +111,7 @@ def page(runs: list[dict[str, Any]]) -> str:
         "ANSWER": (
             f"With nothing changed but the ratios, `half` wins {won[UNCHANGED]:.3f} nats over 300 steps at the base "
             "learning rate and warm-up that were tuned for uniform. Over 4 800 steps it wins "
-            f"{uniform['val_loss'] - half['val_loss']:.3f} nats at one rate. In the short run, `measured` wins "
+            f"{uniform['val_loss'] - half['val_loss']:.3f} nats at one untuned rate. In the short run, `measured` wins "
             + (f"{won[MEASURED]:.3f}." if MEASURED in won else "more.")
             + " All of this is one seed."
         ),
