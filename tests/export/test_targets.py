@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from support.export_models import MODELS, RATIOS, expected_ratios, tiny
 from support.matching_rules import RULES
 
 LR = 1e-3
+PROGRAMS = Path(__file__).parents[2] / "examples" / "recipes" / "export"
 
 
 def text_for(model: nn.Module, target: str, **settings: object) -> str:
@@ -187,17 +190,13 @@ class TestNanochat:
             export_rates(tiny("gpt2"), "nanochat", lr=LR)
 
 
-def test_groups_from_json_train_as_param_groups_do():
-    import json
-
-    models = [tiny("llama", "cpu") for _ in range(2)]
+def test_groups_from_json_train_as_param_groups_do(tmp_path):
+    program = runpy.run_path(str(PROGRAMS / "deepspeed_train.py"))
+    models = [program["build"]() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    content = json.loads(export_rates(models[0], "json", lr=LR, ratios=RATIOS).text)
-    parameters = dict(models[0].named_parameters())
-    groups = [
-        {**group, "params": [parameters[name] for name in group.pop("parameters")]}
-        for group in content["groups"]
-    ]
+    path = tmp_path / "blocks.json"
+    path.write_text(export_rates(models[0], "json", lr=LR, ratios=RATIOS).text)
+    groups = program["groups_from_json"](models[0], path)
     optimizers = [torch.optim.AdamW(groups), torch.optim.AdamW(param_groups(models[1], LR, RATIOS))]
     ids = torch.arange(8)[None]
     for model, optimizer in zip(models, optimizers):
