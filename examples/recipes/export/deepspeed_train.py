@@ -1,6 +1,7 @@
 """DeepSpeed: train a small LLaMA with the groups of blocks.json, without blockwise-lr."""
 
 import json
+from pathlib import Path
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -11,8 +12,7 @@ STEPS = 200
 def groups_from_json(model, path):
     """Return the parameter groups that blockwise-lr export wrote for this model."""
     parameters = dict(model.named_parameters())
-    with open(path) as file:
-        groups = json.load(file)["groups"]
+    groups = json.loads(Path(path).read_text())["groups"]
     return [{**group, "params": [parameters[name] for name in group.pop("parameters")]} for group in groups]
 
 

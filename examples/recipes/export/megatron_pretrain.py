@@ -2,8 +2,9 @@
 
 import runpy
 
-from blocks import block_overrides
 from megatron.training import training
+
+from blocks import block_overrides
 
 own = training.get_megatron_optimizer_config
 

@@ -1,6 +1,5 @@
 """OLMo-core: train a LLaMA of 271M parameters with the exported optimizer, on its own example data (C4)."""
 
-from blocks import optim
 from olmo_core.config import DType
 from olmo_core.data import NumpyDataLoaderConfig, NumpyFSLDatasetConfig, TokenizerConfig
 from olmo_core.distributed.parallel import DataParallelType
@@ -14,6 +13,8 @@ from olmo_core.train import (
 )
 from olmo_core.train.train_module import TransformerDataParallelConfig, TransformerTrainModuleConfig
 from olmo_core.utils import seed_all
+
+from blocks import optim
 
 LENGTH = 2048
 tokenizer = TokenizerConfig.gpt2()
