@@ -31,6 +31,8 @@ $(READY): pyproject.toml constraints.txt
 	@# Where one has no wheel, its test is skipped.
 	$(BIN)/python $(PIP) -c constraints.txt --no-deps --only-binary :all: \
 		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl \
+		fairseq2 ruamel.yaml importlib_resources torcheval clusterscope tiktoken \
+		ai2-olmo-core dataclass-extensions bettermap \
 		|| echo "not installed: the trainers that read exported learning rates; their tests are skipped"
 	touch $(READY)
 
