@@ -26,6 +26,7 @@ from support.export_models import MODELS, RATIOS, expected_ratios, tiny
 from support.matching_rules import RULES
 from support.matching_rules import axolotl as axolotls_rule
 from support.stand_ins import prepare_fairseq2, prepare_olmo_core
+from support.vision import import_timm
 
 LR = 1e-3
 pytestmark = (
@@ -172,14 +173,16 @@ def test_axolotl_makes_the_groups_that_the_written_out_rule_gives(name, mixin):
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224"])
 def test_timm_makes_its_optimizer_and_its_schedule_keeps_the_ratios(name):
-    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
-    timm = pytest.importorskip("timm", exc_type=(ImportError, RuntimeError))
+    timm = import_timm()
+    from timm.optim import create_optimizer_v2
+    from timm.scheduler import CosineLRScheduler
+
     model = timm.create_model(
         name, img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, num_classes=4
     )
     block_groups = loaded(export_rates(model, "timm", ratios=RATIOS).text)["block_groups"]
-    optimizer = timm.optim.create_optimizer_v2(model, "adamw", lr=LR, param_group_fn=block_groups)
-    schedule = timm.scheduler.CosineLRScheduler(optimizer, t_initial=10, t_in_epochs=False)
+    optimizer = create_optimizer_v2(model, "adamw", lr=LR, param_group_fn=block_groups)
+    schedule = CosineLRScheduler(optimizer, t_initial=10, t_in_epochs=False)
     for step in (0, 5):
         schedule.step_update(step)
         base = LR if step == 0 else LR / 2

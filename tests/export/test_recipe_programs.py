@@ -6,6 +6,7 @@ import argparse
 import re
 import runpy
 import sys
+import textwrap
 import types
 from pathlib import Path
 
@@ -142,6 +143,26 @@ def test_megatrons_program_passes_the_overrides_on(monkeypatch, tmp_path, blocks
     program = runpy.run_path(str(PROGRAMS / "megatron_pretrain.py"))
     found = training.get_megatron_optimizer_config(argparse.Namespace(lr=LR))
     assert found == (LR, program["block_overrides"])
+
+
+@slow
+def test_optaxs_page_makes_an_optimizer_and_labels(monkeypatch, blocks):
+    jax = pytest.importorskip("jax")
+    pytest.importorskip("optax")
+    blocks("optax")
+    page = (ROOT / "docs/recipes/optax.md").read_text(encoding="utf-8")
+    code = textwrap.dedent(re.search(r"^ *```python\n(.*?)^ *```", page, re.DOTALL | re.MULTILINE)[1])
+    leaf = jax.numpy.ones(2)
+    attention = {"q_proj": {"kernel": leaf}}
+    params = {
+        "params": {"model": {"embed_tokens": {"embedding": leaf}, "layers": {"0": {"self_attn": attention}}}}
+    }
+    made = {"params": params}
+    exec(compile(code, "page", "exec"), made)
+    assert jax.tree_util.tree_leaves(made["state"])
+    blocks_of_leaves = sys.modules["blocks"].labels(params)["params"]["model"]
+    assert blocks_of_leaves["embed_tokens"] == {"embedding": "emb"}
+    assert blocks_of_leaves["layers"]["0"]["self_attn"] == {"q_proj": {"kernel": "qk"}}
 
 
 def test_deepspeeds_program_makes_a_model_that_the_command_exports(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shlex
 import shutil
@@ -14,6 +13,7 @@ import pytest
 
 from blockwise_lr.export import REFUSED, TARGETS
 from support.commands import call
+from support.vision import import_timm, is_there
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "recipes"
@@ -37,8 +37,12 @@ def module_of_the_page(page: str) -> str:
     """Return the page's mymodel.py; where timm is not installed, one with a vision model of transformers."""
     text = (PAGES / f"{page}.md").read_text(encoding="utf-8")
     code = re.search(r'^ *```python title="mymodel.py"\n(.*?)^ *```', text, re.DOTALL | re.MULTILINE)[1]
-    needs_timm = "import timm" in code and importlib.util.find_spec("timm") is None
-    return VISION if needs_timm else textwrap.dedent(code)
+    if "import timm" not in code:
+        return textwrap.dedent(code)
+    if not is_there("timm"):
+        return VISION
+    import_timm()
+    return textwrap.dedent(code)
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[page for page, _ in COMMANDS])
