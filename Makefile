@@ -31,7 +31,12 @@ $(READY): pyproject.toml constraints.txt
 	@# Where one has no wheel, its test is skipped.
 	$(BIN)/python $(PIP) -c constraints.txt --no-deps --only-binary :all: \
 		torchtitan spmd_types torch_checkpointing torchdata nemo-automodel megatron-core axolotl \
+		fairseq2 ruamel.yaml importlib_resources torcheval clusterscope tiktoken \
+		ai2-olmo-core dataclass-extensions bettermap \
 		|| echo "not installed: the trainers that read exported learning rates; their tests are skipped"
+	@# timm imports torchvision, which PyPI has for CUDA alone. On the path of everything, it would break transformers.
+	$(BIN)/python $(PIP) -c constraints.txt --no-deps --only-binary :all: --upgrade --target $(VENV)/vision \
+		timm torchvision || echo "not installed: timm; its tests are skipped"
 	touch $(READY)
 
 quickstart: $(READY)

@@ -7,8 +7,7 @@ import torch
 
 from blockwise_lr.blocks import classify, split_fused
 from support.by_function import moved_by, problems
-
-timm = pytest.importorskip("timm")
+from support.vision import import_timm
 
 ATTENTIONS = {
     "vit_tiny_patch16_224": 12,
@@ -33,8 +32,16 @@ ATTENTIONS = {
 MOVES_SCORES = ("attn.logit_scale is other", "attn_pool.latent is other", "attn.proj_l.weight is other")
 
 
-@pytest.mark.parametrize(("name", "attentions"), ATTENTIONS.items())
+QUICK = ("deit_tiny_distilled_patch16_224", "convnextv2_atto", "levit_128s")
+CASES = [
+    pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.slow, id=case[0])
+    for case in ATTENTIONS.items()
+]
+
+
+@pytest.mark.parametrize(("name", "attentions"), CASES)
 def test_every_parameter_is_claimed_and_attention_is_as_autograd_says(name: str, attentions: int) -> None:
+    timm = import_timm()
     torch.manual_seed(0)
     model = timm.create_model(name).eval()
     with torch.no_grad():

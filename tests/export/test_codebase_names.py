@@ -1,102 +1,19 @@
-"""Patterns for the parameter names of the trainers' own model code, checked against names written out by hand."""
+"""Patterns for the parameter names of the trainers' own model code, checked against names written out by hand.
+
+test_real_trainers.py compares those names with the trainers' own models or key maps, where they are installed.
+"""
 
 from __future__ import annotations
 
 import pytest
 
 from blockwise_lr.export import export_rates
+from support.codebase_names import NAMES
 from support.export_models import RATIOS, tiny
 from support.matching_rules import RULES
 
 LR = 1e-3
 FUSED = 0.5  # the lower of QK's and VO's
-
-NAMES = {
-    ("torchtitan", "llama"): {
-        "tok_embeddings.weight": "emb",
-        "layers.1.attention.qkv_linear.wq.weight": "qk",
-        "layers.1.attention.qkv_linear.wk.weight": "qk",
-        "layers.1.attention.qkv_linear.wv.weight": "vo",
-        "layers.1.attention.wo.weight": "vo",
-        "layers.1.attention_norm.weight": "norm",
-        "layers.1.feed_forward.w1.weight": "ffn",
-        "layers.1.feed_forward.w2.weight": "ffn",
-        "layers.1.feed_forward.w3.weight": "ffn",
-        "layers.1.ffn_norm.weight": "norm",
-        "norm.weight": "norm",
-        "lm_head.weight": "head",
-    },
-    ("olmo-core", "llama"): {
-        "embeddings.weight": "emb",
-        "blocks.1.attention.w_q.weight": "qk",
-        "blocks.1.attention.w_k.weight": "qk",
-        "blocks.1.attention.w_v.weight": "vo",
-        "blocks.1.attention.w_out.weight": "vo",
-        "blocks.1.attention_norm.weight": "norm",
-        "blocks.1.feed_forward.w1.weight": "ffn",
-        "blocks.1.feed_forward.w2.weight": "ffn",
-        "blocks.1.feed_forward.w3.weight": "ffn",
-        "blocks.1.feed_forward_norm.weight": "norm",
-        "lm_head.norm.weight": "norm",
-        "lm_head.w_out.weight": "head",
-    },
-    ("fairseq2", "llama"): {
-        "decoder_frontend.embed.weight": "emb",
-        "decoder.layers.1.self_attn.q_proj.weight": "qk",
-        "decoder.layers.1.self_attn.k_proj.weight": "qk",
-        "decoder.layers.1.self_attn.v_proj.weight": "vo",
-        "decoder.layers.1.self_attn.output_proj.weight": "vo",
-        "decoder.layers.1.self_attn_layer_norm.weight": "norm",
-        "decoder.layers.1.ffn.gate_proj.weight": "ffn",
-        "decoder.layers.1.ffn.inner_proj.weight": "ffn",
-        "decoder.layers.1.ffn.output_proj.weight": "ffn",
-        "decoder.layers.1.ffn_layer_norm.weight": "norm",
-        "decoder.layer_norm.weight": "norm",
-        "final_proj.weight": "head",
-    },
-    ("megatron", "llama"): {
-        "embedding.word_embeddings.weight": "emb",
-        "decoder.layers.1.input_layernorm.weight": "norm",
-        "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight": "norm",
-        "decoder.layers.1.self_attention.linear_qkv.weight": "qkv",
-        "decoder.layers.1.self_attention.linear_proj.weight": "vo",
-        "decoder.layers.1.pre_mlp_layernorm.weight": "norm",
-        "decoder.layers.1.mlp.linear_fc1.layer_norm_weight": "norm",
-        "decoder.layers.1.mlp.linear_fc1.weight": "ffn",
-        "decoder.layers.1.mlp.linear_fc2.weight": "ffn",
-        "decoder.final_layernorm.weight": "norm",
-        "output_layer.weight": "head",
-    },
-    ("megatron", "gpt2"): {
-        "embedding.word_embeddings.weight": "emb",
-        "embedding.position_embeddings.weight": "pos",
-        "decoder.layers.1.input_layernorm.bias": "norm",
-        "decoder.layers.1.self_attention.linear_qkv.layer_norm_weight": "norm",
-        "decoder.layers.1.self_attention.linear_qkv.layer_norm_bias": "norm",
-        "decoder.layers.1.self_attention.linear_qkv.weight": "qkv",
-        "decoder.layers.1.self_attention.linear_qkv.bias": "qkv",
-        "decoder.layers.1.self_attention.linear_proj.bias": "vo",
-        "decoder.layers.1.mlp.linear_fc1.layer_norm_bias": "norm",
-        "decoder.layers.1.mlp.linear_fc1.weight": "ffn",
-        "decoder.layers.1.mlp.linear_fc1.bias": "ffn",
-        "decoder.layers.1.mlp.linear_fc2.bias": "ffn",
-        "decoder.final_layernorm.bias": "norm",
-    },
-    ("megatron", "mixtral"): {
-        "embedding.word_embeddings.weight": "emb",
-        "decoder.layers.1.self_attention.linear_qkv.weight": "qkv",
-        "decoder.layers.1.self_attention.linear_proj.weight": "vo",
-        "decoder.layers.1.pre_mlp_layernorm.weight": "norm",
-        "decoder.layers.1.mlp.router.weight": "router",
-        "decoder.layers.1.mlp.experts.linear_fc1.weight7": "ffn",
-        "decoder.layers.1.mlp.experts.linear_fc2.weight7": "ffn",
-        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc1.weight": "ffn",
-        "decoder.layers.1.mlp.experts.local_experts.3.linear_fc2.weight": "ffn",
-        "decoder.layers.1.mlp.experts.weight1": "ffn",
-        "decoder.layers.1.mlp.experts.weight2": "ffn",
-        "output_layer.weight": "head",
-    },
-}
 
 
 @pytest.mark.parametrize(("target", "name"), NAMES, ids=" ".join)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import inspect
 import re
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
-from blockwise_lr import param_groups, split_fused
+from blockwise_lr import classify, param_groups, split_fused
 from blockwise_lr.export import TARGETS, export_rates
 from blockwise_lr.export.axolotl import _NO_DECAY, _kinds
 from blockwise_lr.export.rates import rates_of
 from support.export_models import MODELS, RATIOS, expected_ratios, tiny
-from support.matching_rules import RULES
+from support.matching_rules import RULES, axolotl, nanochat
 
 LR = 1e-3
+PROGRAMS = Path(__file__).parents[2] / "examples" / "recipes" / "export"
+UNTIED = [name for name in MODELS if name != "gpt2"]
 
 
 def text_for(model: nn.Module, target: str, **settings: object) -> str:
@@ -137,16 +140,15 @@ class TestAxolotl:
     def test_what_it_can_express_is_right_and_the_rest_is_named(self, name):
         model = tiny(name)
         exported = export_rates(model, "axolotl", lr=LR, ratios=RATIOS)
-        config = yaml.safe_load(exported.text)
         expected = expected_ratios(model)
         decayed = get_parameter_names(model, [nn.LayerNorm], [_NO_DECAY.pattern])
-        for parameter, ratio in expected.items():
+        for parameter, (lr, decay) in axolotl(exported.text, model).items():
             if "embed_tokens" in parameter or "lm_head" in parameter:
-                assert config["embedding_lr"] == pytest.approx(LR * 12)  # HEAD's, the lower
+                assert (lr, decay) == (pytest.approx(LR * 12), 0)  # HEAD's, the lower
             elif parameter in decayed:
-                own = [g["lr"] for g in config["lr_groups"] if any(m in parameter for m in g["modules"])]
-                assert own == [pytest.approx(LR * ratio)]
-        assert config["learning_rate"] == LR
+                assert (lr, decay) == (pytest.approx(LR * expected[parameter]), 0.1)
+            else:
+                assert (lr, decay) == (LR, 0)
         lost = " ".join(exported.lost)
         assert re.search(r"keeps norms and biases at the base rate: all of NORM .* get ratio 1, not 32", lost)
         assert ("one rate, for EMB (ratio 16) and HEAD (ratio 12)" in lost) == (name != "gpt2")
@@ -163,41 +165,50 @@ class TestAxolotl:
         fixed = {each for each, kind in kinds.items() if kind == "fixed"}
         assert fixed == set(kinds) - set(decayed)
 
+    def test_a_module_that_peft_trains_whole_is_an_embedding(self):
+        model = nn.ModuleDict({"q_proj": nn.Linear(4, 4, bias=False), "score": nn.Module()})
+        model["score"].modules_to_save = nn.ModuleDict({"default": nn.Linear(4, 2)})
+        blocks = classify(model, overrides={"q_proj": "qk", "score": "head"})
+        exported = export_rates(model, "axolotl", lr=LR, ratios=RATIOS, blocks=blocks)
+        found = axolotl(exported.text, model)
+        assert found["score.modules_to_save.default.weight"] == (pytest.approx(LR * 12), 0)
+        assert found["score.modules_to_save.default.bias"] == (LR, 0)
+        assert found["q_proj.weight"] == (pytest.approx(LR * 4), 0.1)
+        assert "modules_to_save" in " ".join(exported.lost)
+
     def test_weight_decay_by_block_is_named(self):
         lost = export_rates(tiny("llama"), "axolotl", lr=LR, weight_decay={"qk": 0.0}).lost
         assert "axolotl has one weight decay: QK gets 0.1, not 0" in lost
 
 
 class TestNanochat:
-    def test_the_flags_undo_the_scaling_with_the_width(self):
-        text = export_rates(tiny("llama"), "nanochat", lr=LR, ratios=RATIOS).text
-        _, embedding, _, unembedding = text.splitlines()[-1].split()
-        scale = (16 / 768) ** -0.5
-        assert (float(embedding) * scale, float(unembedding) * scale) == (
-            pytest.approx(0.016),
-            pytest.approx(0.012),
-        )
+    @pytest.mark.parametrize("name", UNTIED)
+    def test_the_embedding_and_the_head_get_their_rates(self, name):
+        text = export_rates(tiny(name), "nanochat", lr=LR, ratios=RATIOS).text
+        found = nanochat(text, width=16)
+        assert found["transformer.wte"] == pytest.approx(LR * RATIOS["emb"])
+        assert found["lm_head"] == pytest.approx(LR * RATIOS["head"])
 
-    def test_what_it_cannot_express_is_named(self):
-        lost = " ".join(export_rates(tiny("llama"), "nanochat", lr=LR, ratios=RATIOS).lost)
-        assert "no rates for QK 4, VO 0.5, FFN 1.5" in lost
+    @pytest.mark.parametrize("name", UNTIED)
+    def test_what_it_cannot_express_is_named(self, name):
+        lost = " ".join(export_rates(tiny(name), "nanochat", lr=LR, ratios=RATIOS).lost)
+        blocks = {block.value for block in classify(tiny(name)).counts()} - {"emb", "head", "norm"}
+        assert re.search("no rates for ([^:]*):", lost)[1].count(" ") == 2 * len(blocks) - 1
+        assert all(re.search(rf"\b{block.upper()} \d", lost) for block in blocks)
+        assert "norms have no parameters" in lost
 
     def test_a_tied_head_is_refused(self):
         with pytest.raises(ValueError, match="no HEAD: name a model whose head is not tied"):
             export_rates(tiny("gpt2"), "nanochat", lr=LR)
 
 
-def test_groups_from_json_train_as_param_groups_do():
-    import json
-
-    models = [tiny("llama", "cpu") for _ in range(2)]
+def test_groups_from_json_train_as_param_groups_do(tmp_path):
+    program = runpy.run_path(str(PROGRAMS / "deepspeed_train.py"))
+    models = [program["build"]() for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
-    content = json.loads(export_rates(models[0], "json", lr=LR, ratios=RATIOS).text)
-    parameters = dict(models[0].named_parameters())
-    groups = [
-        {**group, "params": [parameters[name] for name in group.pop("parameters")]}
-        for group in content["groups"]
-    ]
+    path = tmp_path / "blocks.json"
+    path.write_text(export_rates(models[0], "json", lr=LR, ratios=RATIOS).text)
+    groups = program["groups_from_json"](models[0], path)
     optimizers = [torch.optim.AdamW(groups), torch.optim.AdamW(param_groups(models[1], LR, RATIOS))]
     ids = torch.arange(8)[None]
     for model, optimizer in zip(models, optimizers):

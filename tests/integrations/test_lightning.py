@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ pytest.importorskip("lightning")
 
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import FSDPStrategy
 
 from blockwise_lr import (
@@ -314,6 +316,48 @@ def test_three_groups_of_one_block_have_three_names():
     ]
     (alone,) = name_groups([{"block": "emb", "weight_decay": 0.0}])
     assert alone["name"] == "emb"
+
+
+def hooks_of_the_page(**names):
+    """Return the hooks that the page shows, by name; `names` are those that its imports would bring."""
+    page = Path(__file__).parents[2] / "docs" / "recipes" / "lightning.md"
+    namespace = dict(names)
+    for code in re.findall(
+        r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    ):
+        exec(compile(code, str(page), "exec"), namespace)
+    return namespace
+
+
+def test_the_pages_own_schedule_and_clipping_run(tmp_path):
+    hooks = hooks_of_the_page(
+        configure_optimizers_by_block=configure_optimizers_by_block,
+        scale_by_block=scale_by_block,
+        clip_grad_norm_by_block=clip_grad_norm_by_block,
+        OneCycleLR=torch.optim.lr_scheduler.OneCycleLR,
+    )
+
+    class Shown(LanguageModel):
+        configure_optimizers = hooks["configure_optimizers"]
+        configure_gradient_clipping = hooks["configure_gradient_clipping"]
+
+    trainer, _ = fit(tmp_path, Shown(), gradient_clip_val=None)
+    (optimizer,) = trainer.optimizers
+    bases = [group["lr"] / group["lr_ratio"] for group in optimizer.param_groups]
+    assert bases == pytest.approx([bases[0]] * len(bases))
+    assert 0 < bases[0] < 1e-3
+
+
+def test_all_loggers_of_a_trainer_get_everything(tmp_path):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    loggers = [CSVLogger(tmp_path / "csv", version=0), TensorBoardLogger(tmp_path / "board", version=0)]
+    fit(tmp_path, callbacks=[BlockMonitor(held_out(), every=2)], logger=loggers)
+    events = event_accumulator.EventAccumulator(loggers[1].log_dir).Reload()
+    table = logged(tmp_path / "csv")
+    assert {name for name in table if name.startswith("sharpness/")}
+    for name in table:
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx(table[name])
 
 
 def test_a_schedule_of_torch_keeps_the_ratios(tmp_path):

@@ -61,6 +61,26 @@ def test_the_first_process_alone_logs(folders):
     assert len(one) == len(two)
 
 
+def test_a_model_sharded_by_fully_shard_trains_and_is_measured_as_a_whole_one(tmp_path):
+    script = SCRIPT.with_name("lightning_sharded.py")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+    runpy.run_path(str(script))["run"](one)
+    done = run_ranks(script, two, processes=2)
+    assert done.returncode == 0, done.stderr[-4000:]
+    alone, together = (torch.load(folder / "sharded.pt") for folder in (one, two))
+    assert alone.keys() == together.keys()
+    for name, value in alone.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6)
+    reports = [read_reports(folder / "sharpness.jsonl") for folder in (one, two)]
+    assert [report.step for report in reports[0]] == [0, 1, 2, 3]
+    for whole, sharded in zip(*reports, strict=True):
+        assert sharded.step == whole.step
+        for block, found in whole.items():
+            assert sharded[block].mean == pytest.approx(found.mean, rel=1e-3, abs=1e-9)
+
+
 PYTORCH_LIGHTNING = """
 import sys
 sys.modules["lightning"] = None  # as if it was not installed

@@ -21,6 +21,7 @@ LEAVES = {
     "how-to/clipping.md": (None,),
     "how-to/resume.md": (None, None),
     "how-to/sharded.md": ("run/checkpoint-2/__0_0.distcp",),
+    "recipes/export.md": (None,),
     "getting-started.md": (None,),
 }
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
 from support.processes import run_python
+from support.vision import is_there
 
 ROOT = Path(__file__).parents[2]
 PAGES = ROOT / "docs" / "recipes"
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.py"))
-NEEDS = {"lightning_module": "lightning", "timm_vit": "torchvision", "trl_sft_lora": "trl"}
+NEEDS = {"lightning_module": ("lightning",), "timm_vit": ("timm", "torchvision"), "trl_sft_lora": ("trl",)}
 """What a recipe imports and CI need not have; timm itself needs torchvision."""
+WITH_TIMM = """
+import runpy, sys
+from support.vision import import_timm
+import_timm()
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_runs(recipe, tmp_path):
-    needed = NEEDS.get(recipe.stem)
-    if needed and importlib.util.find_spec(needed) is None:
-        pytest.skip(f"{needed} is not installed")
-    done = run_python(recipe, folder=tmp_path)
+    missing = [name for name in NEEDS.get(recipe.stem, ()) if not is_there(name)]
+    if missing:
+        pytest.skip(f"{missing[0]} is not installed")
+    done = run_python(
+        *(["-c", WITH_TIMM, recipe] if recipe.stem == "timm_vit" else [recipe]), folder=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import importlib.util
 import json
 import math
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 from blockwise_lr import classify
+from support.vision import import_timm
 
 STUDY = Path(__file__).parents[2] / "studies" / "2026-11-vit"
 STEPS, ROWS = 12, 8
@@ -52,8 +52,8 @@ def test_both_libraries_have_the_eight_blocks_of_the_page(shape: str) -> None:
     from along_the_run import BLOCKS
     from arms import SHAPES, build
 
-    if shape == "tiny-timm" and not all(map(importlib.util.find_spec, ("timm", "torchvision"))):
-        pytest.skip("timm is not installed")
+    if shape == "tiny-timm":
+        import_timm()
     model = build(SHAPES[shape], seed=0)
     blocks = classify(model)
     assert {block.value for block in blocks.counts()} == set(BLOCKS)

@@ -9,9 +9,14 @@ from collections.abc import Iterable
 from typing import Any
 
 import yaml
+from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
 
 Found = dict[str, tuple[float, float]]
 """The learning rate and the weight decay of each parameter."""
+
+NORMS_AND_BIASES = r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)"
+"""transformers 5.23, Trainer.get_decay_parameter_names."""
 
 
 def executed(text: str, **names: Any) -> dict[str, Any]:
@@ -98,6 +103,38 @@ def timm(text: str, names: Iterable[str]) -> Found:
 
 
 optax = timm
+
+
+def axolotl(text: str, model: nn.Module) -> Found:
+    """axolotl 0.19.0, core/trainers/mixins/optimizer.py, create_optimizer_grouped_parameters."""
+    config = yaml.safe_load(text)
+    decayed = get_parameter_names(model, [nn.LayerNorm], [NORMS_AND_BIASES])
+    group_of = {module: group for group in config["lr_groups"] for module in group["modules"]}
+    found = {}
+    for name, _ in model.named_parameters():
+        saved = name.endswith("modules_to_save.default.weight")
+        if saved or any(each in name for each in ("embed_tokens", "lm_head")):
+            found[name] = (config.get("embedding_lr") or config["learning_rate"], 0.0)
+        elif name in decayed:
+            group = next((group_of[module] for module in group_of if module in name), None)
+            found[name] = (group["lr"] if group else config["learning_rate"], config["weight_decay"])
+        else:
+            found[name] = (config["learning_rate"], 0.0)
+    return found
+
+
+def nanochat(text: str, width: int) -> dict[str, float]:
+    """nanochat at 92d63d4, nanochat/gpt.py, setup_optimizer: the rates of the groups that have flags or follow one."""
+    words = text.splitlines()[-1].split()
+    flags = dict(zip(words[::2], map(float, words[1::2]), strict=True))
+    assert flags.keys() == {"--embedding-lr", "--unembedding-lr"}
+    scale = (width / 768) ** -0.5
+    embedding = flags["--embedding-lr"]
+    return {
+        "lm_head": flags["--unembedding-lr"] * scale,
+        "transformer.wte": embedding * scale,
+        "value_embeds": embedding * scale * 0.5,
+    }
 
 
 def plain_json(text: str, names: Iterable[str]) -> Found:

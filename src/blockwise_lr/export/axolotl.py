@@ -15,6 +15,7 @@ from blockwise_lr.export.proof import first_match, prove
 from blockwise_lr.export.rates import Rates
 
 _EMBEDDINGS = ("embed_tokens", "lm_head")
+_SAVED = "modules_to_save.default.weight"  # what PEFT trains whole, next to an adapter
 _NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 
 
@@ -22,9 +23,10 @@ def write_axolotl(rates: Rates) -> str:
     """Return YAML with `learning_rate`, `embedding_lr` and `lr_groups`; comments name what is lost.
 
     axolotl's rule (0.19.0, axolotl/core/trainers/mixins/optimizer.py, create_optimizer_grouped_parameters): names with
-    embed_tokens or lm_head have embedding_lr, without weight decay; norms and biases have learning_rate, without weight
-    decay; the others have the rate of the first of the lr_groups with a substring in the name, or else learning_rate.
-    Which names are norms and biases: transformers 5.23, Trainer.get_decay_parameter_names.
+    embed_tokens or lm_head have embedding_lr, without weight decay, and so do weights that PEFT trains whole
+    (modules_to_save.default.weight); norms and biases have learning_rate, without weight decay; the others have the
+    rate of the first of the lr_groups with a substring in the name, or else learning_rate. Which names are norms and
+    biases: transformers 5.23, Trainer.get_decay_parameter_names.
     """
     lr = needed_lr(rates, "axolotl")
     ratio_of = {group.label: group.lr_ratio for group in rates.groups}
@@ -65,7 +67,7 @@ def _kinds(rates: Rates) -> dict[str, str]:
     }
     kinds = {}
     for name in rates.label_of:
-        if any(each in name for each in _EMBEDDINGS):
+        if name.endswith(_SAVED) or any(each in name for each in _EMBEDDINGS):
             kinds[name] = "embeddings"
         else:
             kinds[name] = "fixed" if name in layer_norms or _NO_DECAY.search(name.lower()) else "free"
