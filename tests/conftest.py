@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 from dataclasses import replace
@@ -11,6 +12,13 @@ import pytest
 
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.train.config import ModelConfig, OptimConfig, TrainConfig
+
+with contextlib.suppress(ImportError):  # the environment of `make lower-bounds` has no hypothesis
+    from hypothesis import HealthCheck, settings
+
+    # How long an example takes says what else the machine does, and nothing about the code.
+    settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("busy machine")
 
 WORDS = [
     "the",
