@@ -222,6 +222,14 @@ def test_every_block_has_its_peak_learning_rate_over_its_initial_scale(closed_fo
     assert row.endswith(f"| {lr / rms['emb']:.3g} |")
 
 
+def test_ratios_that_relate_to_the_initial_scale_give_another_quotient(closed_form, tmp_path):
+    optim = replace(PLAN.base.optim, relative_to="init")
+    content = content_of(replace(PLAN, base=replace(PLAN.base, optim=optim), trials=8), tmp_path)
+    over, ratios = content["best"]["lr_over_initial_rms"], content["ratios"]
+    # Each scale cancels: relative to init, the quotients are in the proportion of the ratios, by the reference scales.
+    assert over["emb"] / over["qk"] == pytest.approx(ratios["emb"] / ratios["qk"], rel=0.01)
+
+
 def test_a_proxys_command_says_where_its_learning_rate_comes_from(closed_form):
     content = {**closed_form, "proxy": {"size": "64x4", "parameters": 9, "stands_for": "768x12"}}
     (said,) = (warning for warning in warnings(content) if "proxy" in warning)

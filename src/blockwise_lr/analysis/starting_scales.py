@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from blockwise_lr.blocks import Block
 from blockwise_lr.optim.initial_scales import scale_factor, scales_of_rms
 from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.train.config import ModelConfig
+from blockwise_lr.train.initial_rms import initial_scales_of
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,19 @@ class StartingScales:
 
 def _over(block: Block, ratios: Mapping[Block, float], scales: Mapping[Block, float]) -> float:
     return ratios[block] / scales[block] / (ratios[Block.FFN] / scales[Block.FFN])
+
+
+def peak_lr_over_rms(
+    model: ModelConfig, base_lr: float, ratios: Mapping[Block, float], *, relative_to_init: bool
+) -> dict[str, float]:
+    """Return the peak learning rate of each block over the RMS of its weights before training, by the block's name.
+
+    Args:
+        model: the model; a block of it that starts at zero is left out.
+        base_lr: the base learning rate.
+        ratios: the ratios as they are given; blocks that are missing have ratio 1.
+        relative_to_init: whether the ratios relate to the initial scale.
+    """
+    scales = initial_scales_of(model)
+    start = StartingScales.of(scales, scales, ratios, relative_to_init=relative_to_init)
+    return {block.value: base_lr * start.ratios[block] / rms for block, rms in scales.items()}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blockwise_lr.analysis.starting_scales import StartingScales
+from blockwise_lr.analysis.starting_scales import peak_lr_over_rms
 from blockwise_lr.compare import wording
 from blockwise_lr.compare.arms import Series
 from blockwise_lr.compare.caveats import series_at_edge, warnings_about
@@ -102,12 +102,12 @@ def _arm(results: Results, series: Series, out: Path) -> dict[str, Any]:
 def _lr_over_rms(results: Results, series: Series) -> dict[str, float]:
     """Return the peak learning rate of each block over the RMS of its weights before training."""
     base = results.plan.base
-    scales = initial_scales_of(base.model)
-    start = StartingScales.of(
-        scales, scales, parse_ratios(series.arm.ratios), relative_to_init=base.optim.relative_to == "init"
+    return peak_lr_over_rms(
+        base.model,
+        results.chosen[series.name].base_lr,
+        parse_ratios(series.arm.ratios),
+        relative_to_init=base.optim.relative_to == "init",
     )
-    base_lr = results.chosen[series.name].base_lr
-    return {block.value: base_lr * start.ratios[block] / rms for block, rms in scales.items()}
 
 
 def _comparison(results: Results, series: Series, baseline: Series) -> dict[str, Any]:

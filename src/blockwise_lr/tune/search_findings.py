@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blockwise_lr.analysis.starting_scales import peak_lr_over_rms
+from blockwise_lr.blocks import Block
 from blockwise_lr.compare.over_seeds import loss_gap
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import count_parameters
@@ -90,7 +92,12 @@ def build_content(
         "initial_rms": scales,
         "best": {
             **_chosen(best, runs["best"]),
-            "lr_over_initial_rms": {b: best.point.base_lr * ratios[b] / scales[b] for b in blocks},
+            "lr_over_initial_rms": peak_lr_over_rms(
+                model,
+                best.point.base_lr,
+                {Block(block): ratio for block, ratio in ratios.items()},
+                relative_to_init=plan.base.optim.relative_to == "init",
+            ),
         },
         "start": _start(plan, space, uniform.point, search),
         "ratios": ratios,
