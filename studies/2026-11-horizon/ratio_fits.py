@@ -34,20 +34,13 @@ class Line:
 
 
 def line(points: Sequence[tuple[float, float, float]]) -> Line:
-    """Return the line through points of (variable, ratio, half of its valley on a log2 scale).
-
-    Example:
-        >>> line([(1, 16, 1), (4, 8, 1), (16, 4, 1)]).slope
-        -1.0
-    """
+    """Return the line through points of (variable, ratio, half of its valley on a log2 scale)."""
     x = np.array([math.log(value, 4) for value, _, _ in points])
     y = np.array([math.log2(ratio) for _, ratio, _ in points])
-    weights = np.array([1 / width**2 for _, _, width in points])
-    middle = float((weights * x).sum() / weights.sum())
-    spread = float((weights * (x - middle) ** 2).sum())
-    slope = float((weights * (x - middle) * y).sum() / spread)
-    left = y - slope * (x - middle) - (weights * y).sum() / weights.sum()
-    return Line(round(slope, 9), spread**-0.5, float(np.sqrt((left**2).mean())))
+    weights = [1 / width for _, _, width in points]
+    found, covariance = np.polyfit(x, y, 1, w=weights, cov="unscaled")
+    residual = np.sqrt(((y - np.polyval(found, x)) ** 2).mean())
+    return Line(float(found[0]), float(covariance[0, 0] ** 0.5), float(residual))
 
 
 def ratio_fits_table(found: Mapping[tuple[str, int, str], Tuned], results: Results) -> str:

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from records import Run, by_setting, in_order
-from replay import LEAST, Set, needed_margin, wrong_ends
+from records import Run, in_order
+from replay import needed_margin, sets_of, wrong_ends
 
 from blockwise_lr.files import write_json_atomic
 from blockwise_lr.tune.early_end import DEFAULT_RULE
@@ -41,23 +40,15 @@ def horizon_runs(folder: Path = HORIZON) -> list[Run]:
 def check(runs: list[Run]) -> list[dict[str, Any]]:
     """Return for each setting with LEAST runs or more how the rule does on all pairs of a better and a worse run."""
     share, margin = DEFAULT_RULE.share, DEFAULT_RULE.margin
-    found = []
-    for name, members in sorted(by_setting(runs).items(), key=lambda item: item[1][0].steps):
-        if len(members) < LEAST:
-            continue
-        logged = np.array([step for step, _ in members[0].train], dtype=float)
-        losses = np.array([[loss for _, loss in run.train] for run in members])
-        final = np.array([run.tune_loss for run in members])
-        each = Set(name, members[0].steps, logged, losses, final, members)
-        found.append(
-            {
-                "setting": name,
-                "runs": len(members),
-                "farthest_behind": needed_margin(each, share),
-                "wrong": wrong_ends(each, share, margin),
-            }
-        )
-    return found
+    return [
+        {
+            "setting": each.name,
+            "runs": len(each.runs),
+            "farthest_behind": needed_margin(each, share),
+            "wrong": wrong_ends(each, share, margin),
+        }
+        for each in sorted(sets_of(runs, rows=1), key=lambda each: each.steps)
+    ]
 
 
 def rows(content: Mapping[str, Any]) -> list[list[str]]:

@@ -326,16 +326,18 @@ def test_rules_that_are_tuned_get_their_gain_their_speed_up_and_their_exponent(
     assert len(found["ratio_fits"].splitlines()) == 2 + 5
 
 
-def test_a_ratios_line_is_numpys_and_its_error_that_of_the_valleys() -> None:
+def test_a_ratios_line_and_its_error_have_their_closed_forms() -> None:
     from ratio_fits import line
 
-    points = [(1.0, 16.0, 0.5), (4.0, 10.0, 1.0), (16.0, 3.0, 2.0), (60.0, 4.0, 1.0)]
-    found = line(points)
-    x, y = np.log([p[0] for p in points]) / np.log(4), np.log2([p[1] for p in points])
-    coefficients, covariance = np.polyfit(x, y, 1, w=[1 / p[2] for p in points], cov="unscaled")
-    assert found.slope == pytest.approx(coefficients[0])
-    assert found.error == pytest.approx(covariance[0, 0] ** 0.5)
-    assert found.residual == pytest.approx(float(np.sqrt(((y - np.polyval(coefficients, x)) ** 2).mean())))
+    exact = line([(1, 16, 1), (4, 8, 1), (16, 4, 1)])
+    assert (exact.slope, exact.residual) == (pytest.approx(-1.0), pytest.approx(0.0, abs=1e-9))
+    assert exact.error == pytest.approx(2**-0.5)  # one over the root of the sum of squared distances
+    two = line([(1, 16, 0.3), (16, 8, 0.4)])
+    assert (two.slope, two.error) == (
+        pytest.approx(-0.5),
+        pytest.approx(0.25),
+    )  # the root of 0.09 + 0.16, over 2
+    assert line([(1, 2, 0.01), (4, 4, 0.01), (16, 2, 100)]).slope == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.slow

@@ -90,8 +90,8 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
             f"it by {content['lr_factor']:.3g} times your own tuned uniform rate."
         )
     found.append(
-        f"The ratios were found for {content['steps']:,} steps. In our runs of 300 and 1,200 steps, the best ratios of "
-        "the longer run lay nearer to 1 and won less."
+        f"The ratios were found for {content['steps']:,} steps. Longer runs win less, and their best ratios may lie "
+        "nearer to 1."
     )
     if not content["uniform"]["bracketed"]:
         found.append(
