@@ -85,6 +85,7 @@ def main(
     parser.add_argument("--shapes", nargs="*", default=[], choices=sorted(shapes), help="only these models")
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no run after so long")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="train arms that are alone by torch.compile")
     parser.add_argument("--list", action="store_true", help="show the queue and train nothing")
     arguments = parser.parse_args()
     if arguments.list:
@@ -145,7 +146,7 @@ def train(
 def by_stack(arms: list[Arm], text: Text, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Train with AdamW, from the last checkpoint if there is one."""
     checkpoint = arguments.out / f"{'-'.join(sorted(arm.name for arm in arms))[:200]}.pt"
-    return Stack(arms, text, device=arguments.device).run(checkpoint=checkpoint)
+    return Stack(arms, text, device=arguments.device, compiled=arguments.compile).run(checkpoint=checkpoint)
 
 
 def tokens(path: Path, out: Path) -> tuple[Text, dict[str, Any]]:

@@ -67,18 +67,24 @@ def alone(arm: Any, windows: Any) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("first", "last"), [(0, 3), (1, 2)], ids=["three arms", "a stack of one"])
-def test_stacked_arms_end_where_each_ends_alone(first: int, last: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "last", "compiled"),
+    [(0, 3, False), (1, 2, False), pytest.param(1, 2, True, marks=pytest.mark.slow)],
+    ids=["three arms", "a stack of one", "a stack of one, compiled"],
+)
+def test_stacked_arms_end_where_each_ends_alone(first: int, last: int, compiled: bool) -> None:
     from stacked import Stack
 
     windows = text()
     chosen = arms()[first:last]
-    stack = Stack(chosen, windows, rows=ROWS, dtype=torch.float64)
+    stack = Stack(chosen, windows, rows=ROWS, dtype=torch.float64, compiled=compiled)
     for _ in range(STEPS):
         stack.advance()
     for i, arm in enumerate(chosen):
         for name, expected in alone(arm, windows).items():
-            torch.testing.assert_close(stack.weights[name][i], expected, rtol=1e-9, atol=1e-12)
+            # The model computes its norms and softmax in float32, which compiled code rounds otherwise.
+            rtol, atol = (1e-4, 1e-6) if compiled else (1e-9, 1e-12)
+            torch.testing.assert_close(stack.weights[name][i], expected, rtol=rtol, atol=atol)
 
 
 def test_a_stack_that_is_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
