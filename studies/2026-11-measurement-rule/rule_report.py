@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
 from blockwise_lr import DirectionalReport
 from blockwise_lr.blocks import Block
@@ -21,6 +19,7 @@ from blockwise_lr.optim.ratios import MEASURED_RATIOS
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
+from arms import Arm
 from choose_rule import (
     BLOCKS,
     CHOICES,
@@ -35,13 +34,17 @@ from choose_rule import (
     reports,
     search_spread,
 )
-from comparison_tables import table
+from comparison_tables import other_settings, table
+from gaps import gap, gap_cell, losses
 from joint_rule import joint_ratios
-from try_rule import ORDER, STEPS, results, rules, wanted
+from text_runs import load
+from try_rule import SEEDS, ratios_of, tuning
+from tuning import Results
 
 from pages import write_pages
 
 STUDY = Path(__file__).parent
+RUNS = STUDY / "data" / "runs"
 SMALL = [name for names in MODELS.values() for name in names]
 FRESH = "llama-600k, technical English"
 """The set that try_rule.py measured after the rule had been fixed."""
@@ -149,83 +152,43 @@ def table_of_constants() -> str:
     return table(["", *(block.value.upper() for block in BLOCKS)], rows)
 
 
-def trained(shape: str = "llama-600k") -> dict[str, list[dict[str, Any]]]:
-    """Return the runs of every rule that have ended, best tune loss first."""
-    arguments = Namespace(data=STUDY / "data", known=[], steps=STEPS)
-    if not (STUDY / "data" / "measured" / f"{shape}.json").exists():
-        return {}
-    known, found = results(arguments), dict[str, list[dict[str, Any]]]()
-    for rule, arm in wanted(shape, arguments, known):
-        run = known.runs.get(arm.name)
-        if run is not None and run not in found.setdefault(rule, []):
-            found[rule].append(run)
-    return {
-        rule: sorted(runs, key=lambda run: (run["arm"]["seed"], run["tune_loss"] or 99))
-        for rule, runs in found.items()
-    }
+def tuned(results: Results) -> dict[str, Arm]:
+    """Return what was chosen for every rule whose tuning has ended."""
+    found = {rule: tuning(rule, results)[1] for rule in ratios_of()}
+    return {rule: arm for rule, arm in found.items() if arm is not None}
 
 
-def table_of_trained_ratios(shape: str = "llama-600k") -> str:
-    if not trained(shape):
-        return "No run has ended yet."
-    given = rules(shape, Namespace(data=STUDY / "data"))
+def table_of_trained_ratios() -> str:
     blocks = (Block.EMB, Block.QK, Block.FFN, Block.VO, Block.NORM, Block.HEAD)
-    rows = [[rule, *(digits(given[rule].get(block.value, 1.0)) for block in blocks)] for rule in ORDER]
+    rows = [
+        [rule, *(digits(ratios.get(block.value, 1.0)) for block in blocks)]
+        for rule, ratios in ratios_of().items()
+    ]
     return table(["ratios", *(block.value.upper() for block in blocks)], rows)
 
 
-def is_tuned(runs: list[dict[str, Any]]) -> bool:
-    """Whether the best run, which comes first, has a worse base learning rate on both sides."""
-    rates = {run["arm"]["base_lr"] for run in runs if run["arm"]["seed"] == 0}
-    return min(rates) < runs[0]["arm"]["base_lr"] < max(rates)
-
-
-def table_of_trained(shape: str = "llama-600k") -> str:
+def table_of_trained() -> str:
+    """Return what was chosen for every rule, and what it wins over uniform and over `measured` at equal seeds."""
+    runs = load(RUNS)
+    chosen = tuned(runs)
+    vals = {rule: losses(arm, runs, SEEDS) for rule, arm in chosen.items()}
     rows = []
-    for rule, runs in trained(shape).items():
-        best = runs[0]
-        rows.append(
-            [rule, str(len(runs)), f"{best['arm']['base_lr']:g}", "yes" if is_tuned(runs) else "no",
-             f"{best['arm']['warmup']:.0%}", f"{best['tune_loss']:.3f}", f"{best['val_loss']:.3f}"]
-        )  # fmt: skip
-    header = ["ratios", "runs", "best base LR", "worse on both sides", "warm-up", "tune loss", "val loss"]
-    return table(header, rows)
-
-
-def text_of_trained(shape: str = "llama-600k") -> str:
-    """Return by how much the rules' val losses differ: tuned, or at the base learning rates that both have had."""
-    found, lines = trained(shape), []
-    for rule, other in (
-        ("the rule", "measured"),
-        ("the rule", "the earlier rule"),
-        ("the rule", "uniform"),
-        ("measured", "uniform"),
-        ("embedding alone", "uniform"),
-    ):
-        if not (rule in found and other in found):
+    for rule in ratios_of():
+        if rule not in chosen:
+            rows.append([rule, *("not tuned yet",) * 3, *("-",) * 3])
             continue
-        ours, theirs = found[rule][0], found[other][0]
-        where = "Each at its best rate"
-        if not (is_tuned(found[rule]) and is_tuned(found[other])):
-            both = [
-                (a, b)
-                for a in found[rule]
-                for b in found[other]
-                if key(a) == key(b) and a["arm"]["seed"] == 0
-            ]
-            if not both:
-                continue
-            ours, theirs = min(both, key=lambda pair: float(pair[0]["tune_loss"]))
-            where = f"At a base learning rate of {ours['arm']['base_lr']:g}"
-        gap = theirs["val_loss"] - ours["val_loss"]
-        side = "below" if gap >= 0 else "above"
-        lines.append(f"- {where}, `{rule}` ends {abs(gap):.3f} nats {side} `{other}`.")
-    return "\n".join(lines) or "No two rules have been trained alike yet."
-
-
-def key(run: dict[str, Any]) -> tuple[float, float]:
-    """Return the base learning rate and the warm-up of a run."""
-    return run["arm"]["base_lr"], run["arm"]["warmup"]
+        arm = chosen[rule]
+        won = [
+            "-" if rule == other or other not in vals else gap_cell(gap(vals[other], vals[rule]), len(SEEDS))
+            for other in ("uniform", "measured")
+        ]
+        mean = sum(vals[rule].values()) / len(vals[rule])
+        rows.append(
+            [rule, f"{arm.base_lr:g}", f"{arm.warmup:.0%}", other_settings(arm) or "-", f"{mean:.3f}", *won]
+        )
+    return table(
+        ["ratios", "base LR", "warm-up", "else", "val loss", "nats won over uniform", "over `measured`"], rows
+    )
 
 
 def draw(path: Path) -> None:
@@ -264,7 +227,6 @@ def tables() -> dict[str, str]:
         "constants": table_of_constants(),
         "trained_ratios": table_of_trained_ratios(),
         "trained": table_of_trained(),
-        "trained_text": text_of_trained(),
         "number_of_choices": str(len(CHOICES)),
     }
 
