@@ -105,6 +105,18 @@ def test_a_run_records_its_precision_and_takes_none_from_the_process(tiny, tmp_p
         assert {**row, "seconds": 0} == {**other, "seconds": 0}
 
 
+def test_a_run_in_bf16_learns_as_one_in_fp32(tiny, tmp_path):
+    """Within another autocast, a run once computed every step with the weights of the first one."""
+    for precision in ("fp32", "bf16"):
+        train(replace(tiny, precision=precision, steps=48), tmp_path / precision)
+    whole, half = (
+        [row["train_loss"] for row in read_metrics(tmp_path / precision / "metrics.jsonl")]
+        for precision in ("fp32", "bf16")
+    )
+    assert half == pytest.approx(whole, abs=0.02)
+    assert half[-1] < half[0] - 0.5
+
+
 def test_an_error_in_a_run_leaves_the_precision_of_the_process_as_it_was(tiny, tmp_path, monkeypatch):
     torch.set_float32_matmul_precision("high")
     seen = []

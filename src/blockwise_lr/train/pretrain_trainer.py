@@ -83,7 +83,9 @@ class PretrainTrainer(BlockwiseTrainer):
     ) -> AbstractContextManager[Any]:
         if not self._autocast_bf16:
             return nullcontext()
-        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=cache_enabled)
+        # Autocast drops the weights it has cast only where the outermost context ends, which may be the caller's: every
+        # step would use the weights of the first. Each weight is cast once a pass, so there is nothing to cache.
+        return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         # Trainer's version visits all parameters at every micro-batch, for a number that only its log shows.
