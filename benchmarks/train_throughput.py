@@ -41,6 +41,7 @@ from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.presets import get_preset
 from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.settings import resolve_precision
 
 EAGER = ("train", "bare", "bare, memory kept")
 COMPILED = ("train, compiled", "bare, compiled")
@@ -92,11 +93,12 @@ def bare_loop(config: TrainConfig) -> list[dict[str, Any]]:
         optimizer, warmup_steps=warmup_steps(config), total_steps=config.steps, floor=floor
     )
 
+    half = resolve_precision(config.precision, device) == "bf16"
     rows, total, begin = [], torch.zeros((), device=device), time.perf_counter()
     for step in range(1, config.steps + 1):
         samples = range((step - 1) * config.batch_size, step * config.batch_size)
         ids = torch.stack([stream[i]["input_ids"] for i in samples]).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = forward(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip)

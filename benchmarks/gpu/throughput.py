@@ -25,6 +25,7 @@ from blockwise_lr.train import run as train_run
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.presets import get_preset
+from blockwise_lr.train.settings import resolve_precision
 from gpu.run_parts import Task
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
@@ -112,14 +113,15 @@ def bare_loop(config: TrainConfig, forward: torch.nn.Module, model: torch.nn.Mod
         optimizer, warmup_steps=1, total_steps=config.steps, floor=optim.base_lr * optim.floor_fraction
     )
     forward.train()
-    half = device == "cuda"  # what `train` chooses on a GPU by --precision auto
+    half = resolve_precision(config.precision, device) == "bf16"
     times = []
     for first in range(0, config.steps, config.log_every):
         begin = time.perf_counter()
         for step in range(first, first + config.log_every):
             samples = range(step * config.batch_size, (step + 1) * config.batch_size)
             ids = torch.stack([stream[i]["input_ids"] for i in samples]).to(device)
-            with torch.autocast(device, torch.bfloat16, enabled=half):
+            # Without the cache, as in `train`: with it the model would be compiled again.
+            with torch.autocast(device, torch.bfloat16, cache_enabled=False) if half else nullcontext():
                 # Two tensors, as Trainer has them: one and the same would compile the model again.
                 loss = forward(input_ids=ids, labels=ids.clone()).loss
             loss.backward()

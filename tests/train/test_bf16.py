@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
 
 import pytest
@@ -14,10 +15,25 @@ from blockwise_lr.train.run_folder import read_run_config
 from blockwise_lr.train.settings import resolve_precision
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_auto_is_bf16_only_where_the_cpu_computes_it(native, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
-    assert resolve_precision("auto", "cpu") == ("bf16" if native else "fp32")
+@pytest.mark.parametrize(
+    ("machine", "onednn", "avx512_bf16", "amx", "precision"),
+    [
+        ("x86_64", False, False, False, "fp32"),  # AVX2 alone
+        ("x86_64", True, False, False, "fp32"),  # AVX-512, with which oneDNN emulates bf16
+        ("x86_64", True, True, False, "bf16"),
+        ("AMD64", True, False, True, "bf16"),
+        ("aarch64", True, False, False, "bf16"),
+        ("aarch64", False, False, False, "fp32"),
+    ],
+)
+def test_auto_is_bf16_only_where_the_cpu_computes_it(
+    machine, onednn, avx512_bf16, amx, precision, monkeypatch
+):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert resolve_precision("auto", "cpu") == precision
     for asked in ("bf16", "fp32"):
         assert resolve_precision(asked, "cpu") == asked
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -151,14 +152,22 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Device:
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: Device) -> Precision:
     """Return the precision that "auto" stands for on a device: bf16 if it has bf16 instructions, otherwise fp32.
 
-    Emulated bf16 is far slower than fp32, for example on a CPU with AVX2 alone.
+    Emulated bf16 is far slower than fp32: on a CPU with AVX-512 and no instructions for bf16, three times.
     """
     if precision != "auto":
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # torch's own compiler asks this before it hands a bf16 product to oneDNN.
-    return "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    # torch's own compiler asks this before it hands a bf16 product to oneDNN, which emulates bf16 on any AVX-512.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _parse_no_decay(text: str) -> NoDecay:
