@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from blockwise_lr.integrations.lightning import BlockMonitor, configure_optimizers_by_block
 from support import tiny_models
+from support.process_group import end_process_group
 
 ROWS, LENGTH, STEPS = 4, 12, 3
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -73,9 +73,4 @@ def run(folder):
 
 if __name__ == "__main__":
     run(Path(sys.argv[1]))
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-        # All is written. Python's teardown races with gloo's threads, which once in a while abort the process.
-        sys.stderr.flush()
-        os._exit(0)
+    end_process_group()

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from blockwise_lr.integrations.transformers import SharpnessCallback
 from blockwise_lr.sharpness.monitor import SharpnessMonitor
 from support import tiny_models
+from support.process_group import end_process_group
 
 ROWS, LENGTH, STEPS = 4, 12, 3
 TOKENS = ROWS * (LENGTH - 1)
@@ -80,9 +81,4 @@ def trainer(folder):
 if __name__ == "__main__":
     own_loop(Path(sys.argv[1]))
     trainer(Path(sys.argv[1]))
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-        # All is written. Python's teardown races with gloo's threads, which once in a while abort the process.
-        sys.stderr.flush()
-        os._exit(0)
+    end_process_group()
