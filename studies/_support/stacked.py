@@ -190,8 +190,8 @@ class Stack:
             points: validation losses along the run.
 
         Returns:
-            Of each arm ``{"arm", "tune_loss", "val_loss", "curve", "seconds", "rows"}``; a loss that is not finite is
-            None.
+            Of each arm ``{"arm", "tune_loss", "val_loss", "curve", "seconds", "rows", "compiled"}``; a loss that is not
+            finite is None.
         """
         if checkpoint is not None and checkpoint.exists():
             self._load(torch.load(checkpoint, weights_only=True, map_location=self.device))
@@ -220,6 +220,7 @@ class Stack:
                 "curve": self.curves[i],
                 "seconds": round(self.seconds, 1),
                 "rows": self.rows,
+                "compiled": self.compiled,
             }
             for i, arm in enumerate(self.arms)
         ]
