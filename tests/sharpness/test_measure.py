@@ -330,6 +330,18 @@ def test_an_evaluation_under_autocast_just_before_changes_nothing():
         assert means(measure_sharpness(model, batch)) == means(expected)
 
 
+def test_weights_that_changed_within_the_callers_autocast_are_measured_as_they_are():
+    model, batch = gpt2().float(), tokens()
+    with torch.autocast("cpu", torch.bfloat16):
+        before = measure_sharpness(model, batch)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        after = measure_sharpness(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert means(after) == means(measure_sharpness(model, batch)) != means(before)
+
+
 @pytest.mark.parametrize("how", ["torch.compile", "module.compile", "a compiled layer"])
 @each_estimator
 def test_compiled_models_are_measured_as_they_are_without(options, how):

@@ -108,6 +108,7 @@ def measure_sharpness(
     _check(estimator, seed, probes, accumulate, max_batches, batches, hvp, optimizer, samples, histogram)
     inner, replicated = unwrapped(model)
     processes.reshard(inner)
+    torch.clear_autocast_cache()  # the caller's autocast may have cast weights before they were last changed
     parts = ParameterParts(inner, blocks, distributed=distributed or replicated)
     measured = MeasuredModel(inner, parts, loss_fn)
     histograms = Histograms(parts) if histogram else None
