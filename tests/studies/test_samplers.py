@@ -23,6 +23,7 @@ PROSE = " ".join(PAGES["README"].split())
 
 @pytest.fixture(autouse=True)
 def modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(STUDY.parent / "_support"))
     monkeypatch.syspath_prepend(str(STUDY))
 
 
@@ -107,12 +108,38 @@ def test_what_the_page_says_of_real_runs() -> None:
     start = min(races["trust-region, seed 0"][:STARTS])
     assert min(races["tpe, wide box, seed 0"]) == start
     assert start - min(races["trust-region, seed 0"]) == pytest.approx(0.042, abs=5e-4)
-    tuned = load("tune-quickstart")
+    tuned = load("tune-quickstart-tpe")
     ratio_trials = [trial for trial in tuned["trials"] if trial["phase"] == "ratios"]
     assert (tuned["sampler"], len(ratio_trials)) == ("tpe", 32)
     assert tuned["best"]["trial"] == next(
         each["trial"] for each in tuned["start"] if each["name"] == "measured"
     )
+
+
+def test_what_the_page_says_of_tune_on_the_quickstart() -> None:
+    from gaps import gap
+    from report import load
+
+    found = load("tune-quickstart")
+    gain = found["gain"]
+    assert (found["sampler"], len(found["trials"])) == ("trust-region", 44)
+    low, high = gain["ci95"]
+    assert f"{gain['mean']:.3f} nats of val loss over tuned uniform ({low:.3f} to {high:.3f}" in PROSE
+    (measured,) = (trial for trial in found["trials"] if trial["number"] == 10)
+    best = found["best"]["trial"]
+    ratios = next(trial for trial in found["trials"] if trial["number"] == best)["point"]["ratios"]
+    ours = {t["seed"]: t["val_loss"] for t in found["trials"] if t["point"]["ratios"] == ratios}
+    others = load("measured-other-seeds")["runs"]
+    for run in others:
+        assert (run["base_lr"], run["warmup"]) == (
+            measured["point"]["base_lr"],
+            measured["point"]["warmup"],
+        )
+    won = gap({0: measured["val_loss"], **{run["seed"]: run["val_loss"] for run in others}}, ours)
+    assert won.ci95 is not None
+    low, high = won.ci95
+    assert f"wins {won.mean:.3f} nats over `measured`" in PROSE
+    assert f"({low:.3f} to {high:.3f}, three seeds, paired" in PROSE
 
 
 def test_what_the_page_says_of_the_early_end() -> None:
