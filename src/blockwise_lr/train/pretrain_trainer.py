@@ -84,7 +84,7 @@ class PretrainTrainer(BlockwiseTrainer):
         if not self._autocast_bf16:
             return nullcontext()
         # Autocast drops the weights it has cast only where the outermost context ends, which may be the caller's: every
-        # step would use the weights of the first. Each weight is cast once a pass, so there is nothing to cache.
+        # step would use the weights of the first. A pass casts a weight once, or twice if it is tied.
         return torch.autocast(self.args.device.type, torch.bfloat16, cache_enabled=False)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

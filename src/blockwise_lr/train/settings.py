@@ -152,7 +152,7 @@ def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Device:
 def resolve_precision(precision: Literal["auto", "fp32", "bf16"], device: Device) -> Precision:
     """Return the precision that "auto" stands for on a device: bf16 if it has bf16 instructions, otherwise fp32.
 
-    Emulated bf16 is far slower than fp32: on a CPU with AVX-512 and no instructions for bf16, three times.
+    Emulated bf16 is far slower than fp32, for example on a CPU with AVX2 alone, or with AVX-512 but not its bf16 part.
     """
     if precision != "auto":
         return precision
