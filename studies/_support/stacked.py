@@ -76,8 +76,8 @@ class Stack:
         text: the windows.
         rows: windows of one step.
         device, dtype: where and how to compute.
-        compiled: compute the loss of an arm that is alone by torch.compile, which is faster on a CPU and rounds otherwise
-            than the plain code.
+        compiled: compute the loss of an arm that is alone by torch.compile, which is faster on a CPU and rounds
+            otherwise than the plain code.
     """
 
     def __init__(
