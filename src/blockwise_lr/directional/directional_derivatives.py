@@ -23,7 +23,6 @@ from blockwise_lr.sharpness.tensor_sums import to_device
 
 # Number of logits, over all blocks, that are processed at a time. On a GPU, fewer would be lost in kernel launches.
 _CPU_LOGITS, _GPU_LOGITS = 1 << 22, 1 << 25
-_SMALL = 1e-3  # relative size of the move that shows the rounding
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,15 @@ def slope_and_curvature(
     predictions: Predictions,
     moved: MovedParameters,
     directions: Sequence[Direction],
+    *,
+    small: float,
 ) -> Draw:
     """Measure the slope and the curvature along each direction on one batch, over all processes.
 
     The parameters are at the start afterwards. The host waits for the device once.
+
+    Args:
+        small: size, relative to each direction's scale, of the move that shows the rounding; at most 1.
     """
     blocks = [direction.block for direction in directions]
     signals = update_signals(measured, summed_loss(predictions), moved.updates, blocks)
@@ -79,10 +83,10 @@ def slope_and_curvature(
         changes.append(torch.sub(above, below).div_(2 * direction.scale))
         del above, below
     curvature = _gauss_newton_products(center, changes)
-    # The effect of a move a thousand times smaller is known from `changes`. The rest of the change is rounding.
-    rest = _logits_at(measured, batch, moved, directions, _SMALL, rows) - center.logits
+    # The effect of a smaller move is known from `changes`. The rest of the change is rounding.
+    rest = _logits_at(measured, batch, moved, directions, small, rows) - center.logits
     for direction, change in zip(directions, changes):
-        rest.sub_(change, alpha=_SMALL * direction.scale)
+        rest.sub_(change, alpha=small * direction.scale)
     rounding = _gauss_newton_products(center, [rest]).sum() / 2
     sums = [to_device(tensor.flatten(), signals.device) for tensor in (rows, rounding, signals, curvature)]
     found = torch.cat(sums)

@@ -40,6 +40,9 @@ from blockwise_lr.sharpness.predictions import LossFunction, Predictions, summed
 # Default of `move`, by dtype of the forward pass. The rounding error of the central differences grows with the inverse
 # of `move`, and the truncation error with its square.
 _DEFAULT_MOVES = {torch.float32: 1e-3, torch.float64: 1e-5}
+# Size, relative to the default of `move`, of the move that shows the rounding: parameters still change by a few units
+# in the last place. A smaller one would leave them as they are, and no rounding would show.
+_SMALL_MOVE = 1e-3
 
 
 def measure_directional(
@@ -134,10 +137,12 @@ def measure_directional(
         directions: list[Direction] = []
         for index, batch in enumerate(islice(unseen, max_batches)):
             predictions = measured.predict(batch, check_rows=False)
-            directions = directions or _directions(
-                parts, by_block, lengths, move or _default_move(predictions)
+            used = move or _default_move(predictions)
+            directions = directions or _directions(parts, by_block, lengths, used)
+            small = _SMALL_MOVE * max(1.0, _usual_move(predictions) / used)
+            draws.append(
+                slope_and_curvature(measured, batch, predictions, moved, directions, small=min(small, 1.0))
             )
-            draws.append(slope_and_curvature(measured, batch, predictions, moved, directions))
             if hessian:
                 hessians.append(update_hessian(measured, batch, moved, directions) / draws[-1].samples)
             if on_batch is not None:
@@ -190,10 +195,14 @@ def _default_move(predictions: Predictions) -> float:
             "model, or fully_shard with MixedPrecisionPolicy or half-precision weights): its rounding would drown the "
             "curvature"
         )
+    return _usual_move(predictions)
+
+
+def _usual_move(predictions: Predictions) -> float:
+    kinds = predictions.kinds | {predictions.logits.dtype}
     return max(
-        size
-        for kind, size in _DEFAULT_MOVES.items()
-        if kind in predictions.kinds | {predictions.logits.dtype}
+        (size for kind, size in _DEFAULT_MOVES.items() if kind in kinds),
+        default=_DEFAULT_MOVES[torch.float32],
     )
 
 
