@@ -8,7 +8,7 @@ from typing import Any
 
 from arms import RULES, Arm
 from prediction import UNUSED, predicted
-from rules import LONGEST, SEEDS, WIDER, baseline, carried, search, settled, tuning, unchanged
+from rules import EMBEDDING, LONGEST, SEEDS, WIDER, baseline, carried, search, settled, tuning, unchanged
 from tuning import Results, at_seeds, waiting
 
 MAIN = ("uniform", "half", "measured")
@@ -68,9 +68,9 @@ def _varied(steps: int, results: Results) -> Iterator[Arm]:
 
 
 def _wanted(results: Results) -> Iterator[Arm]:
-    yield from _tuned(SMALL, 300, (*MAIN, "paper"), results)
-    yield from _tuned(SMALL, 1200, (*MAIN, "paper"), results)
-    yield from _tuned(SMALL, 4800, MAIN, results)
+    yield from _tuned(SMALL, 300, (*MAIN, "paper", EMBEDDING), results)
+    yield from _tuned(SMALL, 1200, (*MAIN, "paper", EMBEDDING), results)
+    yield from _tuned(SMALL, 4800, (*MAIN, EMBEDDING), results)
     yield from _searched(SMALL, 300, results)
     yield from _carried(results)
     yield from _tuned(SMALL, LONGEST, MAIN, results)

@@ -15,7 +15,7 @@ from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
-from arms import RULES, Arm
+from arms import Arm
 from baseline import ADAMW, gains_of_changes
 from comparison_tables import table, thousands
 from exponents import exponents_table, prediction_table
@@ -23,7 +23,7 @@ from gaps import gap, gap_cell
 from plan import variants
 from prediction import tokens_a_parameter
 from ratio_fits import ratio_fits_table
-from rules import SPACE, tuning
+from rules import COMPARED, SPACE, tuning
 from run import RESULTS
 from searched import draw_ratios, searched_table, searches
 from text_runs import load
@@ -110,16 +110,16 @@ def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
         for steps in HORIZONS:
             chosen = {
                 rule: found[shape, steps, rule].arm
-                for rule in (*RULES, SEARCHED)
+                for rule in (*COMPARED, SEARCHED)
                 if (shape, steps, rule) in found
             }
             if chosen:
                 cells = [
                     f"{a.base_lr:.2g}, {a.warmup:.0%}" if (a := chosen.get(rule)) else "-"
-                    for rule in (*RULES, SEARCHED)
+                    for rule in (*COMPARED, SEARCHED)
                 ]
                 rows.append([MODELS[shape], thousands(steps), *cells])
-    return table(["model", "steps", *RULES, SEARCHED], rows)
+    return table(["model", "steps", *COMPARED, SEARCHED], rows)
 
 
 def baseline_table(results: Results) -> str:
@@ -155,7 +155,7 @@ def variants_table(results: Results) -> str:
 
 def runs_table(results: Results) -> str:
     """Every run, in the order of model, steps, rule and learning rate."""
-    names = {tuple(sorted(ratios.items())): name for name, ratios in RULES.items()}
+    names = {tuple(sorted(ratios.items())): name for name, ratios in COMPARED.items()}
     models = {**MODELS, **WIDE}
 
     def key(run: dict[str, object]) -> tuple[object, ...]:

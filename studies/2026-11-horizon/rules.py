@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from arms import RULES, Arm
@@ -10,11 +11,20 @@ from tuning import Results, bracket, search_from, three_digits, tune_arm
 
 from blockwise_lr.tune.space import Space
 
+EMBEDDING = "embedding alone"
+COMPARED: Mapping[str, Mapping[str, float]] = {**RULES, EMBEDDING: {"emb": RULES["measured"]["emb"]}}
+"""Ratios by name, with those where the embedding alone has `measured`'s ratio."""
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
 # Where the search over base learning rates begins where neither a shorter horizon nor a smaller model has been tuned.
 _CENTRES = {
     ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
-    ("llama-600k", 300): {"uniform": 8e-3, "half": 5.6e-3, "measured": 2.8e-3, "paper": 2.8e-3},
+    ("llama-600k", 300): {
+        "uniform": 8e-3,
+        "half": 5.6e-3,
+        "measured": 2.8e-3,
+        "paper": 2.8e-3,
+        EMBEDDING: 5.6e-3,
+    },
 }
 LONGEST = 19200
 """A horizon at which each rule has two base learning rates and nothing else is tuned: an hour a run."""
@@ -32,7 +42,7 @@ def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
     rate over sqrt 2.
     """
     if rate := _CENTRES.get((shape, steps), {}).get(rule):
-        return Arm(shape, steps, rate, RULES[rule])
+        return Arm(shape, steps, rate, COMPARED[rule])
     known = ("llama-600k", steps) if shape == "llama-2m" else (shape, steps // 4)
     best = tuning(*known, rule, results)[1]
     return best and replace(best, shape=shape, steps=steps, base_lr=three_digits(best.base_lr * 2**-0.5))

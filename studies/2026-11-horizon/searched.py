@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arms import RULES
 from comparison_tables import thousands
 from found_ratios import Found, found_ratios
 from gaps import gap
-from rules import SEARCHES, SPACE, search, tuning
+from rules import COMPARED, SEARCHES, SPACE, search, tuning
 from tuned import HORIZONS, MODELS, SEARCHED, Tuned
 from tuning import Results
 
@@ -23,7 +22,7 @@ def searches(found: dict[tuple[str, int, str], Tuned], results: Results) -> dict
     for shape, steps in SEARCHES:
         if best := found.get((shape, steps, SEARCHED)):
             arms = [*search(shape, steps, results)[0]]
-            for rule in RULES:
+            for rule in COMPARED:
                 arms += tuning(shape, steps, rule, results)[0]
             every[shape, steps] = found_ratios(best.arm, arms, SPACE, results)
     return every

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arms import RULES, Arm
+from arms import Arm
 from gaps import losses
 from prediction import PREDICTED, UNUSED, predicted
-from rules import LONGEST, SEARCHES, SEEDS, search, settled, unchanged
+from rules import COMPARED, EMBEDDING, LONGEST, SEARCHES, SEEDS, search, settled, unchanged
 from tuning import Results
 
 from blockwise_lr.compare.over_seeds import SpeedUpOverSeeds, speedup_over_seeds
@@ -16,12 +16,12 @@ from blockwise_lr.compare.speedup import decayed_speedup
 MODELS = {"llama-600k": "0.6M", "llama-2m": "1.8M"}
 HORIZONS = tuple(SEEDS)
 SEARCHED = "searched"
-"""The name, beside those of RULES, of the ratios that were searched at their own horizon."""
+"""The name, beside those of COMPARED, of the ratios that were searched at their own horizon."""
 
 UNCHANGED = "half, nothing else changed"
 """`half` at the base learning rate, warm-up, decay and beta2 that were tuned for uniform."""
 
-OTHERS = (*(rule for rule in RULES if rule != "uniform"), UNCHANGED, SEARCHED)
+OTHERS = (*(rule for rule in COMPARED if rule != "uniform"), UNCHANGED, SEARCHED)
 """What is compared with uniform."""
 
 
@@ -31,6 +31,8 @@ def planned(shape: str, steps: int, rule: str) -> bool:
         return (shape, steps) in SEARCHES
     if rule == PREDICTED:
         return (shape, steps) == UNUSED
+    if rule == EMBEDDING:
+        return shape == "llama-600k" and steps != LONGEST
     return steps != LONGEST or (shape == "llama-600k" and rule != "paper")
 
 

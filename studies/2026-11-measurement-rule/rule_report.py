@@ -38,7 +38,7 @@ from comparison_tables import other_settings, table
 from gaps import gap, gap_cell, losses
 from joint_rule import joint_ratios
 from text_runs import load
-from try_rule import SEEDS, ratios_of, tuning
+from try_rule import SEEDS, ratios_of, tuning, with_horizon
 from tuning import Results
 
 from pages import write_pages
@@ -169,7 +169,7 @@ def table_of_trained_ratios() -> str:
 
 def table_of_trained() -> str:
     """Return what was chosen for every rule, and what it wins over uniform and over `measured` at equal seeds."""
-    runs = load(RUNS)
+    runs = with_horizon(load(RUNS))
     chosen = tuned(runs)
     vals = {rule: losses(arm, runs, SEEDS) for rule, arm in chosen.items()}
     rows = []

@@ -5,13 +5,12 @@
 
 Trains the LLaMA of 0.6M for 300 steps with the ratios of every rule that follows from data/measured (measure.py), each
 tuned as the rules of the horizon study, at three seeds. Results go to data/runs. Runs that the horizon study has made
-are taken over.
+are read there.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -81,21 +80,16 @@ def _wanted(results: Results) -> Iterator[Arm]:
         yield from at_seeds(best, SEEDS[1:])
 
 
+def with_horizon(results: Results) -> Results:
+    """Return the results together with those of the horizon study: an arm has one result, whoever trained it."""
+    return Results({**text_runs.load(HORIZON).runs, **results.runs})
+
+
 def queue(results: Results, shapes: Sequence[str] = ()) -> list[Arm]:
     """Return the arms that are still to be trained and follow from the results so far, in order."""
-    return waiting(_wanted(results), results, shapes)
-
-
-def take_over(results: Path) -> None:
-    """Copy the runs that this study wants and the horizon study has made, until they call for no other."""
-    while known := [
-        there for arm in queue(text_runs.load(results)) if (there := HORIZON / f"{arm.name}.json").exists()
-    ]:
-        for path in known:
-            shutil.copy(path, results / path.name)
+    known = with_horizon(results)
+    return waiting(_wanted(known), known, shapes)
 
 
 if __name__ == "__main__":
-    if (DATA / "runs").is_dir():
-        take_over(DATA / "runs")
     text_runs.main(__doc__, queue, [SHAPE], results=DATA / "runs", out=Path("runs/rule"))

@@ -62,9 +62,9 @@ def won(rule: str, other: str) -> str:
     from gaps import gap, losses
     from rule_report import RUNS, tuned
     from text_runs import load
-    from try_rule import SEEDS
+    from try_rule import SEEDS, with_horizon
 
-    runs = load(RUNS)
+    runs = with_horizon(load(RUNS))
     chosen = tuned(runs)
     found = gap(losses(chosen[other], runs, SEEDS), losses(chosen[rule], runs, SEEDS))
     assert found.ci95 is not None
@@ -167,4 +167,5 @@ def test_the_runners_measure_and_train(tmp_path: Path) -> None:
     done = run_python(STUDY / "try_rule.py", "--results", tmp_path / "runs", "--list")
     assert done.returncode == 0, done.stderr
     arms = [json.loads(line.partition(" ")[2]) for line in done.stdout.splitlines()]
-    assert {arm["ratios"].get("emb", 1.0) for arm in arms} >= {1.0, 16.0, 8.66}
+    assert all(arm["ratios"] for arm in arms)  # uniform is trained, in the horizon study
+    assert 8.66 in {arm["ratios"]["emb"] for arm in arms}
