@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Not compiled: most of the installed modules are never imported, and the rest is compiled when it is first imported.
 PIP := -m pip install --quiet --disable-pip-version-check --no-compile
+# Images for containers often set it. Every process would then compile what it imports of torch and transformers anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: quickstart horizon test test-slow lower-bounds lint format docs bench clean
 .DEFAULT_GOAL := help

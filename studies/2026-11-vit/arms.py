@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from images import CLASSES, SIZE
 from torch import nn
+from torchvision_repair import repair_torchvision
 
 from blockwise_lr import split_fused
 from blockwise_lr.optim.ratios import NAMED_RATIOS
@@ -92,7 +93,7 @@ def build(shape: Shape, seed: int) -> nn.Module:
     Raises:
         ModuleNotFoundError: the shape's library is not installed.
     """
-    _repair_torchvision()
+    repair_torchvision()
     torch.manual_seed(seed)
     if shape.library == "timm":
         return split_fused(_timm(shape))
@@ -126,18 +127,3 @@ def _timm(shape: Shape) -> nn.Module:
         num_heads=shape.heads,
     )
     return model
-
-
-def _repair_torchvision() -> None:
-    """Make torchvision importable, if it is installed and was built for CUDA where torch is built for the CPU.
-
-    timm imports torchvision, and so does transformers if it is there. PyPI has it for Linux with CUDA only. Without
-    CUDA it lacks two operators. A vision Transformer does not use them, so declaring them is enough.
-    """
-    try:
-        import torchvision  # noqa: F401
-    except ModuleNotFoundError:
-        return
-    except RuntimeError:
-        for operator in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{operator}", "(Tensor a, Tensor b, float c) -> Tensor")
