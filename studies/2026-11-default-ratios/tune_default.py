@@ -66,7 +66,7 @@ def main() -> None:
     while points := missing(runs):
         found = run(arguments.out, config_of(points[0]), asdict(points[0]))
         about = describe_environment("cpu")
-        runs.append({**found, "date": about["date"]})
+        runs.append({**found, "date": about["date"], "cpu": about["hardware"]["cpu"]})
         write_json_atomic(DATA, {**about, "command": " ".join(sys.argv), "runs": runs})
 
 

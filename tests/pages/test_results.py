@@ -278,4 +278,4 @@ def test_the_table_of_measured_ratios_shows_what_was_measured():
         found = parse_ratios(str(RATIO_RULES / "data" / name / "directional.json"))
         expected = [found.get(Block(b)) for b in ("emb", "qk", "ffn", "vo", "norm", "head")]
         shown = [cell.strip() for cell in row.split("|")[2:-1]]
-        assert shown == ["(EMB)" if r is None else f"{r:.2g}" for r in expected]
+        assert shown == ["tied" if r is None else f"{r:.2g}" for r in expected]
