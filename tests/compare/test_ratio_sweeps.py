@@ -14,6 +14,8 @@ from synthetic_comparison import BASE, quiet
 from valley_trainer import CURVATURE
 
 from blockwise_lr.blocks import Block
+from blockwise_lr.cli.flags import parse
+from blockwise_lr.cli.sweep_flags import SweepCommand, planned
 from blockwise_lr.compare.ratio_sweeps import (
     SCALES,
     ablation_points,
@@ -26,8 +28,9 @@ from blockwise_lr.compare.sweep_report import run_sweep
 from blockwise_lr.compare.sweep_wording import answer
 from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.train.checks import check_config
 from blockwise_lr.train.config import ModelConfig
-from blockwise_lr.train.presets import Setting
+from blockwise_lr.train.presets import Setting, get_preset
 from blockwise_lr.train.ratio_text import parse_ratios
 from support.commands import call, run_command
 
@@ -278,6 +281,26 @@ def test_a_dry_run_counts_the_runs_and_trains_nothing(capsys, tmp_path):
     code, _, err = call(capsys, "ablation", "quickstart", *TINY.split(), "--warmups", "0.2", *where)
     assert code == 2
     assert "--warmups is part of the tuning: give the grid too, such as --base-lrs" in err
+
+
+@pytest.mark.parametrize("kind", ["robustness", "ablation"])
+@pytest.mark.parametrize(
+    ("flags", "middle", "uniform"),
+    [
+        ("", Setting(5.66e-3, 0.6), Setting(5.66e-3, 0.6)),
+        ("--ratios measured", Setting(2e-3, 0.15), Setting(5.66e-3, 0.6)),
+        ("--ratios paper", Setting(2e-3, 0.6), Setting(5.66e-3, 0.6)),
+        ("--ratios measured --base-lr 1e-3", Setting(1e-3), Setting(1e-3)),
+        ("--ratios emb=4", Setting(5.66e-3), Setting(5.66e-3)),
+        ("--ratios measured --steps 600", Setting(5.66e-3), Setting(5.66e-3)),
+    ],
+)
+def test_ratios_have_the_settings_that_were_tuned_for_them(kind, flags, middle, uniform):
+    preset = get_preset("quickstart")
+    parsed = parse(SweepCommand, kind, flags.split(), SweepCommand(Path("out"), preset))
+    plan, _ = planned(kind, parsed, check_config(parsed.config), preset)
+    chosen = plan.choose({})
+    assert (chosen[plan.centre], chosen[plan.baseline]) == (middle, uniform)
 
 
 @pytest.mark.slow

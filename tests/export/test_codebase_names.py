@@ -6,6 +6,7 @@ test_real_trainers.py compares those names with the trainers' own models or key 
 from __future__ import annotations
 
 import pytest
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from blockwise_lr.export import export_rates
 from support.codebase_names import NAMES
@@ -34,6 +35,74 @@ def test_a_ratio_for_weights_that_the_trainer_fuses():
     found = RULES["megatron"](exported.text, NAMES["megatron", "llama"])
     assert found["decoder.layers.1.self_attention.linear_qkv.weight"][0] == pytest.approx(2 * LR)
     assert exported.lost == ()
+
+
+@pytest.mark.parametrize(
+    ("target", "prefix"), [("megatron", "module."), ("megatron", "module.module."), ("fairseq2", "module.")]
+)
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_the_trainers_wrapped_model_has_the_same_rates(target, prefix, name):
+    exported = export_rates(tiny(name), target, lr=LR, ratios=RATIOS)
+    names = NAMES.get((target, name)) or dict(tiny(name).named_parameters())
+    bare = RULES[target](exported.text, names)
+    wrapped = RULES[target](exported.text, [prefix + each for each in names])
+    assert wrapped == {prefix + each: rate for each, rate in bare.items()}
+
+
+def test_megatrons_copy_of_a_tied_embedding_has_the_embeddings_rate():
+    """The last stage of a pipeline holds it under a name of its own."""
+    found = RULES["megatron"](
+        export_rates(tiny("gpt2"), "megatron", lr=LR, ratios=RATIOS).text,
+        ["embedding.word_embeddings.weight", "output_layer.weight", "module.module.output_layer.weight"],
+    )
+    assert [lr for lr, _ in found.values()] == pytest.approx([LR * RATIOS["emb"]] * 3)
+
+
+QKV = "decoder.layers.1.self_attention.linear_qkv."
+
+
+@pytest.mark.parametrize(
+    ("options", "decay"),
+    [
+        ({"ratios": {"qk": 8, "vo": 2, "qkv": 4}, "decay": "constant"}, 0.1 / 4),
+        ({"ratios": {"qk": 8, "vo": 2}, "decay": "constant"}, 0.1 / 2),
+        ({"ratios": {"qk": 8, "vo": 2}}, 0.1),
+        ({"weight_decay": {"qkv": 0.05, "qk": 0.0}}, 0.05),
+        ({"weight_decay": {"qkv": 0.04, "qk": 0.0}, "ratios": {"qkv": 4}, "decay": "constant"}, 0.01),
+        ({"weight_decay": {"vo": 0.02, "qk": 0.02}}, 0.02),
+        ({"no_decay": ["qkv", "qk", "vo"]}, 0.0),
+    ],
+)
+def test_the_weight_decay_of_what_megatron_fuses(options, decay):
+    exported = export_rates(tiny("llama"), "megatron", lr=LR, **options)
+    found = RULES["megatron"](exported.text, NAMES["megatron", "llama"])
+    assert found[f"{QKV}weight"][1] == pytest.approx(decay)
+    assert not any("weight decay" in note for note in exported.lost)
+
+
+def test_a_weight_decay_that_megatrons_fused_weight_loses_is_named():
+    exported = export_rates(tiny("llama"), "megatron", lr=LR, weight_decay={"vo": 0.0})
+    (note,) = [each for each in exported.lost if "weight decay" in each]
+    assert note == (
+        "decoder.layers.*.self_attention.linear_qkv.weight holds VO (weight decay 0) and QK (weight decay 0.1) in one "
+        'parameter, which can have only one: it gets 0; choose another with the weight decay of "qkv"'
+    )
+    chosen = export_rates(tiny("llama"), "megatron", lr=LR, weight_decay={"vo": 0.0, "qkv": 0.1})
+    assert not any("weight decay" in note for note in chosen.lost)
+
+
+def test_fused_weights_and_biases_of_different_weight_decay():
+    qwen = Qwen2ForCausalLM(
+        Qwen2Config(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, vocab_size=40
+        )
+    )
+    exported = export_rates(qwen, "megatron", lr=LR, no_decay="1d")
+    found = RULES["megatron"](exported.text, [f"{QKV}weight", f"{QKV}bias"])
+    assert found == {
+        f"{QKV}weight": (pytest.approx(0.7 * LR), 0.1),
+        f"{QKV}bias": (pytest.approx(0.7 * LR), 0),
+    }
 
 
 @pytest.mark.parametrize(

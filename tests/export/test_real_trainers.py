@@ -7,6 +7,7 @@ written out by hand from Megatron's code, in support/codebase_names.py.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import types
@@ -290,7 +291,7 @@ def gpt_model(name: str) -> nn.Module:
         model, spec = {"position_embedding_type": "rope"}, {"normalization": "RMSNorm"}
     if name == "mixtral":
         config["num_moe_experts"] = spec["num_experts"] = 2
-    made = TransformerConfig(**config, use_cpu_initialization=True, perform_initialization=False)
+    made = TransformerConfig(**config, bf16=True, use_cpu_initialization=True, perform_initialization=False)
     with torch.device("meta"):
         return GPTModel(made, get_gpt_layer_local_spec(**spec), 40, max_sequence_length=12, **model)
 
@@ -306,8 +307,10 @@ def test_megatrons_names_are_those_of_its_own_model_which_gets_the_rates_of_the_
         each: pytest.approx(LR * {**RATIOS, "qkv": 0.25}[block]) for each, block in blocks.items()
     }
     optimizers = pytest.importorskip("megatron.core.optimizer")
+    # As its training script passes it on with --bf16, but for DistributedDataParallel, which needs a GPU.
+    wrapped = importlib.import_module("megatron.core.transformer.module").Float16Module(model.config, model)
     groups = optimizers._get_param_groups(
-        [model],
+        [wrapped],
         optimizers.OptimizerConfig(lr=LR, min_lr=0.0, weight_decay=0.1),
         loaded(text)["block_overrides"],
     )

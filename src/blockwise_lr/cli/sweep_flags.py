@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -15,7 +15,8 @@ from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import tuned_settings
 
 if TYPE_CHECKING:
-    from blockwise_lr.compare.ratio_sweeps import Kind
+    from blockwise_lr.compare.ratio_sweeps import Kind, Point
+    from blockwise_lr.compare.sweep_plan import SweepPlan
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     needs(kind, "scipy", "matplotlib", "jinja2")
     from blockwise_lr.compare.execute import default_jobs
     from blockwise_lr.compare.printed_answer import print_answer
-    from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points
-    from blockwise_lr.compare.sweep_plan import finished_runs, sweep_plan
+    from blockwise_lr.compare.sweep_plan import finished_runs
     from blockwise_lr.compare.sweep_report import run_sweep
     from blockwise_lr.compare.time_estimate import estimate
     from blockwise_lr.train.checks import check_config
@@ -64,18 +64,7 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
     if parsed.config.seed != preset.seed:
         raise UserError(f"--seed {parsed.config.seed} belongs to train; {kind} takes it as --seeds 0 1 2")
     config = check_config(parsed.config)
-    make = robustness_points if kind == "robustness" else ablation_points
-    points = make(config.optim.optimizer, config.optim.ratios, blocks_of(config.model))
-    plan = sweep_plan(
-        config,
-        points,
-        seeds=parsed.seeds,
-        base_lrs=parsed.base_lrs or None,
-        warmups=parsed.warmups or None,
-        refine=parsed.refine,
-        tuned=tuned_settings(config),
-        tune=parsed.tune_arms,
-    )
+    plan, points = planned(kind, parsed, config, preset)
     jobs = parsed.jobs or default_jobs(config)
     done = finished_runs(plan, parsed.out)
     print(estimate(config, arms=len(plan.arms), runs=plan.runs_in_all, done=done, jobs=jobs), flush=True)
@@ -83,3 +72,27 @@ def run_sweep_command(kind: Kind, arguments: list[str]) -> None:
         return
     content = run_sweep(kind, plan, points, parsed.out, jobs=jobs, command=command_line(kind, arguments))
     print_answer(content, parsed.out)
+
+
+def planned(
+    kind: Kind, parsed: SweepCommand, config: TrainConfig, preset: TrainConfig
+) -> tuple[SweepPlan, list[Point]]:
+    """Return the runs of a command, and the points of its sweep."""
+    from blockwise_lr.compare.ratio_sweeps import ablation_points, blocks_of, robustness_points
+    from blockwise_lr.compare.sweep_plan import sweep_plan
+
+    make = robustness_points if kind == "robustness" else ablation_points
+    points = make(config.optim.optimizer, config.optim.ratios, blocks_of(config.model))
+    # Settings are tuned by the name of the ratios: --ratios chooses among them.
+    as_tuned = replace(config, optim=replace(config.optim, ratios=preset.optim.ratios))
+    plan = sweep_plan(
+        config,
+        points,
+        seeds=parsed.seeds,
+        base_lrs=parsed.base_lrs or None,
+        warmups=parsed.warmups or None,
+        refine=parsed.refine,
+        tuned=tuned_settings(as_tuned),
+        tune=parsed.tune_arms,
+    )
+    return plan, points

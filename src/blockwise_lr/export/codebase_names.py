@@ -11,10 +11,10 @@ The tables hold modules, with {} for a layer's number; a parameter's last compon
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from blockwise_lr.export.rates import RateGroup, Rates, fused_note
+from blockwise_lr.export.rates import RateGroup, Rates, fused_decay_note, fused_note
 
 _Table = Mapping[str, str | tuple[str, ...]]
 
@@ -132,7 +132,8 @@ def in_names_of(target: str, rates: Rates) -> Rates:
     """Return the rates under the parameter names of the target's own model code, where they are known.
 
     Known are the model types in :data:`_TABLES`. Otherwise the names stay, and `naming` says whose they are. Parameters
-    that the target fuses get the lower of their ratios; `lost` says so.
+    that the target fuses get the lower of their ratios; `lost` says so. Megatron's last pipeline stage has a copy of a
+    tied embedding, which gets the embedding's rate.
 
     Args:
         target: the target's name.
@@ -148,6 +149,8 @@ def in_names_of(target: str, rates: Rates) -> Rates:
             return rates  # such as a model whose fused weights are split
         for each in translated:
             sources.setdefault(each, {})[name] = None
+    if target == "megatron" and "output_layer.weight" not in sources:
+        sources["output_layer.weight"] = sources["embedding.word_embeddings.weight"]
     groups = {group.label: group for group in rates.groups}
     members: dict[str, list[str]] = {}
     fused: dict[tuple[str, ...], list[str]] = {}
@@ -160,17 +163,40 @@ def in_names_of(target: str, rates: Rates) -> Rates:
             fused.setdefault(labels, []).append(name)
     found, lost = [], list(rates.lost)
     for key, names in members.items():
-        first = groups[key.split("+")[0]]
-        if "+" not in key:
-            found.append(replace(first, names=tuple(names)))
+        labels = tuple(key.split("+"))
+        if len(labels) == 1:
+            found.append(replace(groups[key], names=tuple(names)))
             continue
-        ratio = first.lr_ratio if rates.fused_ratio is None else rates.fused_ratio
-        found.append(RateGroup("qkv", "qkv", ratio, first.weight_decay, tuple(names)))
-    for labels, names in fused.items():
-        ratios = {groups[label].block: groups[label].lr_ratio for label in labels}
-        if rates.fused_ratio is None and len(set(ratios.values())) > 1:
-            lost.append(fused_note(names, ratios, groups[labels[0]].lr_ratio))
+        number = list(fused).index(labels) + 1
+        parts = [groups[label] for label in labels]
+        group, notes = _fused("qkv" if number == 1 else f"qkv_{number}", parts, names, rates)
+        found.append(group)
+        lost += notes
     return replace(rates, groups=tuple(found), naming=naming, lost=tuple(lost))
+
+
+def _fused(
+    label: str, parts: Sequence[RateGroup], names: Sequence[str], rates: Rates
+) -> tuple[RateGroup, list[str]]:
+    """Return the group of parameters that hold several groups' weights, the lowest ratio first, and what that loses."""
+    ratio = parts[0].lr_ratio if rates.fused_ratio is None else rates.fused_ratio
+    ratios = {part.block: part.lr_ratio for part in parts}
+    lost = (
+        []
+        if rates.fused_ratio is not None or len(set(ratios.values())) == 1
+        else [fused_note(names, ratios, ratio)]
+    )
+    # With constant decay, a group's weight decay is that of ratio 1 over its ratio.
+    decays = {
+        part.block: round(part.weight_decay * (part.lr_ratio if rates.constant_decay else 1.0), 12)
+        for part in parts
+    }
+    decay = decays[parts[0].block] if rates.fused_decay is None else rates.fused_decay
+    if rates.fused_decay is None and len(set(decays.values())) > 1:
+        lost.append(fused_decay_note(names, decays, decay))
+    return RateGroup(
+        label, "qkv", ratio, decay / (ratio if rates.constant_decay else 1.0), tuple(names)
+    ), lost
 
 
 def _translated(name: str, table: _Table) -> list[str]:

@@ -6,7 +6,7 @@ import re
 
 from blockwise_lr.export.fragments import ANCHORED
 from blockwise_lr.export.lines import header, needed_lr, number, quoted
-from blockwise_lr.export.patterns import find_patterns
+from blockwise_lr.export.patterns import find_patterns, under_wrappers
 from blockwise_lr.export.proof import first_match, prove
 from blockwise_lr.export.rates import Rates
 
@@ -15,16 +15,19 @@ def write_fairseq2(rates: Rates) -> str:
     """Return YAML with the key `optimizer`.
 
     fairseq2's rule (0.8.1, fairseq2/recipe/optim.py, prepare_parameter_groups): a pattern matches a name that equals it
-    or by re.match, which begins at the start of the name; the first matching group wins. A schedule with one final_lr
+    or by re.match, which begins at the start of the name; the first matching group wins. Under DDP, names begin with
+    "module.". A schedule with one final_lr
     brings all groups to it; with final_lr_scale (the default) it keeps the ratios.
     """
     lr = needed_lr(rates, "fairseq2")
-    patterns = find_patterns(rates.names, ANCHORED)
+    names = under_wrappers(rates.names, ("module.",))
+    patterns = find_patterns(names, ANCHORED)
 
     def matches(pattern: str, name: str) -> bool:
         return name == pattern or re.match(pattern, name) is not None
 
-    prove("fairseq2", rates.label_of, first_match(patterns, matches))
+    labels = {name: label for label, own in names.items() for name in own}
+    prove("fairseq2", labels, first_match(patterns, matches))
     lines = [
         *header(rates, "fairseq2"),
         "optimizer:",

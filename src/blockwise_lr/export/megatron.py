@@ -6,7 +6,7 @@ import fnmatch
 
 from blockwise_lr.export.fragments import GLOBS
 from blockwise_lr.export.lines import header, needed_lr, number, times
-from blockwise_lr.export.patterns import find_patterns
+from blockwise_lr.export.patterns import find_patterns, under_wrappers
 from blockwise_lr.export.proof import only_match, prove
 from blockwise_lr.export.rates import Rates
 
@@ -16,13 +16,15 @@ def write_megatron(rates: Rates) -> str:
 
     Megatron's rule (megatron-core 0.16.1, megatron/core/optimizer/__init__.py, _get_param_groups, and ParamKey.matches
     in optimizer_config.py): fnmatch, the overrides of all matching keys are merged, and two that disagree are an error.
+    The names it sees begin with "module." for each wrapper: its DistributedDataParallel, and Float16Module with --bf16.
     Here every parameter matches exactly one key. The rates are absolute, and its schedules go from max_lr to min_lr.
     """
     lr, base = needed_lr(rates, "Megatron-LM"), rates.base_decay
-    patterns = find_patterns(rates.names, GLOBS)
+    names = under_wrappers(rates.names, ("module.", "module.module."))
+    patterns = find_patterns(names, GLOBS)
     prove(
         "Megatron-LM",
-        rates.label_of,
+        {name: label for label, own in names.items() for name in own},
         only_match(patterns, lambda pattern, name: fnmatch.fnmatch(name, pattern)),
     )
     lines = [

@@ -47,6 +47,19 @@ def find_patterns(
     return found
 
 
+def under_wrappers(groups: Mapping[str, Iterable[str]], prefixes: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names of each group as they are and behind each prefix, which wrappers of a model put before them.
+
+    Example:
+        >>> under_wrappers({"emb": ["embed.weight"]}, ["module."])
+        {'emb': ['embed.weight', 'module.embed.weight']}
+    """
+    return {
+        label: [before + name for before in ("", *prefixes) for name in names]
+        for label, names in groups.items()
+    }
+
+
 def _kinds(owner: Mapping[str, str]) -> dict[_Kind, list[str]]:
     """Return the names of each kind: those that differ in numbers alone, unless a number decides the group."""
     alike: dict[_Kind, list[str]] = {}

@@ -13,7 +13,15 @@ from torch import nn
 from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap, canonical_name, classify
 from blockwise_lr.optim import param_groups
-from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay
+from blockwise_lr.optim.decay import (
+    WEIGHT_DECAY,
+    Decay,
+    NoDecay,
+    WeightDecay,
+    check_weight_decays,
+    resolve_decay,
+    resolve_no_decay,
+)
 from blockwise_lr.optim.ratios import Ratios, given_ratios, resolve_ratios
 
 
@@ -47,6 +55,8 @@ class Rates:
         naming: whose parameter names the groups hold, in words.
         lost: what the export cannot express, a sentence each.
         fused_ratio: the ratio of "qkv" if the user named it, for weights that the target fuses; otherwise None.
+        fused_decay: the weight decay of "qkv" at ratio 1 if the user named it, or None.
+        constant_decay: whether every block decays as at ratio 1, so that its weight decay is divided by its ratio.
     """
 
     groups: tuple[RateGroup, ...]
@@ -55,6 +65,8 @@ class Rates:
     naming: str
     lost: tuple[str, ...] = ()
     fused_ratio: float | None = None
+    fused_decay: float | None = None
+    constant_decay: bool = False
 
     @property
     def base_decay(self) -> float:
@@ -111,7 +123,25 @@ def rates_of(
         label = group["block"] if count == 1 else f"{group['block']}_{count}"
         names = tuple(canonical_name(name) for name in group["names"])
         found.append(RateGroup(label, group["block"], group["lr_ratio"], group["weight_decay"], names))
-    return Rates(tuple(found), lr, model, f"{type(model).__name__}'s own", tuple(lost), fused_ratio)
+    return Rates(
+        tuple(found),
+        lr,
+        model,
+        f"{type(model).__name__}'s own",
+        tuple(lost),
+        fused_ratio,
+        _named_fused_decay(weight_decay, no_decay),
+        constant_decay=resolve_decay(weight_decay, decay)[1] == "constant",
+    )
+
+
+def _named_fused_decay(weight_decay: WeightDecay, no_decay: NoDecay) -> float | None:
+    """Return the weight decay that the user named for "qkv"."""
+    if no_decay != "1d" and Block.QKV in (resolve_no_decay(no_decay) or ()):
+        return 0.0
+    if not isinstance(weight_decay, Mapping):
+        return None
+    return check_weight_decays(weight_decay).get(Block.QKV)
 
 
 def _default_ratios() -> Ratios:
@@ -135,9 +165,22 @@ def _with_fused(
 
 def fused_note(names: Iterable[str], ratios: Mapping[str, float], shared: float) -> str:
     """Return what is lost where one parameter holds several blocks."""
-    which = ", ".join(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
-    wanted = " and ".join(f"{block.upper()} (ratio {ratio:g})" for block, ratio in ratios.items())
     return (
-        f"{which} holds {wanted} in one parameter, which can have only one learning rate: it gets ratio {shared:g}, "
-        'the lower; choose another with the ratio of "qkv", or train a model with separate projections'
+        f"{_held(names, 'ratio', ratios)} in one parameter, which can have only one learning rate: it gets ratio "
+        f'{shared:g}, the lower; choose another with the ratio of "qkv", or train a model with separate projections'
+    )
+
+
+def fused_decay_note(names: Iterable[str], decays: Mapping[str, float], shared: float) -> str:
+    """Return what is lost where the blocks of one parameter have weight decays of their own."""
+    return (
+        f"{_held(names, 'weight decay', decays)} in one parameter, which can have only one: it gets {shared:g}; choose "
+        'another with the weight decay of "qkv"'
+    )
+
+
+def _held(names: Iterable[str], what: str, values: Mapping[str, float]) -> str:
+    which = ", ".join(dict.fromkeys(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+    return f"{which} holds " + " and ".join(
+        f"{block.upper()} ({what} {value:g})" for block, value in values.items()
     )
