@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,11 @@ def test_a_runs_folder_is_as_specified_and_its_checkpoint_gives_the_logged_loss(
     assert rows[-1]["tokens"] == 24 * 4 * 16 == result["tokens"]
     assert rows[-1]["val_loss"] == result["terminal_val_loss"] < rows[1]["val_loss"]
     assert [row["seconds"] for row in rows] == sorted(row["seconds"] for row in rows)
+
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "run-folder.md").read_text(encoding="utf-8")
+    written = {path.name for path in out.rglob("*") if not path.name.startswith("checkpoint-")}
+    for name in (*written, *rows[0], *result):
+        assert f"`{name}`" in page, name
 
     about = json.loads((out / "config.json").read_text())
     resolved = check_config(config)
