@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 from synthetic_comparison import BASE
+from synthetic_trainer import write_run
 
 from blockwise_lr.compare.power_law import fit_power_laws
 from blockwise_lr.compare.scaling import _draw, _noise, scaling_content
@@ -124,13 +125,18 @@ def write_comparisons(
     laws: dict[str, tuple[float, float, float]],
     seeds: int = 3,
     widths: Any = WIDTHS,
+    models: dict[str, Any] | None = None,
+    counted: Any = count_parameters,
     **changes: Any,
 ) -> list[Path]:
-    """Write the folders of finished comparisons whose losses follow laws, with noise that seeds share."""
+    """Write the folders of finished comparisons whose losses follow laws, with noise that seeds share.
+
+    `counted` returns the number of a model's parameters in the laws.
+    """
     folders = []
-    for width in widths:
-        config = replace(BASE, model=model(width))
-        count = count_parameters(config.model)
+    for name_of_size, shape in (models or {f"width-{width}": model(width) for width in widths}).items():
+        config = replace(BASE, model=shape)
+        count = counted(shape)
         arms = {
             name: {
                 "optimizer": "adamw", "ratios": name.partition(":")[2], "base_lr": 2e-3, "warmup_fraction": 0.6,
@@ -144,7 +150,7 @@ def write_comparisons(
         }  # fmt: skip
         arms["adamw:uniform 2N"] = {**next(iter(arms.values())), "horizon": "2N"}
         content = {"config": config.to_dict(), "data": {"content_sha256": "a"}, "arms": arms, "tuned": True}
-        folder = out / f"width-{width}"
+        folder = out / name_of_size
         folder.mkdir(parents=True)
         (folder / "compare.json").write_text(json.dumps({**content, "at_edge": [], **changes}))
         folders.append(folder)
@@ -279,7 +285,9 @@ def test_mistakes_are_explained(tmp_path):
         read_sizes(folders[:3])
     with pytest.raises(UserError, match="holds neither a finished comparison"):
         read_sizes([*folders, tmp_path])
-    with pytest.raises(UserError, match="has a second run of adamw:uniform with seed 0"):
+    with pytest.raises(
+        UserError, match=f"^{folders[0]} has a second run of adamw:uniform with seed 0 .* seeds$"
+    ):
         read_sizes([*folders, folders[0]])
     with pytest.raises(
         UserError, match="no arm 'mine' at every size; the arms that all sizes have: adamw:uniform"
@@ -293,9 +301,241 @@ def test_mistakes_are_explained(tmp_path):
     seeds = write_comparisons(tmp_path / "c", {"adamw:uniform": (3.0, 20.0, 0.3)}, widths=(80,))
     with pytest.raises(UserError, match="compares a baseline with at least one other arm"):
         read_sizes([*folders, *seeds])
-    (folders[0] / "compare.json").write_text("{}")
-    with pytest.raises(UserError, match="run the compare command again to write it"):
+    edit(folders[1], model={"heads": 3})
+    with pytest.raises(
+        UserError, match=f"^cannot build the model of {folders[1]}: hidden size 128 is not a multiple"
+    ):
         read_sizes(folders)
+    path = folders[0] / "compare.json"
+    edit(folders[0], stepz=3)
+    with pytest.raises(
+        UserError, match=f"^cannot read {path}: configuration: no field named stepz; .* write it$"
+    ):
+        read_sizes(folders)
+    path.write_text("{}")
+    with pytest.raises(
+        UserError,
+        match=f"^cannot read {path}: it has no 'config'; run the compare command again to write it$",
+    ):
+        read_sizes(folders)
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change the configuration of a comparison."""
+    path = folder / "compare.json"
+    content = json.loads(path.read_text())
+    content["config"] |= changes
+    path.write_text(json.dumps(content))
+
+
+def edit_arm(folder: Path, arm: str, **changes: Any) -> None:
+    """Change one arm of a comparison."""
+    path = folder / "compare.json"
+    content = json.loads(path.read_text())
+    content["arms"][arm] |= changes
+    path.write_text(json.dumps(content))
+
+
+def write_runs(out: Path, **changes: Any) -> list[Path]:
+    """Write the folders of one finished run at every size."""
+    folders = []
+    for width in WIDTHS:
+        optim = replace(BASE.optim, **changes.get("optim", {}))
+        config = replace(BASE, model=model(width), **{**changes, "optim": optim})
+        folders.append(out / f"width-{width}")
+        write_run(config.to_dict(), folders[-1])
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"data": {}}', "it has no 'train'"),
+        ("[]", "TypeError: list indices must be integers or slices, not str"),
+        ('{"train": {"stepz": 3}}', "configuration: no field named stepz; the fields are .*"),
+    ],
+)
+def test_the_configuration_of_a_run_is_checked(tmp_path, content, reason):
+    folders = write_runs(tmp_path)
+    (folders[1] / "config.json").write_text(content)
+    with pytest.raises(
+        UserError,
+        match=rf"^cannot read {folders[1] / 'config.json'}: {reason}; delete the folder to run it again$",
+    ):
+        read_sizes(folders)
+
+
+def single_arms(out: Path) -> tuple[list[Path], list[Path]]:
+    """Write two comparisons of every size, one of each arm."""
+    uniform, half = (write_comparisons(out / name[6:], {name: shifted(2)[name]}) for name in NAMES)
+    return uniform, half
+
+
+def test_comparisons_of_one_size_are_merged(tmp_path):
+    uniform, half = single_arms(tmp_path)
+    edit(half[0], seed=7, eval_every=0, log_every=1, report_to="none", preset="mine")
+    edit_arm(half[1], "adamw:half", base_lr=1e-3, warmup_fraction=0.1)
+    edit(half[2], data={"data": "/the/same/text"})
+    sizes, arms = read_sizes([*uniform, *half])
+    assert arms == list(NAMES)
+    assert [size.folders for size in sizes] == [[str(one), str(other)] for one, other in zip(uniform, half)]
+    assert [size.settings["adamw:half"] for size in sizes[:2]] == [
+        "base LR 0.002, warm-up 60%", "base LR 0.001, warm-up 10%",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "differing"),
+    [
+        ({"steps": 3000}, r"steps \(60 and 3000\)"),
+        ({"batch_size": 4, "eval_tokens": 0}, r"batch_size \(16 and 4\), eval_tokens \(49152 and 0\)"),
+        ({"optim": {"weight_decay": 0.3}}, r"optim.weight_decay \(0.1 and 0.3\)"),
+        ({"optim": {"on_nonfinite": "skip"}}, r"optim.on_nonfinite \(stop and skip\)"),
+    ],
+)
+def test_comparisons_of_one_size_need_the_same_settings(tmp_path, changes, differing):
+    uniform, half = single_arms(tmp_path)
+    edit(half[2], **changes)
+    with pytest.raises(
+        UserError,
+        match=f"^{uniform[2]} and {half[2]} hold runs of the same model and differ in {differing}, so their losses do "
+        "not compare: leave one of the folders out, or train both with the same settings$",
+    ):
+        read_sizes([*uniform, *half])
+
+
+def test_comparisons_of_one_size_need_the_same_text(tmp_path):
+    uniform, half = single_arms(tmp_path)
+    path = half[1] / "compare.json"
+    content = json.loads(path.read_text())
+    for data, differing in (
+        ({"content_sha256": "b"}, r"text \(a and b\)"),
+        ({"content_sha256": "b", "tokenizer_sha256": None}, r"text \(a and b\)"),
+        (None, r"data.data \(sotu and mine\)"),  # a comparison without hashes
+    ):
+        content["data"] = data
+        content["config"]["data"]["data"] = "mine"
+        path.write_text(json.dumps(content))
+        with pytest.raises(
+            UserError, match=f"^{uniform[1]} and {half[1]} hold .* differ in {differing}, so their"
+        ):
+            read_sizes([*uniform, *half])
+
+
+def test_comparisons_of_one_arm_need_the_same_settings_of_the_arm(tmp_path):
+    folders = write_comparisons(tmp_path / "a", shifted(2), seeds=2)
+    again = write_comparisons(tmp_path / "b", shifted(2), seeds=2)
+    for folder in again:
+        for arm in NAMES:
+            edit_arm(folder, arm, seeds=[{"seed": 2, "terminal_val_loss": 4.0}])
+    sizes, _ = read_sizes([*folders, *again])
+    assert list(sizes[0].losses["adamw:half"]) == [0, 1, 2]
+    for changes, differing in (
+        ({"base_lr": 4e-3}, r"optim.base_lr \(0.002 and 0.004\)"),
+        ({"base_lr": 2e-3, "ratios": "paper"}, r"optim.ratios \(half and paper\)"),
+    ):
+        edit_arm(again[0], "adamw:half", **changes)
+        with pytest.raises(
+            UserError,
+            match=f"^{folders[0]} and {again[0]} hold runs of adamw:half of the same model and differ in {differing}",
+        ):
+            read_sizes([*folders, *again])
+
+
+def test_runs_of_one_size_need_the_same_settings(tmp_path):
+    uniform = write_runs(tmp_path / "uniform", optim={"ratios": "uniform"})
+    others = {
+        "lion": {"optim": {"optimizer": "lion", "ratios": "half", "beta2": 0.9, "weight_decay": 1.0}},
+        "missing": {"optim": {"optimizer": "no_such_package:Optimizer", "ratios": "half"}},
+        "seed": {"seed": 1, "optim": {"ratios": "uniform"}},
+    }
+    written = [
+        folder for name, changes in others.items() for folder in write_runs(tmp_path / name, **changes)
+    ]
+    sizes, _ = read_sizes([*uniform, *written[:8]])
+    assert list(sizes[0].losses) == ["adamw:uniform", "lion:half", "no_such_package:Optimizer:half"]
+    sizes, _ = read_sizes([*uniform, *written], ["adamw:uniform", "lion:half"])
+    assert list(sizes[0].losses["adamw:uniform"]) == [0, 1]
+    longer = write_runs(tmp_path / "longer", steps=300, optim={"ratios": "half"})
+    with pytest.raises(
+        UserError, match=rf"^{uniform[0]} and {longer[0]} hold .* differ in steps \(60 and 300\)"
+    ):
+        read_sizes([*uniform, *longer])
+
+
+def non_embedding(shape: Any) -> int:
+    """The parameters of an untied model outside embeddings and output head."""
+    return count_parameters(shape) - 2 * shape.vocab_size * shape.hidden_size
+
+
+def test_sizes_are_in_the_order_of_the_counted_parameters(tmp_path):
+    models = {
+        "deep": replace(model(32), layers=2),
+        "flat": replace(model(64), ffn_size=8),
+        "deepest": replace(model(64), layers=3),
+        "flattest": replace(model(192), ffn_size=8),
+    }
+    totals = [count_parameters(shape) for shape in models.values()]
+    counts = [non_embedding(shape) for shape in models.values()]
+    assert totals == sorted(totals)
+    assert np.argsort(counts).tolist() == [1, 0, 3, 2]
+    laws = shifted(1.25)
+    folders = write_comparisons(tmp_path / "read", laws, models=models, counted=non_embedding, tuned=False)
+    content = content_of(folders, counted="non-embedding")
+    counts.sort()
+    assert [size["non_embedding"] for size in content["sizes"]] == counts
+    assert [size["parameters"] for size in content["comparisons"][0]["sizes"]] == counts
+    grid = content["curves"]["parameters"]
+    assert (grid[0], grid[-1]) == pytest.approx((counts[0], counts[-1] * (counts[-1] / counts[0]) ** 0.25))
+    for count, size in zip(counts, content["comparisons"][0]["sizes"]):
+        assert size["factor"]["value"] == pytest.approx(1.25, rel=1e-3)
+        assert size["factor"]["outside"] == (1.25 * count > counts[-1])
+    smallest, largest_inside, largest = (format_count(count) for count in (counts[0], counts[-2], counts[-1]))
+    assert f"nats with {smallest} and " in content["answer"][0]
+    assert f"with {largest} parameters." in content["answer"][0]
+    assert f"For the loss of adamw:half with {largest_inside} parameters" in content["answer"][-1]
+    warnings = " ".join(content["warnings"])
+    assert f"The sizes span a factor of {counts[-1] / counts[0]:.3g}." in warnings
+    assert f"was not tuned, or is at the edge of its grid, for adamw:uniform ({smallest})" in warnings
+
+
+def test_two_sizes_with_one_count_are_refused(tmp_path):
+    def shape(width: int, **changes: Any) -> Any:
+        return replace(model(width), vocab_size=384, **changes)
+
+    def refusal(one: str, other: str, counted: Any) -> str:
+        with pytest.raises(UserError) as error:
+            content_of([by_name[one], by_name[other], *folders], counted=counted)
+        return str(error.value)
+
+    four = {str(width): shape(width) for width in (8, 16, 24, 64)}
+    others = {
+        "plain": shape(32),
+        "tied": shape(32, tied=True),
+        "wide": shape(32, tied=True, ffn_size=256),
+        "heads": shape(32, heads=2),
+    }
+    folders = write_comparisons(tmp_path / "four", shifted(2), models=four)
+    by_name = dict(zip(others, write_comparisons(tmp_path / "others", shifted(2), models=others)))
+    count = count_parameters(others["plain"])
+    assert count_parameters(others["wide"]) == count
+    assert refusal("plain", "wide", "all") == (
+        f"the different models in {by_name['plain']} and {by_name['wide']} both have {count:,} parameters, and a size "
+        "needs one model: leave one of them out, or give --parameters non-embedding"
+    )
+    assert (
+        len(content_of([by_name["plain"], by_name["wide"], *folders], counted="non-embedding")["sizes"]) == 6
+    )
+    assert refusal("plain", "tied", "non-embedding") == (
+        f"the different models in {by_name['tied']} and {by_name['plain']} both have "
+        f"{non_embedding(others['plain']):,} parameters outside embeddings and output head, and a size needs one "
+        "model: leave one of them out, or give --parameters all"
+    )
+    assert len(content_of([by_name["plain"], by_name["tied"], *folders])["sizes"]) == 6
+    assert refusal("plain", "heads", "all").endswith("a size needs one model: leave one of them out")
+    with pytest.raises(UserError, match="a size needs one model"):
+        fit_sizes([by_name["plain"], by_name["heads"], *folders], tmp_path / "out", command="")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_diverged_arm_can_be_left_out(tmp_path):
@@ -306,7 +546,8 @@ def test_a_diverged_arm_can_be_left_out(tmp_path):
     changed["arms"]["adamw:paper"]["seeds"][1]["terminal_val_loss"] = None
     path.write_text(json.dumps(changed))
     with pytest.raises(
-        UserError, match="adamw:paper diverged with seed 1 in .*: leave the arm out with --arms"
+        UserError,
+        match="^adamw:paper diverged with seed 1 in .*: leave the arm out with --arms, or the folder$",
     ):
         read_sizes(folders)
     sizes, arms = read_sizes(folders, NAMES[::-1])

@@ -11,7 +11,7 @@ import numpy as np
 
 from blockwise_lr.compare.over_seeds import loss_gap
 from blockwise_lr.compare.power_law import ALPHAS, Array, PowerLaws, fit_power_laws
-from blockwise_lr.compare.scaling_sizes import Counted, Size, shared_seeds
+from blockwise_lr.compare.scaling_sizes import Counted, Size, by_count, shared_seeds
 from blockwise_lr.compare.scaling_wording import answer, warnings_about
 from blockwise_lr.compare.speedup import decayed_speedup
 
@@ -49,7 +49,7 @@ def scaling_content(
     arms, since their runs are paired by seed. Each draw moves every mean loss by this noise, and fits the laws again.
 
     Args:
-        sizes: the losses, smallest size first.
+        sizes: the losses of the sizes, in any order.
         arms: the arms, the baseline first.
         counted: which parameters count as the size.
         draws: number of draws of the bootstrap.
@@ -59,8 +59,8 @@ def scaling_content(
     Returns:
         A dictionary. Infinite values are None. The main keys are:
 
-        - "sizes": for each size "parameters", "non_embedding", "steps", "tokens", "folders", and by arm "losses" by
-          seed, their "mean", "setting" and "tuned" (false if known not to be, otherwise true or null).
+        - "sizes": for each size, smallest first, "parameters", "non_embedding", "steps", "tokens", "folders", and by
+          arm "losses" by seed, their "mean", "setting" and "tuned" (false if known not to be, otherwise true or null).
         - "fits": by arm "E", "A" and "alpha" of L(N) = E + A N^-alpha, each with "ci95", "rms" of the residuals, and
           "at_bound": the numbers that are at the edge of their range.
         - "comparisons": for each arm against the baseline, by size the "loss_gap" and the "factor": how many times as
@@ -70,7 +70,11 @@ def scaling_content(
           the parameters.
         - "curves": the laws on a grid of sizes, with "ci95", as drawn.
         - "noise", "draws": the bootstrap. "answer" and "warnings": the results and their limits, in words.
+
+    Raises:
+        UserError: two sizes have the same number of counted parameters.
     """
+    sizes = by_count(sizes, counted)
     n = np.array([size.count(counted) for size in sizes], dtype=float)
     losses = [
         np.array([[size.losses[arm][seed] for seed in shared_seeds(size, arms)] for arm in arms])

@@ -9,7 +9,7 @@ import numpy as np
 
 from blockwise_lr import drawing
 from blockwise_lr.compare.over_seeds import loss_gap
-from blockwise_lr.compare.scaling_wording import format_count
+from blockwise_lr.compare.scaling_wording import format_count, size_key
 
 _BASELINE = "#222222"
 
@@ -17,8 +17,7 @@ _BASELINE = "#222222"
 def draw_laws(figure: Any, content: Mapping[str, Any]) -> None:
     """Draw the loss of every arm against the size, both logarithmic: points with intervals, laws with bands."""
     axes = figure.subplots()
-    key = "parameters" if content["parameters"] == "all" else "non_embedding"
-    sizes = [size[key] for size in content["sizes"]]
+    sizes = [size[size_key(content)] for size in content["sizes"]]
     grid = content["curves"]["parameters"]
     seen = []
     for i, arm in enumerate(content["arms"]):
@@ -109,8 +108,7 @@ def draw_factors(figure: Any, content: Mapping[str, Any]) -> None:
 
 
 def _label_sizes(axes: Any, content: Mapping[str, Any]) -> None:
-    key = "parameters" if content["parameters"] == "all" else "non_embedding"
-    sizes = [size[key] for size in content["sizes"]]
+    sizes = [size[size_key(content)] for size in content["sizes"]]
     axes.set_xscale("log")
     axes.set_xticks(sizes, [format_count(size) for size in sizes])
     axes.minorticks_off()

@@ -44,12 +44,13 @@ def fit_sizes(
         The content of scaling.json; see :func:`blockwise_lr.compare.scaling.scaling_content`.
 
     Raises:
-        UserError: a folder cannot be used, the sizes do not compare, or there are fewer than four.
+        UserError: a folder cannot be used, the sizes do not compare, two have the same number of counted parameters, or
+            there are fewer than four.
     """
     sizes, names = read_sizes(folders, arms)
-    make_folder(out)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     content = scaling_content(sizes, names, counted=counted, draws=draws, command=command, date=date)
+    make_folder(out)
     return write_scaling(content, out)
 
 

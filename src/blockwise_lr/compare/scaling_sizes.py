@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
 from blockwise_lr.blocks import Block, classify
-from blockwise_lr.compare.results import read_run
+from blockwise_lr.compare.scaling_sources import (
+    ArmRuns,
+    Source,
+    check_shared,
+    read_comparison,
+    read_run_folder,
+    rule_of,
+    token_differences,
+)
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import build_model
-from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict
-from blockwise_lr.train.presets import Setting
+from blockwise_lr.train.config import ModelConfig, TrainConfig
 
 SMALLEST_NUMBER = 4
 """Sizes that a fit needs: a power law has three numbers, and one more size shows whether it fits."""
@@ -30,7 +37,7 @@ class Size:
     """The losses of one model size.
 
     Args:
-        config: the configuration that the runs of this size share.
+        first: the first source of this size.
         parameters: number of parameters.
         non_embedding: number of parameters outside embeddings and output head.
         folders: where the losses were read.
@@ -39,10 +46,10 @@ class Size:
         rules: {arm: "optimizer:ratios"}.
         untuned: the arms that are known not to be tuned.
         baselines: the baselines of the comparisons.
-        data: the description of the text.
+        sources: {arm: its first source}.
     """
 
-    config: TrainConfig
+    first: Source
     parameters: int
     non_embedding: int
     folders: list[str] = field(default_factory=list)
@@ -51,7 +58,12 @@ class Size:
     rules: dict[str, str] = field(default_factory=dict)
     untuned: set[str] = field(default_factory=set)
     baselines: list[str] = field(default_factory=list)
-    data: Mapping[str, Any] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The configuration that the runs of this size share, except for seeds and arms."""
+        return self.first.config
 
     @property
     def tokens(self) -> int:
@@ -63,12 +75,29 @@ class Size:
         """Return the number of parameters that the fit takes as the size."""
         return self.parameters if counted == "all" else self.non_embedding
 
-    def add(self, folder: Path, arm: str, seed: int, loss: float) -> None:
-        """Add the loss of one run.
+    def add(self, runs: ArmRuns) -> None:
+        """Add the losses of an arm.
 
         Raises:
-            UserError: the run diverged, or there is one of this arm and seed already.
+            UserError: a run diverged, there is one of this arm and seed already, or the runs differ from those before
+                in a setting that they must share.
         """
+        arm = runs.arm
+        if not self.sources:
+            self.first = runs.source
+        for known, source in self.sources.items():
+            check_shared(source, runs.source, arm if known == arm else None)
+        self.sources.setdefault(arm, runs.source)
+        for seed, loss in runs.losses:
+            self._add_loss(runs.source.folder, arm, seed, loss)
+        self.settings[arm] = runs.setting
+        self.rules[arm] = rule_of(runs.source.config)
+        if runs.untuned:
+            self.untuned.add(arm)
+        if runs.baseline:
+            self.baselines.append(arm)
+
+    def _add_loss(self, folder: Path, arm: str, seed: int, loss: float) -> None:
         if not math.isfinite(loss):
             raise UserError(
                 f"{arm} diverged with seed {seed} in {folder}: leave the arm out with --arms, or the folder"
@@ -76,7 +105,7 @@ class Size:
         if seed in self.losses.setdefault(arm, {}):
             raise UserError(
                 f"{folder} has a second run of {arm} with seed {seed} and {self.parameters:,} parameters, after "
-                f"{self.folders[0]}: give each size once, or runs of different seeds"
+                f"{self.sources[arm].folder}: give each size once, or runs of different seeds"
             )
         self.losses[arm][seed] = loss
         if str(folder) not in self.folders:
@@ -84,7 +113,7 @@ class Size:
 
 
 def read_sizes(folders: Sequence[Path], arms: Sequence[str] = ()) -> tuple[list[Size], list[str]]:
-    """Read every folder; return the sizes, smallest first, and the arms, the baseline first.
+    """Read every folder; return the sizes, fewest parameters first, and the arms, the baseline first.
 
     Args:
         folders: folders of finished comparisons or runs. An arm of a comparison has the comparison's name for it; that
@@ -93,8 +122,8 @@ def read_sizes(folders: Sequence[Path], arms: Sequence[str] = ()) -> tuple[list[
             comparisons, or "optimizer:uniform" for runs.
 
     Raises:
-        UserError: a folder holds neither, the sizes do not compare, an arm is missing, or there are fewer than four
-            sizes.
+        UserError: a folder holds neither, its runs or the sizes do not compare, an arm is missing, or there are fewer
+            than four sizes.
     """
     sizes: dict[ModelConfig, Size] = {}
     for folder in folders:
@@ -108,14 +137,8 @@ def read_sizes(folders: Sequence[Path], arms: Sequence[str] = ()) -> tuple[list[
                 "give folders that blockwise-lr compare or train has written"
             )
     ordered = sorted(sizes.values(), key=lambda size: size.parameters)
-    counts = [size.parameters for size in ordered]
-    if len(set(counts)) < len(counts):
-        twice = next(count for count in counts if counts.count(count) > 1)
-        raise UserError(
-            f"two different models have {twice:,} parameters; a size needs one model: leave one of them out"
-        )
     if len(ordered) < SMALLEST_NUMBER:
-        found = ", ".join(f"{count:,}" for count in counts) or "none"
+        found = ", ".join(f"{size.parameters:,}" for size in ordered) or "none"
         raise UserError(
             f"a fit over sizes needs at least {SMALLEST_NUMBER} sizes; got {len(ordered)} ({found} parameters): "
             "compare more sizes, such as with --hidden-size, and give their folders too"
@@ -124,68 +147,64 @@ def read_sizes(folders: Sequence[Path], arms: Sequence[str] = ()) -> tuple[list[
     return ordered, _common_arms(ordered, arms)
 
 
+def by_count(sizes: Sequence[Size], counted: Counted) -> list[Size]:
+    """Return the sizes by the number that the fit takes as the size, smallest first.
+
+    Raises:
+        UserError: two sizes have the same number.
+    """
+    ordered = sorted(sizes, key=lambda size: size.count(counted))
+    for one, other in pairwise(ordered):
+        if one.count(counted) == other.count(counted):
+            what = "parameters" + ("" if counted == "all" else " outside embeddings and output head")
+            rest: Counted = "non-embedding" if counted == "all" else "all"
+            way = f", or give --parameters {rest}" if one.count(rest) != other.count(rest) else ""
+            raise UserError(
+                f"the different models in {one.first.folder} and {other.first.folder} both have "
+                f"{one.count(counted):,} {what}, and a size needs one model: leave one of them out{way}"
+            )
+    return ordered
+
+
 def _add_comparison(folder: Path, sizes: dict[ModelConfig, Size], arms: Sequence[str]) -> None:
-    path = folder / "compare.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        size = _size(config_from_dict(content["config"]), content["data"], sizes)
-        for name, arm in content["arms"].items():
-            if arm["horizon"] != "N" or (arms and name not in arms):
-                continue
-            for run in arm["seeds"]:
-                loss = run["terminal_val_loss"]
-                size.add(folder, name, run["seed"], math.inf if loss is None else float(loss))
-            size.settings[name] = str(Setting(arm["base_lr"], arm["warmup_fraction"]))
-            size.rules[name] = f"{arm['optimizer']}:{arm['ratios']}"
-            if not content["tuned"] or name in content.get("at_edge", ()):
-                size.untuned.add(name)
-            if arm["role"] == "baseline":
-                size.baselines.append(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {path}: {type(error).__name__}: {error}; run the compare command again to write it"
-        ) from None
+    base, found = read_comparison(folder, arms)
+    size = _size(base, sizes)
+    for runs in found:
+        size.add(runs)
 
 
 def _add_run(folder: Path, sizes: dict[ModelConfig, Size], arms: Sequence[str]) -> None:
-    run = read_run(folder)
-    config = config_from_dict(run.config["train"])
-    name = f"{config.optim.optimizer}:{config.optim.ratios}"
-    if arms and name not in arms:
-        return
-    size = _size(config, run.config.get("data"), sizes)
-    size.add(folder, name, config.seed, run.val_loss)
-    size.settings[name] = str(Setting(config.optim.base_lr, config.optim.warmup_fraction))
-    size.rules[name] = name
+    runs = read_run_folder(folder)
+    if not arms or runs.arm in arms:
+        _size(runs.source, sizes).add(runs)
 
 
-def _size(config: TrainConfig, data: Any, sizes: dict[ModelConfig, Size]) -> Size:
-    if config.model not in sizes:
-        with torch.device("meta"):
-            counts = classify(build_model(config.model, seed=0)).counts()
+def _size(source: Source, sizes: dict[ModelConfig, Size]) -> Size:
+    """Return the size of a source's model, which is new if no source before had this model."""
+    model = source.config.model
+    if model not in sizes:
+        try:
+            with torch.device("meta"):
+                counts = classify(build_model(model, seed=0)).counts()
+        except UserError as error:
+            raise UserError(
+                f"cannot build the model of {source.folder}: {error}; leave the folder out"
+            ) from None
         total = sum(counts.values())
         outside = sum(counts.get(block, 0) for block in _OUTSIDE)
-        sizes[config.model] = Size(
-            config, total, total - outside, data=data if isinstance(data, dict) else {}
-        )
-    return sizes[config.model]
+        sizes[model] = Size(source, total, total - outside)
+    return sizes[model]
 
 
 def _check_same(sizes: Sequence[Size]) -> None:
     """Check that the losses of all sizes are of the same tokens."""
-    first = sizes[0]
+    first = sizes[0].first
     for size in sizes[1:]:
-        for what, own, other in (
-            ("text", first.data.get("content_sha256"), size.data.get("content_sha256")),
-            ("tokenizer", first.data.get("tokenizer_sha256"), size.data.get("tokenizer_sha256")),
-            ("vocabulary", first.config.model.vocab_size, size.config.model.vocab_size),
-            ("context", first.config.model.context, size.config.model.context),
-        ):
-            if own != other and None not in (own, other):
-                raise UserError(
-                    f"{first.folders[0]} and {size.folders[0]} differ in {what} ({str(own)[:12]} and "
-                    f"{str(other)[:12]}), so their losses do not compare: give sizes that share it"
-                )
+        if found := token_differences(first, size.first):
+            raise UserError(
+                f"{first.folder} and {size.first.folder} differ in {found[0]}, so their losses do not compare: give "
+                "sizes that share it"
+            )
 
 
 def _common_arms(sizes: Sequence[Size], arms: Sequence[str]) -> list[str]:

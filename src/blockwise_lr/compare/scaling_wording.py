@@ -20,6 +20,11 @@ def answer(content: Mapping[str, Any]) -> list[str]:
     return [*filter(None, found), *([ONE_SEED] if most == 1 else [])]
 
 
+def size_key(content: Mapping[str, Any]) -> str:
+    """Return the key of the counted parameters in the entries of "sizes"."""
+    return "parameters" if content["parameters"] == "all" else "non_embedding"
+
+
 def format_count(parameters: float) -> str:
     """Format a number of parameters with a unit.
 
@@ -116,11 +121,11 @@ def warnings_about(content: Mapping[str, Any]) -> list[str]:
     if content["parameters"] != "all":
         found.append("Sizes are counted without the parameters of embeddings and output head.")
     found += [_misfit(content, arm) for arm in fits]
-    return [*filter(None, [*found, _untuned(sizes), _different_rules(sizes), _no_seeds(content)])]
+    return [*filter(None, [*found, _untuned(content), _different_rules(sizes), _no_seeds(content)])]
 
 
 def _span(content: Mapping[str, Any]) -> str:
-    key = "parameters" if content["parameters"] == "all" else "non_embedding"
+    key = size_key(content)
     low, high = content["sizes"][0][key], content["sizes"][-1][key]
     return (
         f"The sizes span a factor of {high / low:.3g}. E is the loss of an infinitely large model: a guess far "
@@ -154,9 +159,10 @@ def _misfit(content: Mapping[str, Any], arm: str) -> str | None:
     )
 
 
-def _untuned(sizes: Sequence[Mapping[str, Any]]) -> str | None:
+def _untuned(content: Mapping[str, Any]) -> str | None:
+    sizes, key = content["sizes"], size_key(content)
     untuned = [
-        f"{arm} ({format_count(size['parameters'])})"
+        f"{arm} ({format_count(size[key])})"
         for size in sizes
         for arm, found in size["arms"].items()
         if found["tuned"] is False
