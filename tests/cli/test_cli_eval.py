@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
+from blockwise_lr.checkpoints.manifest import seal
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import FixedWindows, prepare_data
 from blockwise_lr.data.sources import open_source
@@ -234,6 +235,49 @@ class TestExport:
         text.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         there, here = (evaluated(capsys, folder, "--data", text) for folder in (tmp_path / "plain", read))
         assert there["nats"] == here["nats"]
+
+    def test_the_whole_tokenizer_is_exported(self, capsys, run, tmp_path):
+        source, out = tmp_path / "checkpoint-20", tmp_path / "plain"
+        shutil.copytree(run / "checkpoint-20", source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+        tokenizer.save_pretrained(source)
+        files = {
+            "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "source.spm", "target.spm",
+            "vocab.json", "merges.txt", "emoji.json", "bpe.codes", "tekken.json",
+        }  # fmt: skip
+        for name in files:
+            (source / name).write_text(name)
+        (source / "tokenizer_cache").mkdir()
+        seal(source)
+        code, _, err = call(capsys, "export", source, "--to", "huggingface", "--out", out)
+        assert code == 0, err
+        assert all((out / name).read_text() == name for name in files)
+        for name in files:
+            (out / name).unlink()  # none of them is of this tokenizer
+        assert AutoTokenizer.from_pretrained(out).chat_template == tokenizer.chat_template
+
+    @pytest.mark.parametrize("kind", ["an empty folder", "a link to one", "a folder through one that is new"])
+    def test_an_empty_folder_is_filled(self, capsys, run, tmp_path, kind):
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "link").symlink_to("empty")
+        out = {"an empty folder": "empty", "a link to one": "link"}.get(kind, "new/../empty")
+        code, _, err = call(capsys, "export", run, "--to", "huggingface", "--out", out)
+        assert code == 0, err
+        assert (tmp_path / "empty" / "model.safetensors").is_file()
+        assert not list(tmp_path.glob(".*"))
+
+    @pytest.mark.parametrize("out", [".", "", "../here", "new/.."])
+    def test_the_current_folder_is_refused(self, capsys, monkeypatch, run, tmp_path, out):
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        code, printed, err = call(capsys, "export", run, "--to", "huggingface", "--out", out)
+        assert (code, printed, len(err.splitlines())) == (2, "", 1)
+        assert (
+            f"{Path(out)} is the current folder, which the export would replace; expected the name of a"
+            in err
+        )
+        assert not list(tmp_path.rglob("*.tmp"))
 
     def test_what_cannot_be_exported_is_one_line(self, capsys, run, tmp_path):
         (tmp_path / "full").mkdir()

@@ -65,6 +65,12 @@ def test_a_file_is_written_and_what_is_lost_is_printed(capsys, tmp_path):
     [
         ("quickstart", "export --to huggingface needs a folder to write: add --out DIR; to export learning"),
         ("quickstart --lr 1e-3 --ratios paper", "--lr and --ratios: for learning rates of another trainer"),
+        (
+            "quickstart --names model --out x",
+            "--names: for learning rates of another trainer, and --to is hugging",
+        ),
+        ("quickstart --blocks foo=bar --out x", "--blocks: for learning rates of another trainer"),
+        ("quickstart --trust-remote-code --out x", "another trainer, or leave out --trust-remote-code"),
         ("quickstart --to torchtitan", "torchtitan takes absolute learning rates"),
         ("quickstart --to torchtitan --lr 0", "--lr is 0.0; expected a finite number above 0"),
         ("quickstart --to json --weight-decay -1", "--weight-decay is -1.0; expected a finite number, 0 or"),

@@ -15,6 +15,7 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from blockwise_lr import param_groups
 from blockwise_lr.export import export_rates
 from support.codebase_names import NAMES
 from support.export_models import RATIOS, tiny
@@ -165,11 +166,27 @@ def test_optaxs_page_makes_an_optimizer_and_labels(monkeypatch, blocks):
     assert blocks_of_leaves["layers"]["0"]["self_attn"] == {"q_proj": {"kernel": "qk"}}
 
 
-def test_deepspeeds_program_makes_a_model_that_the_command_exports(tmp_path):
+@pytest.mark.parametrize(("exported", "given"), [(LR, None), (None, LR), (5 * LR, LR)])
+def test_deepspeeds_program_makes_a_model_that_the_command_exports(tmp_path, exported, given):
     program = runpy.run_path(str(PROGRAMS / "deepspeed_train.py"))
     model = program["build"]()
     path = tmp_path / "blocks.json"
-    path.write_text(export_rates(model, "json", lr=LR).text)
-    groups = program["groups_from_json"](model, path)
+    path.write_text(export_rates(model, "json", lr=exported).text)
+    groups = program["groups_from_json"](model, path, *([] if given is None else [given]))
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
-    assert torch.optim.AdamW(groups).param_groups[0]["lr"] == groups[0]["lr"]
+    assert {group["block"]: group["lr"] for group in groups} == pytest.approx(
+        {group["block"]: group["lr"] for group in param_groups(model, LR)}
+    )
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    torch.optim.AdamW(groups).step()
+
+
+def test_deepspeeds_program_asks_for_a_learning_rate_that_the_file_does_not_have(tmp_path):
+    program = runpy.run_path(str(PROGRAMS / "deepspeed_train.py"))
+    model = program["build"]()
+    path = tmp_path / "blocks.json"
+    path.write_text(export_rates(model, "json").text)
+    with pytest.raises(
+        ValueError, match=r"blocks\.json has no learning rate: give groups_from_json one, such as lr"
+    ):
+        program["groups_from_json"](model, path)

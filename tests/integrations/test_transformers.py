@@ -121,6 +121,8 @@ def test_a_block_map_of_your_own_decides(tmp_path):
 def test_parameter_groups_of_your_own_are_refused(tmp_path):
     model = split_fused(gpt2())
     factory = blockwise_optimizer(model, lr=LR)
-    trainer = BlockwiseTrainer(model, arguments(tmp_path), optimizer_cls_and_kwargs=factory)
-    with pytest.raises(ValueError, match="BlockwiseTrainer makes the parameter groups itself"):
-        trainer.create_optimizer()
+    with pytest.raises(
+        ValueError,
+        match="has `params`, but BlockwiseTrainer makes the parameter groups itself: give it without",
+    ):
+        BlockwiseTrainer(model, arguments(tmp_path), optimizer_cls_and_kwargs=factory)

@@ -10,6 +10,7 @@ from importlib.machinery import ModuleSpec
 from typing import Any
 
 import pytest
+import torch
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> None:
@@ -20,6 +21,37 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **attributes: Any) -> N
     module.__spec__ = ModuleSpec(name, None)
     module.__dict__.update(attributes)
     monkeypatch.setitem(sys.modules, name, module)
+
+
+def prepare_bitsandbytes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, str, dict[str, Any]]]:
+    """Make Trainer find bitsandbytes, unless it is installed; return the list of its overrides for modules."""
+
+    class Bits(torch.optim.SGD):
+        def __init__(self, params: Any, lr: float, **_: Any) -> None:
+            super().__init__(params, lr)
+
+    class GlobalOptimManager:
+        def __init__(self) -> None:
+            self.module_weight_config_triple: list[tuple[Any, str, dict[str, Any]]] = []
+
+        def register_module_override(self, module: Any, name: str, config: dict[str, Any]) -> None:
+            self.module_weight_config_triple.append((module, name, config))
+
+        @classmethod
+        def get_instance(cls) -> GlobalOptimManager:
+            return manager
+
+    manager = GlobalOptimManager()
+    names = ("AdamW", "Lion", "RMSprop", "AdEMAMix")
+    classes = {name: type(name, (Bits,), {"__module__": "bitsandbytes.optim"}) for name in names}
+    optim = types.SimpleNamespace(GlobalOptimManager=GlobalOptimManager)
+    stand_in(monkeypatch, "bitsandbytes", optim=optim)
+    stand_in(monkeypatch, "bitsandbytes.optim", **classes)
+    monkeypatch.setattr("transformers.trainer_optimizer.is_bitsandbytes_available", lambda: True)
+    used = importlib.import_module("bitsandbytes").optim.GlobalOptimManager.get_instance()
+    monkeypatch.setattr(used, "module_weight_config_triple", [])
+    overrides: list[tuple[Any, str, dict[str, Any]]] = used.module_weight_config_triple
+    return overrides
 
 
 def prepare_fairseq2(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 STEPS = 200
 
 
-def groups_from_json(model, path):
-    """Return the parameter groups that blockwise-lr export wrote for this model."""
+def groups_from_json(model, path, lr=None):
+    """Return the parameter groups that blockwise-lr export wrote for this model.
+
+    `lr` is the base learning rate. The default is that of the file, which has one if it was exported with --lr.
+    """
     parameters = dict(model.named_parameters())
-    groups = json.loads(Path(path).read_text())["groups"]
-    return [{**group, "params": [parameters[name] for name in group.pop("parameters")]} for group in groups]
+    content = json.loads(Path(path).read_text())
+    base = content["lr"] if lr is None else lr
+    if base is None:
+        raise ValueError(f"{path} has no learning rate: give groups_from_json one, such as lr=6e-4")
+    groups = content["groups"]
+    for group in groups:
+        group["params"] = [parameters[name] for name in group.pop("parameters")]
+        group["lr"] = group["lr_ratio"] * base
+    return groups
 
 
 def build():

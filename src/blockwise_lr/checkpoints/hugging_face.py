@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,13 @@ from blockwise_lr.files import check_name, make_folder
 
 # A checkpoint of Trainer also holds the optimizer's state, which is not exported.
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-_TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "added_tokens.json")
+_TOKENIZER_FILES = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "emoji.json", "bpe.codes", "tekken.json",
+    "*.model", "*.spm",
+    "chat_template.*", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+"""Files of transformers' tokenizers: settings, vocabularies, vocabularies of SentencePiece, and chat templates."""
 
 
 def export_checkpoint(checkpoint: Path, out: Path) -> Path:
@@ -34,7 +41,8 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         The checkpoint folder that was exported.
 
     Raises:
-        UserError: there is no complete checkpoint, it has no config.json, or `out` has files already.
+        UserError: there is no complete checkpoint, it has no config.json, `out` has files already, or it is the
+            current folder.
 
     Example:
         >>> export_checkpoint(Path("run/checkpoint-100"), Path("exported"))  # doctest: +SKIP
@@ -44,6 +52,12 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         raise UserError(f"the folder {out} has files already: choose another --out")
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file; expected the name of a new folder: choose another --out")
+    folder = Path(os.path.realpath(out))
+    if folder.is_dir() and folder.samefile("."):
+        raise UserError(
+            f"{out} is the current folder, which the export would replace; expected the name of a new folder: choose "
+            "another --out"
+        )
     sharded = (checkpoint / LAYOUT).exists()
     if sharded and (problem := problem_with(checkpoint)):
         raise UserError(f"{checkpoint} is not a complete checkpoint: {problem}; choose another checkpoint")
@@ -53,17 +67,19 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
     if not sharded and not any(source.glob("*.safetensors")):
         raise UserError(f"{source} has no weights (model.safetensors): choose another checkpoint")
     make_folder(out.parent)
-    hidden = out.with_name(f".{out.name}.tmp")
+    hidden = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(hidden, ignore_errors=True)  # an interrupted export may have left it
     make_folder(hidden)
     if sharded:
         _assemble(source, hidden)
     for pattern in (*(() if sharded else _MODEL_FILES), *_TOKENIZER_FILES):
-        for file in source.glob(pattern):
-            shutil.copy2(file, hidden / file.name)
-    if out.is_dir():
-        out.rmdir()
-    hidden.rename(out)
+        for file in filter(Path.is_file, source.glob(pattern)):
+            target = hidden / file.relative_to(source)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, target)
+    if folder.is_dir():
+        folder.rmdir()
+    hidden.rename(folder)
     return source
 
 

@@ -37,7 +37,8 @@ class ExportCommand:
     out: Path | None = None
     """The file to write. None: print it. For huggingface: the folder to write."""
     lr: float | None = None
-    """Base learning rate: the uniform one that you use now. None leaves it to the trainer, where that is possible."""
+    """Base learning rate: the uniform one that you use now. None leaves it to the trainer, where that is possible;
+    in "json", every lr is then null, and your program multiplies lr_ratio by its own."""
     ratios: str | None = None
     """Learning-rate ratios, as for train, but fixed ones. None: the default of param_groups."""
     weight_decay: float | None = None
@@ -61,8 +62,15 @@ def run(arguments: list[str]) -> None:
 
 
 def _write_folder(parsed: ExportCommand) -> None:
-    given = {"--lr": parsed.lr, "--ratios": parsed.ratios, "--weight-decay": parsed.weight_decay}
-    if flags := [flag for flag, value in given.items() if value is not None]:
+    given = {
+        "--lr": parsed.lr is not None,
+        "--ratios": parsed.ratios is not None,
+        "--weight-decay": parsed.weight_decay is not None,
+        "--names": parsed.names != "auto",
+        "--blocks": bool(parsed.blocks),
+        "--trust-remote-code": parsed.trust_remote_code,
+    }
+    if flags := [flag for flag, is_given in given.items() if is_given]:
         raise UserError(
             f"{' and '.join(flags)}: for learning rates of another trainer, and --to is huggingface, which writes a "
             f"model: add --to torchtitan, or another trainer, or leave out {' and '.join(flags)}"

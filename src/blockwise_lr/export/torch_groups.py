@@ -12,6 +12,7 @@ from blockwise_lr.export.rates import Rates
 def write_json(rates: Rates) -> str:
     """Return JSON with the key `groups`: name, block, lr, lr_ratio, weight_decay, and the parameters' names.
 
+    Without a base learning rate, every lr is null, and the program that reads the file multiplies lr_ratio by its own.
     The rule is equality: torch's optimizers take parameters themselves, so each is looked up by its name.
     """
     prove("json", rates.label_of, only_match(rates.names, lambda pattern, name: pattern == name))

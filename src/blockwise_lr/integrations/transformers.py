@@ -26,6 +26,11 @@ from blockwise_lr.integrations.scales_at_start import Blocks, ScalesAtStart
 from blockwise_lr.integrations.sharpness_callback import SharpnessCallback
 from blockwise_lr.integrations.trainable import CheckTrainable
 from blockwise_lr.integrations.trainer_clipping import TrainerClipping, check_engine, hides_parameters
+from blockwise_lr.integrations.trainer_optimizer import (
+    check_optimizer,
+    choose_optimizer,
+    keep_embeddings_in_32_bits,
+)
 from blockwise_lr.integrations.trainer_schedules import ScheduleName
 from blockwise_lr.integrations.trainer_settings import LearningRateRecord, TrainerSettings
 from blockwise_lr.optim import DEFAULT_RATIOS, BlockwiseSchedule, Ratios
@@ -84,7 +89,8 @@ class BlockwiseTrainer(Trainer):
             that ``args.optim`` cannot name.
 
     Raises:
-        ValueError: ``optimizers`` is given, although this class builds both; `clip_by_block` is out of range, or is
+        ValueError: ``optimizers`` is given, although this class builds both; the optimizer makes its own parameter
+            groups (GaLore, APOLLO, LOMO) or comes from a factory; `clip_by_block` is out of range, or is
             used with DeepSpeed, FSDP version 1 or XLA; `schedule` and ``lr_scheduler_type`` contradict each other;
             ``lr_scheduler_kwargs`` would have no effect; or the schedule is not a function of the step
             (``reduce_lr_on_plateau``, ``greedy``). Also the errors of :func:`blockwise_lr.param_groups`, such as for a
@@ -148,6 +154,7 @@ class BlockwiseTrainer(Trainer):
         try:
             super().__init__(*args, **kwargs)
             # Report contradictory settings before the data is loaded.
+            check_optimizer(self.args, self.optimizer_cls_and_kwargs)
             self._settings.choose_schedule(self.args)
         finally:
             before.restore()  # accelerate also switches TF32 on for torch_compile
@@ -222,16 +229,9 @@ class BlockwiseTrainer(Trainer):
         """Build the optimizer that ``args.optim`` names (AdamW by default) on blockwise parameter groups."""
         if self.optimizer is None:
             target = cast("PreTrainedModel", self.model if model is None else model)
-            if self.optimizer_cls_and_kwargs is not None:
-                optimizer_cls, kwargs = self.optimizer_cls_and_kwargs
-                if "params" in kwargs:
-                    raise ValueError(
-                        "BlockwiseTrainer makes the parameter groups itself: give optimizer_cls_and_kwargs without "
-                        "`params`, or pass blockwise_optimizer(...) to transformers.Trainer"
-                    )
-            else:
-                optimizer_cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, target)
+            optimizer_cls, kwargs = choice = choose_optimizer(self, target)
             self.optimizer = optimizer_cls(self._settings.groups(target, self.args, self._scales), **kwargs)
+            keep_embeddings_in_32_bits(choice, target)
             carry_over_moments(
                 self.optimizer, target, self._settings.on_change, ratios_move=self._moving is not None
             )
