@@ -16,6 +16,8 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.optim import resolve_ratios
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.presets import Setting
+from blockwise_lr.tune.search import check_folder
+from blockwise_lr.tune.search_plan import SearchPlan
 
 TUNED = dict.fromkeys(("adamw:uniform:N", "adamw:uniform:2N", "adamw:paper:N"), Setting(2e-3))
 HOSTILE = '<script>alert("$x$ & 1")</script>|`[a](b)'
@@ -372,6 +374,54 @@ def test_a_damaged_run_is_named(finished, tuned_comparison, damage, message):
     damage(finished / content["arms"]["paper"]["seeds"][1]["run"])
     with pytest.raises(UserError, match=message):
         render(finished)
+
+
+def test_a_comparison_leaves_a_search_and_its_plan_alone(tmp_path):
+    check_folder(SearchPlan(BASE), tmp_path / "search")
+    before = (tmp_path / "search" / "plan.json").read_bytes()
+    message = r"plan\.json is not the plan of a comparison; choose another --out"
+    with pytest.raises(UserError, match=message):
+        synthetic_compare(tmp_path / "search", tuned=TUNED)
+    with pytest.raises(UserError, match=message):
+        render(tmp_path / "search")
+    assert [path.name for path in (tmp_path / "search").iterdir()] == ["plan.json"]
+    assert (tmp_path / "search" / "plan.json").read_bytes() == before
+    check_folder(SearchPlan(BASE), tmp_path / "search")  # it can be continued
+    assert synthetic_compare(tmp_path / "another", tuned=TUNED)["arms"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "no JSON", "\xff", '{"plan": {}}', '{"command": "", "date": ""}']
+)
+def test_a_file_that_is_not_the_plan_of_a_comparison_is_refused(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content.encode("latin-1"))
+    for refused in (lambda: synthetic_compare(tmp_path, tuned=TUNED), lambda: render(tmp_path)):
+        with pytest.raises(UserError, match="is not the plan of a comparison; choose another --out"):
+            refused()
+    assert path.read_bytes() == content.encode("latin-1")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("command", ["robustness", "ablation", "scaling", "tune"])
+def test_a_comparison_does_not_replace_the_report_of_another_command(tmp_path, command):
+    (tmp_path / f"{command}.json").write_text("{}")
+    with pytest.raises(UserError) as error:
+        synthetic_compare(tmp_path, tuned=TUNED)
+    assert str(error.value) == (
+        f"{tmp_path} holds the report of {command} ({command}.json), and compare would replace it; choose another --out"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [f"{command}.json"]
+
+
+def test_other_arms_and_seeds_go_on_in_the_folder_of_a_comparison(tmp_path):
+    synthetic_compare(tmp_path, tuned=TUNED)
+    runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    assert synthetic_compare(tmp_path, tuned=TUNED, seeds=[0, 1])["seeds"] == [0, 1]
+    assert (
+        runs.items()
+        <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}.items()
+    )
 
 
 def test_a_folder_without_a_comparison_is_refused(tmp_path):

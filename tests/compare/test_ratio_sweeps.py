@@ -249,6 +249,50 @@ def test_a_diverged_arm_is_named_and_hostile_text_is_shown_and_not_run(tmp_path)
     assert f"\n```\n{hostile}\n```\n" in (tmp_path / "report.md").read_text()
 
 
+def test_a_sweep_does_not_replace_the_report_of_the_other_and_shares_its_runs(tmp_path):
+    """Two folders with one `runs`, as studies/2026-11-robustness has them."""
+    points = {
+        "robustness": robustness_points("adamw", RATIOS, [Block.EMB, Block.VO], (0.5,)),
+        "ablation": ablation_points("adamw", RATIOS, BLOCKS),
+    }
+    for kind in points:
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "runs").symlink_to(Path("..") / "runs", target_is_directory=True)
+    (tmp_path / "runs").mkdir()
+    for first, second in (("robustness", "ablation"), ("ablation", "robustness")):
+        swept(first, points[first], tmp_path / first, seeds=(0,))
+        report = (tmp_path / first / "report.md").read_bytes()
+        with pytest.raises(UserError) as error:
+            swept(second, points[second], tmp_path / first, seeds=(0,))
+        assert str(error.value) == (
+            f"{tmp_path / first} holds the report of {first} ({first}.json), and {second} would replace it; "
+            "choose another --out"
+        )
+        assert (tmp_path / first / "report.md").read_bytes() == report
+        assert not (tmp_path / first / f"{second}.json").exists()
+    arms = {path.parent.name.partition("-60steps")[0] for path in tmp_path.glob("runs/*/result.json")}
+    assert len(arms) == len(list(tmp_path.glob("runs/*/result.json")))  # what both need was trained once
+
+
+@pytest.mark.parametrize("kind", ["robustness", "ablation"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("compare.json", r"holds the report of compare \(compare\.json\)"),
+        ("tune.json", r"holds the report of tune \(tune\.json\)"),
+        ("scaling.json", r"holds the report of scaling \(scaling\.json\)"),
+        ("plan.json", r"holds a comparison or a search \(plan\.json\)"),
+    ],
+)
+def test_a_sweep_is_refused_in_the_folder_of_another_command(tmp_path, kind, name, message):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("{}")
+    points = ablation_points("adamw", RATIOS, BLOCKS)
+    with pytest.raises(UserError, match=f"{message}.*choose another --out"):
+        swept(kind, points, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [name]
+
+
 def test_mistakes_are_explained():
     with pytest.raises(
         UserError, match="--ratios uniform has no block to switch on: give ratios that are not all"

@@ -538,6 +538,13 @@ def test_two_sizes_with_one_count_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_report_of_another_command_is_not_replaced(tmp_path):
+    (tmp_path / "compare.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds the report of compare \(compare.json\), and scaling would replace"):
+        fit_sizes([tmp_path], tmp_path, command="")
+    assert [path.name for path in tmp_path.iterdir()] == ["compare.json"]
+
+
 def test_a_diverged_arm_can_be_left_out(tmp_path):
     laws = {**shifted(2), "adamw:paper": (3.0, 20.0, 0.3)}
     folders = write_comparisons(tmp_path, laws)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from blockwise_lr.tune.search import check_folder, run_search
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.search_progress import SearchProgress
 from blockwise_lr.tune.trial_store import TrialStore
+from blockwise_lr.tune.tuning import tune
 from blockwise_lr.tune.worker_pool import WorkerPool
-from support.synthetic_search import BASE, PLAN, WORKER, search
+from support.synthetic_search import BASE, PLAN, WORKER, quiet, search
 
 
 def trials(store):
@@ -109,8 +111,14 @@ def test_without_a_rule_no_run_ends_early(tmp_path):
 
 def test_nothing_but_divergence_is_said_as_it_is(tmp_path):
     plan = replace(PLAN, base=replace(BASE, optim=replace(BASE.optim, base_lr=5.0)))
-    with pytest.raises(UserError, match="every run with one learning rate for all blocks diverged"):
-        search(plan, tmp_path)
+    check_folder(plan, tmp_path / "far")
+    with pytest.raises(UserError, match="every run with one learning rate for all blocks diverged") as error:
+        search(plan, tmp_path / "far")
+    assert str(error.value).endswith("lower --base-lr, with another --out")
+    with pytest.raises(UserError, match="holds a search with --base-lr 5.0"):
+        check_folder(PLAN, tmp_path / "far")
+    check_folder(PLAN, tmp_path / "near")
+    assert search(PLAN, tmp_path / "near").best("uniform") is not None
 
 
 def test_a_failing_trial_is_named(tmp_path, monkeypatch):
@@ -119,19 +127,69 @@ def test_a_failing_trial_is_named(tmp_path, monkeypatch):
         search(PLAN, tmp_path)
 
 
-def test_another_search_in_the_folder_is_refused_by_the_setting_that_differs(tmp_path):
+def with_optim(**changes):
+    return replace(PLAN, base=replace(BASE, optim=replace(BASE.optim, **changes)))
+
+
+@pytest.mark.parametrize(
+    ("plan", "there", "here"),
+    [
+        (replace(PLAN, base=replace(BASE, steps=50)), "--steps 100", "--steps 50"),
+        (replace(PLAN, proxy="8x1"), "--proxy 16x2", "--proxy 8x1"),
+        (replace(PLAN, early_end=None), "--early-end", "--no-early-end"),
+        (replace(PLAN, base=replace(BASE, compile=True)), "--no-compile", "--compile"),
+        (replace(PLAN, base=replace(BASE, tf32=True)), "--no-tf32", "--tf32"),
+        (with_optim(relative_to="init"), "--relative-to lr", "--relative-to init"),
+        (with_optim(warmup_start="zero"), "--warmup-start above_zero", "--warmup-start zero"),
+        (with_optim(no_decay="norm"), "--no-decay ''", "--no-decay norm"),
+    ],
+)
+def test_another_search_in_the_folder_is_refused_by_the_flags_that_differ(tmp_path, plan, there, here):
+    for before, now, flags in ((PLAN, plan, (there, here)), (plan, PLAN, (here, there))):
+        out = tmp_path / flags[0]
+        check_folder(before, out)
+        with pytest.raises(UserError) as error:
+            check_folder(now, out)
+        assert str(error.value) == (
+            f"{out} holds a search with {flags[0]}, and this one has {flags[1]}: choose another --out, or give the "
+            "same settings to continue it"
+        )
+        check_folder(before, out)
+
+
+def test_two_rules_of_the_early_end_are_told_apart(tmp_path):
+    check_folder(PLAN, tmp_path)
+    with pytest.raises(
+        UserError, match=r"--early-end \[0.6, 0.4, 3\], and this one has --early-end \[0.6, 0.2, 3\]"
+    ):
+        check_folder(replace(PLAN, early_end=EarlyEnd(margin=0.2)), tmp_path)
+
+
+def test_more_trials_repeats_and_another_sampler_are_the_same_search(tmp_path):
     check_folder(PLAN, tmp_path)
     check_folder(replace(PLAN, trials=30, repeats=3, sampler="cma-es"), tmp_path)
-    for plan, message in (
-        (replace(PLAN, base=replace(BASE, steps=50)), "holds a search with --steps 100, and this one has 50"),
-        (replace(PLAN, proxy="8x1"), "holds a search with --proxy 16x2, and this one has 8x1"),
-        (replace(PLAN, early_end=None), "holds a search with --early-end"),
-    ):
-        with pytest.raises(UserError, match=message):
-            check_folder(plan, tmp_path)
-    (tmp_path / "plan.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{}", "no JSON", "\xff", '{"identity": []}', '{"identity": {}}', '{"identity": {"steps": 7}}'],
+)
+def test_a_file_that_is_not_the_plan_of_a_search_is_refused(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match="is not the plan of a search; choose another --out"):
         check_folder(PLAN, tmp_path)
+    assert path.read_bytes() == content.encode("latin-1")
+
+
+@pytest.mark.parametrize("command", ["compare", "robustness", "ablation", "scaling"])
+def test_a_folder_with_the_report_of_another_command_is_refused(tmp_path, command):
+    (tmp_path / f"{command}.json").write_text("{}")
+    message = rf"holds the report of {command} \({command}\.json\), .* choose another --out"
+    with pytest.raises(UserError, match=message):
+        check_folder(PLAN, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{command}.json"]
+    check_folder(PLAN, tmp_path / "another")
 
 
 def test_another_sampler_continues_a_search(tmp_path, whole):
@@ -146,13 +204,18 @@ def test_a_plan_is_the_same_after_json():
         assert SearchPlan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
 
 
-def test_a_damaged_record_is_named(tmp_path):
-    search(replace(PLAN, trials=5), tmp_path)
-    (tmp_path / "trials" / "0003.json").write_text('{"number": 3}')
-    with pytest.raises(
-        UserError, match=r"cannot read the trial .*0003\.json: .*delete the file to run the trial again"
-    ):
+def test_a_damaged_record_is_named_and_runs_again_without_its_files(tmp_path):
+    plan = replace(PLAN, trials=5, repeats=1)
+    search(plan, tmp_path)
+    record, run = tmp_path / "trials" / "0005.json", tmp_path / "runs" / "0005"
+    record.write_text('{"number": 5}')
+    with pytest.raises(UserError, match="cannot read the trial") as error:
         TrialStore(tmp_path / "trials")
+    assert str(error.value).endswith(f"delete the file and {run} to run the trial again")
+    record.unlink()
+    shutil.rmtree(run)
+    assert len(search(plan, tmp_path).records) == 5
+    assert run.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -167,9 +230,24 @@ def test_numbers_out_of_range_are_refused(settings, message):
         replace(PLAN, **settings)
 
 
+def test_the_seeds_of_the_repeats_are_checked_at_the_start():
+    def plan(seed, repeats):
+        return replace(PLAN, base=replace(BASE, seed=seed), repeats=repeats)
+
+    with pytest.raises(UserError, match="--seed is 4294967294, and --repeats 3 also trains with 4294967296"):
+        plan(2**32 - 2, 3)
+    assert plan(2**32 - 3, 3).repeats == plan(2**32 - 2, 2).repeats + 1 == 3  # both remedies work
+
+
 def test_no_workers_are_refused(tmp_path):
     with pytest.raises(UserError, match="--workers must be at least 1; got 0"):
         search(PLAN, tmp_path, workers=0)
+
+
+def test_a_wrong_number_of_workers_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="--workers must be at least 1; got -1"):
+        tune(PLAN, tmp_path / "out", workers=-1, command="", progress=quiet(), worker=WORKER)
+    assert not (tmp_path / "out").exists()
 
 
 _SEARCH = """

@@ -13,11 +13,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from blockwise_lr import param_groups, split_fused
 from blockwise_lr.errors import UserError
+from blockwise_lr.train.build_model import build_model
+from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.ratio_text import parse_ratios
+from blockwise_lr.train.run_optimizer import groups_of_run, optimizer_of_run
+from blockwise_lr.train.settings import OptimSettings
 from blockwise_lr.tune.search_findings import build_content, is_bracketed
 from blockwise_lr.tune.search_report import print_summary, write_results
-from blockwise_lr.tune.search_wording import warnings
+from blockwise_lr.tune.search_wording import paste, warnings
 from blockwise_lr.tune.space import Point, Space
 from blockwise_lr.tune.trial_store import TrialRecord
 from support.synthetic_search import PLAN, search
@@ -89,6 +94,47 @@ def test_the_lines_to_paste_run():
     exec(RECORDED["paste"]["python"], found)
     lrs = {group["block"]: group["lr"] for group in found["groups"]}
     assert lrs["norm"] == pytest.approx(1e-2 * 0.186 * RECORDED["ratios"]["norm"], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("optim", "added"),
+    [
+        ({}, ""),
+        ({"relative_to": "init"}, ', relative_to="init"'),
+        ({"decay": "constant"}, ', decay="constant"'),
+        ({"no_decay": "1d"}, ', no_decay="1d"'),
+        ({"no_decay": "norm,pos"}, ', no_decay=["norm", "pos"]'),
+        ({"weight_decay": 0.05}, ", weight_decay=0.05"),
+        ({"optimizer": "sgd"}, ", weight_decay=0"),
+        ({"weight_decay_by_block": "emb=0,ffn=0.2"}, ', weight_decay={"emb": 0, "ffn": 0.2}'),
+        ({"weight_decay": 0.05, "weight_decay_by_block": "emb=0.1,norm=0"}, None),
+        ({"relative_to": "init", "decay": "constant", "no_decay": "emb", "weight_decay": 0.3}, None),
+    ],
+)
+def test_the_lines_to_paste_make_the_groups_of_the_run(closed_form, optim, added):
+    model = ModelConfig(family="gpt2", hidden_size=64, layers=4, heads=2, vocab_size=256, context=64)
+    base = replace(PLAN.base, model=model, optim=replace(PLAN.base.optim, **optim))
+    plan = replace(PLAN, base=base, proxy="none")
+    python = paste(plan, {**closed_form, "ratios": {**closed_form["ratios"], "pos": 2.0}})["python"]
+    if added is not None:
+        assert python.endswith(f"}}{added})")
+
+    point = Point.from_dict(closed_form["best"]["point"])
+    config = plan.config(replace(point, ratios={**point.ratios, "pos": 2.0}))
+    module = split_fused(build_model(config.model, seed=0))
+    kind, options = optimizer_of_run(config.optim)
+    run = kind(groups_of_run(config.optim, OptimSettings.of(config), module), lr=1.0, **options)
+    given = {"LR": closed_form["uniform"]["point"]["base_lr"], "model": module, "param_groups": param_groups}
+    exec(python, given)
+    expected = by_parameter(run.param_groups)
+    found = by_parameter(given["groups"])
+    assert found.keys() == expected.keys() == {name for name, _ in module.named_parameters()}
+    for name, values in expected.items():
+        assert found[name] == pytest.approx(values, rel=0.01), name
+
+
+def by_parameter(groups):
+    return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
 
 
 def test_the_command_to_paste_keeps_the_run_and_drops_the_search(closed_form):
@@ -169,6 +215,21 @@ def test_a_bound_of_the_space_is_as_good_as_a_trial_beyond_it(tried, best, expec
     trials = [TrialRecord(i, "uniform", Point(1e-3, warmup), seed=0) for i, warmup in enumerate(tried)]
     chosen = trials[tried.index(best)]
     assert is_bracketed("warmup", chosen, trials, Space([])) is expected
+
+
+def test_a_uniform_rate_at_the_edge_is_searched_on_in_another_folder(closed_form):
+    content = {**closed_form, "uniform": {**closed_form["uniform"], "bracketed": False}}
+    (said,) = (warning for warning in warnings(content) if "learning rate is at the edge" in warning)
+    assert said.endswith("give it more --trials, or another --base-lr with another --out.")
+
+
+def test_fewer_trials_than_before_count_the_uniform_ones_that_were_run(tmp_path):
+    search(replace(PLAN, trials=20), tmp_path)
+    content = content_of(replace(PLAN, trials=5), tmp_path)
+    assert content["uniform_trials"] == 4
+    assert content["warnings"][-1].startswith(
+        "The best of 16 trials is compared with the best of 4 uniform ones."
+    )
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):

@@ -15,6 +15,7 @@ from blockwise_lr.compare.scaling_figures import draw_factors, draw_gaps, draw_l
 from blockwise_lr.compare.scaling_sizes import Counted, read_sizes
 from blockwise_lr.compare.scaling_tables import scaling_tables
 from blockwise_lr.compare.tables import Table, escape_markdown, markdown_table
+from blockwise_lr.compare.write_report import check_no_other_report
 from blockwise_lr.files import make_folder, write_json_atomic, write_text_atomic
 
 SCALING = "scaling.json"
@@ -45,8 +46,9 @@ def fit_sizes(
 
     Raises:
         UserError: a folder cannot be used, the sizes do not compare, two have the same number of counted parameters, or
-            there are fewer than four.
+            there are fewer than four; or `out` holds the report of another command.
     """
+    check_no_other_report("scaling", out)
     sizes, names = read_sizes(folders, arms)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     content = scaling_content(sizes, names, counted=counted, draws=draws, command=command, date=date)

@@ -19,7 +19,8 @@ from blockwise_lr.compare.sweep_findings import sweep_content
 from blockwise_lr.compare.sweep_plan import SweepPlan
 from blockwise_lr.compare.sweep_tables import sweep_tables, sweep_title
 from blockwise_lr.compare.tables import Table, escape_markdown, markdown_table
-from blockwise_lr.compare.write_report import check_runs
+from blockwise_lr.compare.write_report import check_no_other_report, check_runs
+from blockwise_lr.errors import UserError
 from blockwise_lr.files import write_json_atomic, write_text_atomic
 
 
@@ -47,13 +48,28 @@ def run_sweep(
 
     Returns:
         The content of KIND.json; see :func:`blockwise_lr.compare.sweep_findings.sweep_content`.
+
+    Raises:
+        UserError: a run failed, or `out` is in use or holds a comparison, a search or another sweep.
     """
     out = Path(out)
+    _check_folder(kind, out)
     check_runs(plan)
     run_all(plan, out, jobs, progress, runner=runner)
     date = datetime.now(UTC).isoformat(timespec="seconds")
     made = sweep_content(kind, points, read_results(plan, out), out, command=command, date=date)
     return write_sweep(made, out)
+
+
+def _check_folder(kind: Kind, out: Path) -> None:
+    """Check that the report of a sweep replaces no other. The two kinds of sweep can share out/runs through links.
+
+    Raises:
+        UserError: `out` holds a comparison, a search or another sweep.
+    """
+    check_no_other_report(kind, out)
+    if (out / "plan.json").exists():
+        raise UserError(f"{out} holds a comparison or a search (plan.json); choose another --out for {kind}")
 
 
 def write_sweep(content: Mapping[str, Any], out: Path) -> dict[str, Any]:

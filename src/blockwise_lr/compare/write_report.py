@@ -25,6 +25,9 @@ from blockwise_lr.train.presets import Setting
 REPORT_PACKAGES = ("scipy", "matplotlib", "jinja2")
 """The packages that the report needs."""
 
+_REPORTING = ("compare", "robustness", "ablation", "scaling", "tune")
+"""The commands that write report.md and report.html, and NAME.json after them."""
+
 
 def compare(
     base: TrainConfig,
@@ -66,8 +69,8 @@ def compare(
         The content of compare.json; see `build_content` for its keys.
 
     Raises:
-        UserError: the settings are invalid, a run failed, `out` is in use, or a package that the report needs is
-            missing.
+        UserError: the settings are invalid, a run failed, `out` is in use or holds something else than a comparison,
+            or a package that the report needs is missing.
 
     Example:
         >>> arms = [Arm.parse("adamw:uniform"), Arm.parse("adamw:paper")]
@@ -88,6 +91,7 @@ def compare(
         refine=refine,
     )
     out = Path(out)
+    check_no_other_report("compare", out)
     stored = {"plan": json.loads(json.dumps(plan.to_dict())), "command": command}
     done = _same_plan(out, stored["plan"])  # a repeated plan needs no checks, and keeps its date
     if not done:
@@ -97,6 +101,20 @@ def compare(
         stored["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_json_atomic(out / "plan.json", stored)
     return render(out)
+
+
+def check_no_other_report(command: str, out: Path) -> None:
+    """Check that `out` holds no report of another command, which the report of `command` would replace.
+
+    Raises:
+        UserError: it holds one; the message names the file that shows it.
+    """
+    for other in _REPORTING:
+        if other != command and (out / f"{other}.json").exists():
+            raise UserError(
+                f"{out} holds the report of {other} ({other}.json), and {command} would replace it; "
+                "choose another --out"
+            )
 
 
 def check_runs(plan: Plan) -> None:
@@ -122,7 +140,23 @@ def check_runs(plan: Plan) -> None:
 def _same_plan(out: Path, plan: Mapping[str, Any]) -> bool:
     """Return whether `out` holds a finished comparison of this plan."""
     path = out / "plan.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["plan"] == plan
+    return path.exists() and bool(_read_plan(path)["plan"] == plan)
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    """Return the content of a comparison's plan.json.
+
+    Raises:
+        UserError: it belongs to a search, or to nothing that this package writes.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        stored = None
+    expected = {"plan", "command", "date"}
+    if not isinstance(stored, dict) or not expected <= stored.keys() or "identity" in stored:
+        raise UserError(f"{path} is not the plan of a comparison; choose another --out")
+    return stored
 
 
 def render(out: str | Path) -> dict[str, Any]:
@@ -135,11 +169,11 @@ def render(out: str | Path) -> dict[str, Any]:
         The content of compare.json; see `build_content` for its keys.
 
     Raises:
-        UserError: there is no comparison in `out`, or runs are missing.
+        UserError: there is no comparison in `out`, it holds something else, or runs are missing.
     """
     out = Path(out)
     try:
-        stored = json.loads((out / "plan.json").read_text(encoding="utf-8"))
+        stored = _read_plan(out / "plan.json")
     except FileNotFoundError:
         raise UserError(
             f"{out} holds no comparison (no plan.json); run a compare command with --out {out}"

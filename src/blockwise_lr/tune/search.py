@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from blockwise_lr.compare.execute import sigterm_interrupts
+from blockwise_lr.compare.write_report import check_no_other_report
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import make_folder, write_json_atomic
 from blockwise_lr.locks import HeldError, take_lock
+from blockwise_lr.train.config import TrainConfig, config_from_dict
+from blockwise_lr.train.config_fields import flatten
 from blockwise_lr.tune.ask_tell import Sampler
 from blockwise_lr.tune.samplers import make_sampler
 from blockwise_lr.tune.search_plan import SearchPlan
@@ -54,8 +58,7 @@ def run_search(
         UserError: a trial failed, `out` holds another search or is in use, or no run of a phase finished.
         KeyboardInterrupt: on Ctrl-C, after the workers have ended; on SIGTERM, its subclass SigtermInterrupt.
     """
-    if workers < 1:
-        raise UserError(f"--workers must be at least 1; got {workers}")
+    check_workers(workers)
     make_folder(out)
     try:
         lock = take_lock(out / ".lock")
@@ -76,28 +79,70 @@ def run_search(
         lock.release()
 
 
-def check_folder(plan: SearchPlan, out: Path) -> None:
-    """Check that `out` holds no other search, and record the plan there.
+def check_workers(workers: int) -> None:
+    """Check the number of trials in parallel.
 
     Raises:
-        UserError: `out` holds a search with other settings; the message names the first that differs.
+        UserError: it is below 1.
     """
+    if workers < 1:
+        raise UserError(f"--workers must be at least 1; got {workers}")
+
+
+def check_folder(plan: SearchPlan, out: Path) -> None:
+    """Check that `out` holds no other search and no report of another command, and record the plan there.
+
+    Raises:
+        UserError: `out` holds a search with other settings; the message names the first that differs. Or it holds
+            a comparison, a sweep or a fit over sizes.
+    """
+    check_no_other_report("tune", out)
     path = out / PLAN
     identity = json.loads(json.dumps(plan.identity()))
     if path.exists():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))["identity"]
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path} is not the plan of a search; choose another --out") from None
+        before, base = _read_plan(path)
         for name in sorted(identity.keys() | before.keys()):
             if before.get(name) != identity.get(name):
-                flag = name.rpartition(".")[2].replace("_", "-")
+                there, here = _typed(name, before, config_from_dict(base)), _typed(name, identity, plan.base)
+                if there == here:  # two rules for the early end, which only Python code can set
+                    there, here = f"{there} {before[name]}", f"{here} {identity[name]}"
                 raise UserError(
-                    f"{out} holds a search with --{flag} {before.get(name)}, and this one has {identity.get(name)}: "
-                    "choose another --out, or give the same settings to continue it"
+                    f"{out} holds a search with {there}, and this one has {here}: choose another --out, or give the "
+                    "same settings to continue it"
                 )
     make_folder(out)
     write_json_atomic(path, {"identity": identity, "plan": plan.to_dict()})
+
+
+def _read_plan(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the identity of the search in plan.json, and the configuration of its run.
+
+    Raises:
+        UserError: it is not the plan of a search.
+    """
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        identity, base = stored["identity"], stored["plan"]["base"]
+    except (ValueError, KeyError, TypeError):
+        identity = base = None
+    if not (isinstance(identity, dict) and isinstance(base, dict)):
+        raise UserError(f"{path} is not the plan of a search; choose another --out")
+    return identity, base
+
+
+def _typed(name: str, identity: Mapping[str, Any], base: TrainConfig) -> str:
+    """Return a setting as it is typed, such as "--steps 100" or "--no-early-end".
+
+    Args:
+        name: the name of the setting in the identity.
+        identity: the identity of the search. Without the name, the value is that of `base`.
+        base: the configuration of the search's run.
+    """
+    flag = name.rpartition(".")[2].replace("_", "-")
+    value = identity[name] if name in identity else flatten(base.to_dict()).get(name)
+    if name == "early_end" or isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    return f"--{flag} {shlex.quote(str(value))}"
 
 
 @dataclass
@@ -120,7 +165,7 @@ class _Search:
         if uniform is None:
             raise UserError(
                 "every run with one learning rate for all blocks diverged, so there is nothing to compare with: "
-                "lower --base-lr"
+                "lower --base-lr, with another --out"
             )
         space = plan.space(blocks)
         self.known = plan.ratio_start(space, uniform.point)

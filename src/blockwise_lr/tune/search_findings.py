@@ -83,7 +83,7 @@ def build_content(
             "stands_for": None if model == plan.base.model else describe_size(plan.base.model),
         },
         "early_end": plan.to_dict()["early_end"],
-        "uniform_trials": plan.uniform_trials,
+        "uniform_trials": sum(record.phase == "uniform" for record in search),
         "uniform": {
             **_chosen(uniform, runs["uniform"]),
             "bracketed": is_bracketed("base_lr", uniform, search, space),

@@ -14,6 +14,7 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.optim.ratios import DEFAULT_RATIOS, MEASURED_RATIOS, spell_ratios
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, TrainConfig, config_from_dict, identity
+from blockwise_lr.train.ranges import LARGEST_SEED
 from blockwise_lr.tune.early_end import DEFAULT_RULE, EarlyEnd
 from blockwise_lr.tune.proxy import describe_size, proxy_model
 from blockwise_lr.tune.samplers import AUTO
@@ -63,6 +64,12 @@ class SearchPlan:
             )
         if self.repeats < 1:
             raise UserError(f"--repeats is {self.repeats}; expected 1 or more")
+        last = self.seed + self.repeats - 1
+        if self.seed <= LARGEST_SEED < last:
+            raise UserError(
+                f"--seed is {self.seed}, and --repeats {self.repeats} also trains with {last}; expected a --seed of "
+                f"{LARGEST_SEED - self.repeats + 1} at most, or fewer --repeats"
+            )
 
     @property
     def uniform_trials(self) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from blockwise_lr.blocks import Block
 from blockwise_lr.compare.wording import format_interval, format_p_value, format_signed
-from blockwise_lr.optim.block_values import format_pairs
+from blockwise_lr.optim.block_values import digits, format_pairs
+from blockwise_lr.optim.decay import WEIGHT_DECAY, resolve_decay
+from blockwise_lr.train.settings import OptimSettings
 from blockwise_lr.tune.search_plan import SearchPlan
+from blockwise_lr.tune.space import Point
 from blockwise_lr.tune.valley import ALLOWED, REACH
 
 RATIOS = "ratios.json"
@@ -96,7 +101,7 @@ def warnings(content: Mapping[str, Any]) -> list[str]:
     if not content["uniform"]["bracketed"]:
         found.append(
             "The best uniform learning rate is at the edge of those tried, so uniform may not be tuned: give it more "
-            "--trials, or another --base-lr."
+            "--trials, or another --base-lr with another --out."
         )
     if not content["uniform"].get("warmup_bracketed", True):
         found.append(
@@ -155,7 +160,7 @@ def paste(plan: SearchPlan, content: Mapping[str, Any]) -> dict[str, str]:
     warmup = content["best"]["point"]["warmup"]
     python = (
         f"lr = {factor} * LR  # LR is your tuned uniform learning rate\n"
-        f"groups = param_groups(model, lr=lr, ratios={{{ratios}}})"
+        f"groups = param_groups(model, lr=lr, ratios={{{ratios}}}{_group_options(plan, content)})"
     )
     on_itself = content["proxy"]["stands_for"] is None
     lr = content["best"]["point"]["base_lr"] if on_itself else plan.first_rate * content["lr_factor"]
@@ -173,6 +178,33 @@ def paste(plan: SearchPlan, content: Mapping[str, Any]) -> dict[str, str]:
     )
     pairs = format_pairs({block: float(f"{ratio:.3g}") for block, ratio in content["ratios"].items()})
     return {"python": python, "command": command, "ratios": pairs}
+
+
+def _group_options(plan: SearchPlan, content: Mapping[str, Any]) -> str:
+    """Return the arguments of `param_groups` for which the run does not use the default, each after a comma."""
+    config = plan.config(Point.from_dict(content["best"]["point"]))
+    optim, settings = config.optim, OptimSettings.of(config)
+    options = {}
+    if optim.relative_to == "init":
+        options["relative_to"] = '"init"'
+    if optim.decay != "coupled":
+        options["decay"] = f'"{optim.decay}"'
+    if settings.no_decay:
+        options["no_decay"] = json.dumps(settings.no_decay)
+    if settings.weight_decay_by_block:
+        options["weight_decay"] = _weight_decays(settings, content["ratios"])
+    elif settings.weight_decay != WEIGHT_DECAY:
+        options["weight_decay"] = digits(settings.weight_decay)
+    return "".join(f", {name}={value}" for name, value in options.items())
+
+
+def _weight_decays(settings: OptimSettings, blocks: Iterable[str]) -> str:
+    """Return the weight decay of single blocks as Python; of all `blocks` if the others do not have the default."""
+    decays = dict(settings.weight_decay_by_block)
+    if settings.weight_decay != WEIGHT_DECAY:
+        every, _ = resolve_decay(decays, "coupled", settings.weight_decay)
+        decays = {Block(block): every[Block(block)] for block in blocks} | decays
+    return "{" + ", ".join(f'"{block.value}": {digits(decay)}' for block, decay in decays.items()) + "}"
 
 
 def _train_command(command: str) -> list[str]:

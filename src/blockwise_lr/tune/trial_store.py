@@ -91,8 +91,9 @@ class TrialStore:
             try:
                 record = TrialRecord.from_dict(json.loads(path.read_text(encoding="utf-8")))
             except (OSError, ValueError, KeyError, TypeError) as error:
+                run = folder.parent / "runs" / path.stem  # it refuses a trial with another point
                 raise UserError(
-                    f"cannot read the trial {path}: {error}; delete the file to run the trial again"
+                    f"cannot read the trial {path}: {error}; delete the file and {run} to run the trial again"
                 ) from None
             self.records[record.number] = record
 

@@ -18,7 +18,7 @@ from blockwise_lr.train.build_model import count_parameters
 from blockwise_lr.train.checks import check_config
 from blockwise_lr.tune.proxy import describe_size
 from blockwise_lr.tune.samplers import make_sampler
-from blockwise_lr.tune.search import check_folder, run_search
+from blockwise_lr.tune.search import check_folder, check_workers, run_search
 from blockwise_lr.tune.search_findings import build_content
 from blockwise_lr.tune.search_plan import SearchPlan
 from blockwise_lr.tune.search_progress import SearchProgress
@@ -52,8 +52,10 @@ def tune(
         The content of tune.json; see `build_content` for its keys.
 
     Raises:
-        UserError: the settings are invalid, a trial failed, or `out` holds another search.
+        UserError: the settings are invalid, a trial failed, or `out` holds another search or the report of another
+            command.
     """
+    check_workers(workers)
     progress = progress or SearchProgress()
     space = plan.space(plan.blocks())
     make_sampler(plan.sampler_name, space)  # raises an error for an unknown sampler or a missing package
