@@ -39,7 +39,9 @@ def _tuned(shape: str, steps: int, rules: Sequence[str], results: Results) -> It
     for best in chosen.values():
         yield from at_seeds(best, SEEDS[steps][1:])
     if uniform := chosen.get("uniform"):
-        yield from at_seeds(unchanged(uniform), SEEDS[steps])
+        yield from at_seeds(unchanged(uniform, "half"), SEEDS[steps])
+        if EMBEDDING in rules:
+            yield from at_seeds(unchanged(uniform, EMBEDDING), SEEDS[steps])
 
 
 def _searched(shape: str, steps: int, results: Results) -> Iterator[Arm]:

@@ -78,9 +78,9 @@ def baseline(chosen: Arm, results: Results) -> tuple[list[Arm], Arm | None]:
     return [chosen, *arms], best
 
 
-def unchanged(uniform: Arm) -> Arm:
-    """Return the arm of a user who changes nothing but the ratios: the default at all settings of tuned uniform."""
-    return replace(uniform, ratios=RULES["half"])
+def unchanged(uniform: Arm, rule: str) -> Arm:
+    """Return the arm of a user who changes nothing but the ratios: those of a rule at all settings of tuned uniform."""
+    return replace(uniform, ratios=COMPARED[rule])
 
 
 def search(shape: str, steps: int, results: Results) -> tuple[list[Arm], Arm | None]:

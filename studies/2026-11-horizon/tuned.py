@@ -18,10 +18,10 @@ HORIZONS = tuple(SEEDS)
 SEARCHED = "searched"
 """The name, beside those of COMPARED, of the ratios that were searched at their own horizon."""
 
-UNCHANGED = "half, nothing else changed"
-"""`half` at the base learning rate, warm-up, decay and beta2 that were tuned for uniform."""
+UNCHANGED = {rule: f"{rule}, nothing else changed" for rule in ("half", EMBEDDING)}
+"""Rules at the base learning rate, warm-up, decay and beta2 that were tuned for uniform, by name."""
 
-OTHERS = (*(rule for rule in COMPARED if rule != "uniform"), UNCHANGED, SEARCHED)
+OTHERS = (*(rule for rule in COMPARED if rule != "uniform"), *UNCHANGED.values(), SEARCHED)
 """What is compared with uniform."""
 
 
@@ -31,7 +31,7 @@ def planned(shape: str, steps: int, rule: str) -> bool:
         return (shape, steps) in SEARCHES
     if rule == PREDICTED:
         return (shape, steps) == UNUSED
-    if rule == EMBEDDING:
+    if rule in (EMBEDDING, UNCHANGED[EMBEDDING]):
         return shape == "llama-600k" and steps != LONGEST
     return steps != LONGEST or (shape == "llama-600k" and rule != "paper")
 
@@ -53,9 +53,10 @@ def tuned(shape: str, steps: int, rule: str, results: Results) -> Tuned | None:
         best = search(shape, steps, results)[1]
     elif rule == PREDICTED:
         best = predicted(results)[1]
-    elif rule == UNCHANGED:
+    elif rule in UNCHANGED.values():
         uniform = settled(shape, steps, "uniform", results)
-        best = uniform and unchanged(uniform)
+        ratios = next(name for name, title in UNCHANGED.items() if title == rule)
+        best = uniform and unchanged(uniform, ratios)
     else:
         best = settled(shape, steps, rule, results)
     if best is None or results.loss(best) is None:

@@ -540,7 +540,9 @@ def test_two_sizes_with_one_count_are_refused(tmp_path):
 
 def test_the_report_of_another_command_is_not_replaced(tmp_path):
     (tmp_path / "compare.json").write_text("{}")
-    with pytest.raises(UserError, match=r"holds the report of compare \(compare.json\), and scaling would replace"):
+    with pytest.raises(
+        UserError, match=r"holds the report of compare \(compare.json\), and scaling would replace"
+    ):
         fit_sizes([tmp_path], tmp_path, command="")
     assert [path.name for path in tmp_path.iterdir()] == ["compare.json"]
 

@@ -68,8 +68,9 @@ def test_the_quickstarts_settings_are_the_best_of_the_committed_grid():
         found[f"{arm['optimizer']}:{ratios}:{'2N' if name.endswith('2N') else 'N'}"] = min(
             tried, key=tried.get
         )
+    found["adamw:half:N"] = found["adamw:uniform:N"]  # nothing but the ratios changes
     tried = {Setting(p["base_lr"], p["warmup"]): p["tune_loss"] for p in default_runs("half")}
-    found["adamw:half:N"] = min(tried, key=tried.get)
+    assert tried[found["adamw:half:N"]] - min(tried.values()) < 0.005
     tuned = dict(tuned_settings(get_preset("quickstart")))
     assert tuned == {key: found[key] for key in tuned}
     assert {key.rpartition(":")[0] for key in tuned} == {*arms_of("quickstart"), "adamw:paper", "adamw:auto"}

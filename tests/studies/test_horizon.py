@@ -209,7 +209,7 @@ def test_the_pages_have_the_tables_that_follow_from_the_runs() -> None:
 
 def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     import report
-    from tuned import UNCHANGED
+    from tuned import EMBEDDING, UNCHANGED
 
     tuned = report.all_tuned(report.load(report.RESULTS))
 
@@ -217,6 +217,12 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
         mean = report.gap(*(tuned["llama-600k", steps, r].losses for r in ("uniform", rule))).mean
         assert mean is not None
         return f"{mean:.3f}"
+
+    def lead(steps: int, rule: str, other: str) -> tuple[str, str, str]:
+        found = report.gap(*(tuned["llama-600k", steps, r].losses for r in (other, rule)))
+        assert found.mean is not None
+        assert found.ci95 is not None
+        return f"{found.mean:.3f}", f"{found.ci95[0]:.3f}", f"{found.ci95[1]:.3f}"
 
     root = STUDY.parents[1]
     pages = {
@@ -228,6 +234,7 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
             "docs/how-to/choose-ratios-and-learning-rate.md",
         )
     }
+    default_rule = UNCHANGED["half"]
     long = (won(1200, "half"), won(1200, "measured"))
     assert (
         "`half` wins {} nats (0.047 to 0.150) and `measured` {} (".format(*long)
@@ -239,9 +246,9 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     )
     choice = pages["docs/how-to/choose-ratios-and-learning-rate.md"]
     assert "it wins {} nats and `measured` {}, with".format(*long) in choice
-    assert f"it wins {won(300, UNCHANGED)} of the {won(300, 'half')} nats" in choice
-    assert f"and {won(1200, UNCHANGED)} of {long[0]} over 1 200 steps" in choice
-    losses = [tuned["llama-600k", 1200, rule].losses for rule in ("measured", "half", UNCHANGED)]
+    assert f"it wins {won(300, default_rule)} of the {won(300, 'half')} nats" in choice
+    assert f"and {won(1200, default_rule)} of {long[0]} over 1 200 steps" in choice
+    losses = [tuned["llama-600k", 1200, rule].losses for rule in ("measured", "half", default_rule)]
     ahead, default_ahead = (report.gap(losses[0], other) for other in losses[1:])
     assert ahead.ci95 is not None
     assert default_ahead.ci95 is not None
@@ -253,14 +260,14 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     assert (
         f"{default_ahead.mean:.3f} over tuned `measured` is not decided ({low:.3f} to {high:.3f})" in horizon
     )
-    default = f"wins {won(300, UNCHANGED)} nats over 300 steps and {won(1200, UNCHANGED)} ("
+    default = f"wins {won(300, default_rule)} nats over 300 steps and {won(1200, default_rule)} ("
     assert default in pages["studies/2026-11-horizon/README.md"]
     short = f"{float(won(300, 'half')):.2f} nats over 300 steps and {float(long[0]):.2f} over 1 200"
     assert f"`half` wins {short}" in pages["README.md"]
     uniform = tuned["llama-600k", 1200, "uniform"].losses
     low, high = report.gap(uniform, losses[2]).ci95
     assert (
-        f"they end {won(1200, UNCHANGED)} nats below uniform AdamW ({low:.3f} to {high:.3f},"
+        f"they end {won(1200, default_rule)} nats below uniform AdamW ({low:.3f} to {high:.3f},"
         in pages["README.md"]
     )
     factors = {f"{report.speedup('llama-600k', 300, rule, tuned).value:.1f}" for rule in ("half", "measured")}
@@ -272,7 +279,15 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
         if run["arm"] == report.Arm("llama-600k", 4800, rate, {}, warmup).to_dict()
     )
     assert f"uniform gains {slow - fast:.2f} nats over 4 800 steps from 8e-3 with a warm-up of 40 %" in choice
-    assert "needs 2.2 times as many steps for the loss of `half` or `measured`" in pages["README.md"]
+    assert "where uniform needs 2.2 times as many steps" in horizon
+    short = lead(300, EMBEDDING, "uniform")[0]
+    alone, alone_low, alone_high = lead(1200, EMBEDDING, "uniform")
+    assert f"wins {short} nats over 300 steps and {alone} ({alone_low} to {alone_high}) over 1 200" in horizon
+    assert "this is {} more than `half` ({} to {})".format(*lead(300, EMBEDDING, "half")) in horizon
+    assert "lead of {} is not decided ({} to {})".format(*lead(1200, EMBEDDING, "half")) in horizon
+    both = f"win {short} nats over 300 steps and {alone} over 1 200, where `half` wins {won(300, 'half')} and {long[0]}"
+    assert both in choice
+    assert f"1 for all other blocks, {float(short):.2f} and {float(alone):.2f}" in pages["README.md"]
 
 
 def line_at(results: Any) -> float:

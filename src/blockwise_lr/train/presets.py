@@ -155,8 +155,8 @@ def get_preset(name: str) -> TrainConfig:
 
 _ARMS = {"quickstart": ("adamw:uniform", "adamw:half", "adamw:measured")}
 
-# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m, or for "half" in
-# studies/2026-11-default-ratios. A test compares them.
+# Base learning rate and warm-up, chosen by the tune loss in studies/2026-11-ratio-rules/data/llama-2m. "half" has those
+# of uniform: what a user gets who changes nothing but the ratios (studies/2026-11-default-ratios has its own best).
 _TUNED: Mapping[str, Mapping[str, Setting]] = MappingProxyType(
     {
         "quickstart": MappingProxyType(
