@@ -206,7 +206,7 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
         for axes, shape in zip(every, shapes):
             for number, (rule, points) in enumerate(_lines(found, shape)):
                 style = drawing.series_style(number) | {"linestyle": "-"}
-                steps = [n for n, _ in points]
+                steps = [n * 1.02 ** (number - len(OTHERS) / 2) for n, _ in points]  # bars side by side
                 means = [g.mean or 0.0 for _, g in points]
                 spread = [0.0 if g.ci95 is None else (g.ci95[1] - g.ci95[0]) / 2 for _, g in points]
                 axes.errorbar(
