@@ -18,6 +18,7 @@ from blockwise_lr.cli.eval import EvalCommand
 from blockwise_lr.cli.export import ExportCommand
 from blockwise_lr.cli.generate import GenerateCommand
 from blockwise_lr.cli.inspect import InspectCommand
+from blockwise_lr.cli.scaling import ScalingCommand
 from blockwise_lr.cli.sharpness import SharpnessCommand
 from blockwise_lr.cli.sweep_flags import SweepCommand
 from blockwise_lr.cli.train import TrainCommand
@@ -32,6 +33,7 @@ COMMANDS = (
     ExportCommand,
     GenerateCommand,
     InspectCommand,
+    ScalingCommand,
     SharpnessCommand,
     SweepCommand,
     TuneCommand,

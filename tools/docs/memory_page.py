@@ -41,8 +41,8 @@ CALLS = {
 HEAD = """\
 # How much memory does it take?
 
-**Blockwise learning rates take none: training needs what AdamW needs. Adam-mini saves a quarter of
-it. A measurement needs extra memory while it runs**, as the second table shows.
+**Blockwise learning rates need no extra memory: training needs what AdamW needs. Adam-mini saves a
+quarter of it. A measurement needs extra memory while it runs**, as the second table shows.
 
 All numbers are GB (10^9 bytes). "One card" holds the whole model. Under FSDP2, every card holds its
 share. Activations come on top and have a table of their own.

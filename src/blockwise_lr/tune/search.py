@@ -141,7 +141,7 @@ def _typed(name: str, identity: Mapping[str, Any], base: TrainConfig) -> str:
     flag = name.rpartition(".")[2].replace("_", "-")
     value = identity[name] if name in identity else flatten(base.to_dict()).get(name)
     if name == "early_end" or isinstance(value, bool):
-        return f"--{flag}" if value else f"--no-{flag}"
+        return f"--{'' if value else 'no-'}{flag}"
     return f"--{flag} {shlex.quote(str(value))}"
 
 
