@@ -54,9 +54,11 @@ test: $(READY)
 	@# One process a core; a file's tests stay together, for what they share. One thread each, or they would fight over cores.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
+# Half as many workers again as cores: these tests wait for processes of their own.
+SLOW_WORKERS = $(shell expr \( $$(getconf _NPROCESSORS_ONLN) \* 3 + 1 \) / 2)
 test-slow: $(READY)
 	@# Only the files that have such tests, in the order of tests/conftest.py: the longest first.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto --dist loadfile --no-loadscope-reorder --timeout 1200 \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(SLOW_WORKERS) --dist loadfile --no-loadscope-reorder --timeout 1200 \
 		$$(grep -rl --include="test_*.py" "mark\.slow" tests | sort)
 
 # torch as CI has it: its lowest wheel is a CUDA build of gigabytes. Another one: make lower-bounds TORCH=2.9.0
