@@ -6,7 +6,7 @@ python studies/2026-11-horizon/report.py
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,49 +58,48 @@ def _speed_cell(found: SpeedUpOverSeeds) -> str:
 
 
 def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
-    """One row a model and horizon: the tuned uniform val loss, and what every rule wins over it."""
-    rows = []
-    for shape, name in MODELS.items():
-        for steps in HORIZONS:
-            uniform = found.get((shape, steps, "uniform"))
-            if uniform is None:
-                continue
-            seeds = len(uniform.losses)
-            mean = sum(uniform.losses.values()) / seeds
-            cells = [
-                gap_cell(gap(uniform.losses, other.losses), len(other.losses))
-                if (other := found.get((shape, steps, rule)))
-                else ("not tuned yet" if planned(shape, steps, rule) else "-")
-                for rule in OTHERS
-            ]
-            tokens = tokens_a_parameter(shape, steps)
-            rows.append([name, thousands(steps), f"{tokens:.2g}", f"{mean:.3f}", *cells])
-    header = [
-        "model",
-        "steps",
-        "tokens a parameter",
-        "uniform: val loss",
-        *OTHERS,
+    """A table a model, one row a rule and one column a horizon: what every rule wins over tuned uniform."""
+    return _by_model(found, _gains)
+
+
+def _gains(found: dict[tuple[str, int, str], Tuned], shape: str, steps: int) -> list[str]:
+    """The cells of one model and horizon."""
+    uniform = found[shape, steps, "uniform"].losses
+    cells = [
+        gap_cell(gap(uniform, other.losses), len(other.losses))
+        if (other := found.get((shape, steps, rule)))
+        else ("not tuned yet" if planned(shape, steps, rule) else "-")
+        for rule in OTHERS
     ]
-    return table(header, rows)
+    return [f"{tokens_a_parameter(shape, steps):.2g}", f"{sum(uniform.values()) / len(uniform):.3f}", *cells]
 
 
 def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
-    """One row a model and horizon: how many times as many steps uniform needs for the rule's loss."""
-    rows = [
-        [
-            MODELS[shape],
-            thousands(steps),
-            *(
-                _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
-                for rule in OTHERS
-            ),
-        ]
-        for shape in MODELS
-        for steps in HORIZONS
-        if (shape, steps, "uniform") in found
-    ]
-    return table(["model", "steps", *OTHERS], rows)
+    """A table a model, one row a rule: how many times as many steps uniform needs for the rule's loss."""
+    return _by_model(
+        found,
+        lambda found, shape, steps: [
+            _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
+            for rule in OTHERS
+        ],
+    )
+
+
+def _by_model(
+    found: dict[tuple[str, int, str], Tuned],
+    cells: Callable[[dict[tuple[str, int, str], Tuned], str, int], list[str]],
+) -> str:
+    """A table a model, with one column a horizon at which uniform is tuned."""
+    tables = []
+    for shape, name in MODELS.items():
+        horizons = [steps for steps in HORIZONS if (shape, steps, "uniform") in found]
+        if not horizons:
+            continue
+        columns = [cells(found, shape, steps) for steps in horizons]
+        titles = [*("tokens a parameter", "uniform: val loss")[: len(columns[0]) - len(OTHERS)], *OTHERS]
+        header = [f"LLaMA of {name}", *(f"{thousands(steps)} steps" for steps in horizons)]
+        tables.append(table(header, [[title, *row] for title, *row in zip(titles, *columns)]))
+    return "\n\n".join(tables)
 
 
 def settings_table(found: dict[tuple[str, int, str], Tuned]) -> str:
@@ -201,7 +200,7 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
         return  # nothing is tuned yet
     longest = max(steps for shape in shapes for _, points in _lines(found, shape) for steps, _ in points)
     shown = [steps for steps in HORIZONS if steps <= longest]
-    with drawing.figure((3.6 * max(2, len(shapes)), 4.2)) as made:
+    with drawing.figure((3.6 * max(2, len(shapes)), 4.8)) as made:
         every = made.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
         for axes, shape in zip(every, shapes):
             for number, (rule, points) in enumerate(_lines(found, shape)):
@@ -219,7 +218,7 @@ def draw_gains(found: dict[tuple[str, int, str], Tuned], path: Path) -> None:
             axes.set_xticks(shown, [thousands(n) for n in shown], minor=False)
             axes.minorticks_off()
         every[0].set_ylabel("nats won over tuned uniform")
-        every[0].legend()
+        made.legend(*every[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
         drawing.save(made, path)
 
 
