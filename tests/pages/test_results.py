@@ -263,6 +263,11 @@ def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was
     at = {run["ratios"]: run for run in (*default_runs("uniform"), *default_runs("half"))
           if (run["base_lr"], run["warmup"]) == (5.66e-3, 0.6)}  # fmt: skip
     assert f"{at['uniform']['val_loss'] - at['half']['val_loss']:.3f} nats" in choice
+    (alone,) = (run for run in default_runs("emb=16") if run["warmup"] == 0.6)
+    won = [f"{at['uniform']['val_loss'] - run['val_loss']:.3f}" for run in (alone, at["half"])]
+    assert "they win {} nats with nothing else changed, where `half` wins {}".format(*won) in " ".join(
+        choice.split()
+    )
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():
