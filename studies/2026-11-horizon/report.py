@@ -59,7 +59,7 @@ def _speed_cell(found: SpeedUpOverSeeds) -> str:
 
 def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     """A table a model, one row a rule and one column a horizon: what every rule wins over tuned uniform."""
-    return _by_model(found, _gains)
+    return _by_model(found, ("tokens a parameter", "uniform: val loss", *OTHERS), _gains)
 
 
 def _gains(found: dict[tuple[str, int, str], Tuned], shape: str, steps: int) -> list[str]:
@@ -78,6 +78,7 @@ def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
     """A table a model, one row a rule: how many times as many steps uniform needs for the rule's loss."""
     return _by_model(
         found,
+        OTHERS,
         lambda found, shape, steps: [
             _speed_cell(speedup(shape, steps, rule, found)) if (shape, steps, rule) in found else "-"
             for rule in OTHERS
@@ -87,16 +88,16 @@ def speedups_table(found: dict[tuple[str, int, str], Tuned]) -> str:
 
 def _by_model(
     found: dict[tuple[str, int, str], Tuned],
+    titles: Sequence[str],
     cells: Callable[[dict[tuple[str, int, str], Tuned], str, int], list[str]],
 ) -> str:
-    """A table a model, with one column a horizon at which uniform is tuned."""
+    """A table a model: one row a title, and one column of cells a horizon at which uniform is tuned."""
     tables = []
     for shape, name in MODELS.items():
         horizons = [steps for steps in HORIZONS if (shape, steps, "uniform") in found]
         if not horizons:
             continue
         columns = [cells(found, shape, steps) for steps in horizons]
-        titles = [*("tokens a parameter", "uniform: val loss")[: len(columns[0]) - len(OTHERS)], *OTHERS]
         header = [f"LLaMA of {name}", *(f"{thousands(steps)} steps" for steps in horizons)]
         tables.append(table(header, [[title, *row] for title, *row in zip(titles, *columns)]))
     return "\n\n".join(tables)

@@ -58,6 +58,17 @@ def test_megatrons_copy_of_a_tied_embedding_has_the_embeddings_rate():
     assert [lr for lr, _ in found.values()] == pytest.approx([LR * RATIOS["emb"]] * 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("gpt2", "transformer.wte.weight"), ("llama", "lm_head.weight")]
+)
+def test_a_frozen_embedding_or_head_has_no_rate(name, frozen):
+    model = tiny(name)
+    model.get_parameter(frozen).requires_grad_(False)
+    text = export_rates(model, "megatron", lr=LR, ratios=RATIOS).text
+    assert "output_layer" not in text
+    assert "word_embeddings" in text or name == "gpt2"
+
+
 QKV = "decoder.layers.1.self_attention.linear_qkv."
 
 

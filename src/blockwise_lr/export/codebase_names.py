@@ -149,8 +149,9 @@ def in_names_of(target: str, rates: Rates) -> Rates:
             return rates  # such as a model whose fused weights are split
         for each in translated:
             sources.setdefault(each, {})[name] = None
-    if target == "megatron" and "output_layer.weight" not in sources:
-        sources["output_layer.weight"] = sources["embedding.word_embeddings.weight"]
+    embedding = sources.get("embedding.word_embeddings.weight")
+    if embedding and target == "megatron" and getattr(rates.model.config, "tie_word_embeddings", False):
+        sources["output_layer.weight"] = embedding
     groups = {group.label: group for group in rates.groups}
     members: dict[str, list[str]] = {}
     fused: dict[tuple[str, ...], list[str]] = {}
