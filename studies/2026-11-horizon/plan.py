@@ -27,21 +27,18 @@ def variants(arm: Arm) -> Mapping[str, Mapping[str, Any]]:
 
 
 def _tuned(shape: str, steps: int, rules: Sequence[str], results: Results) -> Iterator[Arm]:
-    """Yield the runs that tune rules at one horizon, and then those of the other seeds."""
+    """Yield the runs that tune rules at one horizon, and those of the other seeds."""
     for rule in rules:
         yield from tuning(shape, steps, rule, results)[0][:1]  # one of each says most
+    uniform = settled(shape, steps, "uniform", results)
     for rule in rules:
         arms, best = tuning(shape, steps, rule, results)
         yield from arms
         if best is not None and rule == "uniform" and steps != LONGEST:
             yield from baseline(best, results)[0]
-    chosen = {rule: settled(shape, steps, rule, results) for rule in rules}
-    for best in chosen.values():
-        yield from at_seeds(best, SEEDS[steps][1:])
-    if uniform := chosen.get("uniform"):
-        yield from at_seeds(unchanged(uniform, "half"), SEEDS[steps])
-        if EMBEDDING in rules:
-            yield from at_seeds(unchanged(uniform, EMBEDDING), SEEDS[steps])
+        if uniform is not None and rule in ("half", EMBEDDING):
+            yield from at_seeds(unchanged(uniform, rule), SEEDS[steps])
+        yield from at_seeds(settled(shape, steps, rule, results), SEEDS[steps][1:])
 
 
 def _searched(shape: str, steps: int, results: Results) -> Iterator[Arm]:
@@ -72,10 +69,11 @@ def _varied(steps: int, results: Results) -> Iterator[Arm]:
 def _wanted(results: Results) -> Iterator[Arm]:
     yield from _tuned(SMALL, 300, (*MAIN, "paper", EMBEDDING), results)
     yield from _tuned(SMALL, 1200, (*MAIN, "paper", EMBEDDING), results)
-    yield from _tuned(SMALL, 4800, (*MAIN, EMBEDDING), results)
+    yield from _tuned(SMALL, 4800, ("uniform", "half", EMBEDDING, "measured"), results)
+    yield from _tuned(SMALL, LONGEST, ("uniform", "half", EMBEDDING), results)
     yield from _searched(SMALL, 300, results)
     yield from _carried(results)
-    yield from _tuned(SMALL, LONGEST, MAIN, results)
+    yield from _tuned(SMALL, LONGEST, ("measured",), results)
     yield from _varied(1200, results)
     yield from _tuned(*UNUSED, MAIN, results)
     arms, best = predicted(results)

@@ -26,6 +26,9 @@ _CENTRES = {
         EMBEDDING: 5.6e-3,
     },
 }
+# The rates at 4 800 steps lie far above those of 1 200. The last two rules to be tuned there begin at uniform's warm-up
+# and at its rate times this, near where `half`'s tuning had ended, which began at what 1 200 steps chose.
+_FROM_UNIFORM = {("llama-600k", 4800, EMBEDDING): 1.0, ("llama-600k", 4800, "measured"): 8**-0.5}
 LONGEST = 19200
 """A horizon at which each rule has two base learning rates and nothing else is tuned: an hour a run."""
 SPACE = Space(["emb", "qk", "vo", "norm", "head"])
@@ -43,6 +46,13 @@ def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
     """
     if rate := _CENTRES.get((shape, steps), {}).get(rule):
         return Arm(shape, steps, rate, COMPARED[rule])
+    if (shape, steps, rule) in _FROM_UNIFORM:
+        uniform = tuning(shape, steps, "uniform", results)[1]
+        return uniform and replace(
+            uniform,
+            ratios=COMPARED[rule],
+            base_lr=three_digits(uniform.base_lr * _FROM_UNIFORM[shape, steps, rule]),
+        )
     known = ("llama-600k", steps) if shape == "llama-2m" else (shape, steps // 4)
     best = tuning(*known, rule, results)[1]
     return best and replace(best, shape=shape, steps=steps, base_lr=three_digits(best.base_lr * 2**-0.5))
