@@ -1,4 +1,4 @@
-"""LLaMA-134M over 2 000 steps, by the runner of studies/2026-11-paper-scale in a process of its own."""
+"""LLaMA-134M over 1 000 and 2 000 steps, by the runner of studies/2026-11-paper-scale in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ import sys
 from pathlib import Path
 
 import blockwise_lr
+from gpu.paper_runs import RUNS
 from gpu.run_parts import Task
 
 RUNNER = Path(__file__).parents[2] / "studies" / "2026-11-paper-scale" / "train.py"
-STEPS = 2000
-RUNS = ("uniform:1.2e-3:0.2", "measured:4.2e-4:0.15", "uniform:1.7e-3:0.2", "measured:3e-4:0.15")
-"""RATIOS:BASE_LR:WARM_UP, the most telling first."""
 
 
 def measure(task: Task) -> None:
@@ -45,9 +43,9 @@ def measure(task: Task) -> None:
 
 def runner_command(task: Task, results: Path) -> list[str]:
     """Return the command that makes the runs: the only place that knows the runner's options."""
-    steps = 4 if task.tiny else STEPS
+    runs = [f"{run.rpartition(':')[0]}:4" if task.tiny else run for run in RUNS]
     command = [sys.executable, str(RUNNER), "--data", str(task.data), "--out", str(results)]
-    command += ["--device", task.device, "--runs", *(f"{run}:{steps}" for run in RUNS)]
+    command += ["--device", task.device, "--runs", *runs]
     if task.tiny:
         command.append("--tiny")
     if task.seconds is not None:

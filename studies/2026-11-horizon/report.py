@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 from arms import Arm
 from baseline import ADAMW, gains_of_changes
 from comparison_tables import table, thousands
+from curves import draw_curves
 from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
 from plan import variants
@@ -41,9 +42,10 @@ from tuned import (
 from tuning import Results
 from wider import WIDE, wider_table
 
-from pages import filled, write_pages
+from pages import filled, image, write_pages
 
 HERE = Path(__file__).parent
+CURVES = HERE / "loss-along-the-run.png"
 RATIOS_FIGURE = """
 ![The searched ratio of each block against the steps of the run](ratio-over-length.png)
 
@@ -256,7 +258,10 @@ def tables(results: Results) -> dict[str, str]:
         "runs": runs_table(results),
     }
     drawn = searches(found, results)
-    return filled(every) | {"ratios_figure": RATIOS_FIGURE if drawn else ""}
+    return filled(every) | {
+        "ratios_figure": RATIOS_FIGURE if drawn else "",
+        "curves_figure": image("Val loss along the tuned runs", CURVES.name, CURVES.exists()),
+    }
 
 
 def main() -> None:
@@ -264,6 +269,7 @@ def main() -> None:
     found = all_tuned(results)
     draw_gains(found, HERE / "gain-over-length.png")
     draw_ratios(found, results, HERE / "ratio-over-length.png")
+    draw_curves(found, results, CURVES)
     write_pages(HERE, tables(results))
 
 
