@@ -520,7 +520,8 @@ def test_every_part_of_the_gpu_checks_runs_on_the_cpu_with_few_packages(tmp_path
     assert 0 < results["correctness"]["largest_difference"]["half"] < 0.05
     from gpu.paper_runs import RUNS
 
-    assert len(results["paper-scale"]["runs"]) == len(RUNS)
+    # All have four steps here, so runs that differ by their steps alone are one.
+    assert len(results["paper-scale"]["runs"]) == len({run.rpartition(":")[0] for run in RUNS})
 
 
 def test_the_page_about_memory_is_made_from_the_latest_results():
