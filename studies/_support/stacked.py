@@ -108,15 +108,25 @@ class Stack:
         self.second = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
         self.step, self.seconds = 0, 0.0
         self.curves: list[list[list[float]]] = [[] for _ in arms]  # of each arm: [step, val loss]
+        self.copying: list[list[list[float]]] = [[] for _ in arms]  # of each arm: [step, nats]
         self._buffers = dict(self.model.named_buffers())
         order = [text.order(arm.seed, arm.steps * rows) for arm in arms]
         self._order = np.stack(order)  # (arms, windows)
 
     def _loss(self, weights: Mapping[str, Tensor], ids: Tensor, **options: Any) -> Tensor:
-        """The mean loss of one arm on its own (rows, context) tokens."""
+        """The mean loss of one arm on its own (rows, context) tokens; `options` may have other labels than they are."""
         inputs = {"input_ids": ids, "labels": ids, **options}
-        loss = _compiled_loss if self.compiled else _loss
+        loss = _compiled_loss if self.compiled and "labels" not in options else _loss
         return loss(self.model, weights, self._buffers, inputs)
+
+    def _losses(self, ids: Tensor, **options: Any) -> Tensor:
+        """The mean loss of every arm on the same tokens, without what a mixture of experts adds in training."""
+        if hasattr(self.model.config, "output_router_logits"):
+            options["output_router_logits"] = False
+        if len(self.arms) > 1:
+            return vmap(partial(self._loss, **options), in_dims=(0, None))(self.weights, ids)
+        # Alone without vmap, so that models train for which it has no rule.
+        return self._loss({name: weight[0] for name, weight in self.weights.items()}, ids, **options)[None]
 
     def _gradients(self, ids: Tensor) -> dict[str, Tensor]:
         """Return the gradients of every arm, stacked. One arm alone goes without vmap, which costs it a fifth."""
@@ -163,21 +173,28 @@ class Stack:
     def evaluate(self, windows: npt.NDArray[np.uint16], most: int) -> list[float]:
         """Return each arm's mean loss in nats on at most that many windows, evenly spaced over the split."""
         chosen = windows[np.arange(min(most, len(windows))) * len(windows) // min(most, len(windows))]
-        # A mixture of experts has a loss of its own in training, which balances the experts.
-        balanced = hasattr(self.model.config, "output_router_logits")
-        loss = partial(self._loss, **{"output_router_logits": False} if balanced else {})
-        if len(self.arms) > 1:
-            losses = vmap(loss, in_dims=(0, None))
-        else:  # alone, so that models train for which vmap has no rule
-
-            def losses(weights: Mapping[str, Tensor], ids: Tensor) -> Tensor:
-                return loss({name: weight[0] for name, weight in weights.items()}, ids)[None]
-
         total = torch.zeros(len(self.arms), dtype=torch.float64)
         for begin in range(0, len(chosen), self.rows):
             ids = torch.from_numpy(chosen[begin : begin + self.rows].astype(np.int64)).to(self.device)
-            total += losses(self.weights, ids).double().cpu() * len(ids)
+            total += self._losses(ids).double().cpu() * len(ids)
         return cast("list[float]", (total / len(chosen)).tolist())
+
+    @torch.no_grad()
+    def copying_gain(self) -> list[float]:
+        """Return by how many nats each arm's loss falls when random tokens come a second time in a window.
+
+        It is 0 until the model has attention heads that find what came after the same token (induction heads).
+        """
+        half = self.text.val.shape[1] // 2
+        generator = torch.Generator().manual_seed(0)
+        once = torch.randint(self.model.config.vocab_size, (self.rows, half), generator=generator)
+        ids = once.repeat(1, 2).to(self.device)
+        first, second = ids.clone(), ids.clone()
+        first[:, half:] = -100
+        second[:, : half + 1] = -100  # nothing tells where the second time begins
+        return cast(
+            "list[float]", (self._losses(ids, labels=first) - self._losses(ids, labels=second)).tolist()
+        )
 
     def run(
         self, *, checkpoint: Path | None = None, every_seconds: float = 300, points: int = 24
@@ -190,8 +207,8 @@ class Stack:
             points: validation losses along the run.
 
         Returns:
-            Of each arm ``{"arm", "tune_loss", "val_loss", "curve", "seconds", "rows", "compiled"}``; a loss that is not
-            finite is None.
+            Of each arm ``{"arm", "tune_loss", "val_loss", "curve", "copying", "seconds", "rows", "compiled"}``; a
+            number that is not finite is None. "copying" is `copying_gain` along the run.
         """
         if checkpoint is not None and checkpoint.exists():
             self._load(torch.load(checkpoint, weights_only=True, map_location=self.device))
@@ -204,6 +221,8 @@ class Stack:
             if self.step % max(1, steps // points) == 0 and self.step < steps:
                 for curve, loss in zip(self.curves, self.evaluate(self.text.val, 192)):
                     curve.append([self.step, rounded(loss)])
+                for curve, gain in zip(self.copying, self.copying_gain()):
+                    curve.append([self.step, rounded(gain)])
             if checkpoint is not None and time.monotonic() - written > every_seconds:
                 with storing(checkpoint):
                     torch.save(self._state(), checkpoint.with_suffix(".tmp"))
@@ -218,6 +237,7 @@ class Stack:
                 "tune_loss": rounded(tune[i]),
                 "val_loss": rounded(val[i]),
                 "curve": self.curves[i],
+                "copying": self.copying[i],
                 "seconds": round(self.seconds, 1),
                 "rows": self.rows,
                 "compiled": self.compiled,
@@ -226,7 +246,7 @@ class Stack:
         ]
 
     def _state(self) -> dict[str, Any]:
-        kept = ("weights", "first", "second", "step", "seconds", "curves")
+        kept = ("weights", "first", "second", "step", "seconds", "curves", "copying")
         return {name: getattr(self, name) for name in kept}
 
     def _load(self, state: Mapping[str, Any]) -> None:

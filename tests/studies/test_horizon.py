@@ -94,12 +94,31 @@ def test_a_stack_that_is_cut_off_goes_on_to_the_bit(tmp_path: Path) -> None:
     cut = Stack(arms(), text(), rows=ROWS)
     for _ in range(5):
         cut.advance()
-    cut.curves = [[curve[0]] for curve in (result["curve"] for result in whole)]  # that of step 4
+    # What step 4 has left.
+    cut.curves, cut.copying = ([[result[of][0]] for result in whole] for of in ("curve", "copying"))
     torch.save(cut._state(), tmp_path / "state.pt")
     again = Stack(arms(), text(), rows=ROWS).run(checkpoint=tmp_path / "state.pt", points=3)
     for one, other in zip(whole, again):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
     assert not (tmp_path / "state.pt").exists()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_gain_on_tokens_that_come_again_is_that_of_the_models_own_loss(number: int) -> None:
+    from stacked import Stack
+
+    stack = Stack(arms()[:number], text(), rows=ROWS)
+    for _ in range(3):
+        stack.advance()
+    found = stack.copying_gain()
+    for index, gain in enumerate(found):
+        model = stack.model
+        model.load_state_dict({name: weight[index] for name, weight in stack.weights.items()}, strict=False)
+        once = torch.randint(64, (ROWS, 8), generator=torch.Generator().manual_seed(0))
+        logits = model(input_ids=once.repeat(1, 2)).logits
+        first = torch.nn.functional.cross_entropy(logits[:, :7].flatten(0, 1), once[:, 1:].flatten())
+        again = torch.nn.functional.cross_entropy(logits[:, 8:15].flatten(0, 1), once[:, 1:].flatten())
+        assert gain == pytest.approx(float((first - again).detach()), abs=1e-5)
 
 
 def test_no_window_is_read_twice_and_too_little_text_is_said() -> None:
