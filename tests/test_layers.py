@@ -116,7 +116,7 @@ def test_one_module_stands_between_experimental_methods_and_the_rest():
 
 
 def test_the_graph_was_read():
-    assert "blockwise_lr.blocks.classify" in GRAPH["blockwise_lr.optim.groups"]
+    assert "blockwise_lr.blocks.classify" in GRAPH["blockwise_lr.optim.block_values"]
     assert sum(map(len, GRAPH.values())) > 300
 
 

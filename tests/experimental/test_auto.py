@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from blockwise_lr import (
@@ -288,6 +289,25 @@ def test_a_loss_that_rises_for_long_brings_ratios_above_1_halfway_back_and_says_
     restored.optimizer.load_state_dict(training.optimizer.state_dict())
     assert restored.auto.watch(2.0) == training.auto.watch(2.0)
     assert restored.optimizer.param_groups[0]["auto_loss"] == training.optimizer.param_groups[0]["auto_loss"]
+
+
+def test_accelerates_optimizer_and_schedule_are_unwrapped():
+    plain, wrapped = Training(), Training()
+    accelerator = Accelerator(cpu=True)
+    optimizer, schedule = accelerator.prepare(wrapped.optimizer, wrapped.schedule)
+    wrapped.auto = AutoRatios(optimizer, schedule)
+    for training in (plain, wrapped):
+        training.run(5)
+    assert wrapped.auto.ratios == plain.auto.ratios != Training().auto.ratios
+
+
+def test_a_schedule_of_torch_is_refused():
+    optimizer = Training().optimizer
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    with pytest.raises(
+        ValueError, match=r"and this is a CosineAnnealingLR: make it with cosine_schedule\(opt"
+    ):
+        AutoRatios(optimizer, schedule)
 
 
 def test_what_cannot_be_measured_is_refused():

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 
 from blockwise_lr import (
     PAPER_RATIOS,
+    AdamMini,
     Block,
     clip_grad_norm_by_block,
     cosine_schedule,
@@ -140,6 +141,17 @@ def test_two_lines_and_the_callback_train_as_a_plain_loop_does_to_the_bit(measur
     assert same(weights(module), weights(by_hand()))
     assert module.training
     assert module.model.training
+
+
+def test_relative_to_is_that_of_param_groups():
+    module = LanguageModel()
+    relative = {"emb": 0.2, "pos": 0.02, "qk": 0.02, "ffn": 0.02, "vo": 0.02, "norm": 1.0, "head": 0.02}
+    found = configure_optimizers_by_block(module, LR, "paper", schedule=None, relative_to=relative)
+    expected = param_groups(module, LR, "paper", relative_to=relative)
+    assert [group["lr"] for group in found["optimizer"].param_groups] == [group["lr"] for group in expected]
+    assert max(group["lr"] for group in expected) == pytest.approx(
+        100 * LR
+    )  # EMB: its ratio, 10, and 0.2 over 0.02
 
 
 def test_every_logger_gets_the_rates_and_ratios_of_the_step_that_used_them(measured):
@@ -269,7 +281,7 @@ def test_a_run_resumed_with_other_ratios_is_refused_or_goes_on_with_them(schedul
     assert list(rates) == [pytest.approx(LR / 20 if schedule else LR)]
 
 
-def test_a_checkpoint_of_a_plain_optimizer_is_refused_by_name(tmp_path):
+def test_a_checkpoint_of_a_plain_optimizer_is_refused_by_name_or_its_moments_carried_over(tmp_path):
     class Plain(LanguageModel):
         def configure_optimizers(self):
             return torch.optim.AdamW(self.parameters(), lr=LR)
@@ -277,6 +289,26 @@ def test_a_checkpoint_of_a_plain_optimizer_is_refused_by_name(tmp_path):
     fit(tmp_path, Plain(), [checkpoints(tmp_path)], max_steps=2)
     with pytest.raises(ValueError, match="the saved optimizer has groups of .* parameters without names"):
         fit(tmp_path / "blockwise", resume=tmp_path / "step=2.ckpt")
+    trainer, _ = fit(
+        tmp_path / "adopted", LanguageModel(on_change="use_new"), resume=tmp_path / "step=2.ckpt"
+    )
+    assert {float(state["step"]) for state in trainer.optimizers[0].state.values()} == {STEPS}
+
+
+@pytest.mark.parametrize(
+    "changed", [{"no_decay": "1d"}, {"optimizer_cls": AdamMini}], ids=["groups", "class"]
+)
+def test_a_run_resumed_with_other_groups_is_refused_or_carries_its_moments_over(changed, saved, tmp_path):
+    checkpoint = saved[0] / "step=2.ckpt"
+    with pytest.raises(ValueError, match="the saved optimizer has (other groups|moments of other shapes)"):
+        steady(tmp_path, resume=checkpoint, **changed)
+    trainer, _ = steady(tmp_path, resume=checkpoint, on_change="use_new", **changed)
+    optimizer, moments = trainer.optimizers[0], torch.load(checkpoint, weights_only=True)
+    assert {float(state["step"]) for state in optimizer.state.values()} == {STEPS}
+    assert len(optimizer.state) == len(moments["optimizer_states"][0]["state"])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(
+        [LR / 20] * len(optimizer.param_groups)
+    )
 
 
 def test_the_names_of_groups_are_unique_and_survive_a_checkpoint_without_them(tmp_path):

@@ -387,6 +387,8 @@ def test_nonfinite_gradients_names_the_parameters_of_each_block():
         (-1.0, "max_norm is -1.0; expected a number above 0"),
         (math.nan, "max_norm is nan; expected a number above 0"),
         ("1", "max_norm is '1'; expected a number above 0"),
+        (None, "max_norm is None; expected a number above 0"),
+        ([1.0], r"max_norm is \[1.0\]; expected a number above 0"),
         (True, "max_norm is True; expected a number above 0"),
         ({"mlp": 1}, "max_norm: 'mlp' is not a block; the blocks are emb, qk"),
         ({"ffn": 0}, "max_norm: ffn is 0; expected a number above 0"),
@@ -399,7 +401,7 @@ def test_bad_limits_are_refused_with_what_was_expected(max_norm, message):
         clip_grad_norm_by_block(with_gradients(small()), max_norm)
 
 
-@pytest.mark.parametrize("norm_type", [0, -2.0, math.nan])
+@pytest.mark.parametrize("norm_type", [0, -2.0, math.nan, None, "inf"])
 def test_a_norm_that_is_none_is_refused(norm_type):
     with pytest.raises(ValueError, match="norm_type is .*; expected a number above 0, such as 2 or inf"):
         clip_grad_norm_by_block(with_gradients(small()), 1.0, norm_type=norm_type)

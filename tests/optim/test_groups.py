@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from blockwise_lr import DEFAULT_RATIOS, Block, classify, cosine_schedule, param_groups, split_fused
-from blockwise_lr.optim import cosine
+from blockwise_lr.optim import cosine, initial_scales
 from blockwise_lr.train.ratio_text import parse_ratios
 from support import tiny_models
 from support.tiny_models import gpt2
@@ -211,6 +211,8 @@ def test_a_block_map_of_your_own_is_used():
         ({"lr": 1e-3, "weight_decay": -1}, "weight_decay is -1; expected a finite number, 0 or above"),
         ({"lr": 1e-3, "decay": "fixed"}, 'decay is \'fixed\'; expected "coupled" or "constant"'),
         ({"lr": 1e-3, "no_decay": "norm"}, "no_decay is 'norm'; expected a list of blocks"),
+        ({"lr": 1e-3, "no_decay": None}, "no_decay is None; expected a list of blocks"),
+        ({"lr": 1e-3, "no_decay": True}, "no_decay is True; expected a list of blocks"),
         (
             {"lr": 1e-3, "no_decay": ["norms"]},
             "no_decay: 'norms' is not a valid Block; the blocks are emb, qk",
@@ -238,6 +240,12 @@ def test_a_block_map_of_your_own_is_used():
 def test_bad_settings_are_refused_with_what_was_expected(kwargs, message):
     with pytest.raises(ValueError, match=message):
         param_groups(llama(), **kwargs)
+
+
+@pytest.mark.parametrize("take", [lambda m, b: param_groups(m, 1e-3, blocks=b), initial_scales])
+def test_overrides_in_place_of_a_block_map_are_refused(take):
+    with pytest.raises(TypeError, match=r"blocks is a dict; expected a BlockMap: .*overrides=\{"):
+        take(llama(), {"lm_head": "emb"})
 
 
 def test_a_model_with_nothing_to_train_is_refused():

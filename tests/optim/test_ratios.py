@@ -2,6 +2,7 @@ import json
 import math
 from inspect import signature
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,6 +67,13 @@ def test_the_papers_ratios_cannot_be_changed_by_accident():
 
 def test_strings_and_blocks_mean_the_same():
     assert resolve_ratios({"qk": 3}) == resolve_ratios({Block.QK: 3.0})
+
+
+@pytest.mark.parametrize("number", [np.int64, np.float32, np.float64])
+def test_numpys_numbers_are_ratios(number):
+    ratios = resolve_ratios({"qk": number(8)})
+    assert ratios[Block.QK] == 8
+    assert type(ratios[Block.QK]) is float
 
 
 def test_an_unknown_block_is_refused_and_the_known_ones_are_listed():

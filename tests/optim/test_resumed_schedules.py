@@ -14,10 +14,11 @@ import weakref
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneCycleLR, SequentialLR
 
-from blockwise_lr import cosine_schedule, wsd_schedule
+from blockwise_lr import cosine_schedule, scale_by_block, wsd_schedule
 from blockwise_lr.optim import block_lr, load_optimizer_state
+from blockwise_lr.optim.load_hooks import compare_when_loading
 
 RATIOS = {"norm": 1.0, "vo": 4.0, "emb": 10.0}
 BASE, DONE = 1e-3, 20
@@ -388,6 +389,116 @@ def test_ratios_that_auto_has_moved_are_no_difference():
     assert lrs(optimizer) == pytest.approx(expected("cosine", 7, 20, ratios=ratios))
 
 
+def constant(base_decay, ratios=RATIOS):
+    """An optimizer whose groups have ``decay="constant"``, as ``param_groups`` makes them."""
+    optimizer = make_optimizer(ratios=ratios)
+    for group in optimizer.param_groups:
+        group.update(decay="constant", weight_decay=base_decay / group["lr_ratio"])
+    return optimizer
+
+
+@pytest.mark.parametrize("on_change", ["error", "use_new"])
+@pytest.mark.parametrize("ratios", [RATIOS, dict.fromkeys(RATIOS, 1.0)], ids=["same ratios", "uniform"])
+def test_another_constant_decay_is_told_and_taken_also_before_the_schedule_is_made(ratios, on_change):
+    state, _ = saved(steps=7, optimizer=constant(0.1))
+    optimizer = constant(0.3, ratios)
+    if on_change == "error" and ratios is not RATIOS:
+        return  # other ratios are an error
+    with pytest.warns(UserWarning, match="weight_decay of vo is 0.1 there and 0.3 here"):
+        load_optimizer_state(optimizer, state, on_change=on_change)
+    cosine_schedule(optimizer, warmup_steps=2, total_steps=20, floor=5e-5)
+    decay = 0.3 if on_change == "use_new" else 0.1
+    assert [g["weight_decay"] * g["lr_ratio"] for g in optimizer.param_groups] == pytest.approx([decay] * 3)
+
+
+@pytest.mark.parametrize("first", ["optimizer", "schedule"])
+@pytest.mark.parametrize("decay", ["coupled", "constant"])
+def test_use_new_takes_the_new_weight_decay_under_moved_ratios(decay, first):
+    states = saved(steps=7)
+    for group in states[0]["param_groups"]:
+        group["lr_ratio"] *= 2
+        group["initial_lr"] *= 2
+        group["auto_moves"] = True
+    optimizer = constant(0.3) if decay == "constant" else make_optimizer(weight_decay=0.3)
+    new = {"warmup_steps": 2, "total_steps": 20, "floor": 5e-5, "on_change": "use_new"}
+    if first == "schedule":
+        schedule = cosine_schedule(optimizer, **new)
+    with pytest.warns(UserWarning, match="weight_decay of norm is 0.1 there and 0.3 here"):
+        load_optimizer_state(optimizer, states[0], on_change="use_new")
+    if first == "optimizer":
+        schedule = cosine_schedule(optimizer, **new)
+    schedule.load_state_dict({**states[1], "last_epoch": 2})  # the end of the warm-up
+    for group, ratio in zip(optimizer.param_groups, RATIOS.values()):
+        assert group["decay"] == decay
+        assert group["lr_ratio"] == 2 * ratio
+        scale = group["lr_ratio"] if decay == "constant" else 1
+        assert group["weight_decay"] * scale == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("on_change", ["error", "use_new"])
+def test_blocks_and_names_are_those_of_this_model(on_change):
+    ratios = dict.fromkeys(RATIOS, 1.0)
+    state, _ = saved(steps=7, optimizer=make_optimizer(ratios=ratios))
+    optimizer = make_optimizer(ratios=ratios)
+    optimizer.param_groups[1]["block"] = "ffn"  # classified with an override since
+    optimizer.param_groups[1]["names"] = ["_orig_mod.vo.weight"]
+    load_optimizer_state(optimizer, state, on_change=on_change)
+    assert [g["block"] for g in optimizer.param_groups] == ["norm", "ffn", "emb"]
+    assert optimizer.param_groups[1]["names"] == ["_orig_mod.vo.weight"]
+
+
+@pytest.mark.parametrize("first", ["optimizer", "schedule"])
+def test_a_run_under_one_cycle_resumes_in_either_order(first):
+    def cycle(optimizer, peak=BASE):
+        return scale_by_block(OneCycleLR(optimizer, max_lr=peak, total_steps=20))
+
+    optimizer = make_optimizer()
+    schedule = cycle(optimizer)
+    for _ in range(7):
+        update(optimizer, schedule)
+    state, progress = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(schedule.state_dict())
+    resumed = make_optimizer()
+    if first == "schedule":
+        other = cycle(resumed)
+    with recorded():  # OneCycleLR has moved the betas
+        load_optimizer_state(resumed, state)
+    if first == "optimizer":
+        other = cycle(resumed)
+    other.load_state_dict(progress)
+    for _ in range(5):
+        update(optimizer, schedule)
+        update(resumed, other)
+        assert lrs(resumed) == pytest.approx(lrs(optimizer))
+
+    resumed = make_optimizer()
+    other = cycle(resumed, 2 * BASE)
+    with pytest.warns(UserWarning, match="goes on with new settings"):
+        load_optimizer_state(resumed, state, on_change="use_new")
+    assert {g["max_lr"] for g in resumed.param_groups} == {2 * BASE}
+
+
+def test_after_one_cycle_another_schedule_has_the_peaks_of_the_groups():
+    optimizer = make_optimizer()
+    schedule = scale_by_block(OneCycleLR(optimizer, max_lr=BASE, total_steps=20))
+    update(optimizer, schedule)
+    resumed = make_optimizer()
+    with recorded():
+        load_optimizer_state(resumed, optimizer.state_dict())
+    cosine_schedule(resumed, warmup_steps=0, total_steps=20)
+    assert lrs(resumed) == pytest.approx([BASE * ratio for ratio in RATIOS.values()])
+
+
+@pytest.mark.parametrize("adam_mini", ["there", "here"])
+def test_moments_of_other_shapes_are_an_error_that_names_the_way(adam_mini):
+    state, _ = saved(steps=7)
+    optimizer = make_optimizer()
+    groups = state["param_groups"] if adam_mini == "there" else optimizer.param_groups
+    for group in groups:
+        group["partitions"] = [[1]]
+    with pytest.raises(ValueError, match=rf"it is .*Adam-mini {adam_mini}.*adopt_state\(state, model, opt"):
+        load_optimizer_state(optimizer, state, on_change="use_new")
+
+
 def test_other_groups_are_an_error_that_names_the_way():
     states = saved(steps=7)
     fewer = {"norm": 1.0, "emb": 10.0}
@@ -431,6 +542,16 @@ def test_the_hooks_go_with_their_schedule_and_the_newest_has_them():
     gc.collect()
     assert gone() is None
     assert hooks(optimizer) == (0, 0)
+
+
+def test_a_schedule_that_is_gone_leaves_the_comparison_to_the_optimizer():
+    optimizer = make_optimizer(base=2e-3)
+    compare_when_loading(optimizer)
+    schedule = cosine_schedule(optimizer, warmup_steps=2, total_steps=20)
+    del schedule
+    gc.collect()
+    with pytest.raises(ValueError, match="base learning rate is 0.001 there and 0.002 here"):
+        optimizer.load_state_dict(saved(steps=7)[0])
 
 
 def test_copies_and_pickles_of_a_schedule_work():

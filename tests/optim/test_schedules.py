@@ -1,6 +1,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -207,6 +208,39 @@ def test_its_state_loads_with_weights_only(tmp_path):
     loaded = torch.load(tmp_path / "state.pt", weights_only=True)
     assert loaded["s"]["total_steps"] == TOTAL
     assert loaded["o"]["param_groups"][0]["block"] == "norm"
+
+
+@pytest.mark.parametrize("number", [np.int64, np.float32, np.float64])
+def test_numpys_numbers_are_saved_as_pythons(number, tmp_path):
+    optimizer, plain = optimizer_by_block(), optimizer_by_block()
+    scheduler = cosine_schedule(
+        optimizer, warmup_steps=number(WARMUP), total_steps=number(TOTAL), floor=np.float64(FLOOR)
+    )
+    expected = cosine_schedule(plain, warmup_steps=WARMUP, total_steps=TOTAL, floor=FLOOR)
+    torch.save({"o": optimizer.state_dict(), "s": scheduler.state_dict()}, tmp_path / "state.pt")
+    loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert loaded["s"] == expected.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"floor": None}, "floor is None; expected a number: floor=3e-5"),
+        ({"floor": "1e-5"}, "floor is the text '1e-5'; expected a number: without quotes, floor=1e-5"),
+        ({"total_steps": "100"}, "total_steps is the text '100'; expected a number"),
+        ({"total_steps": None}, "total_steps is None; expected a number: total_steps=1000"),
+    ],
+)
+@pytest.mark.parametrize("make", [cosine_schedule, wsd_schedule])
+def test_settings_that_are_no_numbers_are_refused(make, bad, message):
+    with pytest.raises(TypeError, match=message):
+        make(optimizer_by_block(), **{"warmup_steps": 1, "total_steps": TOTAL, **bad})
+
+
+def test_groups_in_place_of_the_optimizer_are_refused():
+    groups = optimizer_by_block().param_groups
+    with pytest.raises(TypeError, match=r"a schedule got a list; expected an optimizer .* wsd_schedule\(opt"):
+        wsd_schedule(groups, warmup_steps=1, total_steps=TOTAL)
 
 
 def test_a_group_added_in_the_middle_joins_the_schedule_with_its_lr_as_peak():

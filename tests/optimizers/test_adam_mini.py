@@ -15,7 +15,7 @@ import torch
 from adam_mini import Adam_mini
 from torch import Tensor, nn
 
-from blockwise_lr import AdamMini, param_groups, split_fused
+from blockwise_lr import AdamMini, adopt_state, param_groups, split_fused
 from blockwise_lr.optimizers import adam_mini_compiled
 from support.architectures import build
 from support.cases import gpt2, llama
@@ -422,6 +422,24 @@ def test_the_order_in_memory_makes_no_difference(
 def says(text: str, kind: type[Exception] = ValueError) -> Iterator[None]:
     with pytest.raises(kind, match=re.escape(text)):
         yield
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_state_of_another_optimizer_is_refused(kind: Any, dtype: torch.dtype) -> None:
+    model = nn.Sequential(nn.Embedding(8, 4), nn.LayerNorm(4)).to(dtype)
+    other = kind(param_groups(model, lr=1e-3))
+    model(torch.arange(3)).square().sum().backward()
+    other.step()
+    optimizer = AdamMini(param_groups(model, lr=1e-3))
+    with says(
+        "another optimizer than AdamMini; expected the state_dict() of AdamMini: carry the moments over"
+    ):
+        optimizer.load_state_dict(other.state_dict())
+    assert not optimizer.state
+    if kind is torch.optim.AdamW:
+        adopt_state(other.state_dict(), model, optimizer)
+        optimizer.step()
 
 
 def test_bad_hyperparameters_are_refused() -> None:

@@ -79,6 +79,29 @@ def test_a_run_split_in_the_middle_goes_on_to_the_bit_and_back(
     assert same(model, plain)
 
 
+@pytest.mark.parametrize("make", [gpt2, lambda: build("gpt_neox")])
+@pytest.mark.parametrize(("before", "groups"), [(one_group, uniform), (trainers_pair, decaying_as_trainers)])
+@pytest.mark.parametrize("frozen", [False, True], ids=["all trained", "one frozen"])
+def test_a_plain_run_on_a_model_that_was_split_before_goes_on_to_the_bit(
+    make: Callable[[], nn.Module],
+    before: Callable[[nn.Module], Any],
+    groups: Callable[[nn.Module], Any],
+    frozen: bool,
+) -> None:
+    torch.manual_seed(0)
+    model = split_fused(make())
+    next(model.parameters()).requires_grad_(not frozen)
+    plain = copy.deepcopy(model)
+    train(plain, before(plain), 4)
+
+    first = before(model)
+    train(model, first, 2)
+    second = adamw(groups(model))
+    adopt_state(first.state_dict(), model, second)
+    train(model, second, 2, first=2)
+    assert same(model, plain)
+
+
 def test_the_lost_moments_would_be_seen() -> None:
     torch.manual_seed(0)
     model = gpt2()

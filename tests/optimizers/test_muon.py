@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
-from blockwise_lr import param_groups, split_fused
+from blockwise_lr import adopt_state, param_groups, split_fused
 from blockwise_lr.optimizers.muon import Muon, algorithm_of
 from support.cases import gpt2, llama, mixtral
 
@@ -189,6 +189,41 @@ def test_a_distributed_checkpoints_state_loads_into_a_fresh_optimizer() -> None:
     assert again["param_groups"] == state["param_groups"]
     for name, values in state["state"].items():
         assert all(torch.equal(value, again["state"][name][key]) for key, value in values.items())
+
+
+def test_under_torch_compile_a_step_is_that_of_the_plain_optimizer() -> None:
+    torch.manual_seed(0)
+    plain = llama()
+    compiled = copy.deepcopy(plain)
+    optimizer = Muon(param_groups(plain, LR))
+    train(plain, optimizer)
+    other = Muon(param_groups(compiled, LR))
+    step = torch.compile(other.step, backend="eager")
+    for i in range(4):
+        ids = batch(i)
+        compiled(input_ids=ids, labels=ids).loss.backward()
+        step()
+        compiled.zero_grad()
+    torch._dynamo.reset()
+    for group in other.param_groups:
+        for parameter in group["params"]:
+            if group["algorithm"] == "adamw":
+                assert other.state[parameter]["step"] == 4
+    assert all(map(torch.equal, plain.parameters(), compiled.parameters()))
+
+
+def test_the_state_of_another_optimizer_is_refused() -> None:
+    model = llama()
+    adamw = torch.optim.AdamW(param_groups(model, LR))
+    train(model, adamw)
+    optimizer = Muon(param_groups(model, LR))
+    with pytest.raises(
+        ValueError, match=r"another optimizer than Muon; .* adopt_state\(state, model, optimizer\)"
+    ):
+        optimizer.load_state_dict(adamw.state_dict())
+    assert not optimizer.state
+    adopt_state(adamw.state_dict(), model, optimizer)
+    train(model, optimizer)
 
 
 def test_original_scaling_refuses_outputs_that_are_not_known_and_both_remedies_work() -> None:

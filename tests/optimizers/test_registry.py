@@ -45,6 +45,23 @@ def test_an_optimizer_has_its_own_defaults_and_takes_others() -> None:
     assert optimizer_class("ademamix", beta1=0.8)[1]["betas"] == (0.8, 0.999, 0.9999)
 
 
+def test_weight_decay_by_block_keeps_the_default_of_the_optimizer_for_the_others() -> None:
+    def decays(name: str, **settings: Any) -> dict[str, float]:
+        return {
+            g["block"]: g["weight_decay"]
+            for g in build_optimizer(name, llama(), 1e-3, **settings).param_groups
+        }
+
+    assert decays("sgd", weight_decay={"norm": 0.3}).items() >= {"norm": 0.3, "ffn": 0.0}.items()
+    assert decays("adan", weight_decay={"norm": 0}).items() >= {"norm": 0.0, "ffn": 0.02}.items()
+    assert decays("torch.optim:Adafactor", weight_decay="constant")["norm"] == 0.0
+    assert set(decays("adan", weight_decay="coupled").values()) == {0.02}
+    assert set(decays("torch.optim:Rprop", weight_decay={"norm": 0}).values()) == {0.0}
+    for given in (0.1, {"norm": 0.1}):
+        with pytest.raises(ValueError, match=r"optimizer torch.optim:Rprop takes no weight_decay \(it is "):
+            build_optimizer("torch.optim:Rprop", llama(), 1e-3, weight_decay=given)
+
+
 def test_any_other_optimizer_goes_by_its_import_path() -> None:
     optimizer = build_optimizer("torch.optim:RAdam", llama(), 1e-3, {"emb": 3.0}, betas=(0.9, 0.95))
     assert type(optimizer) is torch.optim.RAdam

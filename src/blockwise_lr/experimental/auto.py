@@ -15,8 +15,9 @@ from blockwise_lr.directional.updates import READABLE
 from blockwise_lr.experimental.agreement import agreement
 from blockwise_lr.experimental.auto_rule import AutoRule
 from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
-from blockwise_lr.optim.saved_groups import MOVES
+from blockwise_lr.optim.saved_settings import MOVES
 from blockwise_lr.optim.set_lr import init_scale_of, ratio_of
+from blockwise_lr.optimizers.state_template import unwrap_optimizer
 
 _LOGGER = logging.getLogger(__name__)
 _SMOOTHING = 0.9  # weight of the previous smoothed loss in the guard
@@ -45,13 +46,15 @@ class AutoRatios:
     leaves the ratios as they are. An optimizer has at most one AutoRatios; a new one closes the previous one.
 
     Args:
-        optimizer: torch's Adam or AdamW, or AdamMini, on groups of :func:`blockwise_lr.param_groups`.
-        schedule: from :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`. It provides the step
-            and the length of the run.
+        optimizer: torch's Adam or AdamW, or AdamMini, on groups of :func:`blockwise_lr.param_groups`. It may be in a
+            wrapper (accelerate, Lightning).
+        schedule: from :func:`blockwise_lr.cosine_schedule` or :func:`blockwise_lr.wsd_schedule`, or accelerate's
+            wrapper around it. It provides the step and the length of the run.
         rule: how the ratios change. Default: ``AutoRule()``.
 
     Raises:
-        ValueError: the optimizer is of another class, a group has no block, or there are fewer than two blocks.
+        ValueError: the optimizer or the schedule is of another class, a group has no block, or there are fewer than
+            two blocks.
 
     Example:
         >>> auto = AutoRatios(optimizer, schedule)  # doctest: +SKIP
@@ -63,6 +66,8 @@ class AutoRatios:
     def __init__(
         self, optimizer: Optimizer, schedule: BlockwiseSchedule, rule: AutoRule | None = None
     ) -> None:
+        optimizer = unwrap_optimizer(optimizer)
+        schedule = getattr(schedule, "scheduler", schedule)
         if type(optimizer) not in READABLE:
             raise ValueError(
                 f"auto reads the last update from the state of Adam, AdamW or AdamMini, and this is "
@@ -70,6 +75,11 @@ class AutoRatios:
             )
         if any("block" not in group for group in optimizer.param_groups):
             raise ValueError("a parameter group has no block: make them with param_groups(model, lr)")
+        if not isinstance(schedule, BlockwiseSchedule):
+            raise ValueError(
+                f"auto moves the peaks that a schedule of this library reads, and this is a {type(schedule).__name__}: "
+                "make it with cosine_schedule(optimizer, ...) or wsd_schedule(optimizer, ...)"
+            )
         self.rule = AutoRule() if rule is None else rule
         self._optimizer, self._schedule = optimizer, schedule
         if len(self._groups) < 2:

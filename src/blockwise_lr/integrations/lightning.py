@@ -14,9 +14,11 @@ from torch.optim import Optimizer
 from blockwise_lr.arguments import check_model, check_options
 from blockwise_lr.blocks import BlockMap
 from blockwise_lr.integrations.block_monitor import BlockMonitor, check_strategy
+from blockwise_lr.integrations.carry_over import carry_over_moments
 from blockwise_lr.optim import BlockwiseSchedule, Ratios, param_groups
 from blockwise_lr.optim.curves import FloorMode, WarmupMode, WarmupStart
 from blockwise_lr.optim.decay import WEIGHT_DECAY, Decay, NoDecay, WeightDecay
+from blockwise_lr.optim.initial_scales import RelativeTo
 from blockwise_lr.optim.load_hooks import compare_when_loading
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change
 
@@ -41,6 +43,7 @@ def configure_optimizers_by_block(
     weight_decay: WeightDecay = WEIGHT_DECAY,
     no_decay: NoDecay = (),
     decay: Decay = "coupled",
+    relative_to: RelativeTo = None,
     blocks: BlockMap | None = None,
     optimizer_cls: type[Optimizer] = torch.optim.AdamW,
     **optimizer_kwargs: Any,
@@ -55,7 +58,7 @@ def configure_optimizers_by_block(
         module: the LightningModule (``self``). All of its trainable parameters are in the optimizer.
         lr: base learning rate, which is the peak of a block whose ratio is 1.
         ratios: as in :func:`blockwise_lr.param_groups`. Default: None, for the default of that function.
-        weight_decay, no_decay, decay, blocks: as in :func:`blockwise_lr.param_groups`.
+        weight_decay, no_decay, decay, relative_to, blocks: as in :func:`blockwise_lr.param_groups`.
         schedule: "cosine" (default) or "wsd" for :func:`blockwise_lr.cosine_schedule` or
             :func:`blockwise_lr.wsd_schedule`. None: no schedule. Add one of your own with
             :func:`blockwise_lr.scale_by_block`.
@@ -91,11 +94,16 @@ def configure_optimizers_by_block(
     if trainer is not None:
         check_strategy(trainer.strategy)
     settings: dict[str, Any] = {
-        "weight_decay": weight_decay, "no_decay": no_decay, "decay": decay, "blocks": blocks,
+        "weight_decay": weight_decay, "no_decay": no_decay, "decay": decay, "relative_to": relative_to,
+        "blocks": blocks,
     }  # fmt: skip
     groups = param_groups(module, lr, **settings | ({} if ratios is None else {"ratios": ratios}))
     optimizer = optimizer_cls(name_groups(groups), lr=lr, **optimizer_kwargs)  # type: ignore[call-arg]
-    compare_when_loading(optimizer, on_change)
+    if on_change == "use_new":
+        # AutoRatios may move the ratios of this optimizer: its saved state is loaded too.
+        carry_over_moments(optimizer, module, on_change, ratios_move=True)
+    else:
+        compare_when_loading(optimizer, on_change)
     if schedule is None:
         return {"optimizer": optimizer}
     built = BlockwiseSchedule(

@@ -1,12 +1,31 @@
-"""Mappings with one number per block: validation, and their form as text on the command line."""
+"""Block maps and mappings with one number per block: validation, and their form as text on the command line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any
 
-from blockwise_lr.blocks import Block
+from torch import nn
+
+from blockwise_lr.blocks import Block, BlockMap, classify
+
+
+def block_map_of(model: nn.Module, blocks: BlockMap | None) -> BlockMap:
+    """Return the block map that the user gave, or that of the model if there is none.
+
+    Raises:
+        TypeError: `blocks` is no BlockMap, such as a dictionary of overrides; the message says what to write.
+    """
+    if blocks is None:
+        return classify(model)
+    if not isinstance(blocks, BlockMap):
+        raise TypeError(
+            f"blocks is a {type(blocks).__name__}; expected a BlockMap: blocks=classify(model), or with overrides "
+            'blocks=classify(model, overrides={"lm_head.weight": "head"})'
+        )
+    return blocks
 
 
 def check_block_values(
@@ -34,7 +53,7 @@ def check_block_values(
         except ValueError:
             known = ", ".join(b.value for b in Block)
             raise ValueError(f"{name}: {key!r} is not a block; the blocks are {known}") from None
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not allowed(_as_float(value)):
+        if isinstance(value, bool) or not isinstance(value, Real) or not allowed(_as_float(value)):
             raise ValueError(f"{name}: {block.value} is {value!r}; expected {expected}")
         checked[block] = float(value)
     return checked
@@ -64,7 +83,7 @@ def parse_pairs(text: str, name: str) -> dict[str, float]:
     return values
 
 
-def _as_float(value: float) -> float:
+def _as_float(value: Any) -> float:
     """Convert to float; integers too large for a float become infinity."""
     try:
         return float(value)

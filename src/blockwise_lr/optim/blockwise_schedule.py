@@ -16,7 +16,7 @@ from blockwise_lr.optim.load_hooks import attach
 from blockwise_lr.optim.overwritten_lrs import register_schedule
 from blockwise_lr.optim.saved_groups import OnChange, check_on_change, has_moving_ratios
 from blockwise_lr.optim.set_lr import init_scale_of
-from blockwise_lr.optim.warmup import warmup_in_steps
+from blockwise_lr.optim.warmup import plain_number, warmup_in_steps
 
 # Arguments of block_lr, and keys of a saved schedule.
 _SETTINGS = ("shape", "total_steps", "warmup_steps", "warmup", "warmup_start", "floor", "floor_mode")
@@ -65,18 +65,23 @@ class BlockwiseSchedule(LRScheduler):
         on_change: OnChange = "error",
     ) -> None:
         check_on_change(on_change)
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(
+                f"a schedule got a {type(optimizer).__name__}; expected an optimizer on groups of param_groups: "
+                f"{shape}_schedule(optimizer, warmup_steps=..., total_steps=...)"
+            )
         self.on_change = on_change
         self.shape = shape
-        self.warmup_steps = warmup_in_steps(warmup_steps, total_steps)
-        self.total_steps = total_steps
-        self.floor = floor
+        self.total_steps: int = plain_number(total_steps, "total_steps", "1000")
+        self.warmup_steps = warmup_in_steps(warmup_steps, self.total_steps)
+        self.floor: float = plain_number(floor, "floor", "3e-5")
         self.floor_mode = floor_mode
         self.warmup = warmup
         self.warmup_start = warmup_start
         for group in optimizer.param_groups:
             self._record_peaks(group)
             self._lr(group, 0)  # raise errors about an invalid schedule now, not in the middle of a run
-        super().__init__(optimizer, last_epoch)
+        super().__init__(optimizer, int(last_epoch))
         attach(self)
         register_schedule(optimizer, self)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -86,9 +87,13 @@ def resolve_max_norm(max_norm: MaxNorm, name: str = "max_norm") -> dict[Block, f
     """
     if isinstance(max_norm, Mapping):
         return check_block_values(max_norm, name, lambda value: value > 0, _EXPECTED)
-    if isinstance(max_norm, (bool, str)) or not max_norm > 0:
+    if not _is_number(max_norm) or not max_norm > 0:
         raise ValueError(f"{name} is {max_norm!r}; expected {_EXPECTED}, or such numbers by block")
     return dict.fromkeys(Block, float(max_norm))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (Real, Tensor)) and not isinstance(value, bool)
 
 
 @torch.no_grad()
@@ -99,7 +104,7 @@ def clip_parameters(
     error_if_nonfinite: bool = False,
 ) -> GradientNorms:
     """Clip parameters that are already grouped by block, as :func:`clip_grad_norm_by_block` does."""
-    if isinstance(norm_type, bool) or not norm_type > 0:
+    if not _is_number(norm_type) or not norm_type > 0:
         raise ValueError(f"norm_type is {norm_type!r}; expected a number above 0, such as 2 or inf")
     refuse_unsplit(found, limits)
     norms = gradient_norms(found, norm_type)

@@ -103,11 +103,11 @@ def resolve_no_decay(no_decay: NoDecay) -> frozenset[Block] | None:
     """Return the blocks without weight decay; None means "1d".
 
     Raises:
-        ValueError: a block is unknown, or `no_decay` is a string other than "1d".
+        ValueError: a block is unknown, or `no_decay` is no list: None, or a string other than "1d".
     """
     if no_decay == "1d":
         return None
-    if isinstance(no_decay, str):
+    if isinstance(no_decay, str) or not isinstance(no_decay, Iterable):
         raise ValueError(
             f'no_decay is {no_decay!r}; expected a list of blocks, such as ["norm", "emb"], or "1d"'
         )

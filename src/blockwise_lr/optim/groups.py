@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from blockwise_lr.arguments import check_model, check_number
-from blockwise_lr.blocks import Block, BlockMap, classify
+from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.blocks.block import Assignment
+from blockwise_lr.optim.block_values import block_map_of
 from blockwise_lr.optim.decay import (
     WEIGHT_DECAY,
     Decay,
@@ -94,8 +95,8 @@ def param_groups(
         ValueError: lr or weight_decay is out of range; ratios, weight_decay or no_decay names an unknown block; a
             fused QKV weight is not split and its parts need different learning rates or weight decays; no rule
             classifies a parameter; the model has no trainable parameter; or `relative_to` has no scale for a block.
-        TypeError: `model` is not a module (for example its parameters or state_dict), or `lr` is not a number. The
-            message shows the correct call.
+        TypeError: `model` is not a module (for example its parameters or state_dict), `blocks` is no BlockMap, or `lr`
+            is not a number. The message shows the correct call.
 
     Example:
         >>> model = nn.ModuleDict({"wte": nn.Embedding(16, 4), "ln_f": nn.LayerNorm(4)})
@@ -114,7 +115,7 @@ def param_groups(
     decays, decay = resolve_decay(weight_decay, decay)
     ratio_of = resolve_ratios(ratios)
     exempt = resolve_no_decay(no_decay)
-    blocks = classify(model) if blocks is None else blocks
+    blocks = block_map_of(model, blocks)
 
     scales = resolve_relative_to(relative_to, model, blocks)
 

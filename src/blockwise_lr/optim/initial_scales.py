@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from blockwise_lr.arguments import check_model
-from blockwise_lr.blocks import Block, BlockMap, classify
+from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.distributed import is_sharded
-from blockwise_lr.optim.block_values import check_block_values
+from blockwise_lr.optim.block_values import block_map_of, check_block_values
 
 RelativeTo = Literal["init"] | Mapping[Block, float] | Mapping[str, float] | None
 """The type of `relative_to=`: "init", the initial scale of each block, or None."""
@@ -62,7 +62,7 @@ def initial_scales(model: nn.Module, blocks: BlockMap | None = None) -> dict[Blo
         1.0
     """
     check_model(model, "initial_scales")
-    blocks = classify(model) if blocks is None else blocks
+    blocks = block_map_of(model, blocks)
     sums: dict[Block, list[tuple[float, int]]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -30,6 +30,11 @@ class _LoadHooks:
             optimizer.register_load_state_dict_post_hook(self._after),
         )
 
+    @property
+    def active(self) -> bool:
+        """Whether the schedule still exists."""
+        return self._schedule() is not None
+
     def remove(self) -> None:
         """Remove both hooks."""
         for handle in self._handles:
@@ -54,7 +59,8 @@ class _LoadHooks:
 
 def is_attached(optimizer: Optimizer) -> bool:
     """Return whether a schedule checks what this optimizer loads."""
-    return optimizer in _HOOKS
+    hooks = _HOOKS.get(optimizer)
+    return hooks is not None and hooks.active
 
 
 def attach(schedule: BlockwiseSchedule) -> None:

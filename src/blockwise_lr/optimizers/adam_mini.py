@@ -18,7 +18,12 @@ from blockwise_lr.optimizers.adam_mini_compiled import compiled_step
 from blockwise_lr.optimizers.adam_mini_kernel import foreach_step
 from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sharded_zeros
 from blockwise_lr.optimizers.adam_mini_views import StepInputs
-from blockwise_lr.optimizers.added_groups import check_dense_and_real, name_in_group, read_group
+from blockwise_lr.optimizers.added_groups import (
+    check_dense_and_real,
+    check_saved_by,
+    name_in_group,
+    read_group,
+)
 
 
 class AdamMini(Optimizer):
@@ -194,14 +199,21 @@ class AdamMini(Optimizer):
 
         torch casts the state to the dtype of the parameters. The numbers of steps are kept on the CPU, so that no step
         waits for another device to read them.
+
+        Raises:
+            ValueError: the state was saved by another optimizer.
         """
         given = [state_dict]
         # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
         last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
+        check = self.register_load_state_dict_pre_hook(
+            lambda _, state: check_saved_by(state, "AdamMini", "partitions")
+        )
         try:
             super().load_state_dict(state_dict)
         finally:
             last.remove()
+            check.remove()
         for state in self.state.values():
             if "step" in state:
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")

@@ -1,4 +1,4 @@
-"""Read a parameter group that is added to an optimizer: its parameters, their names and their structures."""
+"""Read the parameter groups that are added to an optimizer or loaded into it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,24 @@ def read_group(
     parameters: list[Tensor] = [given] if isinstance(given, Tensor) else list(given)
     group["params"] = parameters
     return group, known_structures(parameters) if "block" in group else None
+
+
+def check_saved_by(state_dict: Mapping[str, Any], optimizer: str, key: str) -> None:
+    """Refuse the saved state of another optimizer, whose moments have other shapes or meanings.
+
+    Args:
+        state_dict: the state to load.
+        optimizer: name of the optimizer that loads it.
+        key: a key that every group of this optimizer has, and no group of another one.
+
+    Raises:
+        ValueError: a saved group has no such key.
+    """
+    if any(key not in group for group in state_dict.get("param_groups", ())):
+        raise ValueError(
+            f"this state was saved by another optimizer than {optimizer}; expected the state_dict() of {optimizer}: "
+            "carry the moments over by parameter name, adopt_state(state, model, optimizer)"
+        )
 
 
 def name_in_group(group: Mapping[str, Any], index: int) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 # torch.optim.Muon refuses 3-D stacks and has no second algorithm, so this class calls the function behind its step.
 from torch.optim._muon import muon as torch_muon
@@ -14,7 +15,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
 from blockwise_lr.distributed import is_sharded
-from blockwise_lr.optimizers.added_groups import check_dense_and_real, read_group
+from blockwise_lr.optimizers.added_groups import check_dense_and_real, check_saved_by, read_group
 from blockwise_lr.optimizers.muon_rules import algorithm_of, check_outputs_are_known, divide_by_algorithm
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ class Muon(Optimizer):
             for name, p in zip(group.get("names", ()), group["params"])
         }
 
+    # torch.compile confuses the state of parameters here (torch 2.13): it stepped some twice and others not at all.
+    # torch.compiler.disable would import dynamo with this module.
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update every parameter that has a gradient.
@@ -172,9 +176,20 @@ class Muon(Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load as torch does, but keep ``output_dims`` of this model, which older state dicts lack."""
+        """Load as torch does, but keep ``output_dims`` of this model, which older state dicts lack.
+
+        Raises:
+            ValueError: the state was saved by another optimizer.
+        """
         kept = [group.get("output_dims") for group in self.param_groups]
-        super().load_state_dict(state_dict)
+        # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
+        check = self.register_load_state_dict_pre_hook(
+            lambda _, state: check_saved_by(state, "Muon", "algorithm")
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            check.remove()
         for group, outputs in zip(self.param_groups, kept):
             if outputs is not None:
                 group["output_dims"] = outputs

@@ -71,24 +71,32 @@ def _as_names(params: Sequence[Any]) -> list[str] | None:
 
 def _infer_names(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[str]]:
     """Return the names in the order in which torch, or transformers' Trainer, groups the parameters of a model."""
-    counts, whole = [len(group["params"]) for group in groups], list(_original_names(model))
-    if counts == [len(whole)]:
-        return [whole]
-    every = list(_original_names(model, frozen=True))  # model.parameters() includes frozen parameters
-    if counts == [len(every)]:
-        return [every]
+    counts, named = [len(group["params"]) for group in groups], dict(model.named_parameters())
+    candidates = [
+        list(_original_names(model)),
+        list(_original_names(model, frozen=True)),  # model.parameters() includes frozen parameters
+        # The weights may have been split before the old optimizer was made.
+        [canonical_name(name) for name, parameter in named.items() if parameter.requires_grad],
+        [canonical_name(name) for name in named],
+    ]
+    for all_names in candidates:
+        if counts == [len(all_names)]:
+            return [all_names]
     of_trainer = len(counts) == 2 and is_installed("transformers")
-    for all_names in (whole, every) if of_trainer else ():
+    for all_names in candidates if of_trainer else ():
         from transformers import Trainer
 
         decayed = Trainer.get_decay_parameter_names(cast(Any, None), cast(Any, model))
         decays = {name_before_split(canonical_name(name)) for name in decayed}
-        pair = [[name for name in all_names if (name in decays) is wanted] for wanted in (True, False)]
+        pair = [
+            [name for name in all_names if (name_before_split(name) in decays) is wanted]
+            for wanted in (True, False)
+        ]
         if [len(each) for each in pair] == counts:
             return pair
     raise ValueError(
-        f"the old groups carry no names, and have {counts} parameters where the model has {len(whole)}: expected one "
-        "group of all, or Trainer's two; give names=[[...], ...], the names in each group"
+        f"the old groups carry no names, and have {counts} parameters where the model has {len(candidates[0])}: "
+        "expected one group of all, or Trainer's two; give names=[[...], ...], the names in each group"
     )
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from blockwise_lr.arguments import check_model, check_options
-from blockwise_lr.blocks import BlockMap
-from blockwise_lr.optim.decay import NoDecay
+from blockwise_lr.blocks import Block, BlockMap
+from blockwise_lr.optim.decay import Decay, NoDecay, WeightDecay, resolve_decay
 from blockwise_lr.optim.groups import param_groups
 from blockwise_lr.optim.initial_scales import RelativeTo
 from blockwise_lr.optim.ratios import DEFAULT_RATIOS, Ratios
@@ -70,9 +70,9 @@ def build_optimizer(
     lr: float,
     ratios: Ratios = DEFAULT_RATIOS,
     *,
-    weight_decay: float | None = None,
+    weight_decay: WeightDecay | None = None,
     no_decay: NoDecay = (),
-    decay: Literal["coupled", "constant"] = "coupled",
+    decay: Decay = "coupled",
     relative_to: RelativeTo = None,
     blocks: BlockMap | None = None,
     **options: Any,
@@ -84,7 +84,8 @@ def build_optimizer(
         model: the model. If it has fused QKV weights, call ``split_fused(model)`` first.
         lr: base learning rate. Its usual scale differs between optimizers; see ``optimizer_entry(name).lr_factor``.
         ratios, no_decay, decay, relative_to, blocks: as in :func:`blockwise_lr.param_groups`.
-        weight_decay: as in :func:`blockwise_lr.param_groups`. None (default): the default of the optimizer.
+        weight_decay: as in :func:`blockwise_lr.param_groups`, with the default of the optimizer in place of 0.1. None
+            (default): that default.
         options: constructor arguments that override the defaults (``betas``, ``eps``, ``momentum`` ...).
 
     Returns:
@@ -108,11 +109,12 @@ def build_optimizer(
     unknown = sorted(set(options) - set(takes))
     if unknown:
         raise ValueError(f"optimizer {name} takes no {unknown[0]}; it takes {', '.join(takes[1:])}")
+    decays, decay = _resolve_decays(name, weight_decay, decay)
     groups = param_groups(
         model,
         lr,
         ratios,
-        weight_decay=resolve_weight_decay(name, weight_decay),
+        weight_decay=decays,
         no_decay=no_decay,
         decay=decay,
         relative_to=relative_to,
@@ -158,5 +160,25 @@ def resolve_weight_decay(name: str, given: float | None) -> float:
     """
     own = optimizer_entry(name).weight_decay
     if given and own is None:
-        raise ValueError(f"optimizer {name} takes no weight_decay (it is {given:g}): leave it out")
+        raise ValueError(_no_weight_decay(name, given))
     return (own or 0.0) if given is None else given
+
+
+def _resolve_decays(
+    name: str, given: WeightDecay | None, decay: Decay
+) -> tuple[Mapping[Block, float], Decay]:
+    """Return the weight decay of every block of an optimizer, as :func:`resolve_decay` does.
+
+    Raises:
+        ValueError: a weight decay above 0 is given for an optimizer that has none.
+    """
+    own = optimizer_entry(name).weight_decay
+    base = own or 0.0
+    decays, decay = resolve_decay(base if given is None else given, decay, base)
+    if own is None and any(decays.values()):
+        raise ValueError(_no_weight_decay(name, given))
+    return decays, decay
+
+
+def _no_weight_decay(name: str, given: object) -> str:
+    return f"optimizer {name} takes no weight_decay (it is {given}): set it to 0"
