@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM, GenerationConfig
 
 from blockwise_lr.checkpoints.manifest import seal
 from blockwise_lr.data.data_config import DataConfig
@@ -99,6 +99,7 @@ class TestEval:
         assert worse["step"] == 20
         assert worse["nats"] != first["nats"]
         assert evaluated(capsys, run, "--data", "texts", "--max-documents", "1")["documents"] == 1
+        assert evaluated(capsys, run, "--data", "texts", "--max-documents", 10**20)["documents"] == 3
         more = evaluated(capsys, run, "--data", "texts", "--context", "16", "--overlap", "8")
         assert (more["tokens"], more["context"], more["overlap"]) == (first["tokens"], 16, 8)
 
@@ -136,6 +137,10 @@ class TestEval:
             ([hugging_face], "plain is a model, not a run with a text of its own: name the text, --data PATH"),
             ([run, "--context", "8"], "--context, --overlap and --tokenizer are for --data; a run's own windows"),
             ([run, "--batch-size", "0"], "--batch-size is 0; expected 1 or more"),
+            ([run, "--batch-size", 10**20], f"--batch-size is {10**20}; expected 1 or more, 2147483647 at most"),
+            ([run, "--max-documents", "1"], "--max-documents is for --data; a run's own windows are fixed"),
+            ([run, "--text-field", "words"], "--text-field is for --data; a run's own windows are fixed"),
+            ([run, "--hf-streaming"], "--hf-streaming is for --data; a run's own windows are fixed"),
             ([run, "--data", "a.txt", "--context", "33"], "--context is 33; tiny takes 1 to 32 tokens"),
             ([run, "--data", "a.txt", "--overlap", "32"], "--overlap is 32; expected 0 or more and less than"),
             ([run, "--data", "b.txt"], "there is no file or folder b.txt"),
@@ -179,6 +184,24 @@ class TestGenerate:
                 )
                 assert (code, out) == (0, expected), err
 
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"do_sample": True, "temperature": 9.0},
+            {"num_beams": 4},
+            {"repetition_penalty": 9.0},
+            {"do_sample": True, "top_p": 0.01},
+        ],
+    )
+    @pytest.mark.parametrize("how", [["--temperature", "0"], ["--seed", "3"]])
+    def test_the_sampling_settings_of_a_folder_are_ignored(self, capsys, hugging_face, settings, how):
+        arguments = ("generate", hugging_face, "--prompt", "the people", "--tokens", "20", *how)
+        (hugging_face / "generation_config.json").unlink(missing_ok=True)
+        without = call(capsys, *arguments)
+        assert without[0] == 0, without[2]
+        GenerationConfig(**settings).save_pretrained(hugging_face)
+        assert call(capsys, *arguments) == without
+
     def test_an_empty_prompt_begins_a_document_and_the_global_random_state_stays(self, capsys, run):
         before = torch.random.get_rng_state()
         code, out, err = call(capsys, "generate", run)
@@ -196,6 +219,7 @@ class TestGenerate:
         for arguments, message in (
             (["nowhere"], "no folder nowhere: expected a run's folder"),
             ([run, "--tokens", "0"], "--tokens is 0; expected 1 or more"),
+            ([run, "--tokens", 10**20], f"--tokens is {10**20}; expected 1 or more, 2147483647 at most"),
             ([run, "--top-k", "-1"], "--top-k is -1; expected 0 or more"),
             ([run, "--seed", "-1"], "--seed is -1; expected 0 or more"),
             ([run, "--temperature", "-0.5"], "--temperature is -0.5; expected a finite number, 0 or more"),
@@ -235,6 +259,15 @@ class TestExport:
         text.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
         there, here = (evaluated(capsys, folder, "--data", text) for folder in (tmp_path / "plain", read))
         assert there["nats"] == here["nats"]
+
+    def test_a_checkpoint_may_be_the_current_folder_or_a_link(self, capsys, monkeypatch, run, tmp_path):
+        (tmp_path / "best").symlink_to(run / "checkpoint-20")
+        monkeypatch.chdir(run / "checkpoint-20")
+        for source, out in (("..", "run"), (".", "here"), (tmp_path / "best", "link")):
+            code, _, err = call(capsys, "export", source, "--to", "huggingface", "--out", tmp_path / out)
+            assert code == 0, err
+        weights = [(tmp_path / out / "model.safetensors").read_bytes() for out in ("run", "here", "link")]
+        assert weights[0] != weights[1] == weights[2]
 
     def test_the_whole_tokenizer_is_exported(self, capsys, run, tmp_path):
         source, out = tmp_path / "checkpoint-20", tmp_path / "plain"

@@ -256,6 +256,11 @@ class TestBadInput:
             (("--context", "1"), "--context is 1; expected 2 or more"),
             (("--probes", "0"), "--probes is 0; expected 1 or more"),
             (("--seed", "-1"), "--seed is -1; expected 0 or more"),
+            (("--seed", str(10**20)), f"--seed is {10**20}; expected 0 or more, 4294967295 at most"),
+            (
+                ("--text-field", "words"),
+                "--text-field words is for --data; the model's own text has its field",
+            ),
             (
                 ("--estimator", "empirical", "--probes", "2"),
                 "--probes is 2, but --estimator empirical draws nothing at random",

@@ -146,6 +146,9 @@ def test_the_cache_folder_comes_from_the_environment_unless_given(
         UserError, match=r"cannot be made \(Not a directory\): choose another with \$BLOCKWISE_LR"
     ):
         prepare_data(DataConfig(data=str(text)), vocab_size=300, context=8, progress=False)
+    given = DataConfig(data=str(text), cache=str(tmp_path / "file" / "folder"))
+    with pytest.raises(UserError, match=r"cannot be made \(Not a directory\): choose another with --cache"):
+        prepare_data(given, vocab_size=300, context=8, progress=False)
 
 
 def test_progress_is_shown_on_stderr_alone(
@@ -280,6 +283,23 @@ def test_nanogpt_bins_that_do_not_fit_are_refused(prepare: Prepare, tmp_path: Pa
     (folder / "val.bin").unlink()
     with pytest.raises(UserError, match=r"holds train\.bin only; expected both train\.bin and val\.bin"):
         prepare(folder, vocab_size=600)
+
+
+def test_nanogpt_bins_with_a_token_that_the_tokenizer_lacks_are_refused(
+    prepare: Prepare, text: Path, tmp_path: Path
+) -> None:
+    tokenizer = prepare(text).tokenizer
+    assert tokenizer is not None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    known = len(tokenizer)
+    named = {"vocab_size": 600, "tokenizer": str(tmp_path / "tokenizer")}
+    folder = nanogpt(tmp_path / "bins", train=known)
+    assert prepare(folder, **named).tokenizer is not None  # type: ignore[arg-type]
+    nanogpt(folder, train=known + 1)
+    with pytest.raises(
+        UserError, match=rf"train\.bin holds token {known}, the tokenizer has {known} tokens: it did"
+    ):
+        prepare(folder, **named)  # type: ignore[arg-type]
 
 
 def test_every_epoch_of_the_stream_holds_every_window_once_in_another_order(numbers: TokenShards) -> None:

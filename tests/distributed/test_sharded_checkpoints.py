@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,41 @@ def test_export_gives_a_folder_that_transformers_loads(
     assert code == 2
     assert "is not a complete checkpoint: sharded.json has 2 bytes" in errors
     assert not (tmp_path / "other").exists()
+
+
+def test_export_keeps_the_precision_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file
+
+    model, optimizer, schedule = started("gpt2", "adamw")
+    model.config.dtype = torch.bfloat16  # as in the config.json that the model may be built from
+    steps(model, optimizer, schedule, range(3))
+    model.transformer.ln_f.to(torch.bfloat16)
+    save_sharded(tmp_path / "run" / "checkpoint-3", model, optimizer, schedule)
+    code, _, errors = call(
+        capsys, "export", tmp_path / "run", "--to", "huggingface", "--out", tmp_path / "plain"
+    )
+    assert code == 0, errors
+    stored = load_file(tmp_path / "plain" / "model.safetensors")
+    for name in ("transformer.ln_f.weight", "transformer.wte.weight", "transformer.h.0.attn.c_attn.weight"):
+        assert torch.equal(stored[name], model.state_dict()[name])
+        assert stored[name].dtype == (torch.bfloat16 if "ln_f" in name else torch.float32)
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "sharpness"])
+def test_a_command_on_a_sharded_checkpoint_names_the_export(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer, schedule = started("gpt2", "adamw")
+    saved = tmp_path / "a run" / "checkpoint-0"
+    save_sharded(saved, model, optimizer, schedule)
+    code, _, errors = call(capsys, command, saved)
+    assert (code, errors.count("\n")) == (2, 1)
+    (advice,) = re.findall(r"first export it, blockwise-lr (.*)", errors)
+    words = shlex.split(advice.replace("NEW-FOLDER", shlex.quote(str(tmp_path / "plain"))))
+    assert call(capsys, *words)[0] == 0
+    assert (tmp_path / "plain" / "model.safetensors").is_file()
 
 
 def test_a_hostile_description_of_tensors_is_not_run(tmp_path: Path) -> None:

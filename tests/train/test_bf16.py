@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import replace
 
@@ -53,3 +54,18 @@ def test_a_run_records_the_precision_that_it_trains_in(tiny, tmp_path):
     recorded = read_run_config(tmp_path / "run").precision
     assert recorded == check_config(tiny).precision
     assert recorded in ("bf16", "fp32")
+
+
+def test_the_mixed_precision_of_accelerate_launch_changes_nothing(tiny, tmp_path, monkeypatch, capsys):
+    tiny = replace(tiny, precision="fp32")
+    alone = train(tiny, tmp_path / "alone")
+    assert "mixed precision" not in capsys.readouterr().err
+    for asked in ("bf16", "fp16"):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        launched = train(tiny, tmp_path / asked)
+        assert {**launched, "seconds": 0} == {**alone, "seconds": 0}
+        assert (
+            f"accelerate's mixed precision, {asked}, has no effect: this run trains in fp32"
+            in capsys.readouterr().err
+        )
+        assert os.environ["ACCELERATE_MIXED_PRECISION"] == asked

@@ -252,6 +252,16 @@ def test_a_run_killed_after_its_last_checkpoint_only_evaluates(tiny, tmp_path):
     assert {**again, "seconds": 0} == {**result, "seconds": 0}
 
 
+@pytest.mark.parametrize("left", [0, 3])
+def test_a_result_without_the_last_row_has_the_loss_of_the_last_step(tiny, tmp_path, left):
+    result = train(tiny, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(rows[:left]))
+    again = train(tiny, tmp_path / "run")
+    assert {**again, "seconds": 0} == {**result, "seconds": 0}
+
+
 def test_a_finished_run_is_left_alone_and_said_so(tiny, tmp_path, capsys):
     result = train(replace(tiny, steps=4), tmp_path / "run")
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*.json*")}

@@ -18,6 +18,7 @@ from blockwise_lr.data.prepare import FixedWindows, prepare_data
 from blockwise_lr.data.sources import open_source
 from blockwise_lr.errors import UserError
 from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.train.build_model import LARGEST
 from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.run_folder import check_same_text, read_run_config
@@ -68,8 +69,9 @@ def evaluate_run(
         raise UserError(
             f"{path} is a model, not a run with a text of its own: name the text, --data PATH-or-id"
         )
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"--batch-size is {batch_size}; expected 1 or more")
+    if batch_size is not None and not 1 <= batch_size <= LARGEST:
+        more = f", {LARGEST} at most" if batch_size > LARGEST else ""
+        raise UserError(f"--batch-size is {batch_size}; expected 1 or more{more}")
     windows = named.batch_size if batch_size is None else batch_size
     about = {"checkpoint": str(checkpoint), "step": step}
     if data is None:

@@ -11,6 +11,7 @@ from torch import nn
 from blockwise_lr.analysis.saved_models import encoder_of, find_model, first_token, tokenizer_of
 from blockwise_lr.errors import UserError
 from blockwise_lr.fp32 import fp32_precision
+from blockwise_lr.train.build_model import LARGEST
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.ranges import check_seed
 
@@ -32,6 +33,9 @@ def generate(
     device: str = "cpu",
 ) -> str:
     """Return the prompt and its continuation, sampled in fp32 with transformers' ``generate``.
+
+    Only the arguments decide how to sample. A generation_config.json in the model's folder is ignored: its top_p,
+    number of beams or repetition penalty would change the distribution.
 
     The prompt is the beginning of a document. The model therefore first reads an end-of-text token, as in training;
     a model that is not from a run reads its bos token if it has one. Sampling stops at the end of the document. The
@@ -57,9 +61,12 @@ def generate(
         >>> generate(Path("runs/mine"), "Fellow citizens", tokens=20, top_k=50)  # doctest: +SKIP
         'Fellow citizens of the Senate and of the House of Representatives: ...'
     """
+    from transformers import GenerationConfig
+
     for name, value, least in (("tokens", tokens, 1), ("top-k", top_k, 0)):
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}; expected {least} or more")
+        if value is not None and not least <= value <= LARGEST:
+            more = f", {LARGEST} at most" if value > LARGEST else ""
+            raise UserError(f"--{name} is {value}; expected {least} or more{more}")
     check_seed(seed, "--seed")
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"--temperature is {temperature}; expected a finite number, 0 or more")
@@ -82,6 +89,8 @@ def generate(
             f"{named.name} takes {named.longest} in all; shorten --prompt or lower --tokens"
         )
     model = named.models[-1][1]()
+    # Otherwise the folder's settings are used wherever none is given below.
+    model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
     nn.Module.to(model, device)
     if bad := next((name for name, p in model.named_parameters() if not p.isfinite().all()), None):
         raise UserError(

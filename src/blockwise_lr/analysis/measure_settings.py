@@ -57,17 +57,24 @@ class MeasureConfig:
         """Check all values.
 
         Raises:
-            UserError: a value is out of range, or does not apply to the estimator.
+            UserError: a value is out of range, or does not apply to the estimator or to the text.
         """
+        from blockwise_lr.train.ranges import check_seed  # imported here because it loads torch
+
         for name, value, least in (
             ("batches", self.batches, 1),
             ("batch-size", self.batch_size, 1),
             ("context", self.context, 2),
             ("probes", self.probes, 1),
-            ("seed", self.seed, 0),
         ):
             if value is not None and value < least:
                 raise UserError(f"--{name} is {value}; expected {least} or more")
+        check_seed(self.seed, "--seed")
+        if self.data is None and self.text_field != MeasureConfig.text_field:
+            raise UserError(
+                f"--text-field {self.text_field} is for --data; the model's own text has its field: leave it out, or "
+                "name a text"
+            )
         _ = self.overrides
         if self.probes > 1 and self.estimator == "empirical":
             raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from blockwise_lr.analysis.hub_models import from_hub, is_masked, model_loader
 from blockwise_lr.blocks import Block
 from blockwise_lr.checkpoints.manifest import (
+    LAYOUT,
     checkpoint_step,
     checkpoints,
     no_complete_checkpoint,
@@ -83,6 +85,11 @@ def find_named_model(model: str, *, seed: int) -> NamedModel:
     path = Path(model)
     if holds_run(path):
         return _run(path)
+    if (path / LAYOUT).is_file():
+        raise UserError(
+            f"{path} is a sharded checkpoint; expected the folder of a run or of a Hugging Face model: first export "
+            f"it, blockwise-lr export {shlex.quote(str(path))} --out NEW-FOLDER"
+        )
     if re.fullmatch(r"checkpoint-\d+", path.resolve().name) and holds_run(path.resolve().parent):
         return _checkpoint(path)
     if not path.is_dir() and (path.exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model)):

@@ -10,9 +10,8 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from blockwise_lr.blocks import merge_fused, split_fused
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
-from blockwise_lr.checkpoints.manifest import find_checkpoint, problem_with
-from blockwise_lr.checkpoints.sharded_contents import check_model, weights_of
-from blockwise_lr.checkpoints.sharded_folder import LAYOUT
+from blockwise_lr.checkpoints.manifest import LAYOUT, find_checkpoint, problem_with
+from blockwise_lr.checkpoints.sharded_contents import check_model, use_stored_dtypes, weights_of
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
 from blockwise_lr.files import check_name, make_folder
@@ -33,8 +32,8 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
 
     Args:
         checkpoint: a sharded checkpoint of a transformers causal LM, saved by any number of ranks
-            (:func:`blockwise_lr.integrations.sharded.save_sharded`). Or a run of ``train``, whose newest complete
-            checkpoint is exported. Or one checkpoint of such a run.
+            (:func:`blockwise_lr.integrations.sharded.save_sharded`), or one checkpoint of a run of ``train``. Or the
+            folder of either, whose newest complete checkpoint is exported.
         out: the new folder.
 
     Returns:
@@ -58,10 +57,13 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
             f"{out} is the current folder, which the export would replace; expected the name of a new folder: choose "
             "another --out"
         )
-    sharded = (checkpoint / LAYOUT).exists()
-    if sharded and (problem := problem_with(checkpoint)):
+    if not (checkpoint / LAYOUT).exists():
+        source = find_checkpoint(checkpoint)
+    elif problem := problem_with(checkpoint):
         raise UserError(f"{checkpoint} is not a complete checkpoint: {problem}; choose another checkpoint")
-    source = checkpoint if sharded else find_checkpoint(checkpoint)
+    else:
+        source = checkpoint
+    sharded = (source / LAYOUT).exists()
     if not (source / "config.json").exists():
         raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")
     if not sharded and not any(source.glob("*.safetensors")):
@@ -91,6 +93,7 @@ def _assemble(source: Path, out: Path) -> None:
     stored = SafeReader(source).read_metadata().state_dict_metadata
     if any(name.startswith("model.") and ".parametrizations." in name for name in stored):
         split_fused(model)
+    use_stored_dtypes(model, stored)
     targets = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(source, targets, stored)
     load(targets, storage_reader=SafeReader(source), no_dist=True)

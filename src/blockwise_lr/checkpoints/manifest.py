@@ -13,6 +13,8 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.files import sha256_of, write_json_atomic
 
 MANIFEST = "manifest.json"
+LAYOUT = "sharded.json"
+"""The file in a sharded checkpoint that describes its groups."""
 
 
 def seal(checkpoint: Path) -> None:
@@ -126,7 +128,9 @@ def find_checkpoint(path: Path) -> Path:
         raise UserError(
             f"no folder {path}: expected a run's folder (train --out) or one of its checkpoint-* folders"
         )
-    if (path / "config.json").exists() and not checkpoints(path) and path.name.startswith("checkpoint-"):
+    # The full path is needed because the folder may be given as "." or by a link.
+    named = path.resolve().name.startswith("checkpoint-")
+    if named and (path / "config.json").exists() and not checkpoints(path):
         problem = problem_with(path)
         if problem:
             raise UserError(

@@ -71,6 +71,19 @@ def check_model(folder: Path, targets: Mapping[str, Tensor], stored: Mapping[str
             )
 
 
+def use_stored_dtypes(model: nn.Module, stored: Mapping[str, Any]) -> None:
+    """Give a model's tensors the dtypes of a checkpoint's, in place: loading would round fp32 weights into bf16.
+
+    Args:
+        model: a model that was built from the configuration, whose dtype may be another than that of the training.
+        stored: the descriptions of the checkpoint's tensors, under their stored names ``model.NAME``.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        about = stored.get(f"model.{canonical_name(name)}")
+        if isinstance(about, TensorStorageMetadata):
+            tensor.data = tensor.data.to(about.properties.dtype)
+
+
 def load_target(
     key: str, about: TensorStorageMetadata, parameter: nn.Parameter, optimizer: Optimizer
 ) -> Tensor:

@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from blockwise_lr.blocks import canonical_name
 from blockwise_lr.checkpoints.dcp_reader import SafeReader
-from blockwise_lr.checkpoints.manifest import problem_with, seal
+from blockwise_lr.checkpoints.manifest import LAYOUT, problem_with, seal
 from blockwise_lr.checkpoints.sharded_contents import (
     check_model,
     group_differences,
@@ -39,8 +39,6 @@ from blockwise_lr.optim.blockwise_schedule import BlockwiseSchedule
 from blockwise_lr.optim.scheduler_scaling import is_scaled
 
 __all__ = ["load_sharded", "save_sharded"]
-
-LAYOUT = "sharded.json"
 
 
 def save_sharded(

@@ -12,6 +12,7 @@ import tyro
 from blockwise_lr.cli.flags import parse
 from blockwise_lr.cli.interrupts import end_startup
 from blockwise_lr.data.data_config import DataConfig
+from blockwise_lr.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,9 @@ def run(arguments: list[str]) -> None:
     from blockwise_lr.train.settings import resolve_device
 
     end_startup()
-    text = None
-    if parsed.data is not None:
-        text = DataConfig(
-            data=parsed.data,
-            text_field=parsed.text_field,
-            hf_config=parsed.hf_config,
-            hf_streaming=parsed.hf_streaming,
-            max_documents=parsed.max_documents,
-        )
     losses = evaluate_run(
         parsed.run,
-        data=text,
+        data=_text(parsed),
         tokenizer=parsed.tokenizer,
         context=parsed.context,
         overlap=parsed.overlap,
@@ -79,3 +71,21 @@ def run(arguments: list[str]) -> None:
         if parsed.json
         else "\n".join(f"{name:<{width}} {'-' if value is None else value}" for name, value in losses.items())
     )
+
+
+def _text(parsed: EvalCommand) -> DataConfig | None:
+    """Return the text that --data names; None without --data.
+
+    Raises:
+        UserError: a flag that is about --data is given without it.
+    """
+    names = ("text_field", "hf_config", "hf_streaming", "max_documents")
+    given = {name: getattr(parsed, name) for name in names}
+    if parsed.data is not None:
+        return DataConfig(data=parsed.data, **given)
+    for name, value in given.items():
+        if value != getattr(EvalCommand, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} is for --data; a run's own windows are fixed: leave it out, or name a text"
+            )
+    return None

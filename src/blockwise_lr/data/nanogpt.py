@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from blockwise_lr.data.shards import CHECKSUM_LIMIT, ShardFile, TokenShards
+from blockwise_lr.data.vocabulary import Encoder
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import expanded, reading, sha256_of
 
@@ -31,24 +32,27 @@ def find_bins(data: str) -> Path | None:
     return folder if there else None
 
 
-def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], dict[str, Any]]:
+def load_bins(
+    folder: Path, vocab_size: int, tokenizer: Encoder | None = None
+) -> tuple[dict[str, TokenShards], dict[str, Any]]:
     """Return the splits of nanoGPT's bins, and their description.
 
     The train split is train.bin. The splits tune, val and measure are the first, second and last third of val.bin.
 
-    Tokens are compared with `vocab_size`: all tokens of bins below 256 MB, and 64 evenly spaced blocks of 2 MB in
-    larger bins.
+    Tokens are compared with `vocab_size` and with the tokenizer: all tokens of bins below 256 MB, and 64 evenly spaced
+    blocks of 2 MB in larger bins.
 
     Args:
         folder: the folder that holds the bins.
         vocab_size: rows of the model's embedding.
+        tokenizer: the tokenizer that wrote the bins; None if it is not known.
 
     Raises:
-        UserError: a bin has an odd number of bytes, or a token outside the model's vocabulary.
+        UserError: a bin has an odd number of bytes, or a token outside the vocabulary of the model or of the tokenizer.
     """
     train, held_out = (folder / name for name in BINS)
     with reading(folder):
-        hashes = {path.name: _check(path, vocab_size) for path in (train, held_out)}
+        hashes = {path.name: _check(path, vocab_size, tokenizer) for path in (train, held_out)}
     n_train, n_held_out = (path.stat().st_size // 2 for path in (train, held_out))
     borders = [n_held_out * third // 3 for third in range(4)]
     runs = {"train": (train, 0, n_train)}
@@ -73,7 +77,7 @@ def load_bins(folder: Path, vocab_size: int) -> tuple[dict[str, TokenShards], di
     }
 
 
-def _check(path: Path, vocab_size: int) -> str:
+def _check(path: Path, vocab_size: int, tokenizer: Encoder | None) -> str:
     """Compare a bin's tokens with the vocabulary, and return their hash: all of a small file, blocks of a large one."""
     size = path.stat().st_size
     if size % 2:
@@ -94,6 +98,11 @@ def _check(path: Path, vocab_size: int) -> str:
             raise UserError(
                 f"{path} holds token {largest}, the model's vocabulary is {vocab_size}: "
                 f"set --vocab-size {largest + 1} or more"
+            )
+        if tokenizer is not None and largest >= tokenizer.n_tokens:
+            raise UserError(
+                f"{path} holds token {largest}, the tokenizer has {tokenizer.n_tokens} tokens: it did not write this "
+                "file; name the one that did by --tokenizer, or leave it out"
             )
         digest.update(block.tobytes())
     return sha256_of(path) if small else f"sampled:{digest.hexdigest()}"

@@ -111,8 +111,10 @@ def prepare_data(config: DataConfig, *, vocab_size: int, context: int, progress:
         179179
     """
     if (folder := find_bins(config.data)) is not None:
-        splits, description = load_bins(folder, vocab_size)
         tokenizer = None if config.tokenizer == "bpe" else load_tokenizer(config.tokenizer, vocab_size)
+        splits, description = load_bins(
+            folder, vocab_size, None if tokenizer is None else _encoder(tokenizer, config)
+        )
         description["tokenizer"] = None if tokenizer is None else config.tokenizer
     else:
         splits, tokenizer, description = _prepare(config, vocab_size, progress)
@@ -126,7 +128,7 @@ def _prepare(
 ) -> tuple[dict[str, TokenShards], PreTrainedTokenizerFast, dict[str, Any]]:
     source = open_source(config)
     cache = cache_folder(config)
-    with reporting_denied_access(cache):
+    with reporting_denied_access(cache, config):
         return _prepare_in(cache, source, config, vocab_size, progress)
 
 
@@ -144,7 +146,7 @@ def _prepare_in(
         )
     else:
         tokenizer = load_tokenizer(config.tokenizer, vocab_size)
-    encoder = Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, config.tokenizer))
+    encoder = _encoder(tokenizer, config)
     check_vocabulary(encoder, config.tokenizer, vocab_size)
     folder = cache / "tokens" / f"{slug}-{cache_key(identity, encoder.sha256)}"
     if not (folder / HEADER).is_file():
@@ -168,6 +170,10 @@ def _prepare_in(
         "content_sha256": header["content_sha256"],
     }
     return splits, tokenizer, description
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast, config: DataConfig) -> Encoder:
+    return Encoder(tokenizer.backend_tokenizer, end_of_text_id(tokenizer, config.tokenizer))
 
 
 def split_modulus(source: Source) -> int:

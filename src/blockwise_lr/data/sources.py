@@ -10,6 +10,7 @@ import glob
 import hashlib
 import importlib.util
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -69,7 +70,7 @@ class Source(ABC):
     def documents(self, start: int = 0) -> Iterator[str]:
         """Yield the documents from index `start` on. Empty documents count too."""
         stop = None if self.max_documents is None else max(0, self.max_documents - start)
-        return islice(self._read(start), stop)
+        return islice(self._read(start), stop if stop is None else min(stop, sys.maxsize))
 
 
 class FileSource(Source):

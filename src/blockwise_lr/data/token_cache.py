@@ -37,11 +37,17 @@ def cache_folder(config: DataConfig) -> Path:
         (path / "tokens").mkdir(parents=True, exist_ok=True)
         (path / "tokenizers").mkdir(exist_ok=True)
     except OSError as error:
-        raise UserError(f"the cache folder {path} cannot be made ({error.strerror}): {_ANOTHER}") from error
+        raise UserError(
+            f"the cache folder {path} cannot be made ({error.strerror}): {_choose_another(config)}"
+        ) from error
     return path
 
 
-_ANOTHER = "choose another with $BLOCKWISE_LR_CACHE"
+def _choose_another(config: DataConfig) -> str:
+    """Return how to choose another cache folder. The configuration's own folder takes precedence over the variable."""
+    if config.cache:
+        return "choose another with --cache (for a run that is there: as data.cache in its config.json)"
+    return "choose another with $BLOCKWISE_LR_CACHE"
 
 
 def _user_cache() -> Path:
@@ -57,8 +63,12 @@ def _user_cache() -> Path:
 
 
 @contextmanager
-def reporting_denied_access(cache: Path) -> Iterator[None]:
+def reporting_denied_access(cache: Path, config: DataConfig) -> Iterator[None]:
     """Turn permission errors in a block that uses the cache into one-line messages.
+
+    Args:
+        cache: the result of :func:`cache_folder`.
+        config: the configuration that names the cache folder, if it does.
 
     Raises:
         UserError: replaces an OSError or StorageError about permissions.
@@ -71,7 +81,7 @@ def reporting_denied_access(cache: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"the cache folder {cache} cannot be used by this user ({denied.filename or cache}: {denied.strerror}): "
-            f"{_ANOTHER}"
+            f"{_choose_another(config)}"
         ) from error
 
 

@@ -58,6 +58,7 @@ class PretrainTrainer(BlockwiseTrainer):
         super().__init__(*args, **kwargs)
         self._guard = guard
         self.skipped_since_row = 0
+        self.val_loss: float | None = None  # of the last evaluation, on every rank
         self._row_before = 0  # step of the last row: Trainer updates its own before it calls `log`
         self._unlogged = UnloggedSteps(self, run_dir)
         self.add_callback(self._unlogged)
@@ -163,7 +164,7 @@ class PretrainTrainer(BlockwiseTrainer):
         """Compute the validation loss in fp32, and write the pending row of metrics.jsonl with it."""
         windows = cast("Dataset[dict[str, torch.Tensor]]", self.eval_dataset)
         batch_size = self.args.per_device_eval_batch_size
-        loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
+        self.val_loss = loss = evaluate_loss(cast("nn.Module", self.model), windows, batch_size=batch_size)
         if self._pending:
             self._write({**self._pending, "val_loss": loss})
         if not math.isfinite(loss):  # raised before this step's checkpoint is saved

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from blockwise_lr.checkpoints.manifest import checkpoint_step
 from blockwise_lr.data.prepare import FixedWindows, prepare_data
+from blockwise_lr.data.shards import TokenShards
 from blockwise_lr.errors import LostProcessError, NonFiniteLossError, Terminated, UserError
 from blockwise_lr.files import make_folder
 from blockwise_lr.locks import HeldError, take_lock
@@ -28,12 +29,12 @@ from blockwise_lr.train.evaluate_loss import evaluate_loss
 from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.train.lost_process import forget_report, is_lost_connection
 from blockwise_lr.train.metrics import MetricsFile
-from blockwise_lr.train.precision import describe_precision, precision_of_run
+from blockwise_lr.train.precision import describe_precision, precision_notices, precision_of_run
 from blockwise_lr.train.quiet import quiet_libraries
 from blockwise_lr.train.resuming import check_same_start
 from blockwise_lr.train.run_folder import missing_paths, remove_created
 from blockwise_lr.train.run_optimizer import optimizer_notices
-from blockwise_lr.train.run_result import write_result
+from blockwise_lr.train.run_result import logged_val_loss, write_result
 from blockwise_lr.train.run_sharpness import SHARPNESS, is_measured, sharpness_callback
 from blockwise_lr.train.same_run import begin_run, finished_result, keep_original_warmup
 from blockwise_lr.train.settings import Device, Settings
@@ -88,7 +89,7 @@ def train(
     notify = _main_process_printer(console)
     config = check_config(config)
     _refuse_fsdp(config)
-    notices = optimizer_notices(config.optim)
+    notices = [*optimizer_notices(config.optim), *precision_notices(config)]
     config = replace(config, optim=config.optim.resolved())
     created = missing_paths(out / _LOCK)
     make_folder(out)
@@ -224,17 +225,24 @@ def _train(
             **how_it_ended,
         )
 
+    def evaluated_on(split: TokenShards) -> float:
+        windows = FixedWindows(split, config.model.context, config.eval_tokens)
+        return evaluate_loss(cast("torch.nn.Module", trainer.model), windows, batch_size=config.batch_size)
+
     try:
         if resume and checkpoint_step(resume) == config.steps:
             # The run was killed between its last checkpoint and result.json: only the final evaluation is missing.
             trainer._load_from_checkpoint(str(resume))
+            val_loss = logged_val_loss(out, config.steps)
         else:
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            val_loss = trainer.val_loss
         if sigterm.stopped_at is not None:
             raise Terminated(sigterm.stopped_at, out / f"checkpoint-{sigterm.stopped_at}")
-        tune = FixedWindows(data.tune, config.model.context, config.eval_tokens)
-        tune_loss = evaluate_loss(cast("torch.nn.Module", trainer.model), tune, batch_size=config.batch_size)
-        if not math.isfinite(tune_loss):
+        if val_loss is None:  # the user has removed a damaged metrics.jsonl
+            val_loss = evaluated_on(data.val)
+        tune_loss = evaluated_on(data.tune)
+        if not math.isfinite(val_loss + tune_loss):
             raise NonFiniteLossError(config.steps)
     except NonFiniteLossError as error:
         finish(diverged=error)
@@ -247,4 +255,4 @@ def _train(
     finally:
         sigterm.close()
         progress_shown.close()
-    return finish(tune_loss=tune_loss)
+    return finish(val_loss=val_loss, tune_loss=tune_loss)

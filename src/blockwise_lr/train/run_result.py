@@ -32,6 +32,12 @@ def read_result(out: Path) -> dict[str, Any]:
     return result
 
 
+def logged_val_loss(out: Path, step: int) -> float | None:
+    """Return the validation loss that metrics.jsonl has for a step; None if the row is missing or has none."""
+    rows = read_metrics(out / "metrics.jsonl")
+    return next((row.get("val_loss") for row in rows if row["step"] == step), None)
+
+
 def write_result(
     out: Path,
     *,
@@ -39,6 +45,7 @@ def write_result(
     tokens_per_step: int,
     seconds: float,
     main: bool,
+    val_loss: float | None = None,
     tune_loss: float | None = None,
     diverged: NonFiniteLossError | None = None,
 ) -> dict[str, Any]:
@@ -50,6 +57,7 @@ def write_result(
         tokens_per_step: tokens in one optimizer step, over all ranks.
         seconds: seconds that the run has taken.
         main: whether this process writes, which rank 0 alone does.
+        val_loss: the loss on the validation windows; None if the run diverged.
         tune_loss: the loss on the tune split; None if the run diverged.
         diverged: the error that ended a diverged run.
     """
@@ -58,7 +66,7 @@ def write_result(
         "finished": True,
         "steps": steps,
         "tokens": (diverged.step if diverged else steps) * tokens_per_step,
-        "terminal_val_loss": None if diverged else rows[-1]["val_loss"],
+        "terminal_val_loss": None if diverged else val_loss,
         "terminal_tune_loss": tune_loss,
         "seconds": round(seconds, 3),
     }
