@@ -239,6 +239,24 @@ def test_a_parameter_that_was_not_classified_is_named() -> None:
         classify(gpt2())["nowhere"]
 
 
+class NamedAttention(nn.Module):
+    """An attention whose layers have the names of a textbook."""
+
+    def __init__(self, names: str) -> None:
+        super().__init__()
+        self.num_heads = 2
+        for name in names.split():
+            self.add_module(name, nn.Linear(8, 8, bias=False))
+
+
+@pytest.mark.parametrize("names", ["W_query W_key W_value out_proj", "w_q w_k w_v w_o", "wq wk wv wo"])
+def test_the_names_of_textbooks_are_known(names: str) -> None:
+    model = nn.ModuleDict({"emb": nn.Embedding(32, 8), "attention": NamedAttention(names)})
+    query, key, value, output = names.split()
+    found = {name.split(".")[1]: str(block) for name, block in classify(model).items() if "attention" in name}
+    assert found == {query: "qk", key: "qk", value: "vo", output: "vo"}
+
+
 class FusedSelfAttention(nn.Module):
     """Queries, and half as many keys and values, in one weight; the output is made outside of it."""
 

@@ -130,6 +130,18 @@ def test_model_and_optimizer_are_left_as_they_were() -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.NAdam])
+def test_inference_mode_and_a_step_of_numpy_change_nothing(kind, tmp_path) -> None:
+    model, optimizer, batches = trained("gpt2", kind)
+    expected = measure_directional(model, optimizer, batches, loss_fn=logits_and_labels, step=3)
+    with torch.inference_mode():
+        found = measure_directional(
+            model, optimizer, batches, loss_fn=logits_and_labels, step=np.arange(3, 4)[0]
+        )
+    found.to_json(tmp_path / "directional.json")
+    assert found.to_dict() == expected.to_dict()
+
+
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, AdamMini])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_an_update_seen_in_a_step_is_the_one_read_from_the_state(family, kind) -> None:
@@ -309,9 +321,15 @@ def test_a_compiled_model_and_any_attention_kernel_give_one_answer(attention) ->
         assert found[block].curvature == pytest.approx(slope.curvature, rel=1e-3)
 
 
-def test_half_precision_parameters_are_measured_on_a_float32_copy() -> None:
+@pytest.mark.parametrize("frozen", ["", "transformer.wpe", "transformer.h"])
+def test_half_precision_parameters_are_measured_on_a_float32_copy(frozen: str) -> None:
     torch.manual_seed(0)
     model = split_fused(build_model(TINY["gpt2"], seed=0)).bfloat16()
+    left = model.get_submodule(frozen).parameters() if frozen else []
+    for parameter in left:
+        parameter.requires_grad_(False).grad = torch.ones_like(parameter)
+    model.lm_head.register_buffer("scale", torch.ones(11, dtype=torch.bfloat16))
+    model.lm_head.register_forward_hook(lambda head, inputs, logits: logits * head.scale[None])
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2), lr=1e-2)
     for _ in range(3):
         ids = torch.randint(11, (2, 6))
@@ -320,12 +338,16 @@ def test_half_precision_parameters_are_measured_on_a_float32_copy() -> None:
         optimizer.zero_grad()
     ids = torch.randint(11, (4, 6))
     batch = {"input_ids": ids, "labels": ids}
+    before = copy.deepcopy(model.state_dict())
     found = measure_directional(model, optimizer, batch)
-    assert all(p.dtype is torch.bfloat16 for p in model.parameters())
-    updates = unit_updates(optimizer, list(model.parameters()))
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert all(p.dtype is torch.bfloat16 for p in (*model.parameters(), *model.buffers()))
+    assert all(p.requires_grad or torch.equal(p.grad, torch.ones_like(p)) for p in model.parameters())
+    moved = [p for p in model.parameters() if p.requires_grad]
+    updates = unit_updates(optimizer, moved)
     wide = copy.deepcopy(model).float()
     same = torch.optim.AdamW(param_groups(wide, lr=1e-2), lr=1e-2)
-    for parameter, other in zip(model.parameters(), wide.parameters()):
+    for parameter, other in zip(moved, (p for p in wide.parameters() if p.requires_grad)):
         same.state[other] = {k: v.float() for k, v in optimizer.state[parameter].items()}
     assert updates is not None
     expected = measure_directional(wide, same, batch)

@@ -434,6 +434,17 @@ def test_an_optimizer_without_second_moments_is_refused_by_name():
         measure_sharpness(model, estimator="optimizer", optimizer=sgd, samples=8)
 
 
+def test_an_optimizer_that_keeps_no_step_count_with_its_moments_is_refused():
+    model = gpt2()
+    adam = pytest.importorskip("pytorch_optimizer").AdamP(model.parameters())
+    model(**tokens()).loss.backward()
+    adam.step()
+    with pytest.raises(
+        ValueError, match=r"AdamP keeps no step count \(step\) of .*\['exp_avg', 'exp_avg_sq'\]"
+    ):
+        measure_sharpness(model, estimator="optimizer", optimizer=adam, samples=8)
+
+
 @pytest.mark.parametrize("whose", ["no step yet", "another model's"])
 def test_an_optimizer_that_knows_nothing_of_the_model_is_refused(whose):
     model, other = gpt2(), gpt2()

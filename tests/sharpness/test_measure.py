@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from blockwise_lr import Block, classify, measure_sharpness, merge_fused, split_fused
 from sharpness.references import VOCAB, gpt2, llama, means, next_tokens, spread, tokens
+from support.architectures import build
 from support.nano import NanoGPT
 
 ESTIMATORS = {
@@ -108,6 +109,85 @@ def test_padding_does_not_count(options, side):
     found = measure_sharpness(model, padded, **options)
     assert found.samples == 3
     same(found, measure_sharpness(model, short, **options), 1e-6)
+
+
+def keeping(change):
+    """A loss whose rows without a mask `change` removes, from (losses, mask) of shape (rows, length)."""
+
+    def loss(model, batch):
+        logits, labels = next_tokens(model, batch)
+        losses = functional.cross_entropy(logits.movedim(-1, 1), labels, reduction="none")
+        return change(losses, torch.arange(labels.numel()).view_as(labels) % 3 > 0)
+
+    return loss
+
+
+def written_over(losses, mask):
+    losses[~mask] = 0
+    return losses.mean()
+
+
+@each_estimator
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda losses, mask: (losses * mask).sum() / mask.sum(),
+        lambda losses, mask: losses[mask].mean(),
+        lambda losses, mask: {"loss": ((losses * mask).sum(1) / mask.sum(1)).mean()},
+        lambda losses, mask: (losses.detach(), torch.where(mask, losses, 0).sum()),
+        lambda losses, mask: losses * mask,
+        written_over,
+    ],
+)
+def test_rows_that_a_mask_leaves_out_of_the_loss_do_not_count(options, change):
+    def ignoring(model, batch):
+        logits, labels = next_tokens(model, batch)
+        mask = torch.arange(labels.numel()).view_as(labels) % 3 > 0
+        return logits, labels.masked_fill(~mask, -100)
+
+    model, batch = gpt2(), tokens()
+    found = measure_sharpness(model, batch, loss_fn=keeping(change), **options)
+    expected = measure_sharpness(model, batch, loss_fn=ignoring, **options)
+    same(found, expected, 1e-6 if options.get("hvp") == "finite-differences" else 1e-10)
+
+
+def test_a_batch_that_a_mask_leaves_out_is_refused():
+    def nothing(losses, mask):
+        return losses[mask & ~mask].mean()
+
+    with pytest.raises(ValueError, match="no label of the batch counts"):
+        measure_sharpness(gpt2(), tokens(), loss_fn=keeping(nothing))
+
+
+def test_a_mask_leaves_out_rows_whose_labels_are_probabilities_too():
+    def loss(select):
+        def masked(model, batch):
+            logits, labels = next_tokens(model, batch)
+            odds = functional.one_hot(labels, logits.shape[-1]).to(logits) * 0.5 + 0.5 / logits.shape[-1]
+            losses = functional.cross_entropy(
+                logits.movedim(-1, 1), odds.movedim(-1, 1), reduction="none", label_smoothing=0.1
+            )
+            return select(losses)
+
+        return masked
+
+    model, batch = gpt2(), tokens()
+    first = {name: value[:1] for name, value in batch.items()}
+    found = measure_sharpness(model, batch, loss_fn=loss(lambda each: each[0].mean()), estimator="empirical")
+    expected = measure_sharpness(model, first, loss_fn=loss(torch.mean), estimator="empirical")
+    same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("label", [-1, 10_000])
+def test_a_label_that_is_no_class_is_refused(label):
+    def padded(model, batch):
+        logits, labels = next_tokens(model, batch)
+        return logits, labels.index_fill(1, torch.tensor([0]), label)
+
+    with pytest.raises(
+        ValueError, match=r"^\d+ labels are below 0, or not below the number of classes; expected"
+    ):
+        measure_sharpness(gpt2(), tokens(), loss_fn=padded)
 
 
 def test_a_masked_language_model_is_measured_on_its_masked_tokens():
@@ -462,6 +542,41 @@ def test_running_statistics_do_not_move():
     before = state_of(model)
     options = {"blocks": classify(model, {".": Block.OTHER})}
     measure_sharpness(model, [images()], **options)
+    assert_same_state(before, state_of(model))
+
+
+@each_gradient
+@pytest.mark.parametrize("kind", ["rwkv", "xlstm", "llama"])
+def test_no_model_of_transformers_writes_into_a_cache(options, kind):
+    model, batch = build(kind), tokens()
+    expected = measure_sharpness(model, {**batch, "use_cache": False}, **options)
+    same(measure_sharpness(model, batch, **options), expected)
+    assert model.config.use_cache
+
+
+@each_estimator
+@pytest.mark.parametrize("through", ["tensor", "data"])
+def test_buffers_that_a_forward_pass_writes_into_get_their_values_back(options, through):
+    # As the counters by which a mixture of experts balances its load.
+    class Counting(NanoGPT):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("seen", torch.tensor([3]))
+            self.register_buffer("shared", torch.zeros(1).expand(4))
+
+        def forward(self, ids):
+            counter = self.seen if through == "tensor" else self.seen.data
+            counter += ids.numel()
+            return super().forward(ids)
+
+    torch.manual_seed(0)
+    model = Counting().double()
+    with torch.inference_mode():
+        model.register_buffer("cached", torch.zeros(2))
+    ids = torch.arange(12).reshape(2, 6)
+    model(ids)
+    before = state_of(model)
+    measure_sharpness(model, [ids], loss_fn=lambda model, ids: (model(ids)[:, :-1], ids[:, 1:]), **options)
     assert_same_state(before, state_of(model))
 
 

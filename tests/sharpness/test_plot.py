@@ -275,7 +275,11 @@ def test_a_figure_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
 
 
-@pytest.mark.parametrize("draw", [plot.plot_blocks, plot.plot_layers])
+def plot_two_steps(report, path):
+    return plot.plot_evolution([replace(report, step=step) for step in (0, 1)], path)
+
+
+@pytest.mark.parametrize("draw", [plot.plot_blocks, plot.plot_layers, plot_two_steps])
 def test_nothing_above_zero_is_refused(draw, report, tmp_path):
     negative = {block: e._replace(mean=-1.0) for block, e in report.blocks.items()}
     layers = {"outside": negative}

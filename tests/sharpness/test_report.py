@@ -101,6 +101,13 @@ def test_a_measured_report_survives_a_file_with_all_its_fields(tmp_path):
     assert again == report
 
 
+def test_a_step_and_a_seed_of_numpy_survive_a_file(tmp_path):
+    (step,) = np.arange(7, 8)
+    measure_sharpness(gpt2(), tokens(), seed=step, step=step).to_json(tmp_path / "s.json")
+    found = SharpnessReport.from_json(tmp_path / "s.json")
+    assert (found.seed, found.step) == (7, 7)
+
+
 def test_errors_that_are_not_known_are_null_and_come_back_as_nan(tmp_path):
     report = measure_sharpness(llama(), tokens())
     report.to_json(tmp_path / "one.json")

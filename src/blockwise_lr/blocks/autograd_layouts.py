@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from blockwise_lr.blocks.attention_inputs import AttentionInputs, record_attention
 from blockwise_lr.blocks.layout import Layout
+from blockwise_lr.blocks.model_runs import restored_buffers
 
 
 class UnresolvedWeight(NamedTuple):
@@ -161,10 +162,14 @@ def _rows(fused: UnresolvedWeight, events: Sequence[Mapping[str, Mapping[str, Te
 def _undisturbed(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None]:
     """Run in eval mode with gradients of these weights; restore modes, buffers and the random state afterwards."""
     modes = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     trained = [weight.requires_grad for weight in weights]
     devices = {weight.device for weight in weights if weight.device.type == "cuda"}
-    with torch.random.fork_rng(devices=list(devices)), torch.inference_mode(False), torch.enable_grad():
+    with (
+        torch.random.fork_rng(devices=list(devices)),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        restored_buffers(model),
+    ):
         try:
             model.eval()
             for weight in weights:
@@ -175,6 +180,3 @@ def _undisturbed(model: nn.Module, weights: list[nn.Parameter]) -> Iterator[None
                 module.training = mode
             for weight, flag in zip(weights, trained):
                 weight.requires_grad_(flag)
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)

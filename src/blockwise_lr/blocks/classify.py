@@ -146,8 +146,9 @@ def _first_holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule
 
 
 def _block_of_adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
-    """Return the block of a LoRA factor: the block of the weight that it adapts, or VO if that weight is fused."""
-    reason = f"a LoRA adapter of {weight.path}.{weight.leaf}, which {found.reason}"
+    """Return the block of a parameter that adapts a weight: the block of that weight, or VO if the weight is fused."""
+    what = "in a parametrization" if site.of_parametrization else "a LoRA adapter"
+    reason = f"{what} of {weight.path}.{weight.leaf}, which {found.reason}"
     if found.block is not Block.QKV:
         return Assignment(found.block, reason, site.param.numel())
     return Assignment(Block.VO, f"{reason}: the sharper block of the two", site.param.numel())

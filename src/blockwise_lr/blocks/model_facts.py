@@ -79,19 +79,33 @@ class ModelFacts:
 
     def projection(self, site: Site) -> Projection | None:
         """Return the projection of a parameter; None for a parameter outside attention."""
-        return self.projections.get((site.path.removesuffix(".base_layer"), site.leaf))
+        if site.of_parametrization:
+            return None
+        paths = (site.path, site.path.removesuffix(".base_layer"))
+        return next((found for path in paths if (found := self.projections.get((path, site.leaf)))), None)
 
     def adapted(self, site: Site) -> list[Site]:
-        """Return the sites of the weight that a LoRA factor adapts; empty if the parameter is not a LoRA factor."""
+        """Return the sites of the weight that a parameter adapts.
+
+        The list is empty if the parameter is neither a LoRA factor nor part of a parametrization.
+        """
+        if site.of_parametrization:
+            return [replace(site, param=getattr(site.module, site.leaf), of_parametrization=False)]
         found = _ADAPTER.fullmatch(f"{site.path}.{site.leaf}")
         if found is None:
             return []
-        inside, around = f"{found['adapted']}.base_layer", found["adapted"]
+        modules, around = self.tree.modules, found["adapted"]
+        # PEFT adapts a parameter by name in a wrapper, which may contain the wrapper of another parameter.
+        named = getattr(modules.get(around), "parameter_name", None)
+        inside = f"{around}.base_layer"
+        while named and f"{inside}.base_layer" in modules:
+            inside += ".base_layer"
+        leaves = [named] if isinstance(named, str) else ["weight", "in_proj_weight"]
         return [
-            replace(site, path=path, leaf="weight", module=self.tree.modules[path], param=weight, part=None)
+            replace(site, path=path, leaf=leaf, module=modules[path], param=weight, part=None)
             for path in (inside, around)
-            if path in self.tree.modules
-            and isinstance(weight := getattr(self.tree.modules[path], "weight", None), Tensor)
+            for leaf in leaves
+            if path in modules and isinstance(weight := getattr(modules[path], leaf, None), Tensor)
         ]
 
     def parts(self, site: Site) -> tuple[str, ...]:

@@ -1,10 +1,10 @@
-"""Run a model to see its layouts: whether it can be run, and on which batch."""
+"""Run a model to see its layouts: whether it can be run, on which batch, and how its buffers are restored."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,3 +66,22 @@ def call_with_example(model: nn.Module, example: Any) -> object:
     if isinstance(example, (tuple, list)) and not isinstance(example, Tensor):
         return model(*example)
     return model(example)
+
+
+@contextmanager
+def restored_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the values of all buffers at the end of the context."""
+    # `data` has a version counter of its own, so a backward pass that has saved the buffer does not see the write.
+    buffers = [buffer.data for buffer in model.buffers() if _is_writable(buffer)]
+    kept = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        for buffer, before in zip(buffers, kept):
+            buffer.copy_(before)
+
+
+def _is_writable(buffer: Tensor) -> bool:
+    """Return whether torch writes into a tensor: not one made in inference mode, or whose elements share memory."""
+    strides = zip(buffer.shape, buffer.stride()) if buffer.layout is torch.strided else [(2, 0)]
+    return not buffer.is_inference() and not any(size > 1 and stride == 0 for size, stride in strides)

@@ -113,7 +113,8 @@ NAMES: tuple[NameRule, ...] = (
           r"\b(context|x|caption|image)_embedder(\.proj)?:", r"\b(img|txt)_in:",
           r"^\w*(Model|DiT|Embedder|Refiner|Transformer) \.proj_in:",
           r"\b(text|encoder_hidden_states)_proj:", r"^\w*PatchEmbed\w* .*\.proj:\w*Linear", r"\bembeds\.proj:Linear",
-          r"^Transformer2DModel \S*\.proj_(in|out):", r"\bcaption_projection:"),
+          r"^Transformer2DModel \S*\.proj_(in|out):", r"\bcaption_projection:",
+          r"\bprompt_encoder\.\w+\.(mlp_head|transform)\.\d+:"),
     # Heads.
     _line(Block.HEAD, "{module} is part of an output head",
           r"[ .](\w*predictions?|lm_head|head|prediction_head)\.(\w+\.)*dense\w*:", r"[ .](\w+_)?heads?\.\d+:",

@@ -17,8 +17,11 @@ CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 CONVOLUTIONS = (nn.modules.conv._ConvNd,)
 NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
 
-_PARAMETRIZED = re.compile(r"(?:(?P<path>.*)\.)?parametrizations\.(?P<leaf>\w+)\.original(?P<index>\d*)")
+_PARAMETRIZED = re.compile(
+    r"(?:(?P<path>.*?)\.)?parametrizations\.(?P<leaf>\w+)\.(?:original(?P<index>\d*)|(?P<inner>\d+\..+))"
+)
 _PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\..*")
+_FACTOR = re.compile(r"lora_(embedding_)?[AB]")
 _HEAD_ATTRIBUTES = ("num_heads", "n_head", "n_heads", "num_attention_heads", "nhead", "heads", "head_dim")
 
 
@@ -92,6 +95,8 @@ class Site:
         param: the parameter.
         module: the module that owns it.
         parametrized: whether it is one of the originals of a parametrized weight. Default: False.
+        of_parametrization: whether it belongs to a parametrization of the weight, as a factor of a LoRA that is written
+            as one. Default: False.
         part: after split_fused, the part that it holds, e.g. "q"; otherwise None.
     """
 
@@ -101,6 +106,7 @@ class Site:
     param: Tensor
     module: nn.Module
     parametrized: bool = False
+    of_parametrization: bool = False
     part: str | None = None
 
     @property
@@ -160,19 +166,21 @@ class Tree:
             return Site(name, path, leaf, param, self.modules[path])
         path, leaf = found["path"] or "", found["leaf"]
         module = self.modules[path]
+        if found["inner"] is not None:
+            return Site(name, path, leaf, param, module, of_parametrization=True)
         # Only the parametrization of split_fused has part names.
         names = getattr(getattr(module, "parametrizations")[leaf][0], "part_names", ())  # noqa: B009
         part = names[int(found["index"])] if names else None
-        return Site(name, path, leaf, param, module, True, part)
+        return Site(name, path, leaf, param, module, parametrized=True, part=part)
 
     def matrices(self, path: str) -> dict[str, tuple[int, int]]:
         """Return the linear layers among the direct children of a module: path -> (input width, output width).
 
         A child that contains one linear layer, and otherwise only norms and modules without parameters, counts as one.
+        The factors of a LoRA adapter are left out.
         """
-        shapes = {
-            child: matrix_shape(self.modules[self.linear(child)]) for child in self.children.get(path, ())
-        }
+        children = (c for c in self.children.get(path, ()) if not _FACTOR.fullmatch(c.rpartition(".")[2]))
+        shapes = {child: matrix_shape(self.modules[self.linear(child)]) for child in children}
         return {child: shape for child, shape in shapes.items() if shape is not None}
 
     def inside(self, path: str, without: str) -> Iterator[str]:

@@ -78,13 +78,13 @@ def slope_and_curvature(
     rows = center.row_counts()
     changes = []
     for direction in directions:
-        above = _logits_at(measured, batch, moved, [direction], 1, rows)
-        below = _logits_at(measured, batch, moved, [direction], -1, rows)
+        above = _logits_at(measured, batch, moved, [direction], 1, center, rows)
+        below = _logits_at(measured, batch, moved, [direction], -1, center, rows)
         changes.append(torch.sub(above, below).div_(2 * direction.scale))
         del above, below
     curvature = _gauss_newton_products(center, changes)
     # The effect of a smaller move is known from `changes`. The rest of the change is rounding.
-    rest = _logits_at(measured, batch, moved, directions, small, rows) - center.logits
+    rest = _logits_at(measured, batch, moved, directions, small, center, rows) - center.logits
     for direction, change in zip(directions, changes):
         rest.sub_(change, alpha=small * direction.scale)
     rounding = _gauss_newton_products(center, [rest]).sum() / 2
@@ -99,18 +99,18 @@ def _draw(found: Sequence[float], directions: Sequence[Direction]) -> Draw:
     """Return the draw of the sums over all samples.
 
     Args:
-        found: the numbers of rows that count and of those that are not finite, rounding, signals and curvature.
+        found: the numbers of :meth:`Predictions.row_counts`, rounding, signals and curvature.
         directions: the directions.
 
     Raises:
         ValueError: as :func:`check_counts`.
     """
-    k, (samples, broken, rounding) = len(directions), found[:3]
-    check_counts(samples, broken, may_be_empty=False)
+    k, (samples, broken, foreign, rounding), measured = len(directions), found[:4], found[4:]
+    check_counts(samples, broken, foreign, may_be_empty=False)
     scales = np.array([direction.scale for direction in directions])
     return Draw(
-        signals=np.array(found[3 : 3 + k]) / samples,
-        curvature=np.array(found[3 + k :]).reshape(k, k) / samples,
+        signals=np.array(measured[:k]) / samples,
+        curvature=np.array(measured[k:]).reshape(k, k) / samples,
         noise=rounding / (2 * scales**2) / samples,
         samples=round(samples),
     )
@@ -122,6 +122,7 @@ def _logits_at(
     moved: MovedParameters,
     directions: Sequence[Direction],
     factor: float,
+    center: Predictions,
     rows: Tensor,
 ) -> Tensor:
     """Return the logits after moving the parameters along each direction by a factor of its scale.
@@ -129,18 +130,19 @@ def _logits_at(
     The parameters are moved back afterwards. After an error, the caller restores all of them.
 
     Args:
-        rows: (2,) float64; the number of rows that are not finite is added to the second.
+        center: the predictions at the start; they tell which rows count.
+        rows: (3,) float64; the number of rows that are not finite is added to the second.
     """
     for direction in directions:
         moved.move(direction.chunks, factor * direction.scale)
     with torch.no_grad():
-        predictions = measured.predict(batch, needs_gradient=False, check_rows=False)
+        logits = measured.predict(batch, needs_gradient=False, check_rows=False).logits
     # Without this, the outermost module would keep the gathered, moved parameters.
     processes.reshard(measured.model)
     for direction in directions:
         moved.move(direction.chunks, 0.0)
-    rows[1] += predictions.row_counts()[1]
-    return predictions.logits
+    rows[1] += center._replace(logits=logits).row_counts()[1]
+    return logits
 
 
 def _gauss_newton_products(at: Predictions, changes: Sequence[Tensor]) -> Tensor:

@@ -18,7 +18,7 @@ from blockwise_lr.arguments import check_model
 from blockwise_lr.blocks import Block, BlockMap
 from blockwise_lr.directional.directional_derivatives import Direction, Draw, slope_and_curvature
 from blockwise_lr.directional.directional_report import DirectionalReport
-from blockwise_lr.directional.moved_parameters import MovedParameters, restored_parameters
+from blockwise_lr.directional.moved_parameters import MovedParameters, restored_parameters, widened_others
 from blockwise_lr.directional.parameter_chunks import Chunk, chunk_elements, chunks
 from blockwise_lr.directional.update_hessian import update_hessian
 from blockwise_lr.directional.update_signals import squared_lengths
@@ -79,8 +79,9 @@ def measure_directional(
     The computation uses at least float32 and no autocast, because differences in bfloat16 are rounding noise. The model
     and the optimizer are restored exactly, to the bit.
 
-    The measurement holds one copy of the parameters in float32, and the logits of a batch once for each block. Updates
-    and gradients exist only chunk by chunk. For optimizers other than Adam, AdamW and AdamMini, the update is kept too.
+    The measurement holds one copy of the parameters in float32, and the logits of a batch once for each block. Frozen
+    parameters and buffers in half precision are copied, too. Updates and gradients exist only chunk by chunk. For
+    optimizers other than Adam, AdamW and AdamMini, the update is kept too.
 
     Args:
         model: as for :func:`blockwise_lr.measure_sharpness`.
@@ -125,8 +126,10 @@ def measure_directional(
     measured = MeasuredModel(inner, parts, loss_fn)
     with (
         measurement_mode(inner),
+        widened_others(inner, parts.parameters),
         restored_parameters(parts.parameters) as values,
         no_autocast(measured),
+        torch.inference_mode(False),
         torch.enable_grad(),
     ):
         moved = _moved_parameters(measured, optimizer, groups, values, unseen)

@@ -88,7 +88,7 @@ class DirectionalReport(Mapping[Block, Slope]):
             hessian=None if hessians is None else np.tensordot(weights, np.asarray(hessians), 1).tolist(),
             samples=int(sum(samples)),
             batches=len(samples),
-            step=step,
+            step=None if step is None else int(step),  # NumPy's integers cannot be written as JSON
         )
 
     def __getitem__(self, block: Block | str) -> Slope:

@@ -47,6 +47,34 @@ def restored_parameters(parameters: Sequence[nn.Parameter]) -> Iterator[list[Ten
                 torch._foreach_copy_([local(p.detach()) for p in whole], copies)
 
 
+@contextmanager
+def widened_others(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Replace all other half-precision tensors of a model by float32 copies: frozen parameters, and buffers.
+
+    Otherwise, the forward pass of the moved parameters would compute partly in half precision.
+
+    Args:
+        model: the model.
+        parameters: the parameters that :func:`restored_parameters` replaces.
+    """
+    moved = {id(parameter) for parameter in parameters}
+    others = [
+        tensor
+        for tensor in (*model.parameters(), *model.buffers())
+        if tensor.dtype in HALF and not is_sharded(tensor) and id(tensor) not in moved
+    ]
+    kept = [(tensor, tensor.data, tensor.grad) for tensor in others]
+    try:
+        for tensor, data, _ in kept:
+            tensor.grad = None  # torch requires a gradient of the tensor's dtype
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data, gradient in kept:
+            tensor.grad = None
+            tensor.data, tensor.grad = data, gradient
+
+
 def _copied(tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Tensor]:
     """Return copies of the tensors, in the given dtype or in their own."""
     copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]

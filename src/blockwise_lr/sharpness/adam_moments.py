@@ -26,24 +26,29 @@ def optimizer(parts: ParameterParts, adam: Optimizer, samples: int, *, keep_grad
 
     Args:
         parts: the parts of the model's parameters.
-        adam: an optimizer with ``exp_avg_sq`` in its state (Adam, AdamW, NAdam ...), after any number of steps.
+        adam: an optimizer with ``exp_avg_sq`` and ``step`` in its state (torch's Adam, AdamW, NAdam ...), after any
+            number of steps.
         samples: B, the number of samples in the mean loss of one step.
         keep_gradients: return the roots of the moments, scaled as gradients.
 
     Raises:
-        ValueError: a parameter has no second moment: the optimizer is of another kind, has taken no step, or is not of
-            this model.
+        ValueError: a parameter has no second moment or no step count of its own: the optimizer is of another kind, has
+            taken no step, or is not of this model.
     """
     moments, steps = [], []
     for i, parameter in enumerate(parts.parameters):
         state = adam.state.get(parameter, {})
-        if "exp_avg_sq" not in state or state["exp_avg_sq"].shape != parameter.shape:
+        moment = state.get("exp_avg_sq")
+        held = moment is not None and moment.shape == parameter.shape
+        # Some optimizers of other packages have no `step` here. What their moment averages differs between them.
+        if not held or "step" not in state:
+            missing = "step count (step)" if held else "second moment (exp_avg_sq)"
             raise ValueError(
-                f"{type(adam).__name__} keeps no second moment (exp_avg_sq) of the model's parameter "
+                f"{type(adam).__name__} keeps no {missing} of the model's parameter "
                 f"number {i}, {parts.names[i]}; its state has {sorted(state) or 'nothing'}: "
                 "expected an Adam-like optimizer of this model that has taken a step"
             )
-        moments.append(state["exp_avg_sq"])
+        moments.append(moment)
         steps.append(state["step"])
     beta2 = {id(p): group.get("betas", (0, 0))[1] for group in adam.param_groups for p in group["params"]}
     sums, kept = SquareSums(parts), []
@@ -62,7 +67,7 @@ def optimizer(parts: ParameterParts, adam: Optimizer, samples: int, *, keep_grad
     totals = parts.over_shards(sums.totals)
     if not keep_gradients:
         totals = totals * scales.square().index_select(0, to_device(parts.owners(), device))
-    rows = torch.tensor([[float(samples), 0.0]], dtype=torch.float64)
+    rows = torch.tensor([[float(samples), 0.0, 0.0]], dtype=torch.float64)
     return Draws(totals.unsqueeze(0), to_device(rows, device), kept or None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,8 @@ class Predictions(NamedTuple):
     Args:
         logits: (rows, classes), with the graph to the parameters.
         labels: (rows,) class indices, or (rows, classes) probabilities.
-        counted: (rows,) bool, False for rows that the loss ignores (padding, labels of ``ignore_index``).
+        counted: (rows,) bool, False for rows that the loss ignores (labels of ``ignore_index``, and rows that a mask
+            leaves out of the loss).
         label_smoothing: label smoothing of the model's own loss.
         kinds: dtypes of all tensors that the forward pass computed.
     """
@@ -35,21 +37,47 @@ class Predictions(NamedTuple):
         return int(self.counted.sum())
 
     def row_counts(self) -> Tensor:
-        """Return the numbers of rows that count, and of those whose logits are not finite, without a host sync.
+        """Return how many rows count, and how many of those cannot be measured, without a host sync.
 
         Returns:
-            (2,) float64, on the device of the logits.
+            (3,) float64, on the device of the logits: the rows that count, those of them whose logits are not finite,
+            and those of them whose label is no class.
         """
         # The maximum of a row is NaN or inf if any logit is. A logit of -inf is valid: a class of probability 0.
         broken = self.logits.detach().amax(-1).isfinite().logical_not() & self.counted
-        return torch.stack([self.counted.sum(), broken.sum()]).double()
+        found = [self.counted.sum(), broken.sum()]
+        if self.labels.is_floating_point():
+            found.append(broken.new_zeros((), dtype=found[0].dtype))
+        else:
+            foreign = (self.labels < 0) | (self.labels >= self.logits.shape[1])
+            found.append((foreign & self.counted).sum())
+        return torch.stack(found).double()
+
+    def without_masked_rows(self, losses: Tensor, output: Any) -> Predictions:
+        """Return the predictions without the rows that do not change the loss, because a mask leaves them out.
+
+        Args:
+            losses: the losses of the rows, from which the loss was computed.
+            output: what the model or the loss function returned. Without a loss in it, all rows stay.
+        """
+        for loss in _possible_losses(output):
+            (weights,) = torch.autograd.grad(loss.sum(), losses, retain_graph=True, allow_unused=True)
+            if weights is not None:
+                # A mean over no rows has weights of NaN.
+                counted = self.counted & (weights.reshape(-1).nan_to_num(0.0) != 0)
+                labels = self.labels
+                if not labels.is_floating_point():
+                    labels = labels.masked_fill(~counted, IGNORED)
+                return self._replace(labels=labels, counted=counted)
+        return self
 
 
 class CrossEntropies(TorchFunctionMode):
-    """Record the inputs of every cross-entropy, and return 0 in its place, because its value is not needed.
+    """Record the inputs of every cross-entropy. Return 0 in place of a mean or a sum, whose value is not needed.
 
     Attributes:
         calls: the inputs of each cross-entropy.
+        losses: for each call with ``reduction="none"`` the losses of its rows; None for the others.
         kinds: dtypes of all computed tensors. They show casts in a norm, autocast inside the model, and the mixed
             precision of fully_shard.
     """
@@ -57,13 +85,14 @@ class CrossEntropies(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[Predictions] = []
+        self.losses: list[Tensor | None] = []
         self.kinds: set[torch.dtype] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (functional.cross_entropy, functional.nll_loss):  # log-probabilities are logits too
-            return self._remember(*args, **(kwargs or {}))
+            return self._remember(func, *args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         if isinstance(result, Tensor):
             self.kinds.add(result.dtype)
@@ -71,6 +100,7 @@ class CrossEntropies(TorchFunctionMode):
 
     def _remember(
         self,
+        func: Any,
         input: Tensor,
         target: Tensor,
         weight: Tensor | None = None,
@@ -87,7 +117,15 @@ class CrossEntropies(TorchFunctionMode):
             )
         classes = (0 if input.ndim == 1 else 1,)
         self.calls.append(flattened(input, target, ignore_index, label_smoothing, dimensions=classes))
-        return input.new_zeros(target.shape if reduction == "none" else ())
+        if reduction != "none":
+            self.losses.append(None)
+            return input.new_zeros(())
+        smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+        values: Tensor = func(
+            input.detach(), target, ignore_index=ignore_index, reduction="none", **smoothing
+        )
+        self.losses.append(values.requires_grad_(torch.is_grad_enabled()))
+        return values.clone()  # callers may write into it
 
 
 def flattened(
@@ -131,6 +169,16 @@ def flattened(
     answers = answers.reshape(-1)
     counted = answers != ignore_index
     return Predictions(rows, answers.masked_fill(~counted, IGNORED), counted, label_smoothing)
+
+
+def _possible_losses(output: Any) -> list[Tensor]:
+    """Return the tensors of an output that may be its loss: itself, its "loss", or the items of a tuple."""
+    if isinstance(output, Mapping):
+        output = output.get("loss")
+    elif hasattr(output, "loss"):
+        output = output.loss
+    items = output if isinstance(output, (list, tuple)) else [output]
+    return [each for each in items if isinstance(each, Tensor) and each.requires_grad]
 
 
 def are_logits_and_labels(first: Any, second: Any) -> bool:

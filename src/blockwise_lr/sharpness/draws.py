@@ -19,7 +19,7 @@ class Draws:
 
     Args:
         sums: (probes, parts) float64, estimates of tr(H_b) times the number of samples.
-        rows: (micro-batches, 2) float64, as :meth:`Predictions.row_counts`, over all processes.
+        rows: (micro-batches, 3) float64, as :meth:`Predictions.row_counts`, over all processes.
         gradients: gradients of the loss summed over the samples, from the last probe, for histograms of elements.
             None if they were not kept.
     """
@@ -46,7 +46,7 @@ def traces_on_host(
         may_be_empty: accept micro-batches without labels that count, if there are others.
 
     Raises:
-        ValueError: no label of a batch counts, or the logits are not finite.
+        ValueError: no label of a batch counts, or as :func:`check_counts`.
     """
     flat = torch.cat([each for draw in draws for each in (draw.sums.flatten(), draw.rows.flatten())])
     values = np.array(flat.tolist())
@@ -54,9 +54,9 @@ def traces_on_host(
     for draw in draws:
         sums, at = values[at : at + draw.sums.numel()].reshape(draw.sums.shape), at + draw.sums.numel()
         rows, at = values[at : at + draw.rows.numel()].reshape(draw.rows.shape), at + draw.rows.numel()
-        for counted, broken in rows:
-            check_counts(counted, broken, may_be_empty=may_be_empty)
+        for counts in rows:
+            check_counts(*counts, may_be_empty=may_be_empty)
         samples.append(int(rows[:, 0].sum()))
-        check_counts(samples[-1], 0, may_be_empty=False)
+        check_counts(samples[-1], 0, 0, may_be_empty=False)
         traces.append(sums / samples[-1])
     return traces, samples

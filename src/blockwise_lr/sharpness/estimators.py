@@ -190,7 +190,7 @@ def _hutchinson(
             totals = torch.zeros(len(parts), dtype=torch.float64, device=parts.parameters[0].device)
             parts.add_products(parts.sum_over_processes(total), signs, totals)
             sums.append(parts.over_shards(totals))
-    return Draws(torch.stack(sums), sums[0].new_tensor([[samples, 0]]))
+    return Draws(torch.stack(sums), sums[0].new_tensor([[samples, 0, 0]]))
 
 
 def _collector(

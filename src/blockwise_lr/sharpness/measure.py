@@ -56,8 +56,8 @@ def measure_sharpness(
     r"""Measure the average sharpness of every block, S(b) = tr(H_b) / #(b), with its standard error.
 
     This is the paper's average sharpness (arXiv 2502.19002, section 3). The model is measured in eval mode. Its
-    parameters, gradients and modes, and the global random state, are unchanged afterwards. The passes run in the
-    model's dtype and under the caller's autocast; sums are in float64. Fused QKV weights need not be split: their
+    parameters, buffers, gradients and modes, and the global random state, are unchanged afterwards. The passes run in
+    the model's dtype and under the caller's autocast; sums are in float64. Fused QKV weights need not be split: their
     parts are measured separately. Gradient checkpointing of transformers' layers stays on. "fisher" and "empirical"
     keep a sixteenth of the gradients at a time, or the largest one. A single process waits for a GPU once, at the end.
 
@@ -76,8 +76,8 @@ def measure_sharpness(
             squared. An incomplete group at the end is not measured. Default: 1.
         max_batches: largest number of (accumulated) batches. Default: all.
         loss_fn: ``loss_fn(model, batch)``, for a model that does not compute its loss. It computes one
-            cross-entropy, or returns ``(logits, labels)`` with the classes in the last dimension. It gets the model
-            without its DDP and torch.compile wrappers.
+            cross-entropy, or returns ``(logits, labels)`` with the classes in the last dimension. Tokens that a mask
+            leaves out of its loss do not count. It gets the model without its DDP and torch.compile wrappers.
         blocks: a BlockMap, to use overrides or to classify only once. Default: ``classify(model)``.
         distributed: whether the model is a replica on every process although it is not wrapped in DDP. Default: False.
         histogram: also count the elements of each block by their own sharpness. This needs one float32 per element,

@@ -55,10 +55,10 @@ class MeasuredModel:
         return processes.sum_over_ranks(predictions.samples, self.parts.parameters[0].device)
 
     def row_counts(self, predictions: Predictions) -> Tensor:
-        """Return the numbers of rows that count, and of those that are not finite, over all processes.
+        """Return the numbers of :meth:`Predictions.row_counts`, over all processes.
 
         Returns:
-            (2,) float64, on the model's device. The host does not wait for them.
+            (3,) float64, on the model's device. The host does not wait for them.
         """
         counts = predictions.row_counts()
         if self.parts.distributed:

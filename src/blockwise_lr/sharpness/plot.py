@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _LABEL = "average sharpness S(b)"
 _GREY = "#555555"
+_NOTHING = "no block's sharpness is above 0, so there is nothing to draw on a logarithmic scale"
 
 
 def plot_blocks(report: SharpnessReport, path: str | Path) -> Path:
@@ -45,9 +46,7 @@ def draw_blocks(axes: Any, report: SharpnessReport) -> None:
     blocks = in_paper_order(report)
     drawn = [b for b in blocks if report[b].mean > 0]
     if not drawn:
-        raise ValueError(
-            "no block's sharpness is above 0, so there is nothing to draw on a logarithmic scale"
-        )
+        raise ValueError(_NOTHING)
     at = [blocks.index(b) for b in drawn]
     means = [report[b].mean for b in drawn]
     errors = [0.0 if math.isnan(report[b].stderr) else report[b].stderr for b in drawn]
@@ -104,6 +103,8 @@ def draw_evolution(axes: Any, reports: Sequence[SharpnessReport]) -> None:
         raise ValueError(
             f"an evolution is of one training; there are several measurements of step {twice[0]}"
         )
+    if not any(estimate.mean > 0 for report in ordered for estimate in report.values()):
+        raise ValueError(_NOTHING)
     for block in _sharpest_first({b for r in ordered for b in r}):
         # NaN makes a gap in the line, where a value cannot be drawn.
         found = [r[block] if block in r and r[block].mean > 0 else None for r in ordered]
@@ -185,7 +186,7 @@ def draw_layers(axes: Any, report: SharpnessReport) -> None:
         for block, estimate in report.per_layer[layer].items():
             means[i, blocks.index(block)] = estimate.mean
     if not (means > 0).any():
-        raise ValueError("no sharpness is above 0, so there is nothing to draw on a logarithmic scale")
+        raise ValueError(_NOTHING)
     values = np.log10(means, where=means > 0, out=np.full_like(means, np.nan))
     image = axes.imshow(values, aspect="auto", cmap="viridis")
     middle = (np.nanmin(values) + np.nanmax(values)) / 2

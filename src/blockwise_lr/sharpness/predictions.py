@@ -40,7 +40,8 @@ def predict(
 
     They are taken from the call that computes the loss (``torch.nn.functional.cross_entropy`` or ``nll_loss``). So
     label shifts, padding and upcasts are the model's own, the reduction does not matter, and auxiliary losses (such
-    as the load balancing of an MoE) are left out.
+    as the load balancing of an MoE) are left out. A row counts unless its label is ignored, or its loss
+    (``reduction="none"``) has weight 0 in the loss that is returned. All rows that count have equal weights.
 
     Args:
         model: the model.
@@ -59,8 +60,8 @@ def predict(
 
     Raises:
         ValueError: the model computes no cross-entropy, or several; the loss has class weights; the labels' shape does
-            not fit the logits; float labels are not probabilities; no label counts; the logits of a row that counts are
-            not finite; or the logits have no graph.
+            not fit the logits; float labels are not probabilities; no label counts; a label that counts is no class;
+            the logits of a row that counts are not finite; or the logits have no graph.
         TypeError: the batch is neither a mapping nor a pair, and there is no `loss_fn`.
     """
     with CrossEntropies() as seen:
@@ -69,7 +70,9 @@ def predict(
     if paired and isinstance(output, tuple) and len(output) == 2 and are_logits_and_labels(*output):
         found = flattened(output[0], output[1], dimensions=(-1, 1))
     elif len(seen.calls) == 1:
-        found = seen.calls[0]
+        found, losses = seen.calls[0], seen.losses[0]
+        if losses is not None:
+            found = found.without_masked_rows(losses, output)
     else:
         raise ValueError(_no_single_loss(len(seen.calls), batch, loss_fn))
     if needs_gradient and not found.logits.requires_grad:
@@ -82,14 +85,20 @@ def predict(
     return found._replace(kinds=frozenset(seen.kinds))
 
 
-def check_counts(samples: float, broken: float, *, may_be_empty: bool) -> None:
+def check_counts(samples: float, broken: float, foreign: float, *, may_be_empty: bool) -> None:
     """Check the numbers of :meth:`Predictions.row_counts`.
 
     Raises:
-        ValueError: no row counts, unless `may_be_empty`; or the logits of a row that counts are not finite.
+        ValueError: no row counts, unless `may_be_empty`; the label of a row that counts is no class; or its logits are
+            not finite.
     """
     if not samples and not may_be_empty:
         raise ValueError(NO_LABELS)
+    if foreign:
+        raise ValueError(
+            f"{round(foreign)} labels are below 0, or not below the number of classes; expected class indices, or "
+            f"{IGNORED} for rows that do not count"
+        )
     if broken:
         raise ValueError(
             "the logits are not finite (NaN or inf), so their softmax is not defined: has the model diverged?"
@@ -125,9 +134,13 @@ def summed_loss(predictions: Predictions, labels: Tensor | None = None) -> Tenso
     if labels is not None:
         return functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
     labels = predictions.labels
+    if labels.is_floating_point():
+        labels = labels.to(logits.dtype)
+        # No probabilities mean "ignored", so a row that does not count becomes constant and has no gradient.
+        logits = logits.masked_fill(~predictions.counted.unsqueeze(1), 0.0)
     return functional.cross_entropy(
         logits,
-        labels.to(logits.dtype) if labels.is_floating_point() else labels,
+        labels,
         ignore_index=IGNORED,
         reduction="sum",
         label_smoothing=predictions.label_smoothing,

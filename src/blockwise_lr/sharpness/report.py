@@ -126,8 +126,8 @@ class SharpnessReport(Mapping[Block, Estimate]):
             samples=int(sum(samples)),
             batches=len(traces),
             probes=probes,
-            seed=seed,
-            step=step,
+            seed=int(seed),  # NumPy's integers cannot be written as JSON
+            step=None if step is None else int(step),
             stderr_over=over,
             histograms=histograms or {},
         )
