@@ -30,15 +30,16 @@ def _tuned(shape: str, steps: int, rules: Sequence[str], results: Results) -> It
     """Yield the runs that tune rules at one horizon, and those of the other seeds."""
     for rule in rules:
         yield from tuning(shape, steps, rule, results)[0][:1]  # one of each says most
-    uniform = settled(shape, steps, "uniform", results)
     for rule in rules:
         arms, best = tuning(shape, steps, rule, results)
         yield from arms
         if best is not None and rule == "uniform" and steps != LONGEST:
             yield from baseline(best, results)[0]
-        if uniform is not None and rule in ("half", EMBEDDING):
-            yield from at_seeds(unchanged(uniform, rule), SEEDS[steps])
-        yield from at_seeds(settled(shape, steps, rule, results), SEEDS[steps][1:])
+        chosen = settled(shape, steps, rule, results)
+        yield from at_seeds(chosen, SEEDS[steps][1:])
+        if chosen is not None and rule == "uniform":
+            for ratios in ("half", *({EMBEDDING} & set(rules))):
+                yield from at_seeds(unchanged(chosen, ratios), SEEDS[steps])
 
 
 def _searched(shape: str, steps: int, results: Results) -> Iterator[Arm]:

@@ -14,7 +14,7 @@ from blockwise_lr.tune.space import Space
 EMBEDDING = "embedding alone"
 COMPARED: Mapping[str, Mapping[str, float]] = {**RULES, EMBEDDING: {"emb": RULES["measured"]["emb"]}}
 """Ratios by name, with those where the embedding alone has `measured`'s ratio."""
-SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1), 19200: (0,)}
+SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1, 2), 19200: (0,)}
 # Where the search over base learning rates begins where neither a shorter horizon nor a smaller model has been tuned.
 _CENTRES = {
     ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
