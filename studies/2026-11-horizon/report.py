@@ -15,10 +15,11 @@ from blockwise_lr.compare.over_seeds import LossGap, SpeedUpOverSeeds
 
 sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
+from again import AGAIN
 from arms import Arm
 from baseline import ADAMW, gains_of_changes
 from comparison_tables import table, thousands
-from curves import draw_curves
+from copying_gains import copying_table, draw_copying
 from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
 from plan import variants
@@ -45,7 +46,7 @@ from wider import WIDE, wider_table
 from pages import filled, image, write_pages
 
 HERE = Path(__file__).parent
-CURVES = HERE / "loss-along-the-run.png"
+COPYING = HERE / "learning-to-copy.png"
 RATIOS_FIGURE = """
 ![The searched ratio of each block against the steps of the run](ratio-over-length.png)
 
@@ -255,12 +256,15 @@ def tables(results: Results) -> dict[str, str]:
         "settings": settings_table(found),
         "baseline": baseline_table(results),
         "variants": variants_table(results),
+        "copying": copying_table(found, results, load(AGAIN)),
         "runs": runs_table(results),
     }
     drawn = searches(found, results)
     return filled(every) | {
         "ratios_figure": RATIOS_FIGURE if drawn else "",
-        "curves_figure": image("Val loss along the tuned runs", CURVES.name, CURVES.exists()),
+        "copying_figure": image(
+            "What the runs win by copying, and their val loss", COPYING.name, COPYING.exists()
+        ),
     }
 
 
@@ -269,7 +273,7 @@ def main() -> None:
     found = all_tuned(results)
     draw_gains(found, HERE / "gain-over-length.png")
     draw_ratios(found, results, HERE / "ratio-over-length.png")
-    draw_curves(found, results, CURVES)
+    draw_copying(found, results, load(AGAIN), COPYING)
     write_pages(HERE, tables(results))
 
 
