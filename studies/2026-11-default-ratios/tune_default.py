@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import textwrap
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,8 @@ sys.path.append(str(Path(__file__).parents[1] / "_support"))
 
 from kept_runs import run, tune_loss
 from model_settings import GRID, WARMUPS
+
+from pages import wrapped
 
 STUDY = Path(__file__).parent
 DATA = STUDY / "data" / "runs.json"
@@ -148,10 +149,6 @@ def page(runs: list[dict[str, Any]]) -> str:
 def longest(name: str) -> dict[str, Any]:
     """Read a run of the horizon study."""
     return dict(json.loads((STUDY.parent / "2026-11-horizon" / "data" / "runs" / f"{name}.json").read_text()))
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
 def table(runs: list[dict[str, Any]]) -> str:

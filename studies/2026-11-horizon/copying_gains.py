@@ -81,3 +81,17 @@ def copying_table(found: Found, results: Results, again: Results) -> str:
             ]
         )
     return table(["rule", "seed", "val loss", "nats won by copying", f"{COPIES:g} nats at step"], rows)
+
+
+def copying_sentence(found: Found, results: Results, again: Results) -> str:
+    """Say at which losses the runs end that copy, and those that do not; empty while there are not both."""
+    runs = [run for _, _, run in _runs(found, results, again) if run.get("copying")]
+    copies = sorted(run["val_loss"] for run in runs if run["copying"][-1][1] >= COPIES)
+    others = sorted(run["val_loss"] for run in runs if run["copying"][-1][1] < COPIES)
+    if not copies or not others:
+        return ""
+    return (
+        f"Of the {len(runs)} runs with this measurement, the {len(copies)} that win {COPIES:g} nats or more by copying "
+        f"end at val losses of {copies[0]:.2f} to {copies[-1]:.2f}, the other {len(others)} at {others[0]:.2f} to "
+        f"{others[-1]:.2f}."
+    )

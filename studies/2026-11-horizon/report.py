@@ -19,7 +19,7 @@ from again import AGAIN
 from arms import Arm
 from baseline import ADAMW, gains_of_changes
 from comparison_tables import table, thousands
-from copying_gains import copying_table, draw_copying
+from copying_gains import copying_sentence, copying_table, draw_copying
 from exponents import exponents_table, prediction_table
 from gaps import gap, gap_cell
 from plan import variants
@@ -43,7 +43,7 @@ from tuned import (
 from tuning import Results
 from wider import WIDE, wider_table
 
-from pages import filled, image, write_pages
+from pages import filled, image, wrapped, write_pages
 
 HERE = Path(__file__).parent
 COPYING = HERE / "learning-to-copy.png"
@@ -261,6 +261,7 @@ def tables(results: Results) -> dict[str, str]:
     }
     drawn = searches(found, results)
     return filled(every) | {
+        "copying_sentence": wrapped(copying_sentence(found, results, load(AGAIN))),
         "ratios_figure": RATIOS_FIGURE if drawn else "",
         "copying_figure": image(
             "What the runs win by copying, and their val loss", COPYING.name, COPYING.exists()

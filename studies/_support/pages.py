@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +15,11 @@ PAGES = ("README", "details")
 def filled(tables: Mapping[str, str]) -> dict[str, str]:
     """Return the tables, with "None yet." in place of each that has no rows."""
     return {name: text if text.count("\n") > 1 else "None yet." for name, text in tables.items()}
+
+
+def wrapped(text: str) -> str:
+    """Return a paragraph in lines of at most 100 characters, as the pages have them."""
+    return textwrap.fill(text, 100, break_on_hyphens=False)
 
 
 def bullets(lines: Iterable[str]) -> str:
