@@ -70,8 +70,10 @@ def _varied(steps: int, results: Results) -> Iterator[Arm]:
 def _wanted(results: Results) -> Iterator[Arm]:
     yield from _tuned(SMALL, 300, (*MAIN, "paper", EMBEDDING), results)
     yield from _tuned(SMALL, 1200, (*MAIN, "paper", EMBEDDING), results)
-    yield from _tuned(SMALL, 4800, ("uniform", "half", EMBEDDING, "measured"), results)
-    yield from _tuned(SMALL, LONGEST, ("uniform", "half", EMBEDDING), results)
+    yield from _tuned(SMALL, 4800, ("uniform", "half"), results)
+    yield from _tuned(SMALL, LONGEST, ("uniform", "half"), results)
+    yield from _tuned(SMALL, 4800, (EMBEDDING, "measured"), results)
+    yield from _tuned(SMALL, LONGEST, (EMBEDDING,), results)
     yield from _searched(SMALL, 300, results)
     yield from _carried(results)
     yield from _tuned(SMALL, LONGEST, ("measured",), results)
