@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, get_peft_model
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LoHaConfig,
+    LoKrConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    TrainableTokensConfig,
+    VeraConfig,
+    get_peft_model,
+)
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -37,6 +49,28 @@ def test_every_factor_is_in_the_block_of_its_weight_and_nothing_else_is_there() 
         projection = next(part for part in name.split(".") if part in PROJECTIONS)
         assert block == PROJECTIONS[projection], name
         assert blocks.reason(name).startswith("a LoRA adapter of base_model.model.model."), name
+
+
+OTHER_KINDS = {
+    "AdaLoRA": AdaLoraConfig(total_step=10, target_modules=["q_proj", "down_proj"]),
+    "IA3": IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]),
+    "LoHa": LoHaConfig(r=2, target_modules=["q_proj", "down_proj"]),
+    "LoKr": LoKrConfig(r=2, target_modules=["q_proj", "down_proj"]),
+    "OFT": OFTConfig(r=0, oft_block_size=4, target_modules=["q_proj", "down_proj"]),
+    "VeRA": VeraConfig(r=2, target_modules=["q_proj", "down_proj"]),
+    "tokens": TrainableTokensConfig(token_indices=[1, 2], target_modules=["embed_tokens"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_other_adapters_of_peft_are_in_the_block_of_their_weight(kind: str) -> None:
+    blocks = classify(get_peft_model(build("llama"), OTHER_KINDS[kind]))
+    assert blocks
+    for name, block in blocks.items():
+        projection = next(part for part in name.split(".") if part in PROJECTIONS)
+        assert block == PROJECTIONS[projection], name
+        assert " adapter of base_model.model.model." in blocks.reason(name), name
+    assert {block.value for block in blocks.values()} == ({"emb"} if kind == "tokens" else {"qk", "ffn"})
 
 
 def test_modules_that_are_trained_whole_keep_their_blocks() -> None:

@@ -147,7 +147,8 @@ def _first_holding(rules: Sequence[Rule], site: Site, facts: ModelFacts) -> Rule
 
 def _block_of_adapter(site: Site, weight: Site, found: Assignment) -> Assignment:
     """Return the block of a parameter that adapts a weight: the block of that weight, or VO if the weight is fused."""
-    what = "in a parametrization" if site.of_parametrization else "a LoRA adapter"
+    kind = "a LoRA adapter" if ".lora_" in f".{site.path}." else "an adapter"
+    what = "in a parametrization" if site.of_parametrization else kind
     reason = f"{what} of {weight.path}.{weight.leaf}, which {found.reason}"
     if found.block is not Block.QKV:
         return Assignment(found.block, reason, site.param.numel())

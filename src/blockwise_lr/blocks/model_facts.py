@@ -87,14 +87,16 @@ class ModelFacts:
     def adapted(self, site: Site) -> list[Site]:
         """Return the sites of the weight that a parameter adapts.
 
-        The list is empty if the parameter is neither a LoRA factor nor part of a parametrization.
+        The list is empty if the parameter is neither of an adapter nor part of a parametrization. An adapter is a LoRA
+        factor beside a weight, or anything beside the `base_layer` of a wrapper, as PEFT's layers are built.
         """
         if site.of_parametrization:
             return [replace(site, param=getattr(site.module, site.leaf), of_parametrization=False)]
         found = _ADAPTER.fullmatch(f"{site.path}.{site.leaf}")
-        if found is None:
+        around = self._wrapper(site.path) if found is None else found["adapted"]
+        if around is None:
             return []
-        modules, around = self.tree.modules, found["adapted"]
+        modules = self.tree.modules
         # PEFT adapts a parameter by name in a wrapper, which may contain the wrapper of another parameter.
         named = getattr(modules.get(around), "parameter_name", None)
         inside = f"{around}.base_layer"
@@ -107,6 +109,15 @@ class ModelFacts:
             for leaf in leaves
             if path in modules and isinstance(weight := getattr(modules[path], leaf, None), Tensor)
         ]
+
+    def _wrapper(self, path: str) -> str | None:
+        """Return the innermost module around `path` that has a base layer, if `path` is beside the base layer."""
+        modules, inner = self.tree.modules, path
+        while inner:
+            inner, _, child = inner.rpartition(".")
+            if f"{inner}.base_layer" in modules:
+                return inner if child != "base_layer" else None
+        return None
 
     def parts(self, site: Site) -> tuple[str, ...]:
         """Return the attention parts in a parameter: ("q",), ("q", "k", "v") if fused; empty outside attention."""
