@@ -81,7 +81,7 @@ def _without_caches(model: nn.Module) -> Iterator[None]:
 
 def _caches(config: Any) -> bool:
     # Compare the name, because importing transformers takes seconds.
-    of_transformers = any(kind.__name__ == "PreTrainedConfig" for kind in type(config).__mro__)
+    of_transformers = any(kind.__name__.lower() == "pretrainedconfig" for kind in type(config).__mro__)
     return of_transformers and getattr(config, "use_cache", None) is True
 
 
