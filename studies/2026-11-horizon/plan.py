@@ -35,11 +35,10 @@ def _tuned(shape: str, steps: int, rules: Sequence[str], results: Results) -> It
         yield from arms
         if best is not None and rule == "uniform" and steps != LONGEST:
             yield from baseline(best, results)[0]
-        chosen = settled(shape, steps, rule, results)
-        yield from at_seeds(chosen, SEEDS[steps][1:])
-        if chosen is not None and rule == "uniform":
-            for ratios in ("half", *({EMBEDDING} & set(rules))):
-                yield from at_seeds(unchanged(chosen, ratios), SEEDS[steps])
+        yield from at_seeds(settled(shape, steps, rule, results), SEEDS[steps][1:])
+        uniform = settled(shape, steps, "uniform", results)
+        if uniform is not None and rule in ("half", EMBEDDING):
+            yield from at_seeds(unchanged(uniform, rule), SEEDS[steps])
 
 
 def _searched(shape: str, steps: int, results: Results) -> Iterator[Arm]:

@@ -57,7 +57,8 @@ def _speed_cell(found: SpeedUpOverSeeds) -> str:
     if found.value is None:
         return "-"
     sign = {"exact": "", "at_least": "at least ", "at_most": "at most "}[found.bound or "exact"]
-    return f"{sign}{found.value:.2f}x"
+    interval = f" ({found.ci95[0]:.2f} to {found.ci95[1]:.2f})" if found.ci95 else ""
+    return f"{sign}{found.value:.2f}x{interval}"
 
 
 def gains_table(found: dict[tuple[str, int, str], Tuned]) -> str:

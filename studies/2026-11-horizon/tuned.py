@@ -32,7 +32,7 @@ def planned(shape: str, steps: int, rule: str) -> bool:
     if rule == PREDICTED:
         return (shape, steps) == UNUSED
     if rule in (EMBEDDING, UNCHANGED[EMBEDDING]):
-        return shape == "llama-600k" and steps != LONGEST
+        return shape == "llama-600k"
     return steps != LONGEST or (shape == "llama-600k" and rule != "paper")
 
 

@@ -20,8 +20,8 @@ from blockwise_lr.optimizers.adam_mini_sharded import is_whole, sharded_step, sh
 from blockwise_lr.optimizers.adam_mini_views import StepInputs
 from blockwise_lr.optimizers.added_groups import (
     check_dense_and_real,
-    check_saved_by,
     name_in_group,
+    own_states_only,
     read_group,
 )
 
@@ -206,14 +206,11 @@ class AdamMini(Optimizer):
         given = [state_dict]
         # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
         last = self.register_load_state_dict_pre_hook(lambda _, state: given.append(state))
-        check = self.register_load_state_dict_pre_hook(
-            lambda _, state: check_saved_by(state, "AdamMini", "partitions")
-        )
         try:
-            super().load_state_dict(state_dict)
+            with own_states_only(self, "partitions"):
+                super().load_state_dict(state_dict)
         finally:
             last.remove()
-            check.remove()
         for state in self.state.values():
             if "step" in state:
                 state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device="cpu")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from blockwise_lr.blocks.block import Structure
 from blockwise_lr.optim.known_structures import known_structures
@@ -38,22 +40,32 @@ def read_group(
     return group, known_structures(parameters) if "block" in group else None
 
 
-def check_saved_by(state_dict: Mapping[str, Any], optimizer: str, key: str) -> None:
-    """Refuse the saved state of another optimizer, whose moments have other shapes or meanings.
+@contextmanager
+def own_states_only(optimizer: Optimizer, key: str) -> Iterator[None]:
+    """In this context, refuse to load the saved state of another optimizer, whose moments have other meanings.
 
     Args:
-        state_dict: the state to load.
-        optimizer: name of the optimizer that loads it.
+        optimizer: the optimizer that loads.
         key: a key that every group of this optimizer has, and no group of another one.
 
     Raises:
         ValueError: a saved group has no such key.
     """
-    if any(key not in group for group in state_dict.get("param_groups", ())):
-        raise ValueError(
-            f"this state was saved by another optimizer than {optimizer}; expected the state_dict() of {optimizer}: "
-            "carry the moments over by parameter name, adopt_state(state, model, optimizer)"
-        )
+    name = type(optimizer).__name__
+
+    def check(_: Optimizer, state_dict: dict[str, Any]) -> None:
+        if any(key not in group for group in state_dict.get("param_groups", ())):
+            raise ValueError(
+                f"this state was saved by another optimizer than {name}; expected the state_dict() of {name}: "
+                "carry the moments over by parameter name, adopt_state(state, model, optimizer)"
+            )
+
+    # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
+    hook = optimizer.register_load_state_dict_pre_hook(check)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def name_in_group(group: Mapping[str, Any], index: int) -> str:

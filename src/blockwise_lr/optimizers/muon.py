@@ -15,7 +15,7 @@ from torch.optim.adamw import adamw as torch_adamw
 from torch.optim.optimizer import Optimizer
 
 from blockwise_lr.distributed import is_sharded
-from blockwise_lr.optimizers.added_groups import check_dense_and_real, check_saved_by, read_group
+from blockwise_lr.optimizers.added_groups import check_dense_and_real, own_states_only, read_group
 from blockwise_lr.optimizers.muon_rules import algorithm_of, check_outputs_are_known, divide_by_algorithm
 
 if TYPE_CHECKING:
@@ -182,14 +182,8 @@ class Muon(Optimizer):
             ValueError: the state was saved by another optimizer.
         """
         kept = [group.get("output_dims") for group in self.param_groups]
-        # Hooks may replace the state. A hook that is registered last sees the state that is loaded.
-        check = self.register_load_state_dict_pre_hook(
-            lambda _, state: check_saved_by(state, "Muon", "algorithm")
-        )
-        try:
+        with own_states_only(self, "algorithm"):
             super().load_state_dict(state_dict)
-        finally:
-            check.remove()
         for group, outputs in zip(self.param_groups, kept):
             if outputs is not None:
                 group["output_dims"] = outputs
