@@ -19,8 +19,8 @@ from blockwise_lr.errors import UserError
 class EvalCommand:
     """Evaluate a run's newest checkpoint, or one checkpoint-* folder, on the run's validation and tune text, in fp32.
 
-    With --data, evaluate on any other text; RUN may then also be a plain Hugging Face folder. The losses are printed
-    in nats per token and in bits per byte.
+    With --data, evaluate on any other text; PATH may then also be the folder of a plain Hugging Face model. The losses
+    are printed in nats per token and in bits per byte.
     """
 
     run: tyro.conf.Positional[Path]

@@ -58,8 +58,9 @@ def measure_sharpness(
     This is the paper's average sharpness (arXiv 2502.19002, section 3). The model is measured in eval mode. Its
     parameters, buffers, gradients and modes, and the global random state, are unchanged afterwards. The passes run in
     the model's dtype and under the caller's autocast; sums are in float64. Fused QKV weights need not be split: their
-    parts are measured separately. Gradient checkpointing of transformers' layers stays on. "fisher" and "empirical"
-    keep a sixteenth of the gradients at a time, or the largest one. A single process waits for a GPU once, at the end.
+    parts are measured separately. Gradient checkpointing of transformers' layers stays on. A single process waits for a
+    GPU once, at the end. With ``accumulate=1`` it keeps a sixteenth of the gradients at a time, or the largest one, for
+    "fisher" and "empirical".
 
     Args:
         model: a model whose loss is a cross-entropy: a causal or masked language model, or a classifier. If it is

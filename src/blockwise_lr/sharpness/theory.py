@@ -18,9 +18,9 @@ def predicted_sharpness(model: nn.Module, blocks: BlockMap | None = None) -> dic
         matrix, norm gain   1 / (# ||theta||^2)
         token embedding     1 / (# min_i ||w_i||^2)          w_i: the row of token i
 
-    # is the number of elements (D^2, D, and D d in the paper's notation). The bounds follow from gradients that
-    # scale as
-    1 / ||theta||, which holds for a block that is multiplied with the next one. Biases are not, so they are left out.
+    # is the number of elements (D^2, D, and D d in the paper's notation). The bounds follow from gradients that scale
+    as 1 / ||theta||, which holds for a block that is multiplied with the next one. Biases are not, so they are left
+    out.
 
     Args:
         model: any classified model, not sharded.
