@@ -70,7 +70,11 @@ def test_help_of_a_preset_shows_its_values_and_units(capsys, command):
         ),
         (
             ["compare", "quickstart", "--ratios", "paper"],
-            "--ratios paper belongs to train; compare takes it as --arms",
+            "--ratios paper belongs to train; compare takes it as --arms adamw:uniform adamw:paper",
+        ),
+        (
+            ["compare", "quickstart", "--optimizer", "muon"],
+            "--optimizer muon belongs to train; compare takes it as --arms muon:uniform muon:half",
         ),
         (["train", "quickstart", "--base-lr", "-1"], "--base-lr is -1.0; expected a finite number above 0"),
         (

@@ -19,7 +19,8 @@ from blockwise_lr.train.presets import arms_of, tuned_settings
 class CompareCommand:
     """Train the baseline for N and 2N steps and every other arm for N steps; report loss gaps and speed-ups.
 
-    N is --steps. Finished runs are kept, so the same command resumes an interrupted comparison.
+    N is --steps. The arms set the optimizer and the ratios, and --seeds the seeds: --optimizer, --ratios and --seed are
+    refused. Finished runs are kept, so the same command resumes an interrupted comparison.
     """
 
     out: Path
@@ -53,14 +54,15 @@ def run(arguments: list[str]) -> None:
 
     end_startup()
     # The arms and --seeds set these three for every run, so a common value would have no effect.
+    optim = parsed.config.optim
     for flag, given, default_value, instead in (
         ("--seed", parsed.config.seed, preset.seed, "--seeds 0 1 2"),
-        ("--ratios", parsed.config.optim.ratios, preset.optim.ratios, "--arms adamw:uniform adamw:half"),
+        ("--ratios", optim.ratios, preset.optim.ratios, f"--arms adamw:uniform adamw:{optim.ratios}"),
         (
             "--optimizer",
-            parsed.config.optim.optimizer,
+            optim.optimizer,
             preset.optim.optimizer,
-            "--arms adamw:uniform nadamw:uniform",
+            f"--arms {optim.optimizer}:uniform {optim.optimizer}:half",
         ),
     ):
         if given != default_value:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class SweepCommand:
     """Train the arms of a sweep over --ratios and a uniform baseline, and report how the loss changes.
 
-    Finished runs are kept, so the same command resumes an interrupted sweep.
+    --seeds sets the seeds: --seed is refused. Finished runs are kept, so the same command resumes an interrupted sweep.
     """
 
     out: Path
