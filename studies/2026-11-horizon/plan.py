@@ -70,6 +70,7 @@ def _wanted(results: Results) -> Iterator[Arm]:
     yield from _tuned(SMALL, 300, (*MAIN, "paper", EMBEDDING), results)
     yield from _tuned(SMALL, 1200, (*MAIN, "paper", EMBEDDING), results)
     yield from _tuned(SMALL, 4800, ("uniform", "half"), results)
+    yield from _tuned(LARGE, 4800, ("uniform", "half"), results)
     yield from _tuned(SMALL, LONGEST, ("uniform", "half"), results)
     yield from _tuned(SMALL, 4800, (EMBEDDING, "measured"), results)
     yield from _tuned(SMALL, LONGEST, (EMBEDDING,), results)

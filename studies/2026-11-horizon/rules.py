@@ -17,7 +17,7 @@ COMPARED: Mapping[str, Mapping[str, float]] = {**RULES, EMBEDDING: {"emb": RULES
 SEEDS = {300: (0, 1, 2), 1200: (0, 1, 2), 4800: (0, 1, 2), 19200: (0,)}
 # Where the search over base learning rates begins where neither a shorter horizon nor a smaller model has been tuned.
 _CENTRES = {
-    ("llama-2m", 4800): {"uniform": 2.8e-3, "half": 2.8e-3, "measured": 1e-3, "paper": 7e-4},
+    ("llama-2m", 4800): {"uniform": 4e-3, "half": 4e-3, "measured": 1.4e-3, "paper": 1e-3},
     ("llama-600k", 300): {
         "uniform": 8e-3,
         "half": 5.6e-3,
@@ -26,6 +26,8 @@ _CENTRES = {
         EMBEDDING: 5.6e-3,
     },
 }
+_WARMUPS = {("llama-2m", 4800): 0.4}
+"""The warm-up of such a start, where it is not the default: the one that the smaller model chose over 4 800 steps."""
 # The rates at 4 800 steps lie far above those of 1 200. The last two rules to be tuned there begin at uniform's warm-up
 # and at its rate times this, near where `half`'s tuning had ended, which began at what 1 200 steps chose.
 _FROM_UNIFORM = {("llama-600k", 4800, EMBEDDING): 1.0, ("llama-600k", 4800, "measured"): 8**-0.5}
@@ -45,7 +47,8 @@ def begin(shape: str, steps: int, rule: str, results: Results) -> Arm | None:
     rate over sqrt 2.
     """
     if rate := _CENTRES.get((shape, steps), {}).get(rule):
-        return Arm(shape, steps, rate, COMPARED[rule])
+        first = Arm(shape, steps, rate, COMPARED[rule])
+        return replace(first, warmup=_WARMUPS.get((shape, steps), first.warmup))
     if (shape, steps, rule) in _FROM_UNIFORM:
         uniform = tuning(shape, steps, "uniform", results)[1]
         return uniform and replace(

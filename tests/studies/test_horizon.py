@@ -155,14 +155,14 @@ def test_decay_of_matrices_leaves_out_embedding_head_and_norms() -> None:
 
 
 def pretend(arm: Any) -> dict[str, Any]:
-    """A loss that is lowest at 5.6e-3, twice where the longest search begins, and at the second warm-up.
+    """A loss that is lowest at 5.6e-3, twice where the longest search begins, and at the shortest warm-up.
 
     With a ratio for one block alone it is lowest at half of that rate, so such an arm differs from one at uniform's.
     Uniform loses more in shorter runs, so the best exponent falls with the length.
     """
     import math
 
-    loss = 3 + 3 * (not arm.ratios) / arm.steps + (arm.warmup != 0.05) / 1000
+    loss = 3 + 3 * (not arm.ratios) / arm.steps + abs(arm.warmup - 0.05) / 100
     loss += (math.log2(arm.base_lr / (2.8e-3 if len(arm.ratios) == 1 else 5.6e-3))) ** 2 / 100
     loss += sum((math.log2(arm.ratios.get(block, 1.0)) - 1) ** 2 for block in ("emb", "qk", "norm")) / 1000
     return {"tune_loss": loss, "val_loss": loss}
@@ -209,7 +209,7 @@ def test_the_search_is_the_same_whatever_the_order_in_which_its_trials_end(
     assert min(pretend(arm)["tune_loss"] for arm in found[0][0]) >= pretend(best)["tune_loss"]
 
 
-@pytest.mark.parametrize(("shape", "steps", "rules"), [("llama-600k", 300, 4), ("llama-2m", 4800, 3)])
+@pytest.mark.parametrize(("shape", "steps", "rules"), [("llama-600k", 300, 4), ("llama-2m", 4800, 2)])
 def test_the_first_runs_are_one_of_each_rule(shape: str, steps: int, rules: int) -> None:
     from plan import queue
     from tuning import Results
