@@ -1,8 +1,8 @@
 """Tiny models with the block of every parameter written out by hand.
 
 A case says what `classify` must answer, and what it must answer after `split_fused`. To add an architecture,
-add a case here (or, of a model written by hand, in tests/handwritten_cases.py) and, if it needs one, a line in
-`blocks/rules.py`, `blocks/name_rules.py` or `blocks/attention.py`.
+add a case here (or, of a model written by hand, in tests/support/handwritten_cases.py) and, if it needs one, a line in
+`blocks/rules.py`, `blocks/name_rules.py` or `blocks/attention_names.py`.
 """
 
 from __future__ import annotations

@@ -81,6 +81,8 @@ training step took.
 - For FSDP2, the table assumes that a share of a parameter takes its share of the memory. This is
   not measured. On sharded parameters, `measure_sharpness` and `measure_directional` compute all
   gradients of a shard at once, so they take about 4 bytes more for each element of the shard.
+- Under DDP, and with `accumulate` above 1, `measure_sharpness` keeps all gradients, so it takes about
+  4 bytes a parameter.
 - Fragmentation and the libraries' own buffers are left out. Allow for some GB a card.
 
 `python tools/docs/memory_page.py` makes this page from the
