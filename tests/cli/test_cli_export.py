@@ -78,6 +78,14 @@ def test_a_file_is_written_and_what_is_lost_is_printed(capsys, tmp_path):
         ("quickstart --to json --ratios emb=4,foo=3", "--ratios: 'foo' is not a block"),
         ("quickstart --to json --blocks x", "--blocks 'x' is neither REGEX=BLOCK"),
         ("quickstart --to json --out .", ". is a folder; expected the name of a file: choose another --out"),
+        (
+            "quickstart --to json --out README.md/x",
+            "README.md is no folder; expected a file in a folder that",
+        ),
+        (
+            "quickstart --to json --out no/x",
+            "--out no/x: no is no folder; expected a file in a folder that exists",
+        ),
         ("quickstart --to litgpt", "LitGPT sets the rate of every group to one number"),
         ("quickstart --to onnx", "invalid choice 'onnx'"),
         ("no/such/folder --to json", "'no/such/folder' is no folder and no preset"),

@@ -251,6 +251,13 @@ def test_a_grid_of_one_is_no_tuning(tmp_path):
     assert any("The grid holds one base learning rate, 0.002" in w for w in content["warnings"])
 
 
+def test_a_learning_rate_without_another_to_compare_with_is_not_called_tuned(tmp_path):
+    content = synthetic_content(tmp_path, base_lrs=(2e-3,), warmups=(0.1, 0.3), seeds=(0, 1))
+    assert content["at_edge"] == list(content["arms"])
+    assert "LOSES to adamw:uniform by" in content["answer"][0]
+    assert any("The chosen base learning rate is at the edge of the grid" in w for w in content["warnings"])
+
+
 @pytest.mark.slow
 def test_a_diverged_arm_has_no_numbers_and_is_said_to_have_diverged(tmp_path):
     arms = ["adamw:uniform", "adamw:paper", "adamw:quickstart"]
@@ -516,3 +523,22 @@ def test_arms_of_any_number_differ_in_every_figure():
     series += [Series(f"0 {horizon}", arms[0], horizon, 10) for horizon in ("N/2", "2N", "4N")]
     looks = [repr(sorted(_style(results, each).items(), key=str)) for each in series]
     assert len(set(looks)) == len(series)
+
+
+def test_blocks_of_one_learning_rate_share_a_line_also_where_it_is_zero():
+    from types import SimpleNamespace
+
+    from blockwise_lr import drawing
+    from blockwise_lr.compare.figures import _draw_learning_rates
+
+    rows = [
+        {"step": i, "lr": dict.fromkeys(("emb", "qk", "vo"), lr)} for i, lr in enumerate((1e-3, 5e-4, 0.0))
+    ]
+    results = SimpleNamespace(
+        plan=SimpleNamespace(series=[SimpleNamespace(name="uniform")]),
+        runs_of=lambda series: [SimpleNamespace(metrics=rows)],
+    )
+    with drawing.figure((4.0, 3.0)) as figure:
+        _draw_learning_rates(figure, results, 1, 1)
+        looks = [line.get_linestyle() for line in figure.axes[0].lines]
+    assert looks == ["--"] * 3  # dashes in turns, so that none hides another

@@ -23,6 +23,7 @@ from blockwise_lr.compare.ratio_sweeps import (
     robustness_points,
     valley_width,
 )
+from blockwise_lr.compare.sweep_findings import _worth
 from blockwise_lr.compare.sweep_plan import SweepPlan, finished_runs, sweep_plan
 from blockwise_lr.compare.sweep_report import run_sweep
 from blockwise_lr.compare.sweep_wording import answer
@@ -219,6 +220,56 @@ def test_sentences_for_one_block_and_for_a_gain_within_the_noise():
         "+0.012, 2 seeds).",
         "EMB alone wins +0.001 nats.",
     ]
+
+
+def robustness_answer(losses):
+    """The answer of one seed about losses by arm, the unscaled one first; None stands for a run that diverged."""
+    reference = losses["unscaled"]
+    points = [
+        {
+            "arm": arm, "curve": "" if arm == "unscaled" else arm.partition(" ")[0], "position": 2.0, "loss": loss,
+            "cost": {"mean": None if None in (loss, reference) else loss - reference},
+        }
+        for arm, loss in losses.items()
+    ]  # fmt: skip
+    found = {"kind": "robustness", "seeds": [0, 1], "points": points, "centre": "unscaled"}
+    costs = {point["curve"]: {2.0: point["cost"]["mean"]} for point in points if point["curve"]}
+    widths = {curve: valley_width(each, 0.01) for curve, each in costs.items()}
+    return answer({**found, "widths": widths, "baseline": {"arm": "unscaled", "loss": reference}})
+
+
+def test_only_arms_that_diverged_are_said_to_have_diverged():
+    unknown = "A run with the unscaled ratios diverged, so what scaling changes is not known."
+    assert robustness_answer({"unscaled": None, "emb x2": 3.0, "vo x2": 3.1}) == [unknown]
+    assert robustness_answer({"unscaled": None, "emb x2": 3.0, "vo x2": None}) == [
+        unknown,
+        "Of the ratios that were scaled alone, vo x2 diverged.",
+    ]
+
+
+def test_the_ratio_that_matters_most_changes_the_loss_most_in_either_direction():
+    said, *_ = robustness_answer({"unscaled": 3.0, "emb x2": 2.8, "vo x2": 3.02})
+    assert said.endswith("is that of EMB: times 2, it changes the loss by −0.200 nats.")
+
+
+def test_the_block_that_wins_most_is_one_of_those_that_are_known():
+    gain = {"mean": None, "ci95": None, "significant": None}
+    worth = {"largest first": {"emb": gain, "vo": {"mean": 0.02}, "qk": {"mean": 0.01}}}
+    content = {
+        "kind": "ablation", "seeds": [0, 1], "steps": 300, "ratios": "paper", "centre": "all", "tuned_arms": [],
+        "baseline": {"arm": "none", "gain": gain}, "worth": worth,
+    }  # fmt: skip
+    assert answer(content)[1:] == [
+        "Switched on largest first, VO wins most, of those without a run that diverged: +0.020 nats given the blocks "
+        "before it."
+    ]
+
+
+def test_one_block_alone_is_one_that_the_model_has():
+    tied = replace(BASE.model, family="gpt2", tied=True)
+    points = ablation_points("adamw", "head=4,pos=2", blocks_of(tied))  # a tied head is no block
+    found = [{"arm": p.arm.name, "curve": p.curve, "ratios": p.arm.ratios} for p in points]
+    assert _worth(found, {"none": [3.0], "all": [2.9]}, tied)["alone"].keys() == {"pos"}
 
 
 def test_a_scaled_arm_that_is_uniform_is_the_baseline():

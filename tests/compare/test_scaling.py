@@ -18,7 +18,7 @@ from blockwise_lr.compare.power_law import fit_power_laws
 from blockwise_lr.compare.scaling import _draw, _noise, scaling_content
 from blockwise_lr.compare.scaling_report import fit_sizes
 from blockwise_lr.compare.scaling_sizes import read_sizes
-from blockwise_lr.compare.scaling_wording import format_count, format_number
+from blockwise_lr.compare.scaling_wording import _trend, format_count, format_number
 from blockwise_lr.errors import UserError
 from blockwise_lr.train.build_model import count_parameters
 from support.commands import call
@@ -80,6 +80,30 @@ def test_a_loss_that_rises_with_size_has_no_amplitude():
     found = fit_power_laws(SIZES, [3.0, 3.1, 3.2, 3.3])
     assert found.scale[0] == 0
     assert found.floor[0] == pytest.approx(3.15)
+
+
+def test_a_flat_law_has_a_higher_loss_with_no_parameters_and_a_lower_one_with_none_at_all():
+    found = fit_power_laws(SIZES, [3.0, 3.01, 3.0, 3.01])
+    assert found.scale[0] == 0
+    assert found.size_for([3.2]) == 0
+    assert found.size_for([2.9]) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("gaps", "rise", "said"),
+    [
+        ([0.01, 0.02, 0.03, 0.04], 0.01, "The gap grows with size: +0.010"),
+        ([0.04, 0.03, 0.02, 0.01], -0.01, "The gap shrinks with size: −0.010"),
+        ([-0.04, -0.03, -0.02, -0.01], 0.01, "The gap shrinks with size, in favour of a: +0.010"),
+        ([-0.01, -0.02, -0.03, -0.04], -0.01, "The gap grows with size, against a: −0.010"),
+        ([-0.02, -0.01, 0.01, 0.02], 0.01, "The gap moves with size, in favour of a: +0.010"),
+        ([0.02, 0.01, -0.01, -0.02], -0.01, "The gap moves with size, against a: −0.010"),
+    ],
+)
+def test_the_trend_of_the_gap_is_said_for_the_arm_that_is_behind_too(gaps, rise, said):
+    trend = {"mean": rise, "ci95": [rise - 0.001, rise + 0.001]}
+    sizes = [{"loss_gap": {"mean": gap}} for gap in gaps]
+    assert _trend({"arm": "a", "sizes": sizes, "gap_per_doubling": trend}).startswith(said)
 
 
 def test_what_cannot_be_fitted_is_refused():
@@ -295,6 +319,8 @@ def test_mistakes_are_explained(tmp_path):
         read_sizes(folders, ["adamw:uniform", "mine"])
     with pytest.raises(UserError, match="compares a baseline with at least one other arm"):
         read_sizes(folders, ["adamw:uniform"])
+    with pytest.raises(UserError, match="given once in --arms; given more than once: adamw:half$"):
+        read_sizes(folders, ["adamw:uniform", "adamw:half", "adamw:half"])
     other = write_comparisons(tmp_path / "b", shifted(2), widths=(80,), data={"content_sha256": "b"})
     with pytest.raises(UserError, match=r"differ in text \(a and b\), so their losses do not compare"):
         read_sizes([*folders, *other])

@@ -102,6 +102,15 @@ def test_a_weight_decay_that_megatrons_fused_weight_loses_is_named():
     assert not any("weight decay" in note for note in chosen.lost)
 
 
+@pytest.mark.parametrize("decays", [{"qk": 0.2, "vo": 0.0}, {"qk": 0.0, "vo": 0.2}])
+def test_of_equal_ratios_the_lower_weight_decay_is_exported(decays):
+    """Nothing else decides, such as the order of a set, which differs between processes."""
+    exported = export_rates(tiny("llama"), "megatron", lr=LR, ratios="uniform", weight_decay=decays)
+    found = RULES["megatron"](exported.text, NAMES["megatron", "llama"])
+    assert found[f"{QKV}weight"] == (LR, 0)
+    assert "it gets 0; choose another" in exported.lost[0]
+
+
 def test_fused_weights_and_biases_of_different_weight_decay():
     qwen = Qwen2ForCausalLM(
         Qwen2Config(

@@ -121,6 +121,19 @@ def test_litgpt_is_refused_with_the_reason():
 
 
 @pytest.mark.parametrize("target", RULES)
+@pytest.mark.parametrize("word", ['a"b', "a\\n", "a'b", "[a]*"])
+def test_names_with_quotes_and_backslashes(target, word):
+    model = nn.ModuleDict({word: nn.Embedding(8, 4), "norm": nn.LayerNorm(4)})
+    blocks = classify(model, overrides={f"^{re.escape(word)}": "emb"})
+    found = RULES[target](text_for(model, target, blocks=blocks), dict(model.named_parameters()))
+    assert {name: rate for name, (rate, _) in found.items()} == {
+        f"{word}.weight": pytest.approx(LR * RATIOS["emb"]),
+        "norm.weight": pytest.approx(LR * RATIOS["norm"]),
+        "norm.bias": pytest.approx(LR * RATIOS["norm"]),
+    }
+
+
+@pytest.mark.parametrize("target", RULES)
 def test_one_block_alone_can_have_weight_decay(target):
     model = tiny("llama")
     text = text_for(model, target, weight_decay={**dict.fromkeys(RATIOS, 0.0), "emb": 0.1})

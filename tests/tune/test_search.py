@@ -84,6 +84,20 @@ def test_more_trials_continue_a_finished_search(tmp_path, whole):
     assert sum(record.phase != "repeat" for record in found) == 20
 
 
+def test_a_continued_search_tunes_uniform_against_uniform(tmp_path):
+    """Ratios that are better by the margin must not end the trials of the baseline that they are compared with."""
+    strict = replace(PLAN, early_end=EarlyEnd(margin=0.1), repeats=1)
+    search(strict, tmp_path / "continued")
+    found = {
+        name: [
+            (r.point, r.status)
+            for r in search(replace(strict, trials=40), tmp_path / name).of_phase("uniform")
+        ]
+        for name in ("continued", "whole")
+    }
+    assert found["continued"] == found["whole"]
+
+
 def test_workers_in_parallel_run_the_same_number_of_trials(tmp_path, whole):
     found = trials(search(PLAN, tmp_path, workers=3))
     assert len(found) >= len(whole)
@@ -125,6 +139,31 @@ def test_a_failing_trial_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SYNTHETIC_FAIL", "4")
     with pytest.raises(UserError, match="trial 4: no text"):
         search(PLAN, tmp_path)
+
+
+def test_a_worker_that_exited_with_its_task_unread_is_named_and_no_other_is_left(tmp_path):
+    program = tmp_path / "worker.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "if 'long' in sys.stdin.readline(): time.sleep(60)\n"
+        'os.write(1, b\'{"status": "finished"}\\n\')\n'
+        "os.write(2, b'out of memory\\n')\n"
+        "os._exit(9)\n"
+    )
+    pool = WorkerPool(2, tmp_path, cpu=True, command=(sys.executable, str(program)))
+
+    def submit_three():
+        with pool:
+            pool.submit(1, {})
+            pool.submit(2, {"long": True})
+            while pool.poll(1.0) is None:
+                pass
+            pool._processes[0].wait()
+            pool.submit(3, {})
+
+    with pytest.raises(UserError, match="the process of trial 3 ended with exit code 9: out of memory"):
+        submit_three()
+    assert all(process.poll() is not None for process in pool._processes)
 
 
 def with_optim(**changes):

@@ -22,7 +22,7 @@ from blockwise_lr.train.run_optimizer import groups_of_run, optimizer_of_run
 from blockwise_lr.train.settings import OptimSettings
 from blockwise_lr.tune.search_findings import build_content, is_bracketed
 from blockwise_lr.tune.search_report import print_summary, write_results
-from blockwise_lr.tune.search_wording import paste, warnings
+from blockwise_lr.tune.search_wording import answer, paste, warnings
 from blockwise_lr.tune.space import Point, Space
 from blockwise_lr.tune.trial_store import TrialRecord
 from support.synthetic_search import PLAN, search
@@ -230,6 +230,21 @@ def test_fewer_trials_than_before_count_the_uniform_ones_that_were_run(tmp_path)
     assert content["warnings"][-1].startswith(
         "The best of 16 trials is compared with the best of 4 uniform ones."
     )
+
+
+def test_where_uniform_is_best_the_answer_says_so_and_gives_no_ratios(closed_form):
+    content = {
+        **closed_form,
+        "best": closed_form["uniform"],
+        "ratios": dict.fromkeys(closed_form["ratios"], 1.0),
+    }
+    first, second, _ = answer(content)
+    assert first == "No ratios that were tried beat the tuned uniform learning rate after 100 steps."
+    assert second.startswith("The best trial has ratio 1 for every block, and a warm-up of ")
+    unknown = {**closed_form, "gain": {**closed_form["gain"], "mean": None, "reason": "a run diverged"}}
+    first, second, _ = answer(unknown)
+    assert first.endswith("learning rate is unknown: a run diverged.")
+    assert second.startswith("The best ratios are EMB ")
 
 
 def test_one_seed_has_no_interval_and_says_so(tmp_path):

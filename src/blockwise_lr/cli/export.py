@@ -101,6 +101,11 @@ def _write_rates(parsed: ExportCommand) -> None:
         check_name(parsed.out, "--out")
         if parsed.out.is_dir():
             raise UserError(f"{parsed.out} is a folder; expected the name of a file: choose another --out")
+        if not parsed.out.parent.is_dir():
+            raise UserError(
+                f"--out {parsed.out}: {parsed.out.parent} is no folder; expected a file in a folder that exists: make "
+                "the folder, or choose another --out"
+            )
     ratios = None if parsed.ratios is None else _fixed_ratios(parsed.ratios)
     overrides = read_overrides(parsed.blocks)
     model = model_to_inspect(parsed.model, trust_remote_code=parsed.trust_remote_code)

@@ -75,7 +75,7 @@ def _grid_warnings(results: Results) -> list[str]:
 
 
 def series_at_edge(results: Results) -> list[str]:
-    """Return the series whose chosen base learning rate is the lowest or highest that was tried with its warm-up.
+    """Return the series whose chosen base learning rate is the lowest, highest or only one tried with its warm-up.
 
     They count as not tuned, because their optimum may be outside the grid. A series that always diverged is not
     included.
@@ -86,6 +86,6 @@ def series_at_edge(results: Results) -> list[str]:
         runs = [(run.setting, result) for run, result in results.tuning if run.series == series]
         lrs = {setting.base_lr for setting, _ in runs if setting.warmup_fraction == chosen.warmup_fraction}
         converged = any(not result.diverged for _, result in runs)
-        if converged and len(lrs) > 1 and chosen.base_lr in (min(lrs), max(lrs)):
+        if converged and chosen.base_lr in (min(lrs), max(lrs)):
             found.append(series.name)
     return found

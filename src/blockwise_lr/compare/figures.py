@@ -6,6 +6,7 @@ The colours are those of Okabe and Ito, which colour-blind readers can distingui
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -255,8 +256,8 @@ def _draw_learning_rates(figure: Any, results: Results, rows: int, columns: int)
         steps = [line["step"] for line in lines]
         same_lr: dict[tuple[float, ...], list[str]] = {}
         for block in dict.fromkeys(block for line in lines for block in line["lr"]):
-            # A log axis cannot show the 0 at the start of the warm-up.
-            values = tuple(line["lr"].get(block) or float("nan") for line in lines)
+            # A log axis cannot show a rate of 0. Two values of float("nan") would not be equal, as one object is.
+            values = tuple(line["lr"].get(block) or math.nan for line in lines)
             same_lr.setdefault(values, []).append(block)
         for values, blocks in same_lr.items():
             for i, block in enumerate(blocks):

@@ -51,7 +51,9 @@ class PowerLaws:
         return self.floor[:, None] + self.scale[:, None] * relative[None, :] ** -self.alpha[:, None]
 
     def size_for(self, losses: Any) -> Array:
-        """Return the number of parameters at which each law has the loss; infinite if it never falls that low.
+        """Return the number of parameters at which each law has the loss.
+
+        It is infinite if the law never falls that low, and 0 if the law is lower at every size, being flat.
 
         Args:
             losses: one loss for each law.
@@ -59,7 +61,7 @@ class PowerLaws:
         above = np.asarray(losses, dtype=float) - self.floor
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             found = self.centre * (above / self.scale) ** (-1 / self.alpha)
-        return np.where((above > 0) & (self.scale > 0), found, np.inf)
+        return np.where(above > 0, found, np.inf)
 
 
 def fit_power_laws(sizes: Any, losses: Any) -> PowerLaws:

@@ -210,6 +210,8 @@ def _check_same(sizes: Sequence[Size]) -> None:
 def _common_arms(sizes: Sequence[Size], arms: Sequence[str]) -> list[str]:
     common = [arm for arm in sizes[0].losses if all(arm in size.losses for size in sizes)]
     known = ", ".join(common) or "none"
+    if repeated := [arm for i, arm in enumerate(arms) if arm in arms[:i]]:
+        raise UserError(f"each arm may be given once in --arms; given more than once: {', '.join(repeated)}")
     for arm in arms:
         if arm not in common:
             raise UserError(f"no arm {arm!r} at every size; the arms that all sizes have: {known}")

@@ -87,6 +87,13 @@ def _trend(comparison: Mapping[str, Any]) -> str:
     change = f"{format_signed(trend['mean'], 3)} nats for every doubling of the parameters ({interval})"
     if low <= 0 <= high:
         return f"No trend of the gap with size can be told: {change}."
+    # The gap is signed: where the arm is behind at every size, a gap that rises is a smaller one.
+    towards = f"{'in favour of' if low > 0 else 'against'} {comparison['arm']}"
+    gaps = [size["loss_gap"]["mean"] for size in comparison["sizes"]]
+    if max(gaps) < 0:
+        return f"The gap {'shrinks' if low > 0 else 'grows'} with size, {towards}: {change}."
+    if min(gaps) <= 0:
+        return f"The gap moves with size, {towards}: {change}."
     return f"The gap {'grows' if low > 0 else 'shrinks'} with size: {change}."
 
 

@@ -11,11 +11,14 @@ import numpy as np
 
 from blockwise_lr.compare.caveats import series_at_edge, warnings_about
 from blockwise_lr.compare.over_seeds import loss_gap
-from blockwise_lr.compare.ratio_sweeps import TOLERANCE, Kind, Point, valley_width
+from blockwise_lr.compare.ratio_sweeps import TOLERANCE, Kind, Point, blocks_of, valley_width
 from blockwise_lr.compare.results import Results, RunResult
 from blockwise_lr.compare.sweep_plan import SweepPlan, series_of
 from blockwise_lr.compare.sweep_wording import answer
+from blockwise_lr.optim.ratios import resolve_ratios
+from blockwise_lr.train.config import ModelConfig
 from blockwise_lr.train.presets import Setting
+from blockwise_lr.train.ratio_text import parse_ratios
 
 
 def sweep_content(
@@ -48,7 +51,7 @@ def sweep_content(
         "optimizer": plan.base.optim.optimizer, "ratios": plan.base.optim.ratios, "centre": plan.centre,
         "baseline": _baseline(results, losses), "points": found,
         "widths": _widths(points, losses) if kind == "robustness" else {},
-        "worth": _worth(found, losses) if kind == "ablation" else {},
+        "worth": _worth(found, losses, plan.base.model) if kind == "ablation" else {},
         "tuned": plan.tunes and not plan.follows, "tuned_arms": _tuned_arms(results),
         "base_lrs": plan.base_lrs, "warmups": plan.warmups, "refined": plan.refine,
         "at_edge": series_at_edge(results),
@@ -127,12 +130,15 @@ def _widths(points: Sequence[Point], losses: Mapping[str, Sequence[float]]) -> d
     return found
 
 
-def _worth(points: Sequence[Mapping[str, Any]], losses: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _worth(
+    points: Sequence[Mapping[str, Any]], losses: Mapping[str, Sequence[float]], model: ModelConfig
+) -> dict[str, Any]:
     """Return by order and block what switching the block on wins, given the blocks that are on before it."""
     first, last = points[0], points[-1]
     curves = dict.fromkeys(point["curve"] for point in points if point["curve"])
     if not curves:  # one block alone
-        block = last["ratios"].partition("=")[0]
+        ratios = resolve_ratios(parse_ratios(last["ratios"]))  # may name blocks that the model lacks
+        (block,) = [block.value for block in blocks_of(model) if ratios[block] != 1]
         return {"alone": {block: _gain(losses, first["arm"], last["arm"])}}
     added = {curve: [p["arm"].rpartition("+")[2] for p in points if p["curve"] == curve] for curve in curves}
     found: dict[str, Any] = {}

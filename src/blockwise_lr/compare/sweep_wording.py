@@ -81,11 +81,12 @@ def _robustness(content: Mapping[str, Any]) -> list[str]:
     scaled = [point for point in content["points"] if point["curve"]]
     alone = [point for point in scaled if point["curve"] in content["widths"] and " " not in point["curve"]]
     found = []
-    worst = max(alone, key=_cost)
-    if worst["cost"]["mean"] is None:
-        failed = [point["arm"] for point in alone if point["cost"]["mean"] is None]
+    if content["points"][0]["loss"] is None:
+        found.append("A run with the unscaled ratios diverged, so what scaling changes is not known.")
+    if failed := [point["arm"] for point in alone if point["loss"] is None]:
         found.append(f"Of the ratios that were scaled alone, {', '.join(failed)} diverged.")
-    else:
+    elif content["points"][0]["loss"] is not None:
+        worst = max(alone, key=lambda point: abs(point["cost"]["mean"]))
         found.append(
             f"Scaled alone, the ratio that matters most is that of {worst['curve'].upper()}: times "
             f"{digits(worst['position'])}, it changes the loss by {format_signed(worst['cost']['mean'], 3)} nats."
@@ -121,15 +122,11 @@ def _ablation(content: Mapping[str, Any]) -> list[str]:
             found.append(f"{best.upper()} alone wins {format_signed(known[best], 3)} nats.")
             continue
         given = "alone" if best == first else "given the blocks before it"
+        some = "" if len(known) == len(blocks) else ", of those without a run that diverged"
         found.append(
-            f"Switched on {order}, {best.upper()} wins most: {format_signed(known[best], 3)} nats {given}."
+            f"Switched on {order}, {best.upper()} wins most{some}: {format_signed(known[best], 3)} nats {given}."
         )
     return found
-
-
-def _cost(point: Mapping[str, Any]) -> float:
-    mean = point["cost"]["mean"]
-    return float("inf") if mean is None else float(mean)
 
 
 def blocks_in_order(worth: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:

@@ -132,8 +132,9 @@ def in_names_of(target: str, rates: Rates) -> Rates:
     """Return the rates under the parameter names of the target's own model code, where they are known.
 
     Known are the model types in :data:`_TABLES`. Otherwise the names stay, and `naming` says whose they are. Parameters
-    that the target fuses get the lower of their ratios; `lost` says so. Megatron's last pipeline stage has a copy of a
-    tied embedding, which gets the embedding's rate.
+    that the target fuses get the lower of their ratios and the weight decay that goes with it, or the lower one where
+    the ratios are equal; `lost` says so. Megatron's last pipeline stage has a copy of a tied embedding, which gets the
+    embedding's rate.
 
     Args:
         target: the target's name.
@@ -157,7 +158,7 @@ def in_names_of(target: str, rates: Rates) -> Rates:
     fused: dict[tuple[str, ...], list[str]] = {}
     for name, own in sources.items():
         labels = tuple(
-            sorted({rates.label_of[each] for each in own}, key=lambda label: groups[label].lr_ratio)
+            sorted({rates.label_of[each] for each in own}, key=lambda label: _lowest(groups[label]))
         )
         members.setdefault("+".join(labels), []).append(name)
         if len(labels) > 1:
@@ -174,6 +175,11 @@ def in_names_of(target: str, rates: Rates) -> Rates:
         found.append(group)
         lost += notes
     return replace(rates, groups=tuple(found), naming=naming, lost=tuple(lost))
+
+
+def _lowest(group: RateGroup) -> tuple[float, float, str]:
+    """Return what orders fused groups. Nothing else may decide: the order of a set differs between processes."""
+    return group.lr_ratio, group.weight_decay, group.label
 
 
 def _fused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from collections.abc import Iterable
 
@@ -63,8 +64,18 @@ def times(group: RateGroup, variable: str = "LR") -> str:
 
 
 def raw(pattern: str) -> str:
-    """Return a regular expression as a raw string of Python."""
-    return f'r"{pattern}"'
+    """Return a regular expression as a string of Python: a raw one, unless it has quotes."""
+    return literal(pattern) if '"' in pattern else f'r"{pattern}"'
+
+
+def literal(text: str) -> str:
+    """Return text as a string of Python in double quotes.
+
+    Example:
+        >>> print(literal("*.norm.*"), literal('a"b'))
+        "*.norm.*" "a\\"b"
+    """
+    return json.dumps(text, ensure_ascii=False)
 
 
 def quoted(pattern: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 
 from blockwise_lr.export.fragments import GLOBS
-from blockwise_lr.export.lines import header, needed_lr, number, times
+from blockwise_lr.export.lines import header, literal, needed_lr, number, times
 from blockwise_lr.export.patterns import find_patterns, under_wrappers
 from blockwise_lr.export.proof import only_match, prove
 from blockwise_lr.export.rates import Rates
@@ -53,4 +53,4 @@ def write_megatron(rates: Rates) -> str:
 
 
 def _listed(patterns: list[str]) -> str:
-    return ", ".join(f'"{pattern}"' for pattern in patterns)
+    return ", ".join(map(literal, patterns))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 
 from blockwise_lr.export.fragments import GLOBS
-from blockwise_lr.export.lines import header, needed_lr, number, times
+from blockwise_lr.export.lines import header, literal, needed_lr, number, times
 from blockwise_lr.export.patterns import find_patterns
 from blockwise_lr.export.proof import only_match, prove
 from blockwise_lr.export.rates import Rates
@@ -38,7 +38,7 @@ def write_olmo_core(rates: Rates) -> str:
         "    group_overrides=[",
     ]
     for group in rates.groups:
-        params = ", ".join(f'"{pattern}"' for pattern in patterns[group.label])
+        params = ", ".join(map(literal, patterns[group.label]))
         lines += [
             f"        OptimGroupOverride(  # {group.label}",
             f"            params=[{params}],",

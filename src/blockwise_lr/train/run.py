@@ -152,7 +152,8 @@ def _refuse_fsdp(config: TrainConfig) -> None:
     if config.save_every:
         raise UserError(
             f"{what}, and checkpoints of a run under FSDP cannot be resumed: start without it, for DDP, train with the "
-            "last checkpoint alone, --save-every 0, or shard in a loop of your own (blockwise_lr.checkpoints.sharded_folder)"
+            "last checkpoint alone, --save-every 0, or shard in a loop of your own "
+            "(blockwise_lr.checkpoints.sharded_folder)"
         )
 
 

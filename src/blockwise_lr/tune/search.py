@@ -235,7 +235,10 @@ class _Search:
     def _start(self, record: TrialRecord) -> None:
         self.store.save(record)
         rule = self.plan.early_end if self._may_end(record) else None
-        best = self.store.best("uniform", "ratios") if rule else None
+        # Uniform runs against itself alone, also where a continued search tunes it further: else ratios that are better
+        # by the margin would end every new trial of their own baseline.
+        phases: tuple[Phase, ...] = ("uniform",) if record.phase == "uniform" else ("uniform", "ratios")
+        best = self.store.best(*phases) if rule else None
         folder = self.out / "runs" / record.name
         make_folder(folder)
         task = {

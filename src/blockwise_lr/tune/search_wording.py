@@ -29,7 +29,7 @@ def answer(content: Mapping[str, Any]) -> list[str]:
 def _gain(content: Mapping[str, Any]) -> str:
     gain, seeds = content["gain"], len(content["seeds"])
     steps = f"after {content['steps']:,} steps"
-    if content["best"]["trial"] == content["uniform"]["trial"]:
+    if _is_uniform(content):
         return f"No ratios that were tried beat the tuned uniform learning rate {steps}."
     if gain["mean"] is None:
         return f"The gain over the tuned uniform learning rate is unknown: {gain['reason']}."
@@ -53,6 +53,10 @@ def _gain(content: Mapping[str, Any]) -> str:
     )
 
 
+def _is_uniform(content: Mapping[str, Any]) -> bool:
+    return bool(content["best"]["trial"] == content["uniform"]["trial"])
+
+
 def _fresh(gain: Mapping[str, Any]) -> str:
     """Return the gain of the seeds that did not choose the ratios."""
     mean = gain.get("fresh_mean")
@@ -60,9 +64,13 @@ def _fresh(gain: Mapping[str, Any]) -> str:
 
 
 def _ratios(content: Mapping[str, Any]) -> str:
+    if _is_uniform(content):
+        warmup = content["best"]["point"]["warmup"]
+        return f"The best trial has ratio 1 for every block, and a warm-up of {warmup:.0%} of the steps."
     ratios = ", ".join(f"{block.upper()} {ratio:.3g}" for block, ratio in content["ratios"].items())
+    they = "The best ratios" if content["gain"]["mean"] is None else "They"
     return (
-        f"They are {ratios}, with a base learning rate of {content['lr_factor']:.3g} times the tuned uniform one and "
+        f"{they} are {ratios}, with a base learning rate of {content['lr_factor']:.3g} times the tuned uniform one and "
         f"a warm-up of {content['best']['point']['warmup']:.0%} of the steps."
     )
 

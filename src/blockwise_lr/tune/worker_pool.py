@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -50,7 +51,9 @@ class WorkerPool:
     ) -> None:
         for process in self._processes:
             if process.stdin is not None and not process.stdin.closed:
-                process.stdin.close()
+                # Closing writes what is left of a task, which fails if the worker has exited.
+                with contextlib.suppress(OSError):
+                    process.stdin.close()
         terminate_processes(self._processes)
 
     @property
