@@ -36,6 +36,7 @@ _FOLDER_LINK = re.compile(r"(?<!!)\[([^\]\n]+)\]\(([^)\s#:]+)\)")
 _CELL = re.compile(r"<td>.*?</td>")
 _LONG_NAME = re.compile(r"(?<=<code>)[^<]{25,}(?=</code>)")
 _INTERVAL = re.compile(r"(?<=<td>)([^<()]+) (\([^<()]+ to [^<()]+\))(?=</td>)")
+_THOUSANDS = re.compile(r"<(pre|code)\b.*?</\1>|<[^>]*>|(?<=\d) (?=\d{3}(?!\d))", re.DOTALL)
 _DIRECTIVE = re.compile(r"^::: ([\w.]+)", re.MULTILINE)
 
 
@@ -57,7 +58,7 @@ def titles(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the heading and the address of each study, newest first."""
     for path in sorted((ROOT / folder).glob("*/README.md"), reverse=True):
         heading = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        yield heading[1] if heading else path.parent.name, f"{folder}/{path.parent.name}/index.md"
+        yield heading[1].replace("`", "") if heading else path.parent.name, f"{folder}/{path.parent.name}/index.md"
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -166,7 +167,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Choose where the cells of tables break: not inside an interval, and in long names after a separator."""
+    """Choose where lines break: not inside a number or a cell's interval, and in long names after a separator."""
+    html = _THOUSANDS.sub(lambda found: "&nbsp;" if found[0] == " " else found[0], html)
     html = _INTERVAL.sub(r'\1 <span class="interval">\2</span>', html)
     return _CELL.sub(
         lambda cell: _LONG_NAME.sub(lambda name: re.sub(r"([_./:])", r"\1<wbr>", name[0]), cell[0]), html
