@@ -58,7 +58,10 @@ def titles(folder: str) -> Iterator[tuple[str, str]]:
     """Yield the heading and the address of each study, newest first."""
     for path in sorted((ROOT / folder).glob("*/README.md"), reverse=True):
         heading = re.search(r"^# (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-        yield heading[1].replace("`", "") if heading else path.parent.name, f"{folder}/{path.parent.name}/index.md"
+        yield (
+            heading[1].replace("`", "") if heading else path.parent.name,
+            f"{folder}/{path.parent.name}/index.md",
+        )
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
