@@ -322,6 +322,23 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     moved = [abs(again[name][of] - results[name][of]) for name in again for of in ("tune_loss", "val_loss")]
     assert len(moved) == 4
     assert 0.0025 < max(moved) < 0.003
+    longest = {
+        bool(run["arm"]["ratios"]): run
+        for run in results.values()
+        if run["arm"]["steps"] == 19200
+        and run["arm"]["base_lr"] == (5.6e-3 if run["arm"]["ratios"] else 8e-3)
+    }
+    ends = "It ends at {:.3f} and uniform at {:.3f}".format(
+        *(longest[of]["val_loss"] for of in (True, False))
+    )
+    assert ends in horizon
+    won_longest = longest[False]["val_loss"] - longest[True]["val_loss"]
+    assert (
+        f"Over 19 200 steps `half` ends {won_longest:.3f} nats below uniform, with one seed"
+        in pages["README.md"]
+    )
+    copied = [next(step for step, gain in longest[of]["copying"] if gain >= 0.5) for of in (True, False)]
+    assert copied == [4000, 5600]
     details = " ".join((STUDY / "details.md").read_text(encoding="utf-8").split())
     assert "Two of them were made again with equal settings, and end within 0.003 nats of before" in details
     assert "where uniform needs 2.2 times as many steps" in horizon
