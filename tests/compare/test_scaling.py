@@ -391,6 +391,16 @@ def test_the_configuration_of_a_run_is_checked(tmp_path, content, reason):
         read_sizes(folders)
 
 
+def test_a_run_whose_length_was_changed_is_refused(tmp_path):
+    folders = write_runs(tmp_path)
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps({**config, "changes": [{"at_step": 5, "steps": 10}]}))
+    with pytest.raises(
+        UserError, match=rf"^the number of steps of the run in {folders[1]} was changed after it had"
+    ):
+        read_sizes(folders)
+
+
 def single_arms(out: Path) -> tuple[list[Path], list[Path]]:
     """Write two comparisons of every size, one of each arm."""
     uniform, half = (write_comparisons(out / name[6:], {name: shifted(2)[name]}) for name in NAMES)

@@ -14,6 +14,7 @@ from blockwise_lr.errors import UserError
 from blockwise_lr.train.config import FREE_FIELDS, TrainConfig, config_from_dict
 from blockwise_lr.train.config_fields import flatten
 from blockwise_lr.train.presets import Setting
+from blockwise_lr.train.run_folder import CHANGES
 
 _FREE = FREE_FIELDS | {"seed", "init_seed", "data_seed", "log_every", "eval_every"}
 """Settings that may differ between the runs of an arm: the seeds, and those that change no terminal loss."""
@@ -106,7 +107,7 @@ def read_run_folder(folder: Path) -> ArmRuns:
     """Return the run of a folder that `train` has written.
 
     Raises:
-        UserError: its configuration cannot be read.
+        UserError: its configuration cannot be read, or its number of steps was changed on the way.
     """
     run = read_run(folder)
     try:
@@ -116,6 +117,11 @@ def read_run_folder(folder: Path) -> ArmRuns:
         raise UserError(
             f"cannot read {folder / 'config.json'}: {_reason(error)}; delete the folder to run it again"
         ) from None
+    if run.config.get(CHANGES):
+        raise UserError(
+            f"the number of steps of the run in {folder} was changed after it had begun, so its loss is not that of "
+            "one schedule: leave the folder out, or train the run anew with another --out"
+        )
     setting = str(Setting(config.optim.base_lr, config.optim.warmup_fraction))
     return ArmRuns(rule_of(config), source, [(config.seed, run.val_loss)], setting)
 
