@@ -14,7 +14,7 @@ from typing import Any
 
 from blockwise_lr.blocks import Block
 from blockwise_lr.extras import missing
-from blockwise_lr.files import storing
+from blockwise_lr.files import remove_temporary, storing
 
 BLOCK_COLOURS = {
     "emb": "#0072B2", "qk": "#56B4E9", "vo": "#D55E00", "ffn": "#009E73", "norm": "#000000", "head":
@@ -154,5 +154,5 @@ def save(made: Any, path: str | Path) -> Path:
             made.savefig(temporary, dpi=160, metadata=_NO_DATE[path.suffix])
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_temporary(temporary)
     return path

@@ -132,7 +132,13 @@ def write_text_atomic(path: str | Path, text: str) -> None:
                 os.fsync(file.fileno())
             temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        remove_temporary(temporary)
+
+
+def remove_temporary(path: Path) -> None:
+    """Delete a temporary file if it exists. An error is ignored: it would hide why the file could not be written."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def write_json_atomic(path: str | Path, value: Any) -> None:

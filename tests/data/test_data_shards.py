@@ -198,6 +198,27 @@ def test_an_unfinished_shard_that_lost_bytes_is_written_again(tmp_path: Path, bu
     assert contents(tmp_path / "again") == whole
 
 
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "{}",
+        "[1]",
+        '[{"plits": 1}]',
+        '[{"first": 0, "next": 9, "splits": {"val": {"file": 3}}}]',
+        '[{"first": 7, "next": 9, "splits": {}}]',
+        '[{"first": 0, "next": 9, "splits": {"vam": {}}}]',
+        "[" * 100_000,
+    ],
+)
+def test_a_damaged_record_of_finished_shards_is_made_again(tmp_path: Path, built: Path, damaged: str) -> None:
+    whole = contents(built)
+    built.rename(tmp_path / "again.partial")
+    (tmp_path / "again.partial" / "progress.json").write_text(damaged)
+    source = FileSource("words", [tmp_path / "c.jsonl"])
+    write_shards(source, encoder(), tmp_path / "again", 16, shard_characters=SHARD_CHARACTERS)
+    assert contents(tmp_path / "again") == whole
+
+
 def test_a_missing_short_or_altered_shard_is_named_with_what_to_do(
     built: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,14 +8,29 @@ import pickle
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import distributed
+from torch import distributed, nn
+from torch.distributed.checkpoint.metadata import TensorProperties, TensorStorageMetadata
+from transformers import AutoModelForCausalLM
 
-from blockwise_lr import AdamMini, AutoRatios, AutoRule, cosine_schedule, param_groups, scale_by_block
+from blockwise_lr import (
+    AdamMini,
+    AutoRatios,
+    AutoRule,
+    Block,
+    classify,
+    cosine_schedule,
+    param_groups,
+    scale_by_block,
+)
+from blockwise_lr.checkpoints import sharded_folder
+from blockwise_lr.checkpoints.hugging_face import export_checkpoint
 from blockwise_lr.checkpoints.manifest import seal
+from blockwise_lr.checkpoints.sharded_contents import load_target
 from blockwise_lr.checkpoints.sharded_folder import load_sharded, save_sharded
 from blockwise_lr.errors import StorageError, UserError
 from blockwise_lr.optim import cosine
@@ -148,6 +163,21 @@ def test_a_command_on_a_sharded_checkpoint_names_the_export(
     assert (tmp_path / "plain" / "model.safetensors").is_file()
 
 
+def test_a_model_that_is_not_a_causal_language_model_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, optimizer, _ = started("llama", "adamw")
+    checkpoint = tmp_path / "checkpoint-1"
+    save_sharded(checkpoint, model, optimizer)
+    (checkpoint / "config.json").write_text('{"model_type": "vit"}')
+    seal(checkpoint)
+    code, _, err = call(capsys, "export", checkpoint, "--to", "huggingface", "--out", tmp_path / "plain")
+    assert (code, err.count("\n")) == (2, 1), err
+    assert f"the model in {checkpoint} cannot be built (ValueError: " in err
+    assert "expected a causal language model" in err
+    assert [each.name for each in tmp_path.iterdir()] == ["checkpoint-1"]
+
+
 def test_a_hostile_description_of_tensors_is_not_run(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -262,6 +292,71 @@ def test_what_fails_on_rank_0_is_raised_on_all(tmp_path: Path) -> None:
     assert said[0] == said[1]
     assert "is there already" in said[0][0]
     assert re.search(r"cannot write .*/file/.checkpoint-1 \(Not a directory\)", said[0][1])
+
+
+def test_a_model_whose_config_is_not_of_transformers_is_saved_without_it(tmp_path: Path) -> None:
+    def made() -> tuple[Any, Any]:
+        model: Any = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5))
+        model.config = SimpleNamespace(n_embd=4)  # as in nanoGPT
+        blocks = classify(model, {r"^0\.": Block.EMB, r"^1\.": Block.HEAD})
+        return model, torch.optim.AdamW(param_groups(model, 1e-3, blocks=blocks), lr=1e-3)
+
+    model, optimizer = made()
+    model(torch.arange(5)).sum().backward()
+    optimizer.step()
+    save_sharded(tmp_path / "checkpoint-1", model, optimizer)
+    again, loaded = made()
+    load_sharded(tmp_path / "checkpoint-1", again, loaded)
+    assert all(map(torch.equal, again.parameters(), model.parameters()))
+
+
+def test_the_config_of_a_model_in_a_wrapper_such_as_ddp_is_saved_for_the_export(tmp_path: Path) -> None:
+    model, _, _ = started("llama", "adamw")
+    wrapped = nn.DataParallel(model)
+    optimizer = OPTIMIZERS["adamw"](param_groups(wrapped, 1e-3, RATIOS))
+    save_sharded(tmp_path / "checkpoint-1", wrapped, optimizer)
+    export_checkpoint(tmp_path / "checkpoint-1", tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").state_dict()
+    assert all(torch.equal(plain[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_state_that_is_not_of_tensors_is_refused_by_name_before_anything_is_written(tmp_path: Path) -> None:
+    model, optimizer, _ = started("llama", "adamw")
+    optimizer.state[model.lm_head.weight]["GG"] = [torch.eye(2)]  # as in SOAP
+    with pytest.raises(
+        UserError, match="AdamW keeps list under 'GG' in the state of lm_head.weight; a sharded"
+    ):
+        save_sharded(tmp_path / "checkpoint-1", model, optimizer)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_moments_of_a_number_are_on_its_device_and_its_steps_on_the_host() -> None:
+    parameter = nn.Parameter(torch.empty((), device="meta"))
+    optimizer = torch.optim.AdamW([parameter])
+    about = TensorStorageMetadata(TensorProperties(torch.float32), torch.Size(()), [])
+    devices = [load_target(key, about, parameter, optimizer).device.type for key in ("exp_avg", "step")]
+    assert devices == ["meta", "cpu"]
+
+
+def test_steps_are_counted_where_the_saved_settings_need_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fused optimizer counts them on the device, and the setting comes back from the checkpoint."""
+    model, optimizer, schedule = started("llama", "adamw")
+    for group in optimizer.param_groups:
+        group["fused"] = True
+    steps(model, optimizer, schedule, range(1))
+    save_sharded(tmp_path / "checkpoint-1", model, optimizer)
+    model, again, _ = started("llama", "adamw", seed=1)
+    seen = set()
+
+    def watched(key: str, about: Any, parameter: Any, optimizer: Any) -> Any:
+        seen.update(group["fused"] for group in optimizer.param_groups)
+        return load_target(key, about, parameter, optimizer)
+
+    monkeypatch.setattr(sharded_folder, "load_target", watched)
+    load_sharded(tmp_path / "checkpoint-1", model, again)
+    assert seen == {True}
 
 
 class TestChanges:

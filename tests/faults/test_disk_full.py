@@ -10,7 +10,7 @@ import pytest
 
 from blockwise_lr.checkpoints.manifest import checkpoints, problem_with
 from blockwise_lr.errors import StorageError
-from blockwise_lr.files import storing
+from blockwise_lr.files import storing, write_text_atomic
 from faults.processes import report, result, rows, written
 from support.commands import run_command
 
@@ -40,6 +40,15 @@ def one_line(done: subprocess.CompletedProcess[str], named: str) -> str:
     assert "make room" in lines[-1]
     assert "Traceback" not in done.stderr
     return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("file/report.json", "Not a directory"), ("x" * 250, "File name too long")]
+)
+def test_a_place_that_cannot_be_written_says_so(tmp_path, name, why):
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=rf"cannot write .*{name} \({why}\)"):
+        write_text_atomic(tmp_path / name, "text")
 
 
 # In bytes: the tokens of the tiny run take 49 000 in one file, its weights 72 000, the state of its optimizer 159 000.

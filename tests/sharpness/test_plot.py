@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from blockwise_lr import Block, measure_sharpness
 from blockwise_lr.drawing import BLOCK_COLOURS, block_colour, figure, log_ticks, save
+from blockwise_lr.errors import StorageError
 from blockwise_lr.sharpness import Estimate, plot
 from blockwise_lr.sharpness.principle import PAPER_ORDER, in_paper_order, order_agreement
 from blockwise_lr.train.build_model import build_model
@@ -273,6 +274,12 @@ def test_a_figure_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         with pytest.raises(RuntimeError, match="no"):
             save(made, path)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"old"]
+
+
+def test_a_figure_in_a_place_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").touch()
+    with figure((2, 2)) as made, pytest.raises(StorageError, match=r"file/a\.png \(Not a directory\)"):
+        save(made, tmp_path / "file" / "a.png")
 
 
 def plot_two_steps(report, path):

@@ -1,5 +1,6 @@
 """One training run, from the configuration to a checkpoint that others can load."""
 
+import errno
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from filelock import FileLock
 from transformers import AutoModelForCausalLM
 
 from blockwise_lr.analysis.evaluate import evaluate_run
+from blockwise_lr.checkpoints import manifest
 from blockwise_lr.checkpoints.manifest import checkpoints, newest_complete, problem_with, rotate, seal
 from blockwise_lr.compare.arms import Arm
 from blockwise_lr.compare.write_report import compare
@@ -281,6 +283,29 @@ def test_a_run_that_went_back_behind_damaged_checkpoints_keeps_what_it_saves_nex
     assert [c.name for c in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-21"]
     rotate(tmp_path, keep=1, newest=tmp_path / "checkpoint-21")
     assert newest_complete(tmp_path) == (tmp_path / "checkpoint-21", [])
+
+
+def test_a_file_of_a_checkpoint_that_this_user_may_not_read_is_named(tmp_path, monkeypatch):
+    def denied(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "model").write_text("whole")
+    seal(folder)
+    monkeypatch.setattr(manifest, "sha256_of", denied)
+    assert problem_with(folder) == "model cannot be read (Permission denied)"
+
+
+def test_a_checkpoint_that_is_a_link_is_unlinked_and_its_folder_kept(tmp_path):
+    for folder in (tmp_path / "disk" / "checkpoint-1", tmp_path / "run" / "checkpoint-2"):
+        folder.mkdir(parents=True)
+        (folder / "model").write_text("whole")
+        seal(folder)
+    (tmp_path / "run" / "checkpoint-1").symlink_to(tmp_path / "disk" / "checkpoint-1")
+    rotate(tmp_path / "run", keep=1, newest=tmp_path / "run" / "checkpoint-2")
+    assert [c.name for c in checkpoints(tmp_path / "run")] == ["checkpoint-2"]
+    assert problem_with(tmp_path / "disk" / "checkpoint-1") is None
 
 
 def test_a_non_finite_loss_stops_the_run_with_what_to_do(tiny, tmp_path):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from blockwise_lr.files import write_json_atomic
 from blockwise_lr.optim.set_lr import init_scale_of
 from blockwise_lr.reason import reason
 from blockwise_lr.train.config import TrainConfig
-from blockwise_lr.train.run_folder import read_run_config
+from blockwise_lr.train.run_folder import changes_of, read_run_config
 from blockwise_lr.train.run_optimizer import groups_of_run, optimizer_of_run, scheduled_lr
 from blockwise_lr.train.settings import OptimSettings
 
@@ -57,10 +58,11 @@ def directional_reports(
             f"--directional measures along the optimizer's update, and {named.name} has no optimizer: "
             "expected the folder of a run, or one of its checkpoints"
         )
-    train = read_run_config(named.run)
-    settings = OptimSettings.of(train)
+    latest, changes = read_run_config(named.run), changes_of(named.run)
     reports = []
     for step, load in named.models:
+        train = _config_at(latest, changes, step or 0)
+        settings = OptimSettings.of(train)
         model = split_fused(nn.Module.to(load(), device))
         optimizer = load_optimizer(train, model, named.run / f"checkpoint-{step}")
         if type(optimizer) in READABLE and step:
@@ -78,6 +80,20 @@ def directional_reports(
         del model, optimizer
         gc.collect()  # models hold reference cycles; without this, two would be in memory at once
     return reports
+
+
+def _config_at(config: TrainConfig, changes: Sequence[Mapping[str, Any]], step: int) -> TrainConfig:
+    """Return the configuration by which a run took its update number `step`.
+
+    Args:
+        config: the run's configuration, with its latest number of steps.
+        changes: the changes of that number, earliest first, as :func:`changes_of` returns them.
+        step: the number of the update.
+    """
+    for change in changes:
+        if step <= change["at_step"]:
+            return replace(config, steps=change["steps"][0])
+    return config
 
 
 def load_optimizer(config: TrainConfig, model: nn.Module, checkpoint: Path) -> Optimizer:

@@ -12,6 +12,7 @@ from torch import nn
 
 from blockwise_lr.analysis.hub_models import from_hub
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import reading
 from blockwise_lr.train.build_model import build_model
 from blockwise_lr.train.config import ModelConfig, config_from_dict
 from blockwise_lr.train.presets import PRESETS
@@ -36,9 +37,13 @@ def model_to_inspect(name: str, *, trust_remote_code: bool = False) -> nn.Module
         >>> type(model_to_inspect("quickstart")).__name__
         'LlamaForCausalLM'
     """
-    path = Path(name)
     if name in PRESETS:
         return _ours(PRESETS[name].model)
+    with reading(name):
+        return _found(Path(name), name, trust_remote_code)
+
+
+def _found(path: Path, name: str, trust_remote_code: bool) -> nn.Module:
     if holds_run(path):
         return _ours(read_run_config(path).model)
     if path.suffix.lower() == ".json" and (values := read_configuration(path)).keys() & {"model", "train"}:

@@ -21,7 +21,7 @@ from blockwise_lr.checkpoints.manifest import (
 from blockwise_lr.data.data_config import DataConfig
 from blockwise_lr.data.vocabulary import holds_tokenizer
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import check_name
+from blockwise_lr.files import check_name, reading
 from blockwise_lr.train.config import TrainConfig
 from blockwise_lr.train.initial_rms import initial_scales_of
 from blockwise_lr.train.presets import PRESETS, get_preset
@@ -82,7 +82,11 @@ def find_named_model(model: str, *, seed: int) -> NamedModel:
     if model in PRESETS:
         return _preset(model, seed)
     check_name(model, "the model's folder")
-    path = Path(model)
+    with reading(model):
+        return _find(model, Path(model))
+
+
+def _find(model: str, path: Path) -> NamedModel:
     if holds_run(path):
         return _run(path)
     if (path / LAYOUT).is_file():
@@ -180,11 +184,15 @@ def _hugging_face(name: str) -> NamedModel:
 # Model types whose positions start after the padding token's id, which shortens their longest window by that many.
 _OFFSET = {
     "roberta",
+    "roberta-prelayernorm",
+    "xmod",
     "xlm-roberta",
     "xlm-roberta-xl",
     "camembert",
     "data2vec-text",
+    "ibert",
     "longformer",
+    "luke",
     "mpnet",
     "esm",
 }

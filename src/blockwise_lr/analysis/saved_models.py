@@ -9,6 +9,7 @@ from blockwise_lr.analysis.named_models import NamedModel, find_named_model
 from blockwise_lr.checkpoints.manifest import MANIFEST, problem_with
 from blockwise_lr.data.vocabulary import Encoder, end_of_text_id, holds_tokenizer, load_tokenizer
 from blockwise_lr.errors import UserError
+from blockwise_lr.files import reading
 from blockwise_lr.train.run_folder import holds_run
 
 if TYPE_CHECKING:
@@ -26,8 +27,14 @@ def find_model(path: Path) -> tuple[NamedModel, Path, int | None]:
         folder).
 
     Raises:
-        UserError: the folder does not exist, or holds no complete checkpoint or no causal language model.
+        UserError: the folder does not exist or cannot be read, or holds no complete checkpoint or no causal language
+            model.
     """
+    with reading(path):
+        return _find(path)
+
+
+def _find(path: Path) -> tuple[NamedModel, Path, int | None]:
     if not path.is_dir():
         raise UserError(
             f"no folder {path}: expected a run's folder (train --out), one of its checkpoint-* folders, or that of a "

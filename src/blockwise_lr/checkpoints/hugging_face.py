@@ -14,7 +14,8 @@ from blockwise_lr.checkpoints.manifest import LAYOUT, find_checkpoint, problem_w
 from blockwise_lr.checkpoints.sharded_contents import check_model, use_stored_dtypes, weights_of
 from blockwise_lr.errors import UserError
 from blockwise_lr.extras import check
-from blockwise_lr.files import check_name, make_folder
+from blockwise_lr.files import check_name, make_folder, reading, storing
+from blockwise_lr.reason import reason
 
 # A checkpoint of Trainer also holds the optimizer's state, which is not exported.
 _MODEL_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
@@ -47,6 +48,31 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         >>> export_checkpoint(Path("run/checkpoint-100"), Path("exported"))  # doctest: +SKIP
     """
     check_name(out, "--out")
+    with reading(out):
+        folder = _new_folder(out)
+    with reading(checkpoint):
+        source, sharded = _source(checkpoint)
+    make_folder(out.parent)
+    hidden = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)  # an interrupted export may have left it
+    make_folder(hidden)
+    try:
+        _fill(hidden, source, sharded=sharded)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    if folder.is_dir():
+        folder.rmdir()
+    hidden.rename(folder)
+    return source
+
+
+def _new_folder(out: Path) -> Path:
+    """Return the folder to write, with links resolved.
+
+    Raises:
+        UserError: `out` has files already, is a file, or is the current folder.
+    """
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"the folder {out} has files already: choose another --out")
     if out.exists() and not out.is_dir():
@@ -57,6 +83,15 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
             f"{out} is the current folder, which the export would replace; expected the name of a new folder: choose "
             "another --out"
         )
+    return folder
+
+
+def _source(checkpoint: Path) -> tuple[Path, bool]:
+    """Return the checkpoint to export, and whether it is sharded.
+
+    Raises:
+        UserError: there is no complete checkpoint, or it has no config.json or no weights.
+    """
     if not (checkpoint / LAYOUT).exists():
         source = find_checkpoint(checkpoint)
     elif problem := problem_with(checkpoint):
@@ -68,28 +103,30 @@ def export_checkpoint(checkpoint: Path, out: Path) -> Path:
         raise UserError(f"{source} has no config.json: expected a checkpoint of a transformers model")
     if not sharded and not any(source.glob("*.safetensors")):
         raise UserError(f"{source} has no weights (model.safetensors): choose another checkpoint")
-    make_folder(out.parent)
-    hidden = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)  # an interrupted export may have left it
-    make_folder(hidden)
+    return source, sharded
+
+
+def _fill(out: Path, source: Path, *, sharded: bool) -> None:
     if sharded:
-        _assemble(source, hidden)
+        _assemble(source, out)
     for pattern in (*(() if sharded else _MODEL_FILES), *_TOKENIZER_FILES):
         for file in filter(Path.is_file, source.glob(pattern)):
-            target = hidden / file.relative_to(source)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copy2(file, target)
-    if folder.is_dir():
-        folder.rmdir()
-    hidden.rename(folder)
-    return source
+            target = out / file.relative_to(source)
+            with storing(target):
+                target.parent.mkdir(exist_ok=True)
+                shutil.copy2(file, target)
 
 
 def _assemble(source: Path, out: Path) -> None:
     check("the export to a Hugging Face folder needs", ["transformers", "safetensors"])
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))  # type: ignore[no-untyped-call]
+    except Exception as error:  # transformers may raise any error
+        raise UserError(
+            f"the model in {source} cannot be built ({reason(error)}); expected a causal language model of transformers"
+        ) from error
     stored = SafeReader(source).read_metadata().state_dict_metadata
     if any(name.startswith("model.") and ".parametrizations." in name for name in stored):
         split_fused(model)
@@ -97,4 +134,5 @@ def _assemble(source: Path, out: Path) -> None:
     targets = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(source, targets, stored)
     load(targets, storage_reader=SafeReader(source), no_dist=True)
-    merge_fused(model).save_pretrained(out)
+    with storing(out):
+        merge_fused(model).save_pretrained(out)

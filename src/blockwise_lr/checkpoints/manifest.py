@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import sha256_of, write_json_atomic
+from blockwise_lr.files import reading, sha256_of, write_json_atomic
 
 MANIFEST = "manifest.json"
 LAYOUT = "sharded.json"
@@ -36,6 +36,7 @@ def seal(checkpoint: Path) -> None:
 
 def problem_with(checkpoint: Path) -> str | None:
     """Return why a checkpoint is not complete; None if every file in the manifest has its size and checksum."""
+    name = MANIFEST
     try:
         files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
         if not files:
@@ -50,7 +51,9 @@ def problem_with(checkpoint: Path) -> str | None:
                 return f"{name} does not have the checksum it was saved with"
     except FileNotFoundError:
         return f"{MANIFEST} is missing, so saving it was interrupted"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        return f"{name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} cannot be read"
     return None
 
@@ -110,7 +113,13 @@ def rotate(run: Path, keep: int, *, newest: Path) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, its manifest first, so that an interrupted deletion does not leave a sealed folder."""
+    """Delete a checkpoint, its manifest first, so that an interrupted deletion does not leave a sealed folder.
+
+    Of a link, only the link is deleted. The folder that it leads to is kept as it is.
+    """
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+        return
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint)
 
@@ -122,8 +131,13 @@ def find_checkpoint(path: Path) -> Path:
         path: the folder of a run, or one of its checkpoints.
 
     Raises:
-        UserError: there is no such folder, or it has no complete checkpoint.
+        UserError: there is no such folder, it cannot be read, or it has no complete checkpoint.
     """
+    with reading(path):
+        return _find_checkpoint(path)
+
+
+def _find_checkpoint(path: Path) -> Path:
     if not path.is_dir():
         raise UserError(
             f"no folder {path}: expected a run's folder (train --out) or one of its checkpoint-* folders"

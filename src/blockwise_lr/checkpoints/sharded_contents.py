@@ -91,11 +91,34 @@ def load_target(
     dtype = about.properties.dtype
     if isinstance(optimizer, AdamMini) and key == "exp_avg_sq" and is_sharded(parameter):
         return sharded_zeros(parameter, about.size, dtype)
-    if about.size == parameter.shape and about.size:
+    # The shape () tells a step from a moment only if the parameter has another one.
+    if about.size == parameter.shape and (about.size or key != "step"):
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     group = next(g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
     counts = not about.size and not (group.get("fused") or group.get("capturable"))
     return torch.empty(about.size, dtype=dtype, device="cpu" if counts else parameter.device)
+
+
+def state_tensor(optimizer: Optimizer, name: str, key: str, value: Any) -> Tensor:
+    """Return one value of an optimizer's state as a tensor.
+
+    Args:
+        optimizer: the optimizer, for the message.
+        name, key: the parameter's name and the value's key in its state, for the message.
+        value: the value.
+
+    Raises:
+        UserError: `value` is neither a tensor nor a number.
+    """
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, int | float):
+        return torch.tensor(value)
+    raise UserError(
+        f"{type(optimizer).__name__} keeps {type(value).__name__} under {key!r} in the state of {name}; a sharded "
+        "checkpoint holds tensors and numbers: choose another optimizer, or without sharding save its state_dict() "
+        "with torch.save"
+    )
 
 
 def weights_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

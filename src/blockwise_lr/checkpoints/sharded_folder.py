@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
@@ -31,6 +30,7 @@ from blockwise_lr.checkpoints.sharded_contents import (
     load_target,
     named_groups,
     parameters_of,
+    state_tensor,
     weights_of,
 )
 from blockwise_lr.errors import StorageError, UserError
@@ -55,8 +55,8 @@ def save_sharded(
         schedule: a schedule of this library; its step and its settings are saved.
 
     Raises:
-        UserError: the folder exists or is not named checkpoint-STEP, a group has no names, or the schedule is not of
-            this library.
+        UserError: the folder exists or is not named checkpoint-STEP, a group has no names, the state of the optimizer
+            is not made of tensors and numbers, or the schedule is not of this library.
         StorageError: a rank cannot write its files. All ranks raise the error, and no folder appears.
 
     Example:
@@ -72,7 +72,7 @@ def save_sharded(
     tensors = {f"model.{name}": value for name, value in weights_of(model)}
     for name, parameter in parameters_of(optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer.{key}.{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"optimizer.{key}.{name}"] = state_tensor(optimizer, name, key, value)
     hidden = folder.with_name(f".{folder.name}")
 
     def begin() -> None:
@@ -88,7 +88,9 @@ def save_sharded(
             hidden / LAYOUT, {"groups": groups, "schedule": step, "schedule_settings": settings}
         )
         # The export needs the config of a transformers model.
-        if config := cast("Any", getattr(model, "config", None)):
+        inner = getattr(model, "module", model)  # DDP keeps its model there
+        config: Any = getattr(model, "config", None) or getattr(inner, "config", None)
+        if hasattr(config, "save_pretrained"):  # other models may keep anything under this name
             config.save_pretrained(hidden)
         seal(hidden)
         hidden.rename(folder)
@@ -147,6 +149,9 @@ def load_sharded(
     stored = SafeReader(folder).read_metadata().state_dict_metadata
     targets: dict[str, Any] = {f"model.{name}": value for name, value in weights_of(model)}
     check_model(folder, targets, stored)
+    # First the settings: the saved `fused` and `capturable` decide on which device steps are counted.
+    if not differences:
+        _restore_settings(optimizer, saved)
     states: dict[Tensor, Any] = {}
     known = dict(parameters_of(optimizer))
     for full, about in stored.items():
@@ -157,14 +162,6 @@ def load_sharded(
                 states.setdefault(known[name], {})[key] = targets[full] = target
     load(targets, storage_reader=SafeReader(folder), no_dist=not dist.is_initialized())
     optimizer.state.update(states)
-    if not differences:
-        for group in optimizer.param_groups:
-            for key, value in saved[canonical_name(group["names"][0])].items():
-                # A tensor is filled in place, because a compiled step may hold a reference to it.
-                if isinstance(here := group.get(key), Tensor):
-                    here.fill_(value)
-                elif key != "names":  # saved names may have a wrapper's prefix
-                    group[key] = tuple(value) if isinstance(here, tuple) else value
     if schedule is not None and layout["schedule"] is not None:
         if settings := layout.get("schedule_settings"):  # earlier versions saved the step alone
             try:
@@ -172,6 +169,17 @@ def load_sharded(
             except ValueError as error:
                 raise UserError(f"{folder}: {error}") from None
         schedule.resume_at(layout["schedule"])
+
+
+def _restore_settings(optimizer: Optimizer, saved: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the hyperparameters of each group to those of the saved group of its parameters."""
+    for group in optimizer.param_groups:
+        for key, value in saved[canonical_name(group["names"][0])].items():
+            # A tensor is filled in place, because a compiled step may hold a reference to it.
+            if isinstance(here := group.get(key), Tensor):
+                here.fill_(value)
+            elif key != "names":  # saved names may have a wrapper's prefix
+                group[key] = tuple(value) if isinstance(here, tuple) else value
 
 
 def _check_schedule(schedule: object) -> None:

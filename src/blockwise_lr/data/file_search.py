@@ -37,12 +37,9 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
         path = folder / entry.name
         if entry.name.startswith("."):
             continue
-        if entry.is_symlink() and not path.exists():
-            if supported(path) or not path.suffix:  # the link may be meant for a text file or a folder
-                raise UserError(
-                    f"{path} is a link to {path.readlink()}, which is not there: restore it, or remove the link"
-                )
-        elif path.is_dir():
+        if entry.is_symlink():
+            _check_target(path)
+        if path.is_dir():
             yield from _walk(path, seen)
         elif supported(path) and path.is_file():
             real = os.path.realpath(path) if entry.is_symlink() else f"{where}/{entry.name}"
@@ -51,14 +48,27 @@ def _walk(folder: Path, seen: set[str]) -> Iterator[Path]:
                 yield path
 
 
+def _check_target(link: Path) -> None:
+    """Raise UserError if a link that may be meant for a text file or a folder leads to nothing."""
+    if (supported(link) or not link.suffix) and not link.exists():
+        raise UserError(
+            f"{link} is a link to {link.readlink()}, which is not there: restore it, or remove the link"
+        )
+
+
 def files_matching(pattern: str) -> list[Path]:
     """Return the files that match a glob, in the order of their names.
 
     Links are followed, and a file that several paths lead to is returned once. Python's `glob` would follow a loop of
     links until the system refuses.
+
+    Raises:
+        UserError: the target of a link does not exist.
     """
     found: dict[str, Path] = {}
     for name in sorted({str(Path(match)) for match in _matches(pattern)}):
+        if os.path.islink(name):  # noqa: PTH114
+            _check_target(Path(name))
         if os.path.isfile(name):  # noqa: PTH113 (like glob, it returns False where access is denied)
             found.setdefault(os.path.realpath(name), Path(name))
     return list(found.values())
@@ -81,6 +91,11 @@ def _folders_below(folder: str, seen: set[str]) -> Iterator[str]:
         return
     seen.add(where)
     yield folder
+    entries: list[os.DirEntry[str]] = []
     with contextlib.suppress(PermissionError), os.scandir(folder) as found:
-        for name in sorted(entry.name for entry in found if entry.is_dir() and entry.name[0] != "."):
-            yield from _folders_below(f"{folder.rstrip('/')}/{name}", seen)
+        entries = sorted((each for each in found if each.name[0] != "."), key=lambda each: each.name)
+    for entry in entries:
+        if entry.is_symlink() and not Path(entry.name).suffix:  # it may be meant for a folder
+            _check_target(Path(entry.path))
+        if entry.is_symlink() or entry.is_dir():
+            yield from _folders_below(f"{folder.rstrip('/')}/{entry.name}", seen)

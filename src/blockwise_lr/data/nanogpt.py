@@ -24,6 +24,8 @@ def find_bins(data: str) -> Path | None:
     Raises:
         UserError: the folder holds only one of them.
     """
+    if not data:  # an empty path would be the working directory
+        return None
     folder = expanded(data)
     with reading(folder):
         there = [name for name in BINS if (folder / name).is_file()]

@@ -28,6 +28,7 @@ from blockwise_lr.data.sources import Source
 from blockwise_lr.data.vocabulary import Encoder
 from blockwise_lr.errors import UserError
 from blockwise_lr.files import storing, write_json_atomic
+from blockwise_lr.json_values import typed
 
 # Characters of text in one shard, over all splits. A killed run loses at most this much work.
 SHARD_CHARACTERS = 256_000_000
@@ -199,18 +200,24 @@ def write_shards(
 
 
 def _finished(partial: Path, itemsize: int) -> list[dict[str, Any]]:
-    """Return the records of complete shards, up to the first incomplete one."""
-    try:
-        records = json.loads((partial / PROGRESS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
+    """Return the records of complete shards, up to the first incomplete one; none if the progress file is damaged."""
     whole: list[dict[str, Any]] = []
-    for record in records:
-        for shard in record["splits"].values():
-            path = partial / shard["file"]
-            if not path.is_file() or path.stat().st_size != shard["tokens"] * itemsize:
-                return whole
-        whole.append(record)
+    try:
+        for record in typed(json.loads((partial / PROGRESS).read_text("utf-8")), list):
+            if (
+                typed(record["first"], int) != (whole[-1]["next"] if whole else 0)
+                or record["splits"].keys() - SPLITS
+            ):
+                raise ValueError("the records do not follow each other, or name another split")
+            typed(record["next"], int)
+            for shard in record["splits"].values():
+                path = partial / typed(shard["file"], str)
+                typed(shard["documents"], int), typed(shard["sha256"], str)
+                if not path.is_file() or path.stat().st_size != typed(shard["tokens"], int) * itemsize:
+                    return whole
+            whole.append(record)
+    except (AttributeError, KeyError, OSError, RecursionError, TypeError, ValueError):
+        return []
     return whole
 
 

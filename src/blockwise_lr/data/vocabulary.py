@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from blockwise_lr.data.shards import token_dtype
 from blockwise_lr.errors import UserError
-from blockwise_lr.files import check_name
+from blockwise_lr.files import check_name, reading
 from blockwise_lr.reason import reason
 
 if TYPE_CHECKING:
@@ -112,10 +112,13 @@ def load_tokenizer(name: str, vocab_size: int) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
     check_name(name, "--tokenizer")
-    if Path(name).is_dir():
-        if not holds_tokenizer(Path(name)):  # transformers would silently create an empty tokenizer
+    with reading(name):
+        is_folder = Path(name).is_dir()
+        if is_folder and not holds_tokenizer(
+            Path(name)
+        ):  # transformers would silently create an empty tokenizer
             raise UserError(f"the folder {name} holds no tokenizer (tokenizer.json)")
-    elif not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+    if not is_folder and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise UserError(f"there is no folder {name!r} with a tokenizer, and it is not a Hugging Face id")
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)

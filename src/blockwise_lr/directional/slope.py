@@ -61,6 +61,8 @@ class Slope(NamedTuple):
         best, error = self.best_lr_beside, self.best_lr_beside_stderr
         if not self.lr:
             return "learning rate 0"
+        if not self.curvature:
+            return "no effect on logits"
         if math.isnan(error):
             return "one batch: no error bars"
         if self.noise > 0.1 * abs(self.curvature):

@@ -35,18 +35,19 @@ def average_slopes(
     own = np.asarray(lrs, dtype=float)
     diagonals = np.diagonal(curvatures, axis1=1, axis2=2)
     signal, curvature = weights @ signals, weights @ diagonals
-    best = signal / curvature
+    divisor = np.where(curvature == 0, math.nan, curvature)  # 0: the block does not move the logits
+    best = signal / divisor
     # The signals that remain when the other blocks move at their own learning rates.
     remaining = signals - curvatures @ own + diagonals * own
-    best_while_others_move = (weights @ remaining) / curvature
+    best_while_others_move = (weights @ remaining) / divisor
     # First-order propagation of errors: lr* = s / c, so batch k changes it by (s_k - lr* c_k) / c.
     signal_error, curvature_error, best_error, best_while_others_move_error = (
         _standard_errors(values, weights)
         for values in (
             signals,
             diagonals,
-            (signals - best * diagonals) / curvature,
-            (remaining - best_while_others_move * diagonals) / curvature,
+            (signals - best * diagonals) / divisor,
+            (remaining - best_while_others_move * diagonals) / divisor,
         )
     )
     rounding = weights @ noise

@@ -50,7 +50,8 @@ class StateUpdates:
             if "exp_avg" not in state:
                 raise ValueError(
                     f"{type(optimizer).__name__} has no state for the model's parameter number {number} of shape "
-                    f"{tuple(parameter.shape)}: its update is known after a step only; train first"
+                    f"{tuple(parameter.shape)}: its update is known after a step only; train first, or freeze "
+                    "the parameter (requires_grad_(False)) if the loss gives it no gradient"
                 )
             second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
             self._firsts.append(local(state["exp_avg"]))
