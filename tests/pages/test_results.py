@@ -251,7 +251,7 @@ def test_the_page_of_the_default_ratios_is_made_from_its_data(monkeypatch):
 def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured():
     runs = STUDIES / "2026-11-horizon" / "data" / "runs"
     half, uniform = (
-        json.loads((runs / f"{name}.json").read_text()) for name in ("3348c56ff74c", "aa7f85d9eb4c")
+        json.loads((runs / f"{name}.json").read_text()) for name in ("98c9f119f830", "0daae29e0bd4")
     )
     assert half["arm"]["ratios"] == {
         block.value: pytest.approx(ratio**0.5, rel=1e-3) for block, ratio in MEASURED_RATIOS.items()

@@ -292,13 +292,6 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     )
     factors = {f"{report.speedup('llama-600k', 300, rule, tuned).value:.1f}" for rule in ("half", "measured")}
     assert factors == {"2.2"}
-    slow, fast = (
-        run["val_loss"]
-        for rate, warmup in ((0.00283, 0.6), (0.008, 0.4))
-        for run in report.load(report.RESULTS).runs.values()
-        if run["arm"] == report.Arm("llama-600k", 4800, rate, {}, warmup).to_dict()
-    )
-    assert f"uniform gains {slow - fast:.2f} nats over 4 800 steps from 8e-3 with a warm-up of 40 %" in choice
     tuned_half = "the gain of tuned `half` is {} nats ({} to {}".format(*lead(4800, "half", "uniform"))
     unchanged = "{} ({} to {})".format(*lead(4800, default_rule, "uniform"))
     for page in (choice, horizon):
@@ -333,10 +326,24 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     )
     assert ends in horizon
     won_longest = longest[False]["val_loss"] - longest[True]["val_loss"]
+    others = [
+        run for run in results.values() if (run["arm"]["shape"], run["arm"]["steps"]) == ("llama-2m", 4800)
+    ]
+    early = {
+        bool(run["arm"]["ratios"]): run["val_loss"]
+        for run in others
+        if (run["arm"]["base_lr"], run["arm"]["warmup"]) == (4e-3, 0.4)
+    }
     assert (
-        f"Over 19 200 steps `half` ends {won_longest:.3f} nats below uniform, with one seed"
-        in pages["README.md"]
+        f"With one seed each, `half` ends {won_longest:.3f} nats below uniform over 19 200 steps, and "
+        f"{early[False] - early[True]:.3f} on a LLaMA of 1.8M over 4 800" in pages["README.md"]
     )
+    assert f"ends at {early[False]:.3f} at best, with the base learning rate 4e-3" in horizon
+    assert f"There `half` ends at {early[True]:.3f}" in horizon
+    uniform_at = {run["arm"]["base_lr"]: run for run in others if not run["arm"]["ratios"]}
+    assert len(uniform_at) == 4
+    assert early[False] == min(run["val_loss"] for run in uniform_at.values())
+    assert uniform_at[5.66e-3]["tune_loss"] == min(run["tune_loss"] for run in uniform_at.values())
     copied = [next(step for step, gain in longest[of]["copying"] if gain >= 0.5) for of in (True, False)]
     assert copied == [4000, 5600]
     details = " ".join((STUDY / "details.md").read_text(encoding="utf-8").split())
