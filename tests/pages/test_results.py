@@ -46,9 +46,13 @@ def test_the_measured_ratios_are_near_both_of_the_measurements_that_they_stand_f
 
 
 def default_runs(ratios: str) -> list[dict]:
-    """The runs of one set of ratios in the study of the default ones: points with their losses."""
+    """The runs at seed 0 of one set of ratios in the study of the default ones: points with their losses."""
     runs = json.loads((STUDIES / "2026-11-default-ratios" / "data" / "runs.json").read_text())["runs"]
-    return [{**run, **run["point"]} for run in runs if run["point"]["ratios"] == ratios]
+    return [
+        {**run, **run["point"]}
+        for run in runs
+        if run["point"]["ratios"] == ratios and not run["point"].get("seed")
+    ]
 
 
 def test_both_sides_were_searched_with_as_many_runs():
@@ -248,26 +252,28 @@ def test_the_page_of_the_default_ratios_is_made_from_its_data(monkeypatch):
     assert (study / "README.md").read_text() == page(load())
 
 
-def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured():
-    runs = STUDIES / "2026-11-horizon" / "data" / "runs"
-    half, uniform = (
-        json.loads((runs / f"{name}.json").read_text()) for name in ("98c9f119f830", "0daae29e0bd4")
+def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(STUDIES / "2026-11-default-ratios"))
+    from tune_default import EMBEDDING, UNCHANGED, by_seed, gap, load, longest, spoken, unchanged, won
+
+    choice, readme, overview = (
+        " ".join((ROOT / name).read_text().split())
+        for name in ("docs/how-to/choose-ratios-and-learning-rate.md", "README.md", "studies/README.md")
     )
-    assert half["arm"]["ratios"] == {
-        block.value: pytest.approx(ratio**0.5, rel=1e-3) for block, ratio in MEASURED_RATIOS.items()
-    }
-    assert {**half["arm"], "ratios": {}} == uniform["arm"]  # nothing else differs, so the rate is unchanged
-    assert uniform["arm"]["steps"] == 4800
-    choice = (ROOT / "docs" / "how-to" / "choose-ratios-and-learning-rate.md").read_text()
-    assert f"{uniform['val_loss']:.3f} and {half['val_loss']:.3f}" in " ".join(choice.split())
-    at = {run["ratios"]: run for run in (*default_runs("uniform"), *default_runs("half"))
-          if (run["base_lr"], run["warmup"]) == (5.66e-3, 0.6)}  # fmt: skip
-    assert f"{at['uniform']['val_loss'] - at['half']['val_loss']:.3f} nats" in choice
-    (alone,) = (run for run in default_runs("emb=16") if run["warmup"] == 0.6)
-    won = [f"{at['uniform']['val_loss'] - run['val_loss']:.3f}" for run in (alone, at["half"])]
-    assert "they win {} nats with nothing else changed, where `half` wins {}".format(*won) in " ".join(
-        choice.split()
-    )
+    uniform, half = unchanged(longest())
+    assert f"{uniform['val_loss']:.3f} and {half['val_loss']:.3f}, both at 4e-3" in choice
+    assert f"and {uniform['val_loss'] - half['val_loss']:.3f} over 4 800 steps, one seed" in overview
+    runs = load()
+    default, alone = won(runs, UNCHANGED), won(runs, EMBEDDING[0])
+    assert f"At 300 steps `half` wins {spoken(runs, UNCHANGED)} with nothing else changed" in choice
+    assert f"{spoken(runs, UNCHANGED)} over 300 steps with nothing else changed" in overview
+    assert f"alone: {alone.mean:.3f})" in overview
+    low, high = default.ci95
+    assert f"it wins {default.mean:.2f} nats ({low:.2f} to {high:.2f}) with nothing else changed" in readme
+    both = f"{alone.mean:.3f} nats with nothing else changed, where `half` wins {default.mean:.3f}"
+    assert f"they win {both}" in choice
+    low, high = gap(by_seed(runs, UNCHANGED), by_seed(runs, EMBEDDING[0])).ci95
+    assert low < 0 < high  # the lead is not decided
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():
