@@ -254,7 +254,19 @@ def test_the_page_of_the_default_ratios_is_made_from_its_data(monkeypatch):
 
 def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was_measured(monkeypatch):
     monkeypatch.syspath_prepend(str(STUDIES / "2026-11-default-ratios"))
-    from tune_default import EMBEDDING, UNCHANGED, by_seed, gap, load, longest, spoken, unchanged, won
+    from tune_default import (
+        EMBEDDING,
+        UNCHANGED,
+        Point,
+        by_seed,
+        gap,
+        load,
+        longest,
+        said,
+        spoken,
+        unchanged,
+        won,
+    )
 
     choice, readme, overview = (
         " ".join((ROOT / name).read_text().split())
@@ -274,6 +286,12 @@ def test_what_the_readme_and_the_choice_of_ratios_say_of_the_default_is_what_was
     assert f"they win {both}" in choice
     low, high = gap(by_seed(runs, UNCHANGED), by_seed(runs, EMBEDDING[0])).ci95
     assert low < 0 < high  # the lead is not decided
+    half_tuned = by_seed(runs, Point("half", 2.83e-3, 0.6))
+    lead = said(gap(half_tuned, by_seed(runs, EMBEDDING[1])))
+    assert (
+        f"win {won(runs, EMBEDDING[1]).mean:.3f}, as much as `measured` and {lead} more than tuned `half`"
+        in choice
+    )
 
 
 def test_the_table_of_measured_ratios_shows_what_was_measured():
