@@ -159,7 +159,7 @@ def page(runs: Sequence[dict[str, Any]]) -> str:
             ],
         ),
         "TABLE": table(runs),
-        "MISSING": f"{left} runs are still to be made, most of them to tune `emb=16`."
+        "MISSING": f"The tuning of `emb=16` has not ended (runs that are known to be missing: {left})."
         if left
         else "The best base learning rate of `half` and of `emb=16` has a worse one on both sides.",
         "LONG": markdown_table(
