@@ -327,7 +327,9 @@ def test_what_the_pages_say_in_words_follows_from_the_runs() -> None:
     assert ends in horizon
     won_longest = longest[False]["val_loss"] - longest[True]["val_loss"]
     others = [
-        run for run in results.values() if (run["arm"]["shape"], run["arm"]["steps"]) == ("llama-2m", 4800)
+        run
+        for run in results.values()
+        if (run["arm"]["shape"], run["arm"]["steps"], run["arm"]["seed"]) == ("llama-2m", 4800, 0)
     ]
     early = {
         bool(run["arm"]["ratios"]): run["val_loss"]
